@@ -1,0 +1,1 @@
+"""The numbers: training of the shipped model, latency, quality. Never installed."""

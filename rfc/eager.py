@@ -1,0 +1,204 @@
+"""The twin: the same methods by wrapping modules in Python, written to be read.
+
+It is the reference that the compiler is tested against and the eager side of the benchmarks. While a cached model runs,
+the `forward` of every attention and MLP stands replaced by a `_Site`; between calls the model is untouched.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rfc.generation import Generation, Phase, clock_tensors, timestep_argument, timestep_value
+from rfc.method import CachingMethod
+from rfc.state import Clock, SlotSpec, State
+
+
+def cached(model: nn.Module, method: CachingMethod) -> CachedEager:
+    """Return `model` behind feature caching in eager mode: same call, same outputs.
+
+    Raises ValueError when the model has no attention or MLP module that could be cached.
+    """
+    return CachedEager(model, method)
+
+
+@dataclass
+class _Run:
+    """What all sites of one step share."""
+
+    method: CachingMethod
+    numbers: dict[str, Tensor]
+    generation: Generation = field(default_factory=Generation)
+    timestep: float | None = None
+    phase: Phase | None = None
+    clock: Clock | None = None
+    watched: State | None = None
+    """The first site's input and its differences, which the schedule forecasts."""
+
+    def begin(self, timestep: float | None) -> None:
+        if not self.generation.continues(timestep):
+            self.generation = Generation()
+        self.timestep, self.phase, self.clock = timestep, None, None
+
+    def decide(self, I: Tensor) -> Phase:
+        """Decide at the first site of a step, before anything heavy has run."""
+        if self.phase is None:
+            self.clock = clock_tensors(self.generation.clock(), I.device)
+            schedule = self.method.schedule
+            forecaster = schedule.forecaster
+            eps = None
+            if forecaster is not None and self.generation.anchors and self.watched is not None:
+                eps = float(schedule.error(I, self.watched, self.clock))
+            self.phase = self.generation.decide(schedule, self.numbers, eps, self.timestep)
+            if forecaster is not None and self.phase == "FULL":
+                old = self.watched or _zeros(forecaster.slots(_spec(I), _spec(I)), I.device)
+                self.watched = forecaster.refresh(old, I, I, self.clock)
+        return self.phase
+
+
+@dataclass
+class _Site:
+    """A module, or a parallel pair of modules, whose output is computed or estimated."""
+
+    name: str
+    run: _Run
+    compute: Callable[..., Any]
+    states: dict[int, State] = field(default_factory=dict)
+    """One state per stream: joint attention has two outputs, each with its own input."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = self.inputs(args, kwargs)
+        phase = self.run.decide(inputs[0])
+        if phase == "FULL":
+            output = self.compute(*args, **kwargs)
+            outputs = output if isinstance(output, tuple) else (output,)
+            for stream, (I, O) in enumerate(zip(inputs, outputs, strict=False)):
+                self.refresh(stream, I, O)
+            return output
+        estimates = tuple(self.estimate(stream, inputs[stream]) for stream in sorted(self.states))
+        return estimates if len(estimates) > 1 else estimates[0]
+
+    @staticmethod
+    def inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        named = [kwargs[name] for name in ("hidden_states", "encoder_hidden_states") if name in kwargs]
+        return [value for value in (*args, *named) if isinstance(value, Tensor)]
+
+    def refresh(self, stream: int, I: Tensor, O: Tensor) -> None:
+        estimator, clock = self.run.method.estimator, self.run.clock
+        assert clock is not None
+        slots = estimator.slots(_spec(I), _spec(O))
+        old = self.states.get(stream)
+        if old is None or {name: _spec(value) for name, value in old.items()} != slots:
+            old = _zeros(slots, O.device)
+        self.states[stream] = estimator.refresh(old, I, O, clock)
+
+    def estimate(self, stream: int, I: Tensor) -> Tensor:
+        assert self.run.clock is not None
+        return self.run.method.estimator.estimate(self.states[stream], I, self.run.clock)
+
+
+@dataclass
+class _ParallelSite(_Site):
+    """Attention and MLP side by side that share their input and leave through one projection (FLUX's single blocks).
+
+    On a skipped step the two inner modules return uninitialised tensors of the right shape, and the projection the estimate.
+    """
+
+    I: Tensor | None = None
+    width: int = 0
+
+    def enter_attention(self, *args: Any, **kwargs: Any) -> Any:
+        self.I = self.inputs(args, kwargs)[0]
+        if self.run.decide(self.I) == "FULL":
+            return self.compute(*args, **kwargs)
+        return torch.empty_like(self.I)
+
+    def enter_mlp(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return forward(x) if self.run.decide(x) == "FULL" else x.new_empty(*x.shape[:-1], self.width)
+
+    def leave(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        assert self.I is not None
+        if self.run.phase == "FULL":
+            O = forward(x)
+            self.refresh(0, self.I, O)
+            return O
+        return self.estimate(0, self.I)
+
+
+class CachedEager(nn.Module):
+    """A model under feature caching, in eager mode; `stats` is the current generation's record."""
+
+    def __init__(self, model: nn.Module, method: CachingMethod) -> None:
+        super().__init__()
+        self.model = model
+        self.method = method
+        self._run = _Run(method, method.schedule.numbers())
+        self._replaced = list(_sites(model, self._run))
+        self._timestep = timestep_argument(model.forward)
+        self._signature = inspect.signature(model.forward)
+        if not self._replaced:
+            raise ValueError(f"{type(model).__name__}: no attention (with to_q) or feed-forward module found to cache")
+
+    @property
+    def stats(self) -> Generation:
+        """Phases, eps and NFC of the current generation."""
+        return self._run.generation
+
+    def reset(self) -> None:
+        """Start a new generation at the next call."""
+        self._run.generation = Generation()
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        bound = self._signature.bind(*args, **kwargs).arguments
+        self._run.begin(timestep_value(bound.get(self._timestep)) if self._timestep else None)
+        with self._in_place():
+            return self.model(*args, **kwargs)
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        try:
+            for module, replacement in self._replaced:
+                module.__dict__["forward"] = replacement
+            yield
+        finally:
+            for module, _ in self._replaced:
+                module.__dict__.pop("forward", None)
+
+
+def _sites(model: nn.Module, run: _Run) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+    """Attention modules (they project to queries), feed-forward modules, and parallel blocks of both."""
+    inside: set[int] = set()
+    for name, module in model.named_modules():
+        if id(module) in inside:
+            continue
+        children = dict(module.named_children())
+        if {"attn", "proj_mlp", "proj_out"} <= children.keys():
+            attention, mlp, projection = children["attn"], children["proj_mlp"], children["proj_out"]
+            assert isinstance(mlp, nn.Linear)
+            site = _ParallelSite(name, run, attention.forward, width=mlp.out_features)
+            inside |= {id(part) for child in (attention, mlp, projection) for part in child.modules()}
+            yield attention, site.enter_attention
+            yield mlp, _bound(site.enter_mlp, mlp.forward)
+            yield projection, _bound(site.leave, projection.forward)
+        elif hasattr(module, "to_q") or type(module).__name__ == "FeedForward":
+            inside |= {id(part) for part in module.modules()}
+            yield module, _Site(name, run, module.forward)
+
+
+def _bound(enter: Callable[..., Tensor], forward: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: enter(forward, x)
+
+
+def _spec(tensor: Tensor) -> SlotSpec:
+    return SlotSpec(tuple(tensor.shape), tensor.dtype)
+
+
+def _zeros(slots: dict[str, SlotSpec], device: torch.device) -> dict[str, Tensor]:
+    return {name: torch.zeros(spec.shape, dtype=spec.dtype, device=device) for name, spec in slots.items()}

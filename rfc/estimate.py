@@ -1,0 +1,267 @@
+"""How the output of a site is forecast from what it remembers: always O + sum_i c_i dO_i.
+
+An estimator says which slots a site keeps (`slots`), how a full step refreshes them (`refresh`) and the coefficients of
+a skipped step (`coefficients`); `combine` applies them. All are pure functions of tensors, so that the eager twin runs
+them as they stand and the compiler traces them into its graphs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import factorial
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rfc.state import (
+    Clock,
+    Per,
+    SlotSpec,
+    State,
+    divided_differences,
+    inner,
+    norm,
+    scalar_shape,
+    shifted_differences,
+)
+
+Coefficients = list[Tensor]
+
+
+def combine(O: Float[Tensor, "*S"], terms: list[Float[Tensor, "*S"]], c: Coefficients) -> Float[Tensor, "*S"]:
+    """O + sum_i c_i dO_i, accumulated in float32, returned in O's dtype; the same tensor O when there is no term."""
+    if not terms:
+        return O
+    total = O.float()
+    for coefficient, term in zip(c, terms, strict=True):
+        total = total + coefficient * term.float()
+    return total.to(O.dtype)
+
+
+class Estimator(ABC):
+    """A forecaster of one site's output; frozen, checked when made, without state of its own."""
+
+    @property
+    @abstractmethod
+    def orders(self) -> int:
+        """Number of difference terms m."""
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether a skipped step needs the site's input I."""
+        return False
+
+    @abstractmethod
+    def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
+        """Return the slots of a site whose input and output look like I and O."""
+
+    @abstractmethod
+    def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
+        """Return the state after a full step; `clock.k` is the gap to the full step before, `clock.n` the anchors before it."""
+
+    @abstractmethod
+    def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
+        """Return c_1 .. c_m for a step `clock.k` after the last full one; float32, broadcastable over O."""
+
+    def estimate(self, state: State, I: Float[Tensor, "N *S D"], clock: Clock) -> Float[Tensor, "N *S D"]:
+        """O_hat(t-k) = O(t) + sum_i c_i dO_i(t), in O's dtype."""
+        terms = [state[f"dO{i}"] for i in range(1, self.orders + 1)]
+        return combine(state["O"], terms, self.coefficients(state, I, clock))
+
+    def _history(self, state: State, X: str) -> list[Tensor]:
+        return [state[X], *(state[f"d{X}{i}"] for i in range(1, self.orders + 1))]
+
+
+def _named(X: str, values: list[Tensor]) -> dict[str, Tensor]:
+    return {X: values[0], **{f"d{X}{i}": value for i, value in enumerate(values[1:], start=1)}}
+
+
+def _history_slots(X: str, spec: SlotSpec, orders: int) -> dict[str, SlotSpec]:
+    return {X: spec, **{f"d{X}{i}": spec for i in range(1, orders + 1)}}
+
+
+def _checked_order(where: str, order: int, low: int, high: int | None = None) -> None:
+    if isinstance(order, bool) or not isinstance(order, int) or order < low or (high is not None and order > high):
+        wanted = f"an integer from {low} to {high}" if high is not None else f"an integer of at least {low}"
+        raise ValueError(f"{where}: order must be {wanted}, got {order!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reuse(Estimator):
+    """O_hat(t-k) = O(t): the output of the last full step again (FORA, arXiv 2407.01425)."""
+
+    @property
+    def orders(self) -> int:
+        return 0
+
+    def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
+        return {"O": O}
+
+    def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
+        return {"O": O}
+
+    def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taylor(Estimator):
+    """O_hat(t-k) = O(t) + sum_{i=1..m} k^i / i! f_i(t), f_i the divided differences (TaylorSeer, arXiv 2503.06923).
+
+    `order` is m >= 1; raises ValueError otherwise.
+    """
+
+    order: int = 1
+
+    def __post_init__(self) -> None:
+        _checked_order("Taylor", self.order, 1)
+
+    @property
+    def orders(self) -> int:
+        return self.order
+
+    def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
+        return _history_slots("O", O, self.order)
+
+    def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
+        return _named("O", divided_differences(O, self._history(old, "O"), clock))
+
+    def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
+        return taylor_coefficients(self.order, clock.k)
+
+
+def taylor_coefficients(order: int, k: Tensor) -> Coefficients:
+    """c_i = k^i / i! for i = 1 .. order."""
+    return [k**i / factorial(i) for i in range(1, order + 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RFE(Estimator):
+    """Relational feature estimation: Taylor's direction, the magnitude from how far the input moved (RFC, arXiv 2602.19506).
+
+    O_hat(t-k) = O(t) + s_N ||I(t-k) - I(t)||_2 d / ||d||_2,  d = sum_i k^i/i! f_i,  s_N = ||O(t) - O(t+N)||_2 / ||I(t) - I(t+N)||_2.
+    For m = 1 this is O(t) + kappa (O(t) - O(t+N)) with kappa = ||I(t-k) - I(t)|| / ||I(t) - I(t+N)||, and no norm of O is
+    needed; for m = 2, ||d|| comes from three inner products kept at the full step. Where a norm to divide by is zero the
+    coefficients are Taylor's (kappa = k/N). Norms are float32, per sample, per token or over the whole tensor.
+    """
+
+    order: int = 1
+    norm: Per = "sample"
+
+    def __post_init__(self) -> None:
+        _checked_order("RFE", self.order, 1, 2)
+        if self.norm not in get_args(Per):
+            raise ValueError(f"RFE: norm must be one of {', '.join(get_args(Per))}, got {self.norm!r}")
+
+    @property
+    def orders(self) -> int:
+        return self.order
+
+    @property
+    def needs_input(self) -> bool:
+        return True
+
+    def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
+        slots = {**_history_slots("O", O, self.order), "I": I}
+        slots["speed"] = SlotSpec(scalar_shape(I.shape, self.norm), torch.float32)
+        if self.order == 2:
+            product = SlotSpec(scalar_shape(O.shape, self.norm), torch.float32)
+            slots |= {"g11": product, "g12": product, "g22": product}
+        return slots
+
+    def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
+        f = divided_differences(O, self._history(old, "O"), clock)
+        speed = norm(I.float() - old["I"].float(), self.norm) / clock.k.clamp(min=1)
+        new = {**_named("O", f), "I": I, "speed": torch.where(clock.n > 0, speed, torch.zeros_like(speed))}
+        if self.order == 2:
+            new |= {f"g{i}{j}": inner(f[i], f[j], self.norm) for i, j in ((1, 1), (1, 2), (2, 2))}
+        return new
+
+    def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
+        k, speed = clock.k, state["speed"]
+        moved = norm(I.float() - state["I"].float(), self.norm)  # ||I(t-k) - I(t)||
+        if self.order == 1:
+            return [torch.where(speed > 0, moved / speed, k)]
+        squared = k**2 * state["g11"] + k**3 * state["g12"] + k**4 / 4 * state["g22"]  # ||d||^2
+        length = squared.clamp(min=0).sqrt()
+        scale = state["g11"].sqrt() / speed * moved / length
+        scale = torch.where((speed > 0) & (length > 0), scale, torch.ones_like(scale))
+        return [scale * c for c in taylor_coefficients(2, k)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projective(Estimator):
+    """Projective relational estimation: the input's move, expressed in its past moves, carries over to the output.
+
+    c = argmin || (I(t-k) - I(t)) - sum_i c_i dI_i ||^2 + ridge tr(G)/m ||c||^2,  G_ij = <dI_i, dI_j>,
+    O_hat(t-k) = O(t) + sum_i c_i dO_i, with dX_i = X(t + (i-1)N) - X(t + iN), the changes between past full steps.
+    Order 1 is the signed form of RFE: it follows a motion that reverses. Exact (up to `ridge`) for affine modules whose
+    input stays in the span of its past moves. With no past move at all, c_1 = k/N. Not in the paper.
+    """
+
+    order: int = 2
+    per: Literal["sample", "token"] = "sample"
+    ridge: float = 1e-4
+
+    def __post_init__(self) -> None:
+        _checked_order("Projective", self.order, 1, 4)
+        if self.per not in ("sample", "token"):
+            raise ValueError(f"Projective: per must be sample or token, got {self.per!r}")
+        if not 1e-7 <= self.ridge < 1:
+            raise ValueError(f"Projective: ridge must be in [1e-7, 1), got {self.ridge!r}; smaller is below float32's resolution")
+
+    @property
+    def orders(self) -> int:
+        return self.order
+
+    @property
+    def needs_input(self) -> bool:
+        return True
+
+    def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
+        m = self.order
+        inverse = SlotSpec((m, m, *scalar_shape(I.shape, self.per)), torch.float32)
+        return {**_history_slots("O", O, m), **_history_slots("I", I, m), "inverse": inverse}
+
+    def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
+        m = self.order
+        outputs = shifted_differences(O, self._history(old, "O"), clock)
+        inputs = shifted_differences(I, self._history(old, "I"), clock)
+        G = [[inner(a, b, self.per) for b in inputs[1:]] for a in inputs[1:]]
+        trace = torch.stack([G[i][i] for i in range(m)]).sum(0)
+        moved = trace > 0
+        damping = torch.where(moved, trace * (self.ridge / m), torch.ones_like(trace))
+        inverse = positive_definite_inverse([[G[i][j] + damping * (i == j) for j in range(m)] for i in range(m)])
+        stacked = torch.stack([torch.stack(row) for row in inverse])
+        return {
+            **_named("O", outputs),
+            **_named("I", inputs),
+            "inverse": torch.where(moved, stacked, torch.zeros_like(stacked)),
+        }
+
+    def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
+        dI = I.float() - state["I"].float()
+        b = torch.stack([inner(dI, past, self.per) for past in self._history(state, "I")[1:]])
+        c = (state["inverse"] * b).sum(1).unbind()
+        moved = state["inverse"][0, 0] > 0
+        return [torch.where(moved, c[0], clock.k / clock.N.clamp(min=1)), *c[1:]]
+
+
+def positive_definite_inverse(A: list[list[Tensor]]) -> list[list[Tensor]]:
+    """Inverse of a small symmetric positive definite matrix of tensors by Gauss-Jordan elimination.
+
+    Unrolled into elementwise operations: no library call, so it compiles, captures and exports everywhere.
+    """
+    m = len(A)
+    rows = [[*A[i], *(torch.full_like(A[i][i], float(i == j)) for j in range(m))] for i in range(m)]
+    for p in range(m):
+        pivot = rows[p][p]
+        rows[p] = [entry / pivot for entry in rows[p]]
+        for i in range(m):
+            if i != p:
+                factor = rows[i][p]
+                rows[i] = [entry - factor * lead for entry, lead in zip(rows[i], rows[p], strict=True)]
+    return [row[m:] for row in rows]

@@ -1,0 +1,92 @@
+"""Where a generation stands, what it decided and what it did: the host's side of a schedule."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rfc.schedule import Schedule
+from rfc.state import Clock
+
+Phase = Literal["FULL", "ESTIMATE"]
+
+TIMESTEP_NAMES = ("timestep", "timesteps", "t", "sigma", "noise_level")
+"""Names by which denoising models call the argument that falls from noise to image during a generation."""
+
+
+@dataclass(kw_only=True)
+class Generation:
+    """One generation of one context; `decide` once per step, in order."""
+
+    phases: list[Phase] = field(default_factory=list)
+    eps: list[float | None] = field(default_factory=list)
+    totals: list[float | None] = field(default_factory=list)
+    """The accumulated error at the moment of each decision, this step's eps included."""
+    since: int = 0
+    gap: int = 0
+    anchors: int = 0
+    total: float = 0.0
+    timestep: float | None = None
+
+    @property
+    def step(self) -> int:
+        """Number of steps decided so far."""
+        return len(self.phases)
+
+    @property
+    def nfc(self) -> int:
+        """Number of full computations so far."""
+        return self.phases.count("FULL")
+
+    def continues(self, timestep: float | None) -> bool:
+        """Whether a step at `timestep` can belong to this generation: noise never grows within one."""
+        return timestep is None or self.timestep is None or timestep <= self.timestep
+
+    def clock(self) -> tuple[float, float, float]:
+        """(k, N, n) of the coming step; see `Clock`."""
+        return float(self.since + 1), float(self.gap), float(self.anchors)
+
+    def decide(self, schedule: Schedule, numbers: dict[str, Tensor], eps: float | None, timestep: float | None) -> Phase:
+        """Return the phase of the coming step and count it. `eps` is the schedule's error at this step, None without data."""
+        known = eps is not None and self.anchors > 0
+        self.since += 1
+        if known:  # float32, as a compiled decision adds it
+            self.total = float(torch.tensor(self.total) + torch.tensor(eps))
+        step, k, total = (torch.tensor(float(value)) for value in (self.step, self.since, self.total))
+        phase: Phase = "FULL" if bool(schedule.full(numbers, step, k, total)) else "ESTIMATE"
+        self.phases.append(phase)
+        self.eps.append(eps if known else None)
+        self.totals.append(self.total if known else None)
+        self.timestep = timestep
+        if phase == "FULL":
+            self.gap = self.since if self.anchors else 0
+            self.anchors += 1
+            self.since, self.total = 0, 0.0
+        return phase
+
+    def never_skipped(self, schedule: Schedule) -> bool:
+        """Whether every step was full although the schedule could have skipped one."""
+        return self.nfc == self.step and schedule.can_skip(self.step)
+
+
+def clock_tensors(values: tuple[float, float, float], device: torch.device) -> Clock:
+    """The clock on a device."""
+    return Clock.at(*values, device=device)
+
+
+def timestep_argument(forward: Callable[..., Any]) -> str | None:
+    """Name of the argument of `forward` that carries the timestep, None when it has none of the usual names."""
+    names = inspect.signature(forward).parameters
+    return next((name for name in TIMESTEP_NAMES if name in names), None)
+
+
+def timestep_value(value: Any) -> float | None:
+    """Largest timestep of a batch as a host number (a device tensor is read back), None when there is none."""
+    if isinstance(value, Tensor):
+        return float(value.detach().amax()) if value.numel() else None
+    return float(value) if isinstance(value, int | float) else None

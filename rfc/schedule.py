@@ -1,0 +1,174 @@
+"""Which step is full: a fixed rule, a list, or the data.
+
+A schedule is a rule on 0-d tensors, so that the host and a compiled graph take the same decision from the same lines.
+Its thresholds are numbers handed in (`numbers`), never constants of a graph: another threshold compiles nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rfc.estimate import Taylor
+from rfc.state import Clock, State
+
+Numbers = Mapping[str, Tensor]
+
+
+class Schedule(ABC):
+    """Decides for each step of a generation whether it is computed in full."""
+
+    @property
+    @abstractmethod
+    def warmup(self) -> int:
+        """Number of leading steps that are always full (at least 1)."""
+
+    @property
+    def forecaster(self) -> Taylor | None:
+        """The forecaster of the first site's input that the rule watches, or None when the rule needs no data."""
+        return None
+
+    def error(self, I: Tensor, state: State, clock: Clock) -> Tensor:
+        """Return this step's contribution to the accumulated error, a 0-d float32 tensor."""
+        return torch.zeros((), device=I.device)
+
+    @abstractmethod
+    def numbers(self) -> dict[str, Tensor]:
+        """Return the rule's thresholds as float32 tensors of fixed shape."""
+
+    @staticmethod
+    @abstractmethod
+    def full(numbers: Numbers, step: Tensor, k: Tensor, total: Tensor) -> Bool[Tensor, ""]:
+        """Return whether step number `step`, k steps after the last full one, is full; `total` is the accumulated error."""
+
+    @abstractmethod
+    def can_skip(self, steps: int) -> bool:
+        """Whether a generation of `steps` steps could contain a skipped one."""
+
+
+def _checked_count(where: str, name: str, value: int | None, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{where}: {name} must be an integer of at least {low}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Every(Schedule):
+    """The first `warmup` steps are full, then every `interval`-th.
+
+    With warmup=2 and 50 steps: 14, 11, 10 and 8 full steps for interval 4, 5, 6 and 7, the numbers published for FORA and
+    TaylorSeer on DiT; with warmup=3 those for FLUX.
+    """
+
+    interval: int
+    warmup: int = 2
+
+    def __post_init__(self) -> None:
+        _checked_count("Every", "interval", self.interval, 1)
+        _checked_count("Every", "warmup", self.warmup, 1)
+
+    def numbers(self) -> dict[str, Tensor]:
+        return {"interval": torch.tensor(float(self.interval)), "warmup": torch.tensor(float(self.warmup))}
+
+    @staticmethod
+    def full(numbers: Numbers, step: Tensor, k: Tensor, total: Tensor) -> Bool[Tensor, ""]:
+        return (step < numbers["warmup"]) | (k >= numbers["interval"])
+
+    def can_skip(self, steps: int) -> bool:
+        return self.interval > 1 and steps > self.warmup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed(Schedule):
+    """Exactly the steps in `steps` are full, counted from 0; step 0 must be among them, there is nothing to reuse before it."""
+
+    steps: Sequence[int]
+
+    TABLE = 4096
+    """Steps a list can speak of; the table has this length whatever the list, so that another list compiles nothing."""
+
+    def __post_init__(self) -> None:
+        chosen = tuple(sorted(set(self.steps)))
+        for step in chosen:
+            _checked_count("Listed", "steps: each step", step, 0)
+        if not chosen or chosen[0] != 0:
+            raise ValueError(f"Listed: steps must contain 0, got {list(self.steps)}; the first step has nothing to reuse")
+        if chosen[-1] >= self.TABLE:
+            raise ValueError(f"Listed: steps must be below {self.TABLE}, got {chosen[-1]}")
+        object.__setattr__(self, "steps", chosen)
+
+    @property
+    def warmup(self) -> int:
+        return next((i for i, step in enumerate(self.steps) if i != step), len(self.steps))
+
+    def numbers(self) -> dict[str, Tensor]:
+        table = torch.zeros(self.TABLE)
+        table[list(self.steps)] = 1.0
+        return {"table": table}
+
+    @staticmethod
+    def full(numbers: Numbers, step: Tensor, k: Tensor, total: Tensor) -> Bool[Tensor, ""]:
+        table = numbers["table"]
+        row = step.clamp(max=len(table) - 1).long().reshape(1)
+        return table.index_select(0, row).reshape(()) > 0
+
+    def can_skip(self, steps: int) -> bool:
+        return any(step not in set(self.steps) for step in range(steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RCS(Schedule):
+    """Relational cache scheduling: full when the first site's input has drifted from its forecast (RFC, Eq. 13).
+
+    eps(t-j) = ||I(t-j) - I_T(t-j)||_1 / ||I(t-j)||_1 with I_T the Taylor forecast of order m; full when sum_{j=1..k} eps > tau.
+    Decided before any block runs. One decision per batch, from the mean (or the max) over samples. `max_skip` caps the
+    number of steps skipped in a row. An eps that is not a number makes the step full.
+    """
+
+    tau: float
+    warmup: int = 3
+    max_skip: int | None = None
+    order: int = 1
+    over: Literal["mean", "max"] = "mean"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tau, bool) or not isinstance(self.tau, int | float) or math.isnan(self.tau) or self.tau < 0:
+            raise ValueError(f"RCS: tau must be a number >= 0 (inf: never full after warm-up), got {self.tau!r}")
+        _checked_count("RCS", "warmup", self.warmup, 1)
+        if self.max_skip is not None:
+            _checked_count("RCS", "max_skip", self.max_skip, 0)
+        _checked_count("RCS", "order", self.order, 1)
+        if self.over not in ("mean", "max"):
+            raise ValueError(f"RCS: over must be mean or max, got {self.over!r}")
+
+    @property
+    def forecaster(self) -> Taylor:
+        return Taylor(order=self.order)
+
+    def error(self, I: Float[Tensor, "N *S D"], state: State, clock: Clock) -> Float[Tensor, ""]:
+        """eps: relative L1 error of the forecast of I, per sample in float32, then reduced over the batch."""
+        forecast = self.forecaster.estimate(state, I, clock).float()
+        axes = list(range(1, I.dim()))
+        eps = (I.float() - forecast).abs().sum(axes) / I.float().abs().sum(axes)
+        return eps.mean() if self.over == "mean" else eps.amax()
+
+    def numbers(self) -> dict[str, Tensor]:
+        most = math.inf if self.max_skip is None else float(self.max_skip)
+        return {
+            "tau": torch.tensor(float(self.tau)),
+            "warmup": torch.tensor(float(self.warmup)),
+            "max_skip": torch.tensor(most),
+        }
+
+    @staticmethod
+    def full(numbers: Numbers, step: Tensor, k: Tensor, total: Tensor) -> Bool[Tensor, ""]:
+        return (step < numbers["warmup"]) | ~(total <= numbers["tau"]) | (k > numbers["max_skip"])
+
+    def can_skip(self, steps: int) -> bool:
+        return steps > self.warmup and self.tau > 0 and self.max_skip != 0

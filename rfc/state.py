@@ -1,0 +1,96 @@
+"""What a site remembers between steps, and how a full step refreshes it: anchors and their differences.
+
+A state is a plain mapping from slot names to tensors, a value: refreshing returns a new one and changes nothing.
+Slots: `O`, `dO1` .. `dOm` (output and its differences), `I`, `dI1` .. `dIm` (input), and per-sample scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+State = Mapping[str, Tensor]
+Per = Literal["sample", "token", "tensor"]
+
+
+class Clock(NamedTuple):
+    """Where a step stands in its generation, as 0-d float32 tensors, so that a compiled step never depends on their values."""
+
+    k: Tensor
+    """Steps since the last full step, this one counted; at a full step it is the gap to the one before."""
+    N: Tensor
+    """Gap between the two latest full steps, in steps; 0 while there is only one."""
+    n: Tensor
+    """Anchors held: full steps of this generation before this step."""
+
+    @classmethod
+    def at(cls, k: float, N: float, n: float, device: torch.device | str = "cpu") -> Clock:
+        """Return the clock for plain numbers."""
+        return cls(*torch.tensor([k, N, n], dtype=torch.float32, device=device).unbind())
+
+
+class SlotSpec(NamedTuple):
+    """Shape and dtype of one slot, known before the first run."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def inner(a: Float[Tensor, "N *S D"], b: Float[Tensor, "N *S D"], per: Per) -> Float[Tensor, "..."]:
+    """<a, b> in float32, reduced per sample, per token or over the whole tensor; reduced axes keep length 1."""
+    return (a.float() * b.float()).sum(dim=reduced_axes(a.dim(), per), keepdim=True)
+
+
+def norm(a: Float[Tensor, "N *S D"], per: Per) -> Float[Tensor, "..."]:
+    """||a||_2 in float32 (spec of the axes: `inner`)."""
+    return inner(a, a, per).sqrt()
+
+
+def reduced_axes(rank: int, per: Per) -> list[int]:
+    """Axes over which a scalar is formed: all but the first, the last, or all."""
+    match per:
+        case "sample":
+            return list(range(1, rank)) if rank > 1 else [0]
+        case "token":
+            return [rank - 1]
+        case "tensor":
+            return list(range(rank))
+
+
+def scalar_shape(shape: tuple[int, ...], per: Per) -> tuple[int, ...]:
+    """Shape of `inner` for tensors of `shape`."""
+    reduced = reduced_axes(len(shape), per)
+    return tuple(1 if axis in reduced else length for axis, length in enumerate(shape))
+
+
+def divided_differences(
+    new: Float[Tensor, "*S"], old: list[Float[Tensor, "*S"]], clock: Clock
+) -> list[Float[Tensor, "*S"]]:
+    """f_0 = new, f_{i+1} = (f_i - f_i,old) / gap: the recursion of TaylorSeer's code, unequal gaps included.
+
+    `old` holds f_0 .. f_m of the full step before. f_i exists from anchor i+1 on and is zero until then (an order
+    that is not available yet contributes nothing). arXiv 2503.06923, its released code; RFC writes f_i as Delta^i_N / N^i.
+    """
+    fresh = [new]
+    for i, before in enumerate(old[:-1]):
+        difference = ((fresh[i].float() - before.float()) / clock.k.clamp(min=1)).to(new.dtype)
+        fresh.append(torch.where(clock.n > i, difference, torch.zeros_like(difference)))
+    return fresh
+
+
+def shifted_differences(
+    new: Float[Tensor, "*S"], old: list[Float[Tensor, "*S"]], clock: Clock
+) -> list[Float[Tensor, "*S"]]:
+    """[new, new - X, D_1, .., D_{m-1}]: changes between neighbouring full steps, undivided, the latest first.
+
+    `old` holds [X, D_1 .. D_m]; a change that was not seen yet in this generation is zero.
+    """
+    if len(old) == 1:
+        return [new]
+    changes = [(new.float() - old[0].float()).to(new.dtype), *old[1:-1]]
+    kept = [torch.where(clock.n > i, change, torch.zeros_like(change)) for i, change in enumerate(changes)]
+    return [new, *kept]

@@ -1,0 +1,67 @@
+"""Feature caching for diffusion transformers as a graph transformation.
+
+    model = rfc_fx.transform(pipe.transformer)
+    pipe.transformer = torch.compile(model, fullgraph=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from torch import nn
+
+import rfc
+from rfc.method import CachingMethod
+from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, RFCError, SignatureError
+from rfc_fx.model import CachedModel, NothingSkippedWarning
+from rfc_fx.program import Dispatch, Options, Plan
+from rfc_fx.sites import Granularity
+
+__all__ = [
+    "CachedModel",
+    "CaptureError",
+    "IllegalGraphError",
+    "NoSiteError",
+    "NothingSkippedWarning",
+    "Plan",
+    "RFCError",
+    "SignatureError",
+    "transform",
+]
+
+
+def transform(
+    model: nn.Module,
+    example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
+    *,
+    method: CachingMethod | None = None,
+    granularity: Granularity = "module",
+    dispatch: Dispatch = "host",
+) -> CachedModel:
+    """Return `model` with every attention and MLP behind a guard: computed in full, or estimated from its cache.
+
+    `example_inputs` (keyword arguments as a mapping, or positional ones as a tuple) captures at once; without them the first call does.
+    `method` defaults to `rfc.RFC()`. `granularity` is what one estimate stands for: "module" (the paper), "block" or "stack".
+    `dispatch`: "host" makes PREFIX, FULL and ESTIMATE with one host decision a step; "cond" one graph with one torch.cond.
+
+    Raises TypeError or ValueError for arguments of the wrong kind, CaptureError when the forward cannot be traced, NoSiteError
+    when nothing in it can be cached.
+    """
+    method = rfc.RFC() if method is None else method
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"transform: model must be a torch.nn.Module, got {type(model).__name__}; for a pipeline pass pipe.transformer")
+    if hasattr(model, "_orig_mod"):
+        raise TypeError("transform: the model is compiled already; transform first, compile after: torch.compile(rfc_fx.transform(model))")
+    if isinstance(model, CachedModel):
+        raise TypeError("transform: the model is transformed already; pass its .model to transform it in another way")
+    if not isinstance(method, CachingMethod):
+        raise TypeError(f"transform: method must be an rfc method such as rfc.RFC(tau=0.1), got {method!r}")
+    for name, value, known in (("granularity", granularity, get_args(Granularity)), ("dispatch", dispatch, get_args(Dispatch))):
+        if value not in known:
+            raise ValueError(f"transform: {name} must be one of {', '.join(known)}, got {value!r}")
+    cached = CachedModel(model, Options(method=method, granularity=granularity, dispatch=dispatch))
+    if example_inputs is not None:
+        args, kwargs = ((), example_inputs) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
+        cached.trace(*args, **kwargs)
+    return cached

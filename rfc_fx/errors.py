@@ -1,0 +1,40 @@
+"""Errors of the compiler: where, what was expected, what came, what to do."""
+
+from __future__ import annotations
+
+import traceback
+
+from torch import nn
+
+
+class RFCError(RuntimeError):
+    """Base of all errors that this package raises on purpose."""
+
+
+class CaptureError(RFCError):
+    """The model's forward could not be turned into a graph."""
+
+    @classmethod
+    def from_export(cls, model: nn.Module, error: Exception) -> CaptureError:
+        """Point at the deepest line of the model's own code that stood in the way."""
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if "/torch/" not in frame.filename and "/rfc_fx/" not in frame.filename]
+        where = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else "outside the model's code"
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return cls(
+            f"{type(model).__name__}: torch.export cannot trace the forward: {type(error).__name__}: {reason[0]}\n"
+            f"  at {where}\n"
+            "  check that model(**inputs) runs, and that no Python branch there depends on a tensor's values"
+        )
+
+
+class NoSiteError(RFCError):
+    """The graph has no residual branch that could be estimated: caching would silently do nothing."""
+
+
+class IllegalGraphError(RFCError):
+    """A pass produced a graph that breaks a law; a defect of this package."""
+
+
+class SignatureError(RFCError):
+    """A call does not fit what was captured."""

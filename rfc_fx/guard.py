@@ -1,0 +1,116 @@
+"""Guard: every site becomes select(phase, full, estimate). This graph is what all programs are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+import rfc
+from rfc.method import CachingMethod
+from rfc.state import Clock, SlotSpec
+from rfc_fx.ops import shape, value
+from rfc_fx.outline import Outlined, graph_module
+from rfc_fx.sites import Site
+
+SCHEDULE = "schedule"
+"""Owner of the slots that a data-driven schedule keeps, beside the sites."""
+
+
+def select(phase: str, full: Tensor, *, I: Tensor, base: Tensor | None, site: str) -> Tensor:
+    """The value of a site: `full` in phase FULL, its estimate in phase ESTIMATE.
+
+    A marker in the guarded graph: `specialize` replaces it, `Reference` interprets it. Calling it runs nothing.
+    """
+    raise RuntimeError(f"select({site!r}) is a marker; run the programs made from the guarded graph, or rfc_fx.guard.Reference")
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """The guarded graph, its sites (pointing at what each select reads) and the state they need."""
+
+    outlined: Outlined
+    module: fx.GraphModule
+    sites: list[Site]
+    watched: Site
+    method: CachingMethod
+    slots: dict[str, SlotSpec]
+    """`<site>.<slot>` -> shape and dtype, in order; `schedule.<slot>` for a data-driven schedule."""
+
+    def site_slots(self, owner: str) -> list[str]:
+        """Names of one owner's slots, without the owner."""
+        return [name.removeprefix(f"{owner}.") for name in self.slots if name.rpartition(".")[0] == owner]
+
+
+def guard(outlined: Outlined, watched: Site, method: CachingMethod) -> Guarded:
+    """Insert a select after every site's output and list the state that the method needs."""
+    graph = fx.Graph()
+    phase = graph.placeholder("phase")
+    env: dict[fx.Node, fx.Node] = {}
+    at = {site.output: site for site in outlined.sites}
+    raw: dict[fx.Node, fx.Node] = {}
+    for node in outlined.graph.nodes:
+        copy = graph.node_copy(node, lambda n: env[n])
+        env[node] = raw[node] = copy
+        if node in at:
+            site = at[node]
+            base = None if site.base is None else env[site.base]
+            env[node] = graph.call_function(select, (phase, copy), {"I": env[site.I], "base": base, "site": site.name})
+            env[node].meta = {"val": node.meta["val"]}
+    sites = [
+        Site(s.name, env[s.I], raw[s.output], None if s.base is None else env[s.base]) for s in outlined.sites
+    ]
+    slots: dict[str, SlotSpec] = {}
+    for site in sites:
+        O = SlotSpec(shape(site.output), value(site.output).dtype)
+        for name, spec in method.estimator.slots(spec_of(site.I), O).items():
+            slots[f"{site.name}.{name}"] = spec
+    first = next(site for site in sites if site.name == watched.name)
+    forecaster = method.schedule.forecaster
+    if forecaster is not None:
+        for name, spec in forecaster.slots(spec_of(first.I), spec_of(first.I)).items():
+            slots[f"{SCHEDULE}.{name}"] = spec
+    captured = outlined.captured
+    module = graph_module(captured.model, graph, captured.constants, outlined.regions, "Guarded")
+    return Guarded(outlined, module, sites, first, method, slots)
+
+
+def spec_of(node: fx.Node) -> SlotSpec:
+    """Shape and dtype of a node as a slot."""
+    return SlotSpec(shape(node), value(node).dtype)
+
+
+def zeros(slots: Mapping[str, SlotSpec], device: torch.device) -> dict[str, Tensor]:
+    """Allocate state: fixed shapes, fixed addresses, usable inside and outside inference mode."""
+    with torch.inference_mode(False):
+        return {name: torch.zeros(spec.shape, dtype=spec.dtype, device=device) for name, spec in slots.items()}
+
+
+class Reference(fx.Interpreter):
+    """Runs the guarded graph node by node: what every program made from it has to equal.
+
+    Computes the full branch in every phase and keeps its result only in FULL; slow on purpose, free of cleverness.
+    """
+
+    def __init__(self, guarded: Guarded, state: MutableMapping[str, Tensor], clock: Clock) -> None:
+        super().__init__(guarded.module)
+        self.guarded, self.state, self.clock = guarded, state, clock
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Interpret select; everything else as it stands."""
+        if target is not select:
+            return super().call_function(target, args, kwargs)
+        phase, full = args
+        I, base, site = kwargs["I"], kwargs["base"], kwargs["site"]
+        names = self.guarded.site_slots(site)
+        estimator: rfc.Estimator = self.guarded.method.estimator
+        own = {name: self.state[f"{site}.{name}"] for name in names}
+        if phase == "FULL":
+            new = estimator.refresh(own, I, full if base is None else full - base, self.clock)
+            self.state.update({f"{site}.{name}": tensor for name, tensor in new.items()})
+            return full
+        estimate = estimator.estimate(own, I, self.clock)
+        return estimate if base is None else base + estimate

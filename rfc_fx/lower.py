@@ -1,0 +1,127 @@
+"""Lower: the guarded graph becomes programs that the host chooses between, or one step with one torch.cond."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from rfc.schedule import Numbers
+from rfc.state import Clock, SlotSpec
+from rfc_fx.guard import Guarded
+from rfc_fx.specialize import Argument, Program, prefix, specialize
+from rfc_fx.verify import verify_programs
+
+LOG_STEPS = 4096
+"""Steps of one generation of which the cond lowering remembers phase and error (later ones overwrite the last)."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """PREFIX (where data decides), FULL and ESTIMATE; FULL writes the state in place."""
+
+    programs: dict[str, Program]
+
+
+@dataclass(frozen=True)
+class Cond:
+    """One step for both phases: decision and state in the graph, one torch.cond around the net."""
+
+    programs: dict[str, Program]
+    step: Callable[[Sequence[Tensor], dict[str, Tensor], Tensor, Tensor, Numbers], tuple[Tensor, ...]]
+    """(inputs, state, progress, log, numbers) -> flat outputs; writes state, progress and log."""
+
+
+def lower_host(guarded: Guarded, timestep: str | None) -> Host:
+    """Make the programs for one host decision per step."""
+    full, estimate = specialize(guarded, "FULL"), specialize(guarded, "ESTIMATE")
+    programs = _with_prefix(guarded, full, estimate, timestep)
+    verify_programs(guarded, programs)
+    return Host(programs)
+
+
+def _with_prefix(guarded: Guarded, full: Program, estimate: Program, timestep: str | None) -> dict[str, Program]:
+    carries = dict.fromkeys(name for p in (full, estimate) for kind, name in p.arguments if kind == "carry")
+    first = prefix(guarded, carries, timestep)
+    return ({"PREFIX": first} if first is not None else {}) | {"FULL": full, "ESTIMATE": estimate}
+
+
+def progress_slots() -> dict[str, SlotSpec]:
+    """Bookkeeping of the cond lowering: [step, since, gap, anchors, total, timestep] and a row [full, eps, total] per step."""
+    return {"progress": SlotSpec((6,), torch.float32), "log": SlotSpec((LOG_STEPS, 3), torch.float32)}
+
+
+def lower_cond(guarded: Guarded, timestep: str | None) -> Cond:
+    """Merge all guards of a step, which share one predicate, into one torch.cond; decide in the graph."""
+    full = specialize(guarded, "FULL", writes="returned")
+    estimate = specialize(guarded, "ESTIMATE")
+    programs = _with_prefix(guarded, full, estimate, None)
+    verify_programs(guarded, programs)
+    schedule = guarded.method.schedule
+    decide = type(schedule).full
+    first = programs.get("PREFIX")
+    captured = guarded.outlined.captured
+    places = list(captured.names)
+    when = places.index(timestep) if timestep is not None else None
+    slots = list(guarded.slots)
+    outputs = sum(name.startswith("output:") for name in full.results)
+
+    def arguments(program: Program, values: dict[Argument, Tensor]) -> list[Tensor]:
+        return [values[key] for key in program.arguments]
+
+    def step(inputs: Sequence[Tensor], state: dict[str, Tensor], progress: Tensor, log: Tensor, numbers: Numbers) -> tuple[Tensor, ...]:
+        values: dict[Argument, Tensor] = {("input", name): inputs[i] for i, name in enumerate(places)}
+        values |= {("state", slot): state[slot] for slot in slots}
+        now = progress[5] if when is None else inputs[when].amax().to(torch.float32)
+        held = progress[:5]
+        if when is not None:  # noise grew: a new generation
+            held = torch.where(now > progress[5], torch.zeros_like(held), held)
+        number, since, gap, anchors, total = held.unbind()
+        k = since + 1
+        values["clock", "clock"] = torch.stack(list(Clock(k, gap, anchors)))
+        known = anchors > 0
+        eps = torch.zeros_like(total)
+        if first is not None:
+            shared = first.module(*arguments(first, values))
+            eps = torch.where(known, shared[0][0], eps)
+            for name, tensor in zip(first.results[1:], shared[1:], strict=True):
+                values["carry", name.removeprefix("carry:")] = tensor
+        total = total + eps
+        is_full = decide(numbers, number, k, total)
+
+        def compute() -> tuple[Tensor, ...]:
+            results = full.module(*arguments(full, values))
+            return tuple(r.contiguous().clone() for r in results)
+
+        def skip() -> tuple[Tensor, ...]:
+            results = estimate.module(*arguments(estimate, values))
+            return (*(r.contiguous().clone() for r in results), *(state[slot].clone() for slot in slots))
+
+        if torch.compiler.is_compiling():
+            results = torch.cond(is_full, compute, skip)
+            for slot, new in zip(slots, results[outputs:], strict=True):
+                state[slot].copy_(new)
+        elif bool(is_full):
+            results = full.module(*arguments(full, values))
+            for slot, new in zip(slots, results[outputs:], strict=True):
+                state[slot].copy_(new)
+        else:
+            results = estimate.module(*arguments(estimate, values))
+        ran = is_full.to(torch.float32)
+        row = torch.stack([ran, torch.where(known, eps, torch.full_like(eps, float("nan"))), total]).reshape(1, 3)
+        log.index_copy_(0, number.clamp(max=LOG_STEPS - 1).long().reshape(1), row)
+        gap = torch.where(is_full, torch.where(known, k, torch.zeros_like(k)), gap)
+        zero = torch.zeros_like(k)
+        after = [number + 1, torch.where(is_full, zero, k), gap, anchors + ran, torch.where(is_full, zero, total), now]
+        progress.copy_(torch.stack(after))
+        return tuple(results[:outputs])
+
+    return Cond(programs, step)
+
+
+def unflatten(outputs: Sequence[Tensor], spec: pytree.TreeSpec) -> object:
+    """Rebuild what the model's forward returns."""
+    return pytree.tree_unflatten(list(outputs), spec)

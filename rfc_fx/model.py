@@ -1,0 +1,362 @@
+"""CachedModel: stands where the transformer stood, owns the state, and runs PREFIX, FULL and ESTIMATE."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rfc.generation import Generation, Phase, timestep_argument, timestep_value
+from rfc.method import CachingMethod
+from rfc_fx import show
+from rfc_fx.capture import named_arguments
+from rfc_fx.errors import RFCError
+from rfc_fx.guard import Guarded, zeros
+from rfc_fx.lower import Cond, unflatten
+from rfc_fx.program import Compiled, Options, Plan, build, signature
+from rfc_fx.specialize import CLOCK, Argument, Program
+
+log = logging.getLogger("rfc_fx")
+
+DEFAULT_CONTEXT = "default"
+MAX_SIGNATURES = 8
+"""Programs are kept for this many call signatures; the one used longest ago goes first, with its state."""
+
+
+class NothingSkippedWarning(UserWarning):
+    """A generation ran every step in full although its schedule could have skipped some."""
+
+
+@dataclass
+class _Context:
+    """The state of one name and one signature, and the generation it is in."""
+
+    compiled: Compiled
+    state: dict[str, Tensor]
+    clock: Tensor
+    generation: Generation = field(default_factory=Generation)
+    fresh: bool = True
+    """The next call begins a new generation."""
+
+    def begin(self) -> None:
+        self.generation = Generation()
+        self.fresh = False
+        if isinstance(self.compiled.lowered, Cond):
+            self.state["progress"].zero_()
+            self.state["progress"][5] = torch.inf
+
+
+@dataclass
+class _Step:
+    """One call on its way through the programs."""
+
+    context: _Context
+    inputs: list[Tensor]
+    values: dict[Argument, Tensor]
+    program: Program | None = None
+    timestep: float | None = None
+
+    def arguments(self, program: Program) -> list[Tensor]:
+        return [self.values[key] for key in program.arguments]
+
+
+class CachedModel(nn.Module):
+    """A diffusion transformer whose blocks are computed in full or estimated, step by step.
+
+    Call it as the model; `config`, `dtype`, `device` and every other attribute are the model's. The model's weights are
+    used in place, none is copied. Made by `rfc_fx.transform`.
+    """
+
+    def __init__(self, model: nn.Module, options: Options) -> None:
+        super().__init__()
+        self.model = model
+        self.options = options
+        self._numbers: dict[torch.device, dict[str, Tensor]] = {}
+        self._compiled: OrderedDict[Any, Compiled] = OrderedDict()
+        self._contexts: OrderedDict[tuple[str, Any], _Context] = OrderedDict()
+        self._here = threading.local()
+        self._last: _Context | None = None
+        self._warned = False
+        self._timestep = timestep_argument(model.forward)
+        if self._timestep is None:
+            log.warning("%s: no timestep argument found; call reset() before every generation", type(model).__name__)
+        self.eval()
+
+    # ---- the call ----------------------------------------------------------------------------------------------------
+
+    @torch.compiler.disable(recursive=False)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one step: the same call and the same result type as the model's.
+
+        Only the programs are frames for torch.compile; the few lines between them are the host's.
+        """
+        with torch.no_grad():
+            step = self._begin(args, kwargs)
+            if isinstance(step.context.compiled.lowered, Cond):
+                outputs = self._cond_step(step)
+            else:
+                if (prefix := step.context.compiled.programs.get("PREFIX")) is not None:
+                    self._share(step, prefix, prefix.module(*step.arguments(prefix)))
+                program = self._decide(step)
+                outputs = program.module(*step.arguments(program))
+            return self._finish(step, outputs)
+
+    @torch.compiler.disable
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Step:
+        if self.model.training:
+            raise RFCError(f"{type(self.model).__name__} is in training mode; call .eval() first: dropout is not part of a cached step")
+        compiled, key, leaves = self._lookup(args, kwargs)
+        context = self._context(key, compiled)
+        inputs = compiled.inputs(leaves)
+        names = compiled.captured.names
+        values: dict[Argument, Tensor] = {("input", name): tensor for name, tensor in zip(names, inputs, strict=True)}
+        values |= {("state", slot): tensor for slot, tensor in context.state.items()}
+        step = _Step(context, inputs, values)
+        if context.fresh:
+            self._warn_if_nothing_skipped(context)
+            context.begin()
+        if not isinstance(compiled.lowered, Cond):
+            if "PREFIX" not in compiled.programs and compiled.timestep is not None:
+                step.timestep = timestep_value(values["input", compiled.timestep])
+            self._restart_if_noise_grew(step)
+            self._set_clock(step)
+        return step
+
+    @torch.compiler.disable
+    def _share(self, step: _Step, prefix: Program, results: Any) -> None:
+        for name, tensor in zip(prefix.results, results, strict=True):
+            if name == "decision":
+                step.values["carry", "decision"] = tensor
+            else:
+                step.values["carry", name.removeprefix("carry:")] = tensor
+
+    @torch.compiler.disable
+    def _decide(self, step: _Step) -> Program:
+        """The one decision of a step; PREFIX's error and the timestep come to the host in one transfer."""
+        context = step.context
+        eps: float | None = None
+        if (decision := step.values.pop(("carry", "decision"), None)) is not None:
+            eps, *noise = decision.tolist()
+            step.timestep = noise[0] if noise else None
+            if self._restart_if_noise_grew(step):
+                self._set_clock(step)
+        schedule = self.options.method.schedule
+        phase: Phase = context.generation.decide(schedule, self._numbers_on(torch.device("cpu")), eps, step.timestep)
+        return context.compiled.programs[phase]
+
+    @torch.compiler.disable
+    def _finish(self, step: _Step, outputs: Any) -> Any:
+        return unflatten(outputs, step.context.compiled.captured.outputs)
+
+    def _cond_step(self, step: _Step) -> tuple[Tensor, ...]:
+        context = step.context
+        lowered = context.compiled.lowered
+        assert isinstance(lowered, Cond)
+        state = context.state
+        numbers = self._numbers_on(context.compiled.device)
+        return lowered.step(step.inputs, state, state["progress"], state["log"], numbers)
+
+    def _restart_if_noise_grew(self, step: _Step) -> bool:
+        context = step.context
+        if context.generation.continues(step.timestep):
+            return False
+        self._warn_if_nothing_skipped(context)
+        context.begin()
+        return True
+
+    @staticmethod
+    def _set_clock(step: _Step) -> None:
+        context = step.context
+        context.clock.copy_(torch.tensor(context.generation.clock()), non_blocking=True)
+        step.values[CLOCK] = context.clock
+
+    # ---- programs and state ------------------------------------------------------------------------------------------
+
+    def _lookup(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Compiled, Any, list[Any]]:
+        arguments = named_arguments(self.model.forward, args, kwargs)
+        key, leaves = signature(arguments, self.model)
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            if self._compiled:
+                log.warning("%s: new call signature, capturing programs number %d", type(self.model).__name__, len(self._compiled) + 1)
+            with torch.inference_mode(False):
+                compiled = build(self.model, arguments, self.options, self._timestep)
+            self._compiled[key] = compiled
+            while len(self._compiled) > MAX_SIGNATURES:
+                oldest, _ = self._compiled.popitem(last=False)
+                for name in [name for name in self._contexts if name[1] == oldest]:
+                    del self._contexts[name]
+        self._compiled.move_to_end(key)
+        return compiled, key, leaves
+
+    def _context(self, key: Any, compiled: Compiled) -> _Context:
+        name = getattr(self._here, "name", DEFAULT_CONTEXT)
+        context = self._contexts.get((name, key))
+        if context is None:
+            state = zeros(compiled.slots, compiled.device)
+            with torch.inference_mode(False):
+                clock = torch.zeros(3, device=compiled.device)
+            for tensor in (*state.values(), clock):
+                torch._dynamo.mark_static_address(tensor)
+            context = self._contexts[name, key] = _Context(compiled, state, clock)
+        self._last = context
+        return context
+
+    def _numbers_on(self, device: torch.device) -> dict[str, Tensor]:
+        if device not in self._numbers:
+            with torch.inference_mode(False):
+                self._numbers[device] = {name: t.to(device) for name, t in self.options.method.schedule.numbers().items()}
+        return self._numbers[device]
+
+    def trace(self, *args: Any, **kwargs: Any) -> Plan:
+        """Capture for these arguments without running a step; return the plan."""
+        compiled, key, _ = self._lookup(args, kwargs)
+        self._context(key, compiled)
+        return compiled.plan
+
+    # ---- what the user asks ------------------------------------------------------------------------------------------
+
+    @property
+    def method(self) -> CachingMethod:
+        """The caching method. Another threshold, interval or list may be assigned between steps; nothing compiles anew."""
+        return self.options.method
+
+    @method.setter
+    def method(self, method: CachingMethod) -> None:
+        old, new = self.options.method, method
+        same = (
+            new.estimator == old.estimator
+            and type(new.schedule) is type(old.schedule)
+            and (new.schedule.forecaster == old.schedule.forecaster)
+            and getattr(new.schedule, "over", None) == getattr(old.schedule, "over", None)
+        )
+        if not same:
+            raise RFCError(f"method: {new} needs other programs than {old}; call rfc_fx.transform again")
+        self.options = Options(method=new, granularity=self.options.granularity, dispatch=self.options.dispatch)
+        fresh = new.schedule.numbers()
+        for numbers in self._numbers.values():
+            for name, tensor in numbers.items():
+                tensor.copy_(fresh[name])
+
+    @property
+    def stats(self) -> Generation:
+        """Record of the current generation (of the context that ran last): `nfc`, `phases`, `eps`."""
+        if self._last is None:
+            return Generation()
+        return _logged(self._last) if isinstance(self._last.compiled.lowered, Cond) else self._last.generation
+
+    @property
+    def contexts(self) -> dict[str, Generation]:
+        """Records of the current generations by context name."""
+        return {
+            name: _logged(context) if isinstance(context.compiled.lowered, Cond) else context.generation
+            for (name, _), context in self._contexts.items()
+        }
+
+    @property
+    def guarded(self) -> Guarded:
+        """The guarded graph of the latest signature; print `show.guarded_text(model.guarded)` or `.module.graph`."""
+        return self._latest().guarded
+
+    @property
+    def programs(self) -> dict[str, Program]:
+        """PREFIX (where data decides), FULL and ESTIMATE of the latest signature."""
+        return self._latest().programs
+
+    @property
+    def compiled(self) -> Compiled:
+        """All that was made for the latest signature."""
+        return self._latest()
+
+    def plan(self) -> Plan:
+        """Sites, state tensors with bytes, and the FLOPs share of ESTIMATE, before the first run.
+
+        Raises RFCError when nothing has been captured: pass `example_inputs` to `transform`, or call the model once.
+        """
+        return self._latest().plan
+
+    def summary(self) -> show.Summary:
+        """What was computed, what was skipped and what it held in memory; print it."""
+        held = sum(tensor.nbytes for context in self._contexts.values() for tensor in context.state.values())
+        return show.Summary(type(self.model).__name__, self.options.method, self._latest().plan, self.contexts, held)
+
+    def reset(self) -> None:
+        """End the generation of every context: the next call begins with empty state."""
+        for context in self._contexts.values():
+            if not context.fresh:
+                self._warn_if_nothing_skipped(context)
+            context.fresh = True
+
+    def _latest(self) -> Compiled:
+        if not self._compiled:
+            raise RFCError(
+                f"{type(self.model).__name__}: nothing captured yet; pass example_inputs to rfc_fx.transform or call the model once"
+            )
+        return next(reversed(self._compiled.values()))
+
+    def _warn_if_nothing_skipped(self, context: _Context) -> None:
+        schedule = self.options.method.schedule
+        record = _logged(context) if isinstance(context.compiled.lowered, Cond) and context.generation is not None else context.generation
+        if not self._warned and record.step and record.never_skipped(schedule):
+            self._warned = True
+            warnings.warn(
+                f"{type(self.model).__name__}: all {record.step} steps of a generation were computed in full although {schedule} "
+                "could skip; raise its threshold, or check that one generation reaches one context",
+                NothingSkippedWarning,
+                stacklevel=2,
+            )
+
+    # ---- diffusers' conventions --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def cache_context(self, name: str) -> Iterator[None]:
+        """Name the state set that calls inside use, e.g. "cond" and "uncond"; per thread, may be nested."""
+        before = getattr(self._here, "name", DEFAULT_CONTEXT)
+        self._here.name = name
+        try:
+            yield
+        finally:
+            self._here.name = before
+
+    def _reset_stateful_cache(self, *args: Any, **kwargs: Any) -> None:
+        self.reset()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(super().__getattr__("model"), name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CachedModel:
+        """A copy of the model with the same options, its own weights and no state."""
+        twin = CachedModel(copy.deepcopy(self.model, memo), self.options)
+        memo[id(self)] = twin
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise RFCError(
+            "a CachedModel holds programs and state and is not pickled; pickle the model and the method, and call rfc_fx.transform again"
+        )
+
+
+def _logged(context: _Context) -> Generation:
+    """Read the record of a cond step back from its log."""
+    steps = int(context.state["progress"][0])
+    rows = context.state["log"][:steps].tolist()
+    known = [row[1] == row[1] for row in rows]
+    return Generation(
+        phases=["FULL" if row[0] else "ESTIMATE" for row in rows],
+        eps=[row[1] if k else None for row, k in zip(rows, known, strict=True)],
+        totals=[row[2] if k else None for row, k in zip(rows, known, strict=True)],
+    )

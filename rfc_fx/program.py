@@ -1,0 +1,156 @@
+"""The path of the data for one call signature: capture, find_sites, outline, guard, verify, specialize and lower."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from rfc.method import CachingMethod
+from rfc.state import SlotSpec
+from rfc_fx.capture import Captured, capture
+from rfc_fx.errors import SignatureError
+from rfc_fx.guard import Guarded, guard
+from rfc_fx.lower import Cond, Host, lower_cond, lower_host, progress_slots
+from rfc_fx.ops import flops
+from rfc_fx.outline import outline
+from rfc_fx.sites import Found, Granularity, find_sites, watched
+from rfc_fx.specialize import Program
+from rfc_fx.verify import verify_guarded
+
+log = logging.getLogger("rfc_fx")
+
+Dispatch = Literal["host", "cond"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a model is transformed."""
+
+    method: CachingMethod
+    granularity: Granularity
+    dispatch: Dispatch
+
+
+class SlotRow(NamedTuple):
+    """One state tensor of the plan."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a transformed model will hold and run for one call signature, known before the first run."""
+
+    sites: list[str]
+    slots: list[SlotRow]
+    state_bytes: int
+    """Bytes of state of one context."""
+    full_flops: int
+    estimate_flops: int
+    """Floating-point operations of a FULL and of an ESTIMATE step, the shared PREFIX counted in both."""
+
+    @property
+    def estimate_share(self) -> float:
+        """FLOPs of an ESTIMATE step as a share of a FULL step's."""
+        return self.estimate_flops / max(1, self.full_flops)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Everything made for one signature: the graphs, the programs and the plan."""
+
+    captured: Captured
+    found: Found
+    guarded: Guarded
+    lowered: Host | Cond
+    timestep: str | None
+    """Placeholder that carries the timestep, None when the model has no such argument."""
+    slots: dict[str, SlotSpec]
+    plan: Plan
+    device: torch.device
+    seconds: float
+
+    @property
+    def programs(self) -> dict[str, Program]:
+        """The programs by phase."""
+        return self.lowered.programs
+
+    def inputs(self, leaves: list[Any]) -> list[Tensor]:
+        """The tensor arguments in the order of the placeholders."""
+        return [leaves[position] for position in self.captured.inputs]
+
+
+def build(model: nn.Module, arguments: Mapping[str, Any], options: Options, timestep: str | None) -> Compiled:
+    """model -> graph -> sites -> one call per site -> guarded graph -> programs."""
+    start = time.perf_counter()
+    captured = capture(model, arguments)
+    found = find_sites(captured, options.granularity)
+    outlined = outline(captured, found.sites)
+    guarded = guard(outlined, watched(found.sites, captured), options.method)
+    verify_guarded(guarded)
+    named = next((place for place, name in captured.names.items() if name == timestep), None)
+    if timestep is not None and timestep in arguments and named is None and arguments[timestep] is not None:
+        raise SignatureError(
+            f"{type(model).__name__}: {timestep} must be a tensor, got {type(arguments[timestep]).__name__}; "
+            "a plain number would be a constant of the graph, and every step would be captured anew"
+        )
+    lowered: Host | Cond = lower_host(guarded, named) if options.dispatch == "host" else lower_cond(guarded, named)
+    slots = guarded.slots | (progress_slots() if options.dispatch == "cond" else {})
+    device = guarded.watched.I.meta["val"].device
+    compiled = Compiled(
+        captured, found, guarded, lowered, named, slots, _plan(guarded, lowered.programs, slots), device, time.perf_counter() - start
+    )
+    log.info(
+        "%s: %d sites, %d rejected, %.1f MiB of state per context, ESTIMATE %.1f %% of FULL's FLOPs, captured in %.1f s",
+        type(model).__name__,
+        len(guarded.sites),
+        len(found.rejected),
+        compiled.plan.state_bytes / 2**20,
+        100 * compiled.plan.estimate_share,
+        compiled.seconds,
+    )
+    return compiled
+
+
+def _plan(guarded: Guarded, programs: dict[str, Program], slots: dict[str, SlotSpec]) -> Plan:
+    rows = [SlotRow(name, spec.shape, spec.dtype, prod(spec.shape) * spec.dtype.itemsize) for name, spec in slots.items()]
+    cost = {phase: flops(program.graph.nodes) for phase, program in programs.items()}
+    shared = cost.get("PREFIX", 0)
+    return Plan(
+        [site.name for site in guarded.sites],
+        rows,
+        sum(row.bytes for row in rows),
+        cost["FULL"] + shared,
+        cost["ESTIMATE"] + shared,
+    )
+
+
+def signature(arguments: Mapping[str, Any], model: nn.Module) -> tuple[tuple[Any, ...], list[Any]]:
+    """Return what a set of programs is fixed to (names, shapes, dtypes, devices, plain values) and the flat arguments.
+
+    Raises SignatureError for gradients: cached steps write their state in place and cannot be differentiated.
+    """
+    leaves, spec = pytree.tree_flatten(dict(arguments))
+    parts: list[Any] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            if leaf.requires_grad:
+                raise SignatureError(
+                    f"{type(model).__name__}: an argument of shape {tuple(leaf.shape)} requires grad; "
+                    "feature caching is for sampling: call under torch.no_grad() with detached tensors"
+                )
+            parts.append((tuple(leaf.shape), leaf.dtype, leaf.device))
+        else:
+            parts.append(leaf if isinstance(leaf, int | float | str | bool | type(None)) else repr(leaf))
+    return (spec, *parts), leaves

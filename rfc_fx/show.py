@@ -1,0 +1,99 @@
+"""Show: summaries, plans and guarded graphs as people read them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import fx
+
+from rfc.generation import Generation
+from rfc.method import CachingMethod
+from rfc_fx.guard import Guarded, select
+from rfc_fx.ops import shape
+from rfc_fx.program import Plan
+
+
+def as_text(renderable: Any, width: int = 140) -> str:
+    """Render a rich object without colours."""
+    stream = io.StringIO()
+    Console(file=stream, width=width, color_system=None).print(renderable)
+    return stream.getvalue()
+
+
+def mib(count: float) -> str:
+    """Bytes as MiB."""
+    return f"{count / 2**20:.2f} MiB"
+
+
+def pattern(generation: Generation) -> str:
+    """A generation's phases as one character a step: # full, . estimated."""
+    return "".join("#" if phase == "FULL" else "." for phase in generation.phases)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a generation computed, skipped and held; printable, and a rich renderable."""
+
+    model: str
+    method: CachingMethod
+    plan: Plan
+    contexts: Mapping[str, Generation]
+    held_bytes: int
+
+    def table(self) -> Table:
+        """One row per context."""
+        table = Table(title=f"{self.model}: {self.method}", caption=self._caption(), title_justify="left", caption_justify="left")
+        for column in ("context", "steps", "NFC", "skipped", "FLOPs saved", "eps P50", "eps P95", "schedule (# full, . estimated)"):
+            table.add_column(column, justify="left" if column.startswith(("context", "schedule")) else "right")
+        for name, generation in self.contexts.items():
+            steps, nfc = generation.step, generation.nfc
+            eps = torch.tensor([value for value in generation.eps if value is not None])
+            saved = 1 - (nfc + (steps - nfc) * self.plan.estimate_share) / steps if steps else 0.0
+            quantiles = [f"{float(eps.quantile(q)):.4f}" for q in (0.5, 0.95)] if len(eps) else ["-", "-"]
+            table.add_row(name, str(steps), str(nfc), str(steps - nfc), f"{saved:.1%}", *quantiles, pattern(generation))
+        return table
+
+    def _caption(self) -> str:
+        return (
+            f"{len(self.plan.sites)} sites; state {mib(self.plan.state_bytes)} per context, {mib(self.held_bytes)} held; "
+            f"an estimated step costs {self.plan.estimate_share:.2%} of a full step's FLOPs"
+        )
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def __str__(self) -> str:
+        return as_text(self.table())
+
+
+def guarded_text(guarded: Guarded, block: str | None = None) -> str:
+    """The guarded graph, one line a node with shapes; `block` keeps the nodes of one module path, e.g. `blocks.0`."""
+    lines = []
+    for node in guarded.module.graph.nodes:
+        path = _path(node)
+        if block is not None and not (path == block or path.startswith(f"{block}.")):
+            continue
+        lines.append(_line(node))
+    return "\n".join(lines)
+
+
+def _path(node: fx.Node) -> str:
+    if node.target is select:
+        return str(node.kwargs["site"])
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values()]
+    return str(paths[-1]) if paths else ""
+
+
+def _line(node: fx.Node) -> str:
+    arguments = ", ".join(map(str, node.args))
+    named = "".join(f", {key}={item!s}" for key, item in node.kwargs.items() if item is not None)
+    size = "x".join(map(str, shape(node)))
+    target = "select" if node.target is select else str(node.target).removesuffix(".default")
+    return f"{node.name}: {size or '-'} = {target}({arguments}{named})"

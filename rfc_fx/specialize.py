@@ -1,0 +1,267 @@
+"""Specialize: fold the guards to one phase, which gives a straight-line program; share what precedes the decision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from rfc.generation import Phase
+from rfc.state import Clock, SlotSpec
+from rfc_fx.capture import remove_dead
+from rfc_fx.guard import SCHEDULE, Guarded, select, spec_of
+from rfc_fx.ops import aten, is_view, value
+from rfc_fx.outline import graph_module
+
+Kind = Literal["input", "carry", "state", "clock"]
+Argument = tuple[Kind, str]
+"""What a program reads: a tensor argument of the model, a result of PREFIX, a slot of the state, or the clock."""
+
+CLOCK: Argument = ("clock", "clock")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A straight-line graph with fixed shapes. `arguments` says what to pass, in order; `results` what comes back."""
+
+    phase: str
+    module: fx.GraphModule
+    arguments: tuple[Argument, ...]
+    results: tuple[str, ...]
+    """`output:<i>`, `carry:<name>`, `decision`, or `state:<slot>` where the new state is returned."""
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The program's graph."""
+        return self.module.graph
+
+    def written(self) -> list[str]:
+        """Slots the program writes, in place or by returning them, once for each time."""
+        names = {node: name for node, (kind, name) in zip(self._placeholders(), self.arguments, strict=True) if kind == "state"}
+        in_place = [names[node.args[0]] for node in self.graph.nodes if node.target is aten.copy_.default]
+        return in_place + [name.removeprefix("state:") for name in self.results if name.startswith("state:")]
+
+    def read(self) -> list[str]:
+        """Slots the program reads."""
+        pairs = zip(self._placeholders(), self.arguments, strict=True)
+        return [
+            name
+            for node, (kind, name) in pairs
+            if kind == "state" and any(u.target is not aten.copy_.default or u.args[1] is node for u in node.users)
+        ]
+
+    def _placeholders(self) -> list[fx.Node]:
+        return [node for node in self.graph.nodes if node.op == "placeholder"]
+
+
+class _Builder:
+    """A program under construction: arguments appear as they are first asked for."""
+
+    def __init__(self, guarded: Guarded, phase: str, prefix: set[fx.Node]) -> None:
+        self.guarded, self.phase, self.prefix = guarded, phase, prefix
+        self.graph = fx.Graph()
+        self.anchor = self.graph.create_node("placeholder", "end_of_arguments")
+        self.arguments: dict[Argument, fx.Node] = {}
+        self.env: dict[fx.Node, Any] = {}
+        self.traces: dict[Any, fx.GraphModule] = {}
+        self._clock: Clock | None = None
+
+    def argument(self, kind: Kind, name: str, spec: SlotSpec | None = None, meta: dict[str, Any] | None = None) -> fx.Node:
+        """The placeholder of an argument, made at its first use."""
+        key = (kind, name)
+        if key not in self.arguments:
+            with self.graph.inserting_before(self.anchor):
+                self.arguments[key] = self.graph.placeholder(_identifier(f"{kind}_{name}" if kind != "input" else name))
+            self.arguments[key].meta = dict(meta or {}) | ({"slot": spec} if spec else {})
+        return self.arguments[key]
+
+    def state(self, owner: str) -> dict[str, fx.Node]:
+        """The slots of one owner."""
+        names = self.guarded.site_slots(owner)
+        return {name: self.argument("state", f"{owner}.{name}", self.guarded.slots[f"{owner}.{name}"]) for name in names}
+
+    def clock(self) -> Clock:
+        """k, N and n as 0-d tensors."""
+        if self._clock is None:
+            packed = self.argument(*CLOCK)
+            self._clock = Clock(*(self.graph.call_function(aten.select.int, (packed, 0, i)) for i in range(3)))  # type: ignore[arg-type]
+        return self._clock
+
+    def get(self, node: fx.Node) -> fx.Node:
+        """The copy of a guarded node; what PREFIX has computed is carried over, views of it are made again."""
+        if node not in self.env:
+            if node.op == "placeholder":
+                self.env[node] = self.argument("input", node.name, meta=node.meta)
+            elif node.op == "get_attr" or (node in self.prefix and is_view(node)):
+                self.env[node] = self.graph.node_copy(node, self.get)
+            elif node in self.prefix:
+                self.env[node] = self.argument("carry", node.name, meta=node.meta)
+            else:
+                self.env[node] = self.graph.node_copy(node, self.get)
+        return self.env[node]  # type: ignore[no-any-return]
+
+    def inline(self, key: Any, function: Callable[..., Any], specs: Sequence[SlotSpec], args: Sequence[fx.Node]) -> list[fx.Node]:
+        """Trace a function of tensors once per `key` and copy its operations into the graph."""
+        if key not in self.traces:
+            with FakeTensorMode(), torch.no_grad():
+                device = value(self.guarded.watched.I).device
+                fakes = [torch.empty(spec.shape, dtype=spec.dtype, device=device) for spec in specs]
+                self.traces[key] = make_fx(function)(*fakes)
+        traced = self.traces[key]
+        inner: dict[fx.Node, fx.Node] = {}
+        arguments = iter(args)
+        for node in traced.graph.nodes:
+            if node.op == "placeholder":
+                inner[node] = next(arguments)
+            elif node.op == "output":
+                results = node.args[0] if isinstance(node.args[0], list | tuple) else [node.args[0]]
+                return [inner[result] for result in results]
+            elif node.op == "get_attr":
+                constant = getattr(traced, str(node.target))
+                inner[node] = self.graph.call_function(aten.full.default, ([], constant.item()), {"dtype": constant.dtype})
+            else:
+                inner[node] = self.graph.node_copy(node, lambda n: inner[n])
+        raise AssertionError("a traced function has an output")
+
+    def finish(self, outputs: Iterable[Any], results: Iterable[str]) -> Program:
+        """Close the graph, drop what is unused and make it executable."""
+        self.graph.output(tuple(outputs))
+        self.graph.erase_node(self.anchor)
+        remove_dead(self.graph)
+        unused = [key for key, node in self.arguments.items() if not node.users]
+        for key in unused:
+            self.graph.erase_node(self.arguments.pop(key))
+        order = {node: i for i, node in enumerate(self.graph.nodes)}
+        arguments = tuple(sorted(self.arguments, key=lambda key: order[self.arguments[key]]))
+        captured = self.guarded.outlined.captured
+        targets = {str(node.target) for node in self.graph.nodes if node.op in ("get_attr", "call_module")}
+        constants = {name: tensor for name, tensor in captured.constants.items() if name in targets}
+        regions = {name: region for name, region in self.guarded.outlined.regions.items() if name in targets}
+        module = graph_module(captured.model, self.graph, constants, regions, self.phase.capitalize())
+        return Program(self.phase, module, arguments, tuple(results))
+
+
+def prefix_nodes(guarded: Guarded) -> set[fx.Node]:
+    """What all phases share and a data-driven schedule needs: everything the watched input is made from."""
+    if guarded.method.schedule.forecaster is None:
+        return set()
+    seen: set[fx.Node] = set()
+    pending = [guarded.watched.I]
+    while pending:
+        node = pending.pop()
+        if node not in seen:
+            seen.add(node)
+            pending.extend(node.all_input_nodes)
+    return {node for node in seen if node.op not in ("placeholder", "get_attr")}
+
+
+def specialize(guarded: Guarded, phase: Phase, *, writes: Literal["in_place", "returned"] = "in_place") -> Program:
+    """Return the program of one phase.
+
+    FULL computes every site and refreshes its state: in place as soon as a site's output is there, or returned after the
+    outputs, in the order of `guarded.slots`. ESTIMATE reads state and writes nothing.
+    """
+    build = _Builder(guarded, phase, prefix_nodes(guarded))
+    by_name = {site.name: site for site in guarded.sites}
+    new: dict[str, fx.Node] = {}
+    estimator, forecaster = guarded.method.estimator, guarded.method.schedule.forecaster
+
+    def store(owner: str, values: dict[str, fx.Node]) -> None:
+        for name, node in values.items():
+            slot = f"{owner}.{name}"
+            if writes == "in_place":
+                build.graph.call_function(aten.copy_.default, (build.argument("state", slot), node))
+            new[slot] = node
+
+    def refresh(owner: str, method: Any, I: fx.Node, O: fx.Node, specs: tuple[SlotSpec, SlotSpec]) -> None:
+        slots = method.slots(*specs)
+        old = build.state(owner)
+
+        def step(*tensors: Tensor) -> list[Tensor]:
+            *held, I, O, k, N, n = tensors
+            fresh = method.refresh(dict(zip(slots, held, strict=True)), I, O, Clock(k, N, n))
+            return [fresh[name] for name in slots]
+
+        key = ("refresh", repr(method), specs)
+        inputs = [*old.values(), I, O, *build.clock()]
+        results = build.inline(key, step, [*slots.values(), *specs, *_CLOCK_SPECS], inputs)
+        store(owner, dict(zip(slots, results, strict=True)))
+
+    def estimate(owner: str, I: fx.Node, specs: tuple[SlotSpec, SlotSpec]) -> fx.Node:
+        slots = estimator.slots(*specs)
+
+        def step(*tensors: Tensor) -> Tensor:
+            *held, I, k, N, n = tensors
+            return estimator.estimate(dict(zip(slots, held, strict=True)), I, Clock(k, N, n))
+
+        key = ("estimate", repr(estimator), specs)
+        inputs = [*build.state(owner).values(), I, *build.clock()]
+        return build.inline(key, step, [*slots.values(), specs[0], *_CLOCK_SPECS], inputs)[0]
+
+    if phase == "FULL" and forecaster is not None:
+        first = guarded.watched.I
+        refresh(SCHEDULE, forecaster, build.get(first), build.get(first), (spec_of(first), spec_of(first)))
+    for node in guarded.module.graph.nodes:
+        if node.target is select:
+            full, site = node.args[1], by_name[node.kwargs["site"]]
+            I = build.get(site.I)
+            base = None if site.base is None else build.get(site.base)
+            specs = (spec_of(site.I), spec_of(site.output))
+            if phase == "FULL":
+                output = build.get(full)
+                O = output if base is None else build.graph.call_function(aten.sub.Tensor, (output, base))
+                refresh(site.name, estimator, I, O, specs)
+                build.env[node] = output
+            else:
+                O_hat = estimate(site.name, I, specs)
+                build.env[node] = O_hat if base is None else build.graph.call_function(aten.add.Tensor, (base, O_hat))
+        elif node.op == "output":
+            outputs = list(fx.node.map_arg(node.args[0], build.get))
+            results = [f"output:{i}" for i in range(len(outputs))]
+            if writes == "returned" and phase == "FULL":
+                outputs += [new[slot] for slot in guarded.slots]
+                results += [f"state:{slot}" for slot in guarded.slots]
+            return build.finish(outputs, results)
+        elif node.op not in ("placeholder", "get_attr") and node not in build.prefix and phase == "FULL":
+            build.get(node)  # in the order of the model; an estimate is pulled by what it needs
+    raise AssertionError("a guarded graph has an output")
+
+
+def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None) -> Program | None:
+    """PREFIX: the shared part, and the decision's data [eps, timestep] as one float32 tensor; None when no data decides."""
+    schedule = guarded.method.schedule
+    forecaster = schedule.forecaster
+    if forecaster is None:
+        return None
+    build = _Builder(guarded, "PREFIX", set())
+    first = guarded.watched.I
+    slots = forecaster.slots(spec_of(first), spec_of(first))
+
+    def error(*tensors: Tensor) -> Tensor:
+        *held, I, k, N, n = tensors
+        return schedule.error(I, dict(zip(slots, held, strict=True)), Clock(k, N, n)).reshape(1)
+
+    inputs = [*build.state(SCHEDULE).values(), build.get(first), *build.clock()]
+    key = ("error", repr(schedule), spec_of(first))
+    (decision,) = build.inline(key, error, [*slots.values(), spec_of(first), *_CLOCK_SPECS], inputs)
+    by_name = {node.name: node for node in guarded.module.graph.nodes}
+    if timestep is not None:
+        given = build.get(by_name[timestep])
+        noise = build.graph.call_function(aten.amax.default, (given,))
+        noise = build.graph.call_function(aten.reshape.default, (noise, [1]))
+        noise = build.graph.call_function(aten.to.dtype, (noise, torch.float32))
+        decision = build.graph.call_function(aten.cat.default, ([decision, noise],))
+    names = list(carries)
+    return build.finish([decision, *(build.get(by_name[name]) for name in names)], ["decision", *(f"carry:{n}" for n in names)])
+
+
+_CLOCK_SPECS = [SlotSpec((), torch.float32)] * 3
+
+
+def _identifier(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)

@@ -1,0 +1,128 @@
+"""What a legal graph is: a table of laws, checked after every pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch import fx
+
+from rfc_fx.errors import IllegalGraphError
+from rfc_fx.guard import SCHEDULE, Guarded, select
+from rfc_fx.ops import is_heavy, is_mutable
+from rfc_fx.specialize import Program
+
+Violations = Iterable[str]
+
+
+def _every_site_has_one_guard(guarded: Guarded) -> Violations:
+    guards = [str(node.kwargs["site"]) for node in guarded.module.graph.nodes if node.target is select]
+    for site in guarded.sites:
+        if guards.count(site.name) != 1:
+            yield f"site {site.name} has {guards.count(site.name)} guards"
+
+
+def _full_results_are_read_by_guards_alone(guarded: Guarded) -> Violations:
+    for site in guarded.sites:
+        for user in site.output.users:
+            if user.target is not select:
+                yield f"{site.output.name} (site {site.name}) is read by {user.name}, past its guard"
+
+
+def _guarded_graph_is_pure(guarded: Guarded) -> Violations:
+    for node in guarded.module.graph.nodes:
+        if is_mutable(node):
+            yield f"{node.name} writes to {node.args[0]}"
+
+
+GUARDED_LAWS: dict[str, Callable[[Guarded], Violations]] = {
+    "every site has exactly one guard": _every_site_has_one_guard,
+    "a site's full result is read by its guard alone": _full_results_are_read_by_guards_alone,
+    "the guarded graph writes nothing": _guarded_graph_is_pure,
+}
+
+
+def _no_guard_is_left(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    for phase, program in programs.items():
+        for node in program.graph.nodes:
+            if node.target is select:
+                yield f"{phase}: {node.name}"
+
+
+def _slots_read_are_written(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    written = programs["FULL"].written()
+    for phase, program in programs.items():
+        for slot in program.read():
+            if slot not in written:
+                yield f"{phase} reads {slot}, which FULL does not write"
+
+
+def _full_writes_each_slot_once(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    written = programs["FULL"].written()
+    for slot in guarded.slots:
+        if written.count(slot) != 1:
+            yield f"{slot} is written {written.count(slot)} times"
+
+
+def _only_full_writes(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    for phase, program in programs.items():
+        if phase != "FULL" and program.written():
+            yield f"{phase} writes {', '.join(program.written())}"
+
+
+def _estimate_does_no_site_work(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    for node in programs["ESTIMATE"].graph.nodes:
+        if node.op == "call_module":
+            yield f"{node.name} is the work of a site"
+
+
+def _estimate_reads_every_site(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    read = {slot.rpartition(".")[0] for slot in programs["ESTIMATE"].read()}
+    for site in guarded.sites:
+        if site.name not in read:
+            yield f"site {site.name} is remembered but never estimated"
+
+
+def _prefix_precedes_all_sites(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    for node in programs["PREFIX"].graph.nodes if "PREFIX" in programs else ():
+        if node.op == "call_module":
+            yield f"{node.name} runs before the decision"
+
+
+PROGRAM_LAWS: dict[str, Callable[[Guarded, dict[str, Program]], Violations]] = {
+    "no guard is left in a program": _no_guard_is_left,
+    "every slot that is read is written by FULL": _slots_read_are_written,
+    "FULL writes each slot exactly once": _full_writes_each_slot_once,
+    "only FULL writes": _only_full_writes,
+    "ESTIMATE does no site's work": _estimate_does_no_site_work,
+    "ESTIMATE reads every site": _estimate_reads_every_site,
+    "PREFIX contains no site": _prefix_precedes_all_sites,
+}
+
+
+def verify_guarded(guarded: Guarded) -> None:
+    """Check the guarded graph against GUARDED_LAWS; raises IllegalGraphError naming the law."""
+    guarded.module.graph.lint()
+    for law, violations in GUARDED_LAWS.items():
+        _raise("guard", law, violations(guarded))
+
+
+def verify_programs(guarded: Guarded, programs: dict[str, Program]) -> None:
+    """Check the programs against PROGRAM_LAWS; raises IllegalGraphError naming the law."""
+    for program in programs.values():
+        program.graph.lint()
+    for law, violations in PROGRAM_LAWS.items():
+        _raise("specialize", law, violations(guarded, programs))
+
+
+def _raise(after: str, law: str, violations: Violations) -> None:
+    found = list(violations)
+    if found:
+        raise IllegalGraphError(f"after {after}: the law {law!r} is broken: {'; '.join(found)}; please report this")
+
+
+def heavy_outside_sites(graph: fx.Graph) -> list[fx.Node]:
+    """Heavy operations a program runs itself: embeddings, modulation, the output head."""
+    return [node for node in graph.nodes if is_heavy(node)]
+
+
+__all__ = ["GUARDED_LAWS", "PROGRAM_LAWS", "SCHEDULE", "heavy_outside_sites", "verify_guarded", "verify_programs"]

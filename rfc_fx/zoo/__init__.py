@@ -1,0 +1,58 @@
+"""The small trained diffusion transformer that ships with the package, and how to draw from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+DIGITS = Path(__file__).parent / "digits"
+"""Folder of the digits model in diffusers' own format: config.json, safetensors, scheduler_config.json."""
+
+NULL_CLASS = 10
+"""The label that stands for "no class" in classifier-free guidance."""
+
+
+def load_digits(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Return (`DiTTransformer2DModel` in eval mode, `DDIMScheduler`) of the shipped digits model."""
+    from diffusers import DDIMScheduler, DiTTransformer2DModel
+
+    model = DiTTransformer2DModel.from_pretrained(DIGITS, torch_dtype=dtype)
+    return model.eval(), DDIMScheduler.from_pretrained(DIGITS)
+
+
+def digits_noise(seeds: list[int], dtype: torch.dtype = torch.float32) -> Float[Tensor, "N 1 8 8"]:
+    """Starting noise, one generator per seed, so that a sample does not depend on its batch mates."""
+    rows = [torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows).to(dtype)
+
+
+@torch.no_grad()
+def sample_digits(
+    model: Callable[..., Any],
+    scheduler: Any,
+    labels: Int[Tensor, " N"],
+    noise: Float[Tensor, "N C H W"],
+    *,
+    steps: int = 50,
+    cfg: float = 1.5,
+    progress: Callable[[], object] | None = None,
+) -> Float[Tensor, "N C H W"]:
+    """Draw class-conditional samples with classifier-free guidance, both halves in one batch.
+
+    eps = eps_uncond + cfg (eps_cond - eps_uncond); pixels are in [-1, 1]. `progress` is called after every step.
+    """
+    scheduler.set_timesteps(steps, device=noise.device)
+    x: Tensor = noise * scheduler.init_noise_sigma
+    both = torch.cat([labels, torch.full_like(labels, NULL_CLASS)])
+    for t in scheduler.timesteps:
+        eps = model(torch.cat([x, x]), timestep=t.expand(len(both)), class_labels=both).sample
+        cond, uncond = eps.chunk(2)
+        x = scheduler.step(uncond + cfg * (cond - uncond), t, x).prev_sample
+        if progress is not None:
+            progress()
+    return x
