@@ -10,7 +10,7 @@ BIN := .venv/bin
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: .venv/.installed  ## draw digits with the shipped model, with and without caching, into out/demo
+demo: .venv/.installed  ## draw digits with the shipped model into out/demo
 	$(BIN)/rfc-fx generate --out out/demo
 
 # One thread for each worker: two workers with a thread pool each fight over the same cores.

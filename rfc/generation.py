@@ -32,6 +32,8 @@ class Generation:
     anchors: int = 0
     total: float = 0.0
     timestep: float | None = None
+    could_skip: bool = False
+    """Whether the schedule that decided could have skipped a step by now."""
 
     @property
     def step(self) -> int:
@@ -63,15 +65,16 @@ class Generation:
         self.eps.append(eps if known else None)
         self.totals.append(self.total if known else None)
         self.timestep = timestep
+        self.could_skip = self.could_skip or schedule.can_skip(self.step)
         if phase == "FULL":
             self.gap = self.since if self.anchors else 0
             self.anchors += 1
             self.since, self.total = 0, 0.0
         return phase
 
-    def never_skipped(self, schedule: Schedule) -> bool:
+    def never_skipped(self) -> bool:
         """Whether every step was full although the schedule could have skipped one."""
-        return self.nfc == self.step and schedule.can_skip(self.step)
+        return self.could_skip and self.nfc == self.step
 
 
 def clock_tensors(values: tuple[float, float, float], device: torch.device) -> Clock:

@@ -67,9 +67,7 @@ def scalar_shape(shape: tuple[int, ...], per: Per) -> tuple[int, ...]:
     return tuple(1 if axis in reduced else length for axis, length in enumerate(shape))
 
 
-def divided_differences(
-    new: Float[Tensor, "*S"], old: list[Float[Tensor, "*S"]], clock: Clock
-) -> list[Float[Tensor, "*S"]]:
+def divided_differences(new: Float[Tensor, "*S"], old: list[Float[Tensor, "*S"]], clock: Clock) -> list[Float[Tensor, "*S"]]:
     """f_0 = new, f_{i+1} = (f_i - f_i,old) / gap: the recursion of TaylorSeer's code, unequal gaps included.
 
     `old` holds f_0 .. f_m of the full step before. f_i exists from anchor i+1 on and is zero until then (an order
@@ -82,9 +80,7 @@ def divided_differences(
     return fresh
 
 
-def shifted_differences(
-    new: Float[Tensor, "*S"], old: list[Float[Tensor, "*S"]], clock: Clock
-) -> list[Float[Tensor, "*S"]]:
+def shifted_differences(new: Float[Tensor, "*S"], old: list[Float[Tensor, "*S"]], clock: Clock) -> list[Float[Tensor, "*S"]]:
     """[new, new - X, D_1, .., D_{m-1}]: changes between neighbouring full steps, undivided, the latest first.
 
     `old` holds [X, D_1 .. D_m]; a change that was not seen yet in this generation is zero.

@@ -1,7 +1,7 @@
 """Feature caching for diffusion transformers as a graph transformation.
 
-    model = rfc_fx.transform(pipe.transformer)
-    pipe.transformer = torch.compile(model, fullgraph=True)
+model = rfc_fx.transform(pipe.transformer)
+pipe.transformer = torch.compile(model, fullgraph=True)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 import rfc
 from rfc.method import CachingMethod
 from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, RFCError, SignatureError
-from rfc_fx.model import CachedModel, NothingSkippedWarning
+from rfc_fx.model import CachedModel, CondModel, NothingSkippedWarning
 from rfc_fx.program import Dispatch, Options, Plan
 from rfc_fx.sites import Granularity
 
@@ -60,7 +60,8 @@ def transform(
     for name, value, known in (("granularity", granularity, get_args(Granularity)), ("dispatch", dispatch, get_args(Dispatch))):
         if value not in known:
             raise ValueError(f"transform: {name} must be one of {', '.join(known)}, got {value!r}")
-    cached = CachedModel(model, Options(method=method, granularity=granularity, dispatch=dispatch))
+    kind = CondModel if dispatch == "cond" else CachedModel
+    cached = kind(model, Options(method=method, granularity=granularity, dispatch=dispatch))
     if example_inputs is not None:
         args, kwargs = ((), example_inputs) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
         cached.trace(*args, **kwargs)

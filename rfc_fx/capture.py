@@ -93,8 +93,7 @@ def _reference_weights(model: nn.Module, exported: torch.export.ExportedProgram,
     names: dict[str, str] = {}
     constants: dict[str, Tensor] = {}
     owners = [
-        str(path[0].key) if isinstance(path[0], pytree.MappingKey) else str(path[0])
-        for path, _ in pytree.tree_flatten_with_path(kwargs)[0]
+        str(path[0].key) if isinstance(path[0], pytree.MappingKey) else str(path[0]) for path, _ in pytree.tree_flatten_with_path(kwargs)[0]
     ]
     placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
     position = 0

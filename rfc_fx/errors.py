@@ -18,7 +18,8 @@ class CaptureError(RFCError):
     def from_export(cls, model: nn.Module, error: Exception) -> CaptureError:
         """Point at the deepest line of the model's own code that stood in the way."""
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if "/torch/" not in frame.filename and "/rfc_fx/" not in frame.filename]
+        inside = ("/torch/", "/rfc_fx/capture.py", "<")
+        own = [frame for frame in frames if not any(part in frame.filename for part in inside)]
         where = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else "outside the model's code"
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return cls(

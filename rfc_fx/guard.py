@@ -60,9 +60,7 @@ def guard(outlined: Outlined, watched: Site, method: CachingMethod) -> Guarded:
             base = None if site.base is None else env[site.base]
             env[node] = graph.call_function(select, (phase, copy), {"I": env[site.I], "base": base, "site": site.name})
             env[node].meta = {"val": node.meta["val"]}
-    sites = [
-        Site(s.name, env[s.I], raw[s.output], None if s.base is None else env[s.base]) for s in outlined.sites
-    ]
+    sites = [Site(s.name, env[s.I], raw[s.output], None if s.base is None else env[s.base]) for s in outlined.sites]
     slots: dict[str, SlotSpec] = {}
     for site in sites:
         O = SlotSpec(shape(site.output), value(site.output).dtype)

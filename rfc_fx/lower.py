@@ -50,8 +50,12 @@ def _with_prefix(guarded: Guarded, full: Program, estimate: Program, timestep: s
 
 
 def progress_slots() -> dict[str, SlotSpec]:
-    """Bookkeeping of the cond lowering: [step, since, gap, anchors, total, timestep] and a row [full, eps, total] per step."""
-    return {"progress": SlotSpec((6,), torch.float32), "log": SlotSpec((LOG_STEPS, 3), torch.float32)}
+    """Bookkeeping of the cond lowering: [step, since, gap, anchors, total, timestep, restart], a row [full, eps, total] per step."""
+    return {"progress": SlotSpec((7,), torch.float32), "log": SlotSpec((LOG_STEPS, 3), torch.float32)}
+
+
+RESTART = 6
+"""Where in `progress` a reset is noted: the next step begins a new generation."""
 
 
 def lower_cond(guarded: Guarded, timestep: str | None) -> Cond:
@@ -76,9 +80,8 @@ def lower_cond(guarded: Guarded, timestep: str | None) -> Cond:
         values: dict[Argument, Tensor] = {("input", name): inputs[i] for i, name in enumerate(places)}
         values |= {("state", slot): state[slot] for slot in slots}
         now = progress[5] if when is None else inputs[when].amax().to(torch.float32)
-        held = progress[:5]
-        if when is not None:  # noise grew: a new generation
-            held = torch.where(now > progress[5], torch.zeros_like(held), held)
+        begins = (now > progress[5]) | (progress[RESTART] > 0) | (progress[0] == 0)  # noise grew, or a reset
+        held = torch.where(begins, torch.zeros_like(progress[:5]), progress[:5])
         number, since, gap, anchors, total = held.unbind()
         k = since + 1
         values["clock", "clock"] = torch.stack(list(Clock(k, gap, anchors)))
@@ -104,21 +107,21 @@ def lower_cond(guarded: Guarded, timestep: str | None) -> Cond:
             results = torch.cond(is_full, compute, skip)
             for slot, new in zip(slots, results[outputs:], strict=True):
                 state[slot].copy_(new)
-        elif bool(is_full):
-            results = full.module(*arguments(full, values))
-            for slot, new in zip(slots, results[outputs:], strict=True):
+        else:  # uncompiled, torch.cond would compile its branches: branch in Python
+            program = full if bool(is_full) else estimate
+            results = program.module(*arguments(program, values))
+            for slot, new in zip(slots, results[outputs:], strict=False):
                 state[slot].copy_(new)
-        else:
-            results = estimate.module(*arguments(estimate, values))
         ran = is_full.to(torch.float32)
         row = torch.stack([ran, torch.where(known, eps, torch.full_like(eps, float("nan"))), total]).reshape(1, 3)
         log.index_copy_(0, number.clamp(max=LOG_STEPS - 1).long().reshape(1), row)
         gap = torch.where(is_full, torch.where(known, k, torch.zeros_like(k)), gap)
         zero = torch.zeros_like(k)
-        after = [number + 1, torch.where(is_full, zero, k), gap, anchors + ran, torch.where(is_full, zero, total), now]
+        after = [number + 1, torch.where(is_full, zero, k), gap, anchors + ran, torch.where(is_full, zero, total), now, zero]
         progress.copy_(torch.stack(after))
         return tuple(results[:outputs])
 
+    step.__code__ = step.__code__.replace()  # its own code object: torch.compile counts recompiles per code object
     return Cond(programs, step)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import threading
 import warnings
@@ -13,15 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from rfc.generation import Generation, Phase, timestep_argument, timestep_value
 from rfc.method import CachingMethod
+from rfc.schedule import Schedule
 from rfc_fx import show
 from rfc_fx.capture import named_arguments
 from rfc_fx.errors import RFCError
 from rfc_fx.guard import Guarded, zeros
-from rfc_fx.lower import Cond, unflatten
+from rfc_fx.lower import RESTART, Cond, unflatten
 from rfc_fx.program import Compiled, Options, Plan, build, signature
 from rfc_fx.specialize import CLOCK, Argument, Program
 
@@ -48,11 +51,36 @@ class _Context:
     """The next call begins a new generation."""
 
     def begin(self) -> None:
+        """Forget the last generation; what FULL wrote then is masked by the clock until it is written again."""
         self.generation = Generation()
         self.fresh = False
-        if isinstance(self.compiled.lowered, Cond):
-            self.state["progress"].zero_()
-            self.state["progress"][5] = torch.inf
+
+    def record(self, schedule: Schedule) -> Generation:
+        """What the current generation did."""
+        return self.generation
+
+    def end(self) -> None:
+        """Let the next call begin a new generation; the record of this one stays readable."""
+        self.fresh = True
+
+
+class _CondContext(_Context):
+    """A context whose bookkeeping is state of the graph."""
+
+    def record(self, schedule: Schedule) -> Generation:
+        """Read the record back from the log."""
+        steps = int(self.state["progress"][0])
+        rows = self.state["log"][:steps].tolist()
+        known = [row[1] == row[1] for row in rows]
+        return Generation(
+            phases=["FULL" if row[0] else "ESTIMATE" for row in rows],
+            eps=[row[1] if k else None for row, k in zip(rows, known, strict=True)],
+            totals=[row[2] if k else None for row, k in zip(rows, known, strict=True)],
+            could_skip=schedule.can_skip(steps),
+        )
+
+    def end(self) -> None:
+        self.state["progress"][RESTART] = 1.0
 
 
 @dataclass
@@ -60,9 +88,8 @@ class _Step:
     """One call on its way through the programs."""
 
     context: _Context
-    inputs: list[Tensor]
     values: dict[Argument, Tensor]
-    program: Program | None = None
+    decision: Tensor | None = None
     timestep: float | None = None
 
     def arguments(self, program: Program) -> list[Tensor]:
@@ -86,6 +113,9 @@ class CachedModel(nn.Module):
         self._here = threading.local()
         self._last: _Context | None = None
         self._warned = False
+        self._prepared: _Context | None = None
+        self._here_numbers: dict[str, Tensor] = {}
+        self._parameters_in_order = tuple(inspect.signature(model.forward).parameters)
         self._timestep = timestep_argument(model.forward)
         if self._timestep is None:
             log.warning("%s: no timestep argument found; call reset() before every generation", type(model).__name__)
@@ -101,51 +131,42 @@ class CachedModel(nn.Module):
         """
         with torch.no_grad():
             step = self._begin(args, kwargs)
-            if isinstance(step.context.compiled.lowered, Cond):
-                outputs = self._cond_step(step)
-            else:
-                if (prefix := step.context.compiled.programs.get("PREFIX")) is not None:
-                    self._share(step, prefix, prefix.module(*step.arguments(prefix)))
-                program = self._decide(step)
-                outputs = program.module(*step.arguments(program))
+            if (prefix := step.context.compiled.programs.get("PREFIX")) is not None:
+                self._share(step, prefix, prefix.module(*step.arguments(prefix)))
+            program = self._decide(step)
+            outputs = program.module(*step.arguments(program))
             return self._finish(step, outputs)
 
     @torch.compiler.disable
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Step:
-        if self.model.training:
-            raise RFCError(f"{type(self.model).__name__} is in training mode; call .eval() first: dropout is not part of a cached step")
-        compiled, key, leaves = self._lookup(args, kwargs)
-        context = self._context(key, compiled)
-        inputs = compiled.inputs(leaves)
-        names = compiled.captured.names
-        values: dict[Argument, Tensor] = {("input", name): tensor for name, tensor in zip(names, inputs, strict=True)}
+        context, leaves = self._enter(args, kwargs)
+        compiled = context.compiled
+        values: dict[Argument, Tensor] = {
+            ("input", name): t for name, t in zip(compiled.captured.names, compiled.inputs(leaves), strict=True)
+        }
         values |= {("state", slot): tensor for slot, tensor in context.state.items()}
-        step = _Step(context, inputs, values)
+        step = _Step(context, values)
         if context.fresh:
-            self._warn_if_nothing_skipped(context)
             context.begin()
-        if not isinstance(compiled.lowered, Cond):
-            if "PREFIX" not in compiled.programs and compiled.timestep is not None:
-                step.timestep = timestep_value(values["input", compiled.timestep])
-            self._restart_if_noise_grew(step)
-            self._set_clock(step)
+        if "PREFIX" not in compiled.programs and compiled.timestep is not None:
+            step.timestep = timestep_value(values["input", compiled.timestep])
+        self._restart_if_noise_grew(step)
+        self._set_clock(step)
         return step
 
     @torch.compiler.disable
     def _share(self, step: _Step, prefix: Program, results: Any) -> None:
-        for name, tensor in zip(prefix.results, results, strict=True):
-            if name == "decision":
-                step.values["carry", "decision"] = tensor
-            else:
-                step.values["carry", name.removeprefix("carry:")] = tensor
+        step.decision = results[0]
+        for name, tensor in zip(prefix.results[1:], results[1:], strict=True):
+            step.values["carry", name.removeprefix("carry:")] = tensor
 
     @torch.compiler.disable
     def _decide(self, step: _Step) -> Program:
         """The one decision of a step; PREFIX's error and the timestep come to the host in one transfer."""
         context = step.context
         eps: float | None = None
-        if (decision := step.values.pop(("carry", "decision"), None)) is not None:
-            eps, *noise = decision.tolist()
+        if step.decision is not None:
+            eps, *noise = step.decision.tolist()
             step.timestep = noise[0] if noise else None
             if self._restart_if_noise_grew(step):
                 self._set_clock(step)
@@ -156,14 +177,6 @@ class CachedModel(nn.Module):
     @torch.compiler.disable
     def _finish(self, step: _Step, outputs: Any) -> Any:
         return unflatten(outputs, step.context.compiled.captured.outputs)
-
-    def _cond_step(self, step: _Step) -> tuple[Tensor, ...]:
-        context = step.context
-        lowered = context.compiled.lowered
-        assert isinstance(lowered, Cond)
-        state = context.state
-        numbers = self._numbers_on(context.compiled.device)
-        return lowered.step(step.inputs, state, state["progress"], state["log"], numbers)
 
     def _restart_if_noise_grew(self, step: _Step) -> bool:
         context = step.context
@@ -178,6 +191,13 @@ class CachedModel(nn.Module):
         context = step.context
         context.clock.copy_(torch.tensor(context.generation.clock()), non_blocking=True)
         step.values[CLOCK] = context.clock
+
+    def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Context, list[Any]]:
+        """The state set and the flat arguments of a call."""
+        if self.model.training:
+            raise RFCError(f"{type(self.model).__name__} is in training mode; call .eval() first: dropout is not part of a cached step")
+        compiled, key, leaves = self._lookup(args, kwargs)
+        return self._context(key, compiled), leaves
 
     # ---- programs and state ------------------------------------------------------------------------------------------
 
@@ -207,7 +227,8 @@ class CachedModel(nn.Module):
                 clock = torch.zeros(3, device=compiled.device)
             for tensor in (*state.values(), clock):
                 torch._dynamo.mark_static_address(tensor)
-            context = self._contexts[name, key] = _Context(compiled, state, clock)
+            kind = _CondContext if isinstance(compiled.lowered, Cond) else _Context
+            context = self._contexts[name, key] = kind(compiled, state, clock)
         self._last = context
         return context
 
@@ -219,9 +240,7 @@ class CachedModel(nn.Module):
 
     def trace(self, *args: Any, **kwargs: Any) -> Plan:
         """Capture for these arguments without running a step; return the plan."""
-        compiled, key, _ = self._lookup(args, kwargs)
-        self._context(key, compiled)
-        return compiled.plan
+        return self._enter(args, kwargs)[0].compiled.plan
 
     # ---- what the user asks ------------------------------------------------------------------------------------------
 
@@ -252,15 +271,13 @@ class CachedModel(nn.Module):
         """Record of the current generation (of the context that ran last): `nfc`, `phases`, `eps`."""
         if self._last is None:
             return Generation()
-        return _logged(self._last) if isinstance(self._last.compiled.lowered, Cond) else self._last.generation
+        return self._last.record(self.options.method.schedule)
 
     @property
     def contexts(self) -> dict[str, Generation]:
         """Records of the current generations by context name."""
-        return {
-            name: _logged(context) if isinstance(context.compiled.lowered, Cond) else context.generation
-            for (name, _), context in self._contexts.items()
-        }
+        schedule = self.options.method.schedule
+        return {name: context.record(schedule) for (name, _), context in self._contexts.items()}
 
     @property
     def guarded(self) -> Guarded:
@@ -292,9 +309,8 @@ class CachedModel(nn.Module):
     def reset(self) -> None:
         """End the generation of every context: the next call begins with empty state."""
         for context in self._contexts.values():
-            if not context.fresh:
-                self._warn_if_nothing_skipped(context)
-            context.fresh = True
+            self._warn_if_nothing_skipped(context)
+            context.end()
 
     def _latest(self) -> Compiled:
         if not self._compiled:
@@ -305,8 +321,10 @@ class CachedModel(nn.Module):
 
     def _warn_if_nothing_skipped(self, context: _Context) -> None:
         schedule = self.options.method.schedule
-        record = _logged(context) if isinstance(context.compiled.lowered, Cond) and context.generation is not None else context.generation
-        if not self._warned and record.step and record.never_skipped(schedule):
+        if self._warned:
+            return
+        record = context.record(schedule)
+        if record.never_skipped():
             self._warned = True
             warnings.warn(
                 f"{type(self.model).__name__}: all {record.step} steps of a generation were computed in full although {schedule} "
@@ -340,7 +358,7 @@ class CachedModel(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CachedModel:
         """A copy of the model with the same options, its own weights and no state."""
-        twin = CachedModel(copy.deepcopy(self.model, memo), self.options)
+        twin = type(self)(copy.deepcopy(self.model, memo), self.options)
         memo[id(self)] = twin
         return twin
 
@@ -350,13 +368,36 @@ class CachedModel(nn.Module):
         )
 
 
-def _logged(context: _Context) -> Generation:
-    """Read the record of a cond step back from its log."""
-    steps = int(context.state["progress"][0])
-    rows = context.state["log"][:steps].tolist()
-    known = [row[1] == row[1] for row in rows]
-    return Generation(
-        phases=["FULL" if row[0] else "ESTIMATE" for row in rows],
-        eps=[row[1] if k else None for row, k in zip(rows, known, strict=True)],
-        totals=[row[2] if k else None for row, k in zip(rows, known, strict=True)],
-    )
+class CondModel(CachedModel):
+    """A cached model whose step is one graph, decision included: it can be inlined in a larger compiled function or exported.
+
+    There the programs have to exist beforehand: pass `example_inputs` to `transform`, or call the model once.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one step; see `CachedModel.forward`."""
+        if not torch.compiler.is_compiling():
+            self._prepare(args, kwargs)
+        with torch.no_grad():
+            context = self._prepared
+            if context is None:
+                raise RFCError("dispatch='cond': nothing captured yet; pass example_inputs to rfc_fx.transform or call the model once")
+            compiled, state, numbers = context.compiled, context.state, self._here_numbers
+            assert isinstance(compiled.lowered, Cond)
+            given = dict(zip(self._parameters_in_order, args, strict=False)) | kwargs
+            leaves = pytree.tree_leaves({name: given[name] for name in self._parameters_in_order if name in given})
+            inputs = compiled.inputs(leaves)
+            outputs = compiled.lowered.step(inputs, state, state["progress"], state["log"], numbers)
+            return unflatten(outputs, compiled.captured.outputs)
+
+    @torch.compiler.disable
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Have programs and state for this call ready; torch.compile calls it through the lazy-module protocol."""
+        self._prepared, _ = self._enter(args, kwargs)
+        self._here_numbers = self._numbers_on(self._prepared.compiled.device)
+
+    def _initialize_hook(self, *_: Any) -> None:
+        """Marks a module that has to see arguments before it is compiled (torch's lazy-module protocol)."""
+
+    def _infer_parameters(self, _: nn.Module, args: Any, kwargs: Any = None) -> None:
+        self._prepare(tuple(args), dict(kwargs or {}))

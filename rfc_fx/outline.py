@@ -79,9 +79,7 @@ def outline(captured: Captured, sites: Sequence[Site]) -> Outlined:
                 part.meta = {"val": site.output.meta["val"]}
                 env[site.output] = part
     remove_dead(new)
-    moved = [
-        replace(site, I=env[site.I], output=env[site.output], base=None if site.base is None else env[site.base]) for site in sites
-    ]
+    moved = [replace(site, I=env[site.I], output=env[site.output], base=None if site.base is None else env[site.base]) for site in sites]
     return Outlined(captured, new, moved, regions)
 
 
@@ -124,9 +122,7 @@ def _clusters(graph: fx.Graph, sites: Sequence[Site], order: dict[fx.Node, int])
     return [(sorted(nodes, key=order.__getitem__), members) for nodes, members in clusters if nodes]
 
 
-def _schedule(
-    order: dict[fx.Node, int], clusters: Sequence[_Cluster], owner: dict[fx.Node, int]
-) -> tuple[list[fx.Node | int], set[int]]:
+def _schedule(order: dict[fx.Node, int], clusters: Sequence[_Cluster], owner: dict[fx.Node, int]) -> tuple[list[fx.Node | int], set[int]]:
     """Order single nodes and clusters so that everything comes after what it reads, as near the old order as possible."""
     item_of = {node: owner.get(node, node) for node in order}
     rank = {item: order[item] if isinstance(item, fx.Node) else order[clusters[item][1][0].output] for item in set(item_of.values())}

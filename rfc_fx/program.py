@@ -94,17 +94,18 @@ class Compiled:
 def build(model: nn.Module, arguments: Mapping[str, Any], options: Options, timestep: str | None) -> Compiled:
     """model -> graph -> sites -> one call per site -> guarded graph -> programs."""
     start = time.perf_counter()
+    when = arguments.get(timestep) if timestep is not None else None
+    if when is not None and not isinstance(when, Tensor):
+        raise SignatureError(
+            f"{type(model).__name__}: {timestep} must be a tensor, got {type(when).__name__}; "
+            "a plain number would be a constant of the graph, and every step would be captured anew"
+        )
     captured = capture(model, arguments)
     found = find_sites(captured, options.granularity)
     outlined = outline(captured, found.sites)
     guarded = guard(outlined, watched(found.sites, captured), options.method)
     verify_guarded(guarded)
     named = next((place for place, name in captured.names.items() if name == timestep), None)
-    if timestep is not None and timestep in arguments and named is None and arguments[timestep] is not None:
-        raise SignatureError(
-            f"{type(model).__name__}: {timestep} must be a tensor, got {type(arguments[timestep]).__name__}; "
-            "a plain number would be a constant of the graph, and every step would be captured anew"
-        )
     lowered: Host | Cond = lower_host(guarded, named) if options.dispatch == "host" else lower_cond(guarded, named)
     slots = guarded.slots | (progress_slots() if options.dispatch == "cond" else {})
     device = guarded.watched.I.meta["val"].device

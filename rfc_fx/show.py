@@ -77,7 +77,7 @@ def guarded_text(guarded: Guarded, block: str | None = None) -> str:
     lines = []
     for node in guarded.module.graph.nodes:
         path = _path(node)
-        if block is not None and not (path == block or path.startswith(f"{block}.")):
+        if node.op == "get_attr" or (block is not None and path != block and not path.startswith(f"{block}.")):
             continue
         lines.append(_line(node))
     return "\n".join(lines)
@@ -92,8 +92,17 @@ def _path(node: fx.Node) -> str:
 
 
 def _line(node: fx.Node) -> str:
-    arguments = ", ".join(map(str, node.args))
-    named = "".join(f", {key}={item!s}" for key, item in node.kwargs.items() if item is not None)
-    size = "x".join(map(str, shape(node)))
-    target = "select" if node.target is select else str(node.target).removesuffix(".default")
-    return f"{node.name}: {size or '-'} = {target}({arguments}{named})"
+    arguments = ", ".join(map(_argument, node.args))
+    named = "".join(f", {key}={_argument(item)}" for key, item in node.kwargs.items() if item is not None)
+    size = "x".join(map(str, shape(node))) or "-"
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"{node.name}: {size} = {target.removesuffix('.default')}({arguments}{named})"
+
+
+def _argument(argument: Any) -> str:
+    """A weight by its own name, without the path; anything else as it stands."""
+    if isinstance(argument, fx.Node) and argument.op == "get_attr":
+        return str(argument.target).rsplit(".", 1)[-1]
+    if isinstance(argument, list | tuple):
+        return f"[{', '.join(map(_argument, argument))}]"
+    return str(argument)

@@ -237,9 +237,7 @@ def _is_float(node: fx.Node) -> bool:
 # ---- coarser sites: the residual of a whole block, or of all blocks ------------------------------------------------
 
 
-def _blocks(
-    residuals: Sequence[_Residual], by_add: dict[fx.Node, Site], captured: Captured, ancestry: _Ancestry
-) -> Iterator[Site]:
+def _blocks(residuals: Sequence[_Residual], by_add: dict[fx.Node, Site], captured: Captured, ancestry: _Ancestry) -> Iterator[Site]:
     """One site per block and stream: from the stream before the block's first residual add to the one after its last."""
     chains: list[list[_Residual]] = []
     for residual in residuals:
@@ -260,9 +258,7 @@ def _blocks(
         yield Site(name, by_add[first.add].I, last.add, base=first.x)
 
 
-def _stack(
-    residuals: Sequence[_Residual], by_add: dict[fx.Node, Site], captured: Captured, ancestry: _Ancestry
-) -> Iterator[Site]:
+def _stack(residuals: Sequence[_Residual], by_add: dict[fx.Node, Site], captured: Captured, ancestry: _Ancestry) -> Iterator[Site]:
     """One site for everything between the latent's first residual add and the last residual add."""
     known = [residual for residual in residuals if residual.add in by_add]
     if not known:

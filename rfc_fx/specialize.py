@@ -69,7 +69,7 @@ class _Builder:
         self.arguments: dict[Argument, fx.Node] = {}
         self.env: dict[fx.Node, Any] = {}
         self.traces: dict[Any, fx.GraphModule] = {}
-        self._clock: Clock | None = None
+        self._clock: list[fx.Node] = []
 
     def argument(self, kind: Kind, name: str, spec: SlotSpec | None = None, meta: dict[str, Any] | None = None) -> fx.Node:
         """The placeholder of an argument, made at its first use."""
@@ -85,11 +85,11 @@ class _Builder:
         names = self.guarded.site_slots(owner)
         return {name: self.argument("state", f"{owner}.{name}", self.guarded.slots[f"{owner}.{name}"]) for name in names}
 
-    def clock(self) -> Clock:
+    def clock(self) -> list[fx.Node]:
         """k, N and n as 0-d tensors."""
-        if self._clock is None:
+        if not self._clock:
             packed = self.argument(*CLOCK)
-            self._clock = Clock(*(self.graph.call_function(aten.select.int, (packed, 0, i)) for i in range(3)))  # type: ignore[arg-type]
+            self._clock = [self.graph.call_function(aten.select.int, (packed, 0, i)) for i in range(3)]
         return self._clock
 
     def get(self, node: fx.Node) -> fx.Node:

@@ -1,0 +1,408 @@
+"""Generate: the same samples by every method, as eager twin and as compiled graph, timed in turns and compared."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from math import inf, log10
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+import rfc_fx
+from rfc.eager import CachedEager, cached
+from rfc.generation import Generation
+from rfc.method import RFC, CachingMethod, Method
+from rfc.schedule import RCS
+from rfc_fx.load import Source, Tick
+from rfc_fx.model import CachedModel, NothingSkippedWarning
+from rfc_fx.program import Dispatch
+from rfc_fx.show import pattern
+from rfc_fx.sites import Granularity
+
+FULL = "full"
+"""Name of the row without caching."""
+
+DATA_RANGE = 2.0
+"""Pixels are in [-1, 1]."""
+
+Side = Literal["eager", "graph"]
+"""eager: the model itself, or the twin. graph: what torch.compile gets, the model or what `transform` made of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to compare: `steps` per generation, `rounds` counted generations per variant."""
+
+    steps: int = 50
+    rounds: int = 3
+    compile: bool = True
+    granularity: Granularity = "module"
+    dispatch: Dispatch = "host"
+
+
+class Timing(NamedTuple):
+    """Milliseconds per generation over the counted rounds."""
+
+    median_ms: float
+    min_ms: float
+    max_ms: float
+
+
+class Twin(nn.Module):
+    """`rfc.eager.cached` as a pipeline needs it: the model's attributes, and one state per `cache_context`."""
+
+    def __init__(self, model: nn.Module, method: CachingMethod) -> None:
+        super().__init__()
+        self.model = model
+        self.method = method
+        self._name = "default"
+        self._twins: dict[str, CachedEager] = {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._name not in self._twins:
+            self._twins[self._name] = cached(self.model, self.method)
+        return self._twins[self._name](*args, **kwargs)
+
+    @contextmanager
+    def cache_context(self, name: str) -> Iterator[None]:
+        """Name the state set that calls inside use."""
+        before, self._name = self._name, name
+        try:
+            yield
+        finally:
+            self._name = before
+
+    @property
+    def contexts(self) -> dict[str, Generation]:
+        """Records of the latest generation by context."""
+        return {name: twin.stats for name, twin in self._twins.items()}
+
+    def reset(self) -> None:
+        """The next call begins a generation in every context."""
+        for twin in self._twins.values():
+            twin.reset()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+
+@dataclass(kw_only=True)
+class Variant:
+    """One way to draw the samples, and what was seen of it."""
+
+    method: str
+    side: Side
+    call: Any
+    """What stands where the transformer stood."""
+    cache: CachedModel | Twin | None = None
+    warmup_steps: int = 1
+    warmup_s: float = 0.0
+    """Seconds of the first, short generation: capture and compilation, where the variant needs them."""
+    times_ms: list[float] = field(default_factory=list)
+    images: Tensor | None = None
+    contexts: dict[str, Generation] = field(default_factory=dict)
+
+    @property
+    def timing(self) -> Timing:
+        return Timing(statistics.median(self.times_ms), min(self.times_ms), max(self.times_ms))
+
+    def warm_up(self, source: Source, device: torch.device) -> None:
+        """A short generation in which every program runs."""
+        start = time.perf_counter()
+        if isinstance(self.cache, CachedModel):
+            method = self.cache.method
+            self.cache.method = skipping(method)
+            source.draw(self.call, self.warmup_steps, lambda: None)
+            self.cache.method = method
+        else:
+            source.draw(self.call, self.warmup_steps, lambda: None)
+        _wait(device)
+        self.warmup_s = time.perf_counter() - start
+
+    def run(self, source: Source, steps: int, tick: Tick, device: torch.device) -> None:
+        """One counted generation."""
+        if self.cache is not None:
+            self.cache.reset()
+        _wait(device)
+        start = time.perf_counter()
+        images = source.draw(self.call, steps, tick)
+        _wait(device)
+        self.times_ms.append((time.perf_counter() - start) * 1e3)
+        self.images = images
+        if self.cache is not None:
+            self.contexts = dict(self.cache.contexts)
+
+
+def skipping(method: CachingMethod) -> CachingMethod:
+    """The method with a schedule that skips every step after its warm-up; runs on the same programs."""
+    if isinstance(method, RFC):
+        return replace(method, tau=inf)
+    if isinstance(method, Method) and isinstance(method.schedule, RCS):
+        return replace(method, schedule=replace(method.schedule, tau=inf))
+    return method
+
+
+def variants(source: Source, methods: Mapping[str, CachingMethod], settings: Settings) -> list[Variant]:
+    """Full computation and every method, on the eager side and on the graph's."""
+    plain = source.model
+    graph: Callable[[nn.Module], Any] = (lambda model: torch.compile(model, fullgraph=True)) if settings.compile else (lambda model: model)
+    made = [Variant(method=FULL, side="eager", call=plain)]
+    if settings.compile:
+        made.append(Variant(method=FULL, side="graph", call=graph(plain)))
+    for name, method in methods.items():
+        short = min(settings.steps, method.schedule.warmup + 2)
+        twin = Twin(plain, method)
+        transformed = rfc_fx.transform(plain, method=method, granularity=settings.granularity, dispatch=settings.dispatch)
+        made.append(Variant(method=name, side="eager", call=twin, cache=twin, warmup_steps=short))
+        made.append(Variant(method=name, side="graph", call=graph(transformed), cache=transformed, warmup_steps=short))
+    return made
+
+
+class Reporter(Protocol):
+    """Hears of the progress of a comparison."""
+
+    def warming(self, variant: Variant) -> None: ...
+    def running(self, variant: Variant, round: int) -> None: ...
+    def step(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method of the comparison."""
+
+    method: str
+    eager: Variant
+    graph: Variant | None
+    """None: full computation without torch.compile, which is the eager model."""
+    psnr_db: float
+    """Against the samples of the eager full computation; of the graph side where there is one."""
+    psnr_eager_db: float
+    state_bytes: int
+
+    @property
+    def best(self) -> Variant:
+        """The graph side, where there is one."""
+        return self.graph or self.eager
+
+    @property
+    def record(self) -> Generation | None:
+        """The generation of the first context, None for full computation."""
+        return next(iter(self.best.contexts.values()), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All rows, full computation first."""
+
+    source: Source
+    methods: Mapping[str, CachingMethod]
+    settings: Settings
+    rows: list[Row]
+    graphs_compiled_while_counting: int
+    """0: nothing was compiled inside a timed run."""
+
+    def nfc(self, row: Row) -> int:
+        """Full computations of a generation (of the first context)."""
+        return row.record.nfc if row.record is not None else self.settings.steps
+
+    def phases(self, row: Row) -> str:
+        """One character a step: # full, . estimated."""
+        return pattern(row.record) if row.record is not None else "#" * self.settings.steps
+
+    def speedups(self, row: Row) -> dict[str, float]:
+        """Ratios of medians, named by both sides."""
+        full, now = self.rows[0], row.best.timing.median_ms
+        if row is full:
+            return {} if row.graph is None else {"compiled_full_vs_eager_full": row.eager.timing.median_ms / now}
+        ratios = {"vs_eager_twin": row.eager.timing.median_ms / now, "vs_eager_full": full.eager.timing.median_ms / now}
+        if full.graph is not None:
+            ratios["vs_compiled_full"] = full.graph.timing.median_ms / now
+        side = "compiled" if self.settings.compile else "transformed"
+        return {f"{side}_cached_{name}": value for name, value in ratios.items()}
+
+    def notes(self) -> list[str]:
+        """What a reader must know to read the numbers right."""
+        return list(_notes(self))
+
+
+def compare(source: Source, methods: Mapping[str, CachingMethod], settings: Settings, report: Reporter) -> Comparison:
+    """Warm every variant up once, then run them in turns, `settings.rounds` times each, in one process."""
+    made = variants(source, methods, settings)
+    device = next(source.model.parameters()).device
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingSkippedWarning)  # said in notes()
+        for variant in made:
+            report.warming(variant)
+            variant.warm_up(source, device)
+        before = _graphs_compiled()
+        for round in range(settings.rounds):
+            for variant in made:
+                report.running(variant, round)
+                variant.run(source, settings.steps, report.step, device)
+        compiled = _graphs_compiled() - before
+    rows = [_row(name, made, source) for name in (FULL, *methods)]
+    return Comparison(source=source, methods=methods, settings=settings, rows=rows, graphs_compiled_while_counting=compiled)
+
+
+def _row(name: str, made: list[Variant], source: Source) -> Row:
+    reference = made[0].images
+    sides = {variant.side: variant for variant in made if variant.method == name}
+    eager, graph = sides["eager"], sides.get("graph")
+    assert reference is not None
+    assert eager.images is not None
+    at_twin = psnr(eager.images, reference)
+    at_graph = at_twin if graph is None or graph.images is None else psnr(graph.images, reference)
+    state = 0 if graph is None or not isinstance(graph.cache, CachedModel) else graph.cache.summary().held_bytes
+    # the reference is the eager full computation itself: inf; what compilation changes of it stands beside
+    shown, beside = (at_twin, at_graph) if name == FULL else (at_graph, at_twin)
+    return Row(method=name, eager=eager, graph=graph, psnr_db=shown, psnr_eager_db=beside, state_bytes=state)
+
+
+def psnr(x: Float[Tensor, "N C H W"], reference: Float[Tensor, "N C H W"]) -> float:
+    """10 log10(range^2 / mean squared error) in dB over all pixels of all samples, clamped to [-1, 1]; inf when equal."""
+    error = float((x.double().clamp(-1, 1) - reference.double().clamp(-1, 1)).square().mean())
+    return inf if error == 0 else 10 * log10(DATA_RANGE**2 / error)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _graphs_compiled() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def _notes(of: Comparison) -> Iterator[str]:
+    steps, rounds = of.settings.steps, of.settings.rounds
+    for row in of.rows[1:]:
+        method = of.methods[row.method]
+        if not method.schedule.can_skip(steps):
+            yield f"{row.method}: nothing can be skipped in {steps} steps with {method.schedule}: the times are those of full computation"
+        elif of.nfc(row) == steps:
+            yield f"{row.method}: all {steps} steps were full although {method.schedule} could skip; raise its threshold (--tau)"
+        if row.graph is not None and pattern_of(row.eager) != pattern_of(row.graph):
+            yield f"{row.method}: the twin took other decisions than the graph: {pattern_of(row.eager)} against {pattern_of(row.graph)}"
+        if len(row.best.contexts) > 1:
+            yield f"{row.method}: one schedule per context, the first is shown: {pattern_of(row.best)}"
+    if of.settings.granularity != "module":
+        yield f"the eager twin works on modules; only the graph side uses granularity {of.settings.granularity}"
+    if rounds < 3:
+        yield f"{rounds} counted round{'s' if rounds > 1 else ''}: too few for a median; use --rounds 3 or more"
+    if not of.settings.compile:
+        yield "nothing was compiled (--no-compile): the graph side runs node by node and says nothing about speed"
+    if of.graphs_compiled_while_counting:
+        yield f"{of.graphs_compiled_while_counting} graphs were compiled inside counted runs: the slowest times include compilation"
+
+
+def pattern_of(variant: Variant) -> str:
+    """The phases of every context."""
+    return ", ".join(f"{name} {pattern(record)}" for name, record in variant.contexts.items())
+
+
+# ---- the record ------------------------------------------------------------------------------------------------------
+
+
+def summary(of: Comparison) -> dict[str, Any]:
+    """Everything measured, with units in the names; numbers JSON cannot hold are the strings inf and nan."""
+    weights = next(of.source.model.parameters())
+    return {
+        "settings": {
+            "model": of.source.name,
+            "model_class": type(of.source.model).__name__,
+            "groups": of.source.groups,
+            "seeds": of.source.seeds,
+            "samples": len(of.source.groups) * len(of.source.seeds),
+            "cfg": getattr(of.source, "cfg", None),
+            "steps": of.settings.steps,
+            "rounds": of.settings.rounds,
+            "compile": of.settings.compile,
+            "granularity": of.settings.granularity,
+            "dispatch": of.settings.dispatch,
+            "dtype": str(weights.dtype).removeprefix("torch."),
+            "device": str(weights.device),
+        },
+        "protocol": (
+            f"ms per generation of all samples in one batch; one short warm-up per variant, then {of.settings.rounds} rounds in which "
+            "all variants take turns in one process; median, smallest and largest time; a speed-up is a ratio of medians"
+        ),
+        "psnr": f"dB against the eager full computation of the same seeds, all pixels of all samples, data range {DATA_RANGE:g}",
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "graphs_compiled_while_counting": of.graphs_compiled_while_counting,
+        "notes": of.notes(),
+        "methods": {row.method: _method(of, row) for row in of.rows},
+    }
+
+
+def _method(of: Comparison, row: Row) -> dict[str, Any]:
+    record = row.record
+    entry = {
+        "settings": str(of.methods[row.method]) if row.method in of.methods else "every step in full",
+        "nfc": of.nfc(row),
+        "steps": of.settings.steps,
+        "phases": of.phases(row),
+        "eps": record.eps if record is not None else [],
+        "accumulated_eps": record.totals if record is not None else [],
+        "eager_is": "the model" if row.method == FULL else "the twin, rfc.eager.cached",
+        "eager": _side(row.eager),
+        "graph_is": _graph_is(of, row),
+        "graph": None if row.graph is None else _side(row.graph),
+        "speedup": of.speedups(row),
+        "psnr_db": row.psnr_db,
+        ("psnr_compiled_full_db" if row.method == FULL else "psnr_twin_db"): row.psnr_eager_db,
+        "state_mib": row.state_bytes / 2**20,
+    }
+    return {key: _plain(value) for key, value in entry.items()}
+
+
+def _graph_is(of: Comparison, row: Row) -> str | None:
+    if row.graph is None:
+        return None
+    what = "model" if row.method == FULL else "rfc_fx.transform(model)"
+    return f"torch.compile({what}, fullgraph=True)" if of.settings.compile else f"{what}, not compiled"
+
+
+def _side(variant: Variant) -> dict[str, Any]:
+    contexts = {name: {"nfc": record.nfc, "phases": pattern(record)} for name, record in variant.contexts.items()}
+    return {
+        "median_ms": variant.timing.median_ms,
+        "min_ms": variant.timing.min_ms,
+        "max_ms": variant.timing.max_ms,
+        "times_ms": list(variant.times_ms),
+        "warmup_with_compilation_s": variant.warmup_s,
+        "contexts": contexts,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no inf and no nan."""
+    if isinstance(value, float) and (value != value or value in (inf, -inf)):
+        return str(value)
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide what was measured."""
+    import diffusers
+
+    from rfc_fx import cli
+
+    return {
+        "rfc_fx": cli.version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }

@@ -1,0 +1,29 @@
+"""One thread, fixed seeds, hypothesis without randomness or deadlines, and the helpers in `tests/` importable by name."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+HERE = str(Path(__file__).parent)
+if HERE not in sys.path:
+    sys.path.append(HERE)  # `families` and `tolerances`; at the end, so that tests/rfc never stands before the package rfc
+
+torch.set_num_threads(1)
+
+settings.register_profile(
+    "specification",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=12,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("specification")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,105 @@
+"""Law 5: one compiled frame per phase, no graph break, no recompile, whatever changes from step to step."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+from families import FAMILIES, moved, sample
+from tolerances import INDUCTOR
+
+import rfc
+import rfc_fx
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> Any:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def run(model: Any, kwargs: dict[str, Any], steps: int) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [sample(model(**moved(kwargs, i, steps))) for i in range(steps)]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    return max(float((x - y).norm() / y.norm()) for x, y in zip(a, b, strict=True))
+
+
+def use_in_every_way(cached: rfc_fx.CachedModel, compiled: Any, plain: rfc_fx.CachedModel, kwargs: dict[str, Any]) -> float:
+    """Two generations, another seed, another number of steps, another tau, guidance off for a while: two contexts."""
+    worst = same(run(compiled, kwargs, 9), run(plain, kwargs, 9))
+    worst = max(worst, same(run(compiled, kwargs, 9), run(plain, kwargs, 9)))
+    seeded = {**kwargs, "hidden_states": torch.randn_like(kwargs["hidden_states"])}
+    worst = max(worst, same(run(compiled, seeded, 7), run(plain, seeded, 7)))
+    cached.method = plain.method = rfc.RFC(tau=0.15)
+    worst = max(worst, same(run(compiled, kwargs, 12), run(plain, kwargs, 12)))
+    with cached.cache_context("uncond"), plain.cache_context("uncond"):
+        worst = max(worst, same(run(compiled, kwargs, 9), run(plain, kwargs, 9)))
+    return worst
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_law_5_host_dispatch_compiles_one_frame_per_phase(family: str) -> None:
+    model, kwargs = FAMILIES[family]()
+    cached, plain = (rfc_fx.transform(model, method=rfc.RFC(tau=0.3)) for _ in range(2))
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    assert use_in_every_way(cached, torch.compile(cached, fullgraph=True, backend=counter), plain, kwargs) == 0
+    assert list(cached.programs) == ["PREFIX", "FULL", "ESTIMATE"]
+    assert counter.frame_count == 3
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert not torch._dynamo.utils.counters["recompiles"]
+
+
+def test_law_5_a_fixed_schedule_needs_two_frames() -> None:
+    model, kwargs = FAMILIES["dit"]()
+    cached = rfc_fx.transform(model, method=rfc.TaylorSeer(interval=3, order=1))
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    compiled = torch.compile(cached, fullgraph=True, backend=counter)
+    run(compiled, kwargs, 12)
+    cached.method = rfc.TaylorSeer(interval=5, order=1)
+    run(compiled, kwargs, 12)
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("family", ["dit", "flux", "wan"])
+def test_law_5_cond_dispatch_is_one_frame(family: str) -> None:
+    model, kwargs = FAMILIES[family]()
+    cached, plain = (rfc_fx.transform(model, method=rfc.RFC(tau=0.3), dispatch="cond") for _ in range(2))
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    assert use_in_every_way(cached, torch.compile(cached, fullgraph=True, backend=counter), plain, kwargs) == 0
+    assert counter.frame_count == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_cond_dispatch_works_inside_a_larger_compiled_function() -> None:
+    model, kwargs = FAMILIES["dit"]()
+    cached, plain = (rfc_fx.transform(model, moved(kwargs, 0), method=rfc.RFC(tau=0.3), dispatch="cond") for _ in range(2))
+    cached._prepare((), moved(kwargs, 0))
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def sampler_step(arguments: dict[str, Any]) -> torch.Tensor:
+        return arguments["hidden_states"] - 0.1 * sample(cached(**arguments)).chunk(2, dim=1)[0]
+
+    with torch.no_grad():
+        for i in range(10):
+            got = sampler_step(moved(kwargs, i, 10))
+            expected = moved(kwargs, i, 10)["hidden_states"] - 0.1 * sample(plain(**moved(kwargs, i, 10))).chunk(2, dim=1)[0]
+            assert torch.equal(got, expected)
+    assert counter.frame_count == 1
+    assert cached.stats.phases == plain.stats.phases
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("dispatch", ["host", "cond"])
+def test_law_2_inductor_agrees_with_the_uncompiled_programs(dispatch: Any) -> None:
+    model, kwargs = FAMILIES["dit"]()
+    cached, plain = (rfc_fx.transform(model, method=rfc.RFC(tau=0.3, order=2), dispatch=dispatch) for _ in range(2))
+    compiled = torch.compile(cached, fullgraph=True)
+    assert same(run(compiled, kwargs, 9), run(plain, kwargs, 9)) <= INDUCTOR
+    assert cached.stats.phases == plain.stats.phases
+    assert {"FULL", "ESTIMATE"} == set(cached.stats.phases[3:])

@@ -1,0 +1,190 @@
+"""The laws of the design, for five families: full is the model, and every form of a method gives the same numbers."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, moved, sample
+from tolerances import SAME_GRAPH
+from torch import Tensor, nn
+
+import rfc
+import rfc.eager
+import rfc_fx
+from rfc.generation import clock_tensors
+from rfc_fx.guard import Reference, zeros
+
+ESTIMATORS = {
+    "reuse": rfc.Reuse(),
+    "taylor2": rfc.Taylor(order=2),
+    "rfe1": rfc.RFE(order=1),
+    "rfe2": rfc.RFE(order=2),
+    "rfe2-token": rfc.RFE(order=2, norm="token"),
+    "projective2": rfc.Projective(order=2),
+}
+STEPS = 10
+
+
+def listed(estimator: rfc.Estimator, phases: str) -> rfc.Method:
+    return rfc.Method(estimator=estimator, schedule=rfc.Listed(steps=[i for i, phase in enumerate(phases) if phase == "F"]))
+
+
+def strings(count: int, seed: int = 0) -> list[str]:
+    """Random phase strings that begin with a full step."""
+    draw = random.Random(seed)
+    return ["F" + "".join(draw.choice("FEE") for _ in range(STEPS - 1)) for _ in range(count)]
+
+
+@torch.no_grad()
+def generation(model: Any, kwargs: dict[str, Any], steps: int = STEPS) -> Tensor:
+    return torch.stack([sample(model(**moved(kwargs, i, steps))) for i in range(steps)])
+
+
+@torch.no_grad()
+def reference(cached: rfc_fx.CachedModel, kwargs: dict[str, Any], phases: str) -> Tensor:
+    """The guarded graph run node by node with the given phases."""
+    guarded = cached.guarded
+    state = zeros(guarded.slots, torch.device("cpu"))
+    bookkeeping = rfc.Generation()
+    outputs = []
+    for i, phase in enumerate(phases):
+        named = {name: moved(kwargs, i, STEPS)[argument] for name, argument in cached.compiled.captured.names.items()}
+        clock = clock_tensors(bookkeeping.clock(), torch.device("cpu"))
+        full = "FULL" if phase == "F" else "ESTIMATE"
+        outputs.append(Reference(guarded, state, clock).run(full, *named.values())[0])
+        now = rfc.Listed(steps=[0, i] if phase == "F" else [0])
+        bookkeeping.decide(now, now.numbers(), None, None)
+    return torch.stack(outputs)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("granularity", ["module", "block", "stack"])
+@pytest.mark.parametrize("dispatch", ["host", "cond"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_law_1_all_full_is_the_model_bit_for_bit(family: str, dispatch: Any, granularity: Any) -> None:
+    model, kwargs = FAMILIES[family]()
+    cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.0), granularity=granularity, dispatch=dispatch)
+    assert torch.equal(generation(cached, kwargs, 4), generation(model, kwargs, 4))
+    assert cached.stats.phases == ["FULL"] * 4
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_law_2_twin_guarded_and_programs_agree_for_random_phases(family: str, estimator: str) -> None:
+    model, kwargs = FAMILIES[family]()
+    method = ESTIMATORS[estimator]
+    cached = rfc_fx.transform(model, moved(kwargs, 0, STEPS), method=listed(method, "F"))
+    for phases in strings(3):
+        cached.method = listed(method, phases)
+        got = generation(cached, kwargs)
+        assert "".join(phase[0] for phase in cached.stats.phases) == phases
+        assert difference(got, generation(rfc.eager.cached(model, listed(method, phases)), kwargs)) <= SAME_GRAPH
+        assert difference(got, reference(cached, kwargs, phases)) <= SAME_GRAPH
+
+
+@pytest.mark.parametrize("granularity", ["module", "block", "stack"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_law_2_guarded_host_and_cond_agree_at_every_granularity(family: str, granularity: Any) -> None:
+    model, kwargs = FAMILIES[family]()
+    method = rfc.RFE(order=2)
+    host, cond = (
+        rfc_fx.transform(model, moved(kwargs, 0, STEPS), method=listed(method, "F"), granularity=granularity, dispatch=dispatch)
+        for dispatch in ("host", "cond")
+    )
+    for phases in strings(2, seed=1):
+        host.method = cond.method = listed(method, phases)
+        got = generation(host, kwargs)
+        assert difference(got, reference(host, kwargs, phases)) <= SAME_GRAPH
+        assert difference(got, generation(cond, kwargs)) <= SAME_GRAPH
+        assert host.stats.phases == cond.stats.phases
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_law_2_data_driven_decisions_are_the_same_in_twin_host_and_cond(family: str) -> None:
+    model, kwargs = FAMILIES[family]()
+    forms: list[nn.Module] = [rfc.eager.cached(model, rfc.RFC(tau=0.3, order=2))]
+    forms += [rfc_fx.transform(model, method=rfc.RFC(tau=0.3, order=2), dispatch=dispatch) for dispatch in ("host", "cond")]
+    twin, host, cond = ((generation(form, kwargs), form.stats) for form in forms)
+    assert {"FULL", "ESTIMATE"} == set(host[1].phases[3:])
+    assert twin[1].phases == host[1].phases == cond[1].phases
+    assert twin[1].eps == host[1].eps == cond[1].eps
+    assert twin[1].totals == host[1].totals == cond[1].totals
+    assert difference(twin[0], host[0]) <= SAME_GRAPH
+    assert difference(cond[0], host[0]) <= SAME_GRAPH
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("family", ["dit", "flux"])
+def test_law_3_an_estimate_with_unchanged_inputs_is_the_full_output(family: str, estimator: str) -> None:
+    model, kwargs = FAMILIES[family]()
+    cached = rfc_fx.transform(model, method=listed(ESTIMATORS[estimator], "FFE"))
+    with torch.no_grad():
+        first, second, third = (sample(cached(**kwargs)) for _ in range(3))
+    assert cached.stats.phases == ["FULL", "FULL", "ESTIMATE"]
+    assert torch.equal(first, second)
+    assert torch.equal(second, third)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_law_4_tau_zero_is_always_full_and_tau_infinite_never_after_warm_up(family: str) -> None:
+    model, kwargs = FAMILIES[family]()
+    cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.0))
+    generation(cached, kwargs, 6)
+    assert cached.stats.phases == ["FULL"] * 6
+    cached.method = rfc.RFC(tau=float("inf"))
+    generation(cached, kwargs, 6)
+    assert cached.stats.phases == ["FULL"] * 3 + ["ESTIMATE"] * 3
+
+
+@pytest.mark.parametrize("dispatch", ["host", "cond"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_law_7_weights_are_shared_and_state_is_what_the_plan_announced(family: str, dispatch: Any) -> None:
+    model, kwargs = FAMILIES[family]()
+    before = {id(parameter) for parameter in model.parameters()}
+    cached = rfc_fx.transform(model, moved(kwargs, 0), method=rfc.RFC(order=2), dispatch=dispatch)
+    announced = cached.plan()
+    generation(cached, kwargs, 5)
+    assert {id(parameter) for parameter in cached.parameters()} == before
+    for program in cached.programs.values():
+        assert {id(parameter) for parameter in program.module.parameters()} <= before
+    (context,) = cached._contexts.values()
+    assert sum(tensor.nbytes for tensor in context.state.values()) == announced.state_bytes == sum(row.bytes for row in announced.slots)
+    assert {name: (tuple(t.shape), t.dtype) for name, t in context.state.items()} == {r.name: (r.shape, r.dtype) for r in announced.slots}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_state_keeps_its_addresses_over_generations(family: str) -> None:
+    model, kwargs = FAMILIES[family]()
+    cached = rfc_fx.transform(model, moved(kwargs, 0), method=rfc.RFC(tau=0.3))
+    (context,) = cached._contexts.values()
+    before = {name: tensor.data_ptr() for name, tensor in context.state.items()}
+    for _ in range(2):
+        generation(cached, kwargs, 6)
+    assert {name: tensor.data_ptr() for name, tensor in context.state.items()} == before
+
+
+@pytest.mark.parametrize("dispatch", ["host", "cond"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_law_9_a_result_never_depends_on_an_earlier_generation(family: str, dispatch: Any) -> None:
+    model, kwargs = FAMILIES[family]()
+    method = rfc.RFC(tau=0.3, order=2)
+    fresh = rfc_fx.transform(model, method=method, dispatch=dispatch)
+    expected = generation(fresh, kwargs)
+    used = rfc_fx.transform(model, method=method, dispatch=dispatch)
+    other = {**kwargs, "hidden_states": torch.full_like(kwargs["hidden_states"], float("nan"))}
+    generation(used, other, 3)  # not a number everywhere: nothing of it may be left
+    assert torch.equal(generation(used, kwargs), expected)
+    generation(used, kwargs, 7)  # left in the middle; the timestep then moves back towards the noise
+    assert torch.equal(generation(used, kwargs), expected)
+
+
+def test_estimate_does_no_work_of_a_site_and_its_share_is_counted() -> None:
+    for family, largest in (("dit", 0.25), ("pixart", 0.15), ("sd3", 0.1), ("flux", 0.1), ("wan", 0.1)):
+        model, kwargs = FAMILIES[family]()
+        cached = rfc_fx.transform(model, kwargs, method=rfc.RFC())
+        assert not [node for node in cached.programs["ESTIMATE"].graph.nodes if node.op == "call_module"]
+        assert 0 < cached.plan().estimate_share < largest

@@ -1,0 +1,269 @@
+"""What a user of a transformed model meets: attributes, contexts, resets, reports, errors, copies, threads."""
+
+import copy
+import pickle
+import threading
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, moved, sample
+from torch import Tensor, nn
+
+import rfc
+import rfc_fx
+
+
+@torch.no_grad()
+def generation(model: Any, kwargs: dict[str, Any], steps: int = 8) -> Tensor:
+    return torch.stack([sample(model(**moved(kwargs, i, steps))) for i in range(steps)])
+
+
+def dit(**options: Any) -> tuple[nn.Module, rfc_fx.CachedModel, dict[str, Any]]:
+    model, kwargs = FAMILIES["dit"]()
+    return model, rfc_fx.transform(model, **options), kwargs
+
+
+def test_it_stands_where_the_model_stood() -> None:
+    model, cached, kwargs = dit()
+    assert cached.config is model.config
+    assert cached.dtype == model.dtype
+    assert cached.device == model.device
+    assert cached.transformer_blocks is model.transformer_blocks
+    with torch.no_grad():
+        assert type(cached(**kwargs)) is type(model(**kwargs))
+        as_tuple = cached(**kwargs, return_dict=False)
+    assert isinstance(as_tuple, tuple)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = cached.no_such_thing
+
+
+def test_positional_and_named_arguments_are_the_same_call() -> None:
+    _, cached, kwargs = dit(method=rfc.FullCompute())
+    with torch.no_grad():
+        named = cached(**kwargs).sample
+        placed = cached(kwargs["hidden_states"], kwargs["timestep"], kwargs["class_labels"]).sample
+    assert torch.equal(named, placed)
+    assert len(cached._compiled) == 1
+
+
+def test_example_inputs_capture_at_once_and_plan_speaks_before_the_first_run() -> None:
+    model, kwargs = FAMILIES["dit"]()
+    cached = rfc_fx.transform(model, kwargs)
+    plan = cached.plan()
+    assert len(plan.sites) == 4
+    assert plan.state_bytes > 0
+    assert 0 < plan.estimate_share < 1
+    assert cached.stats.phases == []
+    positional = rfc_fx.transform(model, tuple(kwargs.values()))
+    assert positional.plan() == plan
+
+
+def test_plan_without_a_capture_says_how_to_get_one() -> None:
+    _, cached, _ = dit()
+    with pytest.raises(rfc_fx.RFCError, match=r"nothing captured yet; pass example_inputs to rfc_fx.transform or call the model once"):
+        cached.plan()
+
+
+def test_contexts_keep_separate_state() -> None:
+    model, cached, kwargs = dit(method=rfc.RFC(tau=0.3))
+    other = {**kwargs, "class_labels": torch.tensor([3, 4])}
+    expected = [generation(rfc_fx.transform(model, method=rfc.RFC(tau=0.3)), inputs) for inputs in (kwargs, other)]
+    got: list[list[Tensor]] = [[], []]
+    with torch.no_grad():
+        for i in range(8):
+            for stream, (name, inputs) in enumerate((("cond", kwargs), ("uncond", other))):
+                if name == "uncond" and i == 5:
+                    continue  # guidance off for one step: call parity would now swap the two
+                with cached.cache_context(name):
+                    got[stream].append(sample(cached(**moved(inputs, i, 8))))
+    assert torch.equal(torch.stack(got[0]), expected[0])
+    assert torch.equal(torch.stack(got[1][:5]), expected[1][:5])
+    assert set(cached.contexts) == {"cond", "uncond"}
+    assert cached.contexts["uncond"].step == 7
+
+
+def test_two_models_interleaved_do_not_meet() -> None:
+    model, first, kwargs = dit(method=rfc.RFC(tau=0.3))
+    second = rfc_fx.transform(model, method=rfc.TaylorSeer(interval=3, order=1))
+    expected = generation(first, kwargs), generation(second, kwargs)
+    first.reset()
+    second.reset()
+    rows: tuple[list[Tensor], list[Tensor]] = ([], [])
+    with torch.no_grad():
+        for i in range(8):
+            for row, cached in zip(rows, (first, second), strict=True):
+                row.append(sample(cached(**moved(kwargs, i, 8))))
+    assert torch.equal(torch.stack(rows[0]), expected[0])
+    assert torch.equal(torch.stack(rows[1]), expected[1])
+
+
+def test_threads_do_not_meet() -> None:
+    model, cached, kwargs = dit(method=rfc.RFC(tau=0.3))
+    inputs = [{**kwargs, "class_labels": torch.tensor([c, c])} for c in range(3)]
+    expected = [generation(rfc_fx.transform(model, method=rfc.RFC(tau=0.3)), one) for one in inputs]
+    cached.trace(**inputs[0])
+    got: dict[int, Tensor] = {}
+
+    def work(stream: int) -> None:
+        with cached.cache_context(f"request {stream}"):
+            got[stream] = generation(cached, inputs[stream])
+
+    threads = [threading.Thread(target=work, args=(stream,)) for stream in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for stream in range(3):
+        assert torch.equal(got[stream], expected[stream])
+
+
+def test_deepcopy_has_its_own_weights_and_no_state() -> None:
+    model, cached, kwargs = dit(method=rfc.RFC(tau=0.3))
+    expected = generation(cached, kwargs)
+    twin = copy.deepcopy(cached)
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
+    assert twin.options == cached.options
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(generation(twin, kwargs), expected)
+
+
+def test_configurations_pickle_and_cached_models_say_why_not() -> None:
+    method = rfc.Method(estimator=rfc.Projective(order=2), schedule=rfc.RCS(tau=0.2))
+    assert pickle.loads(pickle.dumps(method)) == method
+    _, cached, _ = dit()
+    with pytest.raises(rfc_fx.RFCError, match="pickle the model and the method"):
+        pickle.dumps(cached)
+
+
+@pytest.mark.parametrize("dispatch", ["host", "cond"])
+def test_reset_begins_a_new_generation_and_keeps_the_record_until_then(dispatch: Any) -> None:
+    _, cached, kwargs = dit(method=rfc.RFC(tau=0.3), dispatch=dispatch)
+    expected = generation(cached, kwargs)
+    record = cached.stats.phases
+    cached._reset_stateful_cache()  # what a diffusers pipeline calls at its end
+    assert cached.stats.phases == record
+    late = {**kwargs, "timestep": kwargs["timestep"] * 0}  # no timestep says that this is a new generation
+    with torch.no_grad():
+        for _ in range(2):
+            cached(**late)
+    assert cached.stats.phases == ["FULL", "FULL"]
+    cached.reset()
+    assert torch.equal(generation(cached, kwargs), expected)
+
+
+def test_a_new_shape_gets_programs_of_its_own_and_the_oldest_go_first() -> None:
+    from rfc_fx.model import MAX_SIGNATURES
+
+    _, cached, kwargs = dit(method=rfc.FullCompute())
+    for rows in range(1, MAX_SIGNATURES + 2):
+        with torch.no_grad():
+            out = cached(
+                torch.randn(rows, 4, 8, 8), timestep=torch.full((rows,), 5), class_labels=torch.zeros(rows, dtype=torch.long)
+            ).sample
+        assert out.shape[0] == rows
+    assert len(cached._compiled) == len(cached._contexts) == MAX_SIGNATURES
+    assert kwargs["hidden_states"].shape[0] == 2
+
+
+def test_weights_that_change_or_move_are_seen() -> None:
+    model, cached, kwargs = dit(method=rfc.FullCompute())
+    generation(cached, kwargs, 2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    assert torch.equal(generation(cached, kwargs, 2), generation(model, kwargs, 2))
+    cached.to(torch.bfloat16)
+    half = {**kwargs, "hidden_states": kwargs["hidden_states"].bfloat16()}
+    assert torch.equal(generation(cached, half, 2), generation(model, half, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_its_dtype_in_state_and_output(dtype: torch.dtype) -> None:
+    model, kwargs = FAMILIES["dit"]()
+    cached = rfc_fx.transform(model.to(dtype), method=rfc.RFC(tau=0.3, order=2))
+    half = {**kwargs, "hidden_states": kwargs["hidden_states"].to(dtype)}
+    out = generation(cached, half)
+    assert out.dtype == dtype
+    assert out.isfinite().all()
+    assert {row.dtype for row in cached.plan().slots if row.name.endswith((".O", ".dO1", ".I"))} == {dtype}
+    assert {row.dtype for row in cached.plan().slots if row.name.endswith((".speed", ".g12"))} == {torch.float32}
+
+
+def test_it_works_under_inference_mode_and_outside_it_in_turn() -> None:
+    _, cached, kwargs = dit(method=rfc.RFC(tau=0.3))
+    with torch.inference_mode():
+        expected = generation(cached, kwargs)
+    assert torch.equal(generation(cached, kwargs), expected.clone())
+
+
+def test_summary_tells_what_was_computed_and_what_it_held() -> None:
+    _, cached, kwargs = dit(method=rfc.TaylorSeer(interval=4, order=1))
+    generation(cached, kwargs, 10)
+    text = str(cached.summary())
+    assert "DiTTransformer2DModel: TaylorSeer(interval=4, order=1, warmup=2)" in text
+    assert "##...#...#" in text
+    assert "4 sites; state 0.02 MiB per context" in text
+    assert cached.stats.nfc == 4
+
+
+def test_a_generation_that_skips_nothing_warns_once() -> None:
+    _, cached, kwargs = dit(method=rfc.RFC(tau=1e-9))
+    generation(cached, kwargs)
+    with pytest.warns(rfc_fx.NothingSkippedWarning, match="all 8 steps of a generation were computed in full"):
+        cached.reset()
+    generation(cached, kwargs)
+    cached.reset()
+
+
+def test_another_threshold_needs_no_new_programs_and_another_estimator_is_refused() -> None:
+    _, cached, kwargs = dit(method=rfc.RFC(tau=1e-9))
+    generation(cached, kwargs, 3)
+    programs = cached.programs
+    cached.method = rfc.RFC(tau=0.5)
+    generation(cached, kwargs)
+    assert cached.programs is programs
+    assert "ESTIMATE" in cached.stats.phases
+    with pytest.raises(rfc_fx.RFCError, match=r"needs other programs than .*call rfc_fx.transform again"):
+        cached.method = rfc.TaylorSeer(interval=4)
+
+
+def test_wrong_arguments_are_refused_with_the_way_out() -> None:
+    model, kwargs = FAMILIES["dit"]()
+    cached = rfc_fx.transform(model)
+    for wrong, message in (
+        (lambda: rfc_fx.transform("model"), "for a pipeline pass pipe.transformer"),
+        (lambda: rfc_fx.transform(torch.compile(model, backend="eager")), "transform first, compile after"),
+        (lambda: rfc_fx.transform(cached), "transformed already"),
+        (lambda: rfc_fx.transform(model, method="rfc"), "must be an rfc method such as"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            wrong()
+    for options, message in (
+        ({"granularity": "layer"}, "granularity must be one of module, block, stack, got 'layer'"),
+        ({"dispatch": "device"}, "dispatch must be one of host, cond, got 'device'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rfc_fx.transform(model, **options)
+    with pytest.raises(TypeError, match="missing a required argument"):
+        cached()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'latent'; the signature is"):
+        cached(**kwargs, latent=kwargs["hidden_states"])
+    with pytest.raises(rfc_fx.SignatureError, match="timestep must be a tensor, got int"):
+        cached(**{**kwargs, "timestep": 500})
+    with pytest.raises(rfc_fx.SignatureError, match="requires grad"):
+        cached(**{**kwargs, "hidden_states": kwargs["hidden_states"].requires_grad_()})
+    model.train()
+    with pytest.raises(rfc_fx.RFCError, match=r"training mode; call .eval\(\) first"):
+        cached(**kwargs)
+
+
+def test_an_uncompiled_call_that_fails_leaves_no_half_written_generation() -> None:
+    model, cached, kwargs = dit(method=rfc.RFC(tau=0.3))
+    expected = generation(cached, kwargs)
+    with torch.no_grad(), pytest.raises(Exception, match=r"."):
+        cached(**{**kwargs, "hidden_states": torch.randn(2, 4, 8, 7)})
+    assert torch.equal(generation(cached, kwargs), expected)
+    assert torch.equal(generation(model, kwargs, 2), generation(rfc_fx.transform(model, method=rfc.FullCompute()), kwargs, 2))
