@@ -266,7 +266,7 @@ def main(
     console = Console()
     if not evaluate_only:
         ship(train(work, steps, seed, console), out)
-    model = DiTTransformer2DModel.from_pretrained(out).float().eval()
+    model = DiTTransformer2DModel.from_pretrained(out, low_cpu_mem_usage=False).float().eval()
     figures = evaluate(model, DDIMScheduler.from_pretrained(out), samples, console)
     console.print_json(data=figures)
     if not evaluate_only:

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +24,10 @@ from rfc.state import Clock, SlotSpec, State
 def cached(model: nn.Module, method: CachingMethod) -> CachedEager:
     """Return `model` behind feature caching in eager mode: same call, same outputs.
 
-    Raises ValueError when the model has no attention or MLP module that could be cached.
+    Raises TypeError when `method` is none, ValueError when the model has no attention or MLP module that could be cached.
     """
+    if not isinstance(method, CachingMethod):
+        raise TypeError(f"cached: method must be an rfc method such as rfc.RFC(tau=0.1), got {method!r}")
     return CachedEager(model, method)
 
 
@@ -41,9 +44,12 @@ class _Run:
     watched: State | None = None
     """The first site's input and its differences, which the schedule forecasts."""
 
-    def begin(self, timestep: float | None) -> None:
-        if not self.generation.continues(timestep):
-            self.generation = Generation()
+    shapes: tuple[Any, ...] = ()
+    """Shapes and dtypes of the last call: another batch or resolution is another generation."""
+
+    def begin(self, timestep: float | None, shapes: tuple[Any, ...]) -> None:
+        if shapes != self.shapes or not self.generation.continues(timestep):
+            self.generation, self.watched, self.shapes = Generation(), None, shapes
         self.timestep, self.phase, self.clock = timestep, None, None
 
     def decide(self, I: Tensor) -> Phase:
@@ -157,43 +163,50 @@ class CachedEager(nn.Module):
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind(*args, **kwargs).arguments
-        self._run.begin(timestep_value(bound.get(self._timestep)) if self._timestep else None)
-        with self._in_place():
-            return self.model(*args, **kwargs)
+        tensors = [value for value in bound.values() if isinstance(value, Tensor)]
+        self._run.begin(timestep_value(bound.get(self._timestep)) if self._timestep else None, tuple(map(_spec, tensors)))
+        try:
+            with self._in_place():
+                return self.model(*args, **kwargs)
+        except BaseException:
+            self.reset()  # the step counted, but some of its sites were not refreshed
+            raise
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
+        before = [(module, module.__dict__.get("forward")) for module, _ in self._replaced]
         try:
             for module, replacement in self._replaced:
                 module.__dict__["forward"] = replacement
             yield
         finally:
-            for module, _ in self._replaced:
-                module.__dict__.pop("forward", None)
+            for module, forward in before:
+                if forward is None:
+                    module.__dict__.pop("forward", None)
+                else:  # hooks of others stand there
+                    module.__dict__["forward"] = forward
 
 
 def _sites(model: nn.Module, run: _Run) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
-    """Attention modules (they project to queries), feed-forward modules, and parallel blocks of both."""
+    """Attention modules (they project to queries), feed-forward modules, and parallel blocks of both, in repeated blocks."""
     inside: set[int] = set()
     for name, module in model.named_modules():
-        if id(module) in inside:
+        if id(module) in inside or not any(part.isdigit() for part in name.split(".")):
             continue
         children = dict(module.named_children())
         if {"attn", "proj_mlp", "proj_out"} <= children.keys():
             attention, mlp, projection = children["attn"], children["proj_mlp"], children["proj_out"]
-            assert isinstance(mlp, nn.Linear)
-            site = _ParallelSite(name, run, attention.forward, width=mlp.out_features)
+            width = getattr(mlp, "out_features", None)
+            if not isinstance(width, int):
+                raise ValueError(f"{name}.proj_mlp: expected a linear layer with out_features, got {type(mlp).__name__}")
+            site = _ParallelSite(name, run, attention.forward, width=width)
             inside |= {id(part) for child in (attention, mlp, projection) for part in child.modules()}
             yield attention, site.enter_attention
-            yield mlp, _bound(site.enter_mlp, mlp.forward)
-            yield projection, _bound(site.leave, projection.forward)
+            yield mlp, partial(site.enter_mlp, mlp.forward)
+            yield projection, partial(site.leave, projection.forward)
         elif hasattr(module, "to_q") or type(module).__name__ == "FeedForward":
             inside |= {id(part) for part in module.modules()}
             yield module, _Site(name, run, module.forward)
-
-
-def _bound(enter: Callable[..., Tensor], forward: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda x: enter(forward, x)
 
 
 def _spec(tensor: Tensor) -> SlotSpec:

@@ -32,12 +32,13 @@ Coefficients = list[Tensor]
 
 
 def combine(O: Float[Tensor, "*S"], terms: list[Float[Tensor, "*S"]], c: Coefficients) -> Float[Tensor, "*S"]:
-    """O + sum_i c_i dO_i, accumulated in float32, returned in O's dtype; the same tensor O when there is no term."""
+    """O + sum_i c_i dO_i, accumulated in float32 or better, returned in O's dtype; the same tensor O when there is no term."""
     if not terms:
         return O
-    total = O.float()
+    wide = torch.promote_types(O.dtype, torch.float32)
+    total = O.to(wide)
     for coefficient, term in zip(c, terms, strict=True):
-        total = total + coefficient * term.float()
+        total = total + coefficient * term.to(wide)
     return total.to(O.dtype)
 
 
@@ -135,7 +136,7 @@ class Taylor(Estimator):
 
 def taylor_coefficients(order: int, k: Tensor) -> Coefficients:
     """c_i = k^i / i! for i = 1 .. order."""
-    return [k**i / factorial(i) for i in range(1, order + 1)]
+    return [k**i / float(factorial(i)) for i in range(1, order + 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,8 +211,8 @@ class Projective(Estimator):
         _checked_order("Projective", self.order, 1, 4)
         if self.per not in ("sample", "token"):
             raise ValueError(f"Projective: per must be sample or token, got {self.per!r}")
-        if not 1e-7 <= self.ridge < 1:
-            raise ValueError(f"Projective: ridge must be in [1e-7, 1), got {self.ridge!r}; smaller is below float32's resolution")
+        if not isinstance(self.ridge, int | float) or not 1e-5 <= self.ridge < 1:
+            raise ValueError(f"Projective: ridge must be a number in [1e-5, 1), got {self.ridge!r}; smaller is below float32's resolution")
 
     @property
     def orders(self) -> int:
@@ -232,7 +233,7 @@ class Projective(Estimator):
         inputs = shifted_differences(I, self._history(old, "I"), clock)
         G = [[inner(a, b, self.per) for b in inputs[1:]] for a in inputs[1:]]
         trace = torch.stack([G[i][i] for i in range(m)]).sum(0)
-        moved = trace > 0
+        moved = trace > SMALLEST_MOVE
         damping = torch.where(moved, trace * (self.ridge / m), torch.ones_like(trace))
         inverse = positive_definite_inverse([[G[i][j] + damping * (i == j) for j in range(m)] for i in range(m)])
         stacked = torch.stack([torch.stack(row) for row in inverse])
@@ -248,6 +249,10 @@ class Projective(Estimator):
         c = (state["inverse"] * b).sum(1).unbind()
         moved = state["inverse"][0, 0] > 0
         return [torch.where(moved, c[0], clock.k / clock.N.clamp(min=1)), *c[1:]]
+
+
+SMALLEST_MOVE = 1e-30
+"""Squared norm below which past moves count as none: the inverse of a smaller Gram matrix is no float32."""
 
 
 def positive_definite_inverse(A: list[list[Tensor]]) -> list[list[Tensor]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,9 +94,11 @@ class Listed(Schedule):
     """Steps a list can speak of; the table has this length whatever the list, so that another list compiles nothing."""
 
     def __post_init__(self) -> None:
-        chosen = tuple(sorted(set(self.steps)))
-        for step in chosen:
+        if isinstance(self.steps, str) or not isinstance(self.steps, Iterable):
+            raise ValueError(f"Listed: steps must be a list of integers, got {self.steps!r}")
+        for step in self.steps:
             _checked_count("Listed", "steps: each step", step, 0)
+        chosen = tuple(sorted(set(self.steps)))
         if not chosen or chosen[0] != 0:
             raise ValueError(f"Listed: steps must contain 0, got {list(self.steps)}; the first step has nothing to reuse")
         if chosen[-1] >= self.TABLE:
@@ -108,7 +110,7 @@ class Listed(Schedule):
         return next((i for i, step in enumerate(self.steps) if i != step), len(self.steps))
 
     def numbers(self) -> dict[str, Tensor]:
-        table = torch.zeros(self.TABLE)
+        table = torch.zeros(self.TABLE + 1)  # the last row stands for all steps beyond
         table[list(self.steps)] = 1.0
         return {"table": table}
 
@@ -153,7 +155,8 @@ class RCS(Schedule):
 
     def error(self, I: Float[Tensor, "N *S D"], state: State, clock: Clock) -> Float[Tensor, ""]:
         """eps: relative L1 error of the forecast of I, per sample in float32, then reduced over the batch."""
-        forecast = self.forecaster.estimate(state, I, clock).float()
+        past = {name: tensor.float() for name, tensor in state.items()}  # the forecast is not rounded to the model's dtype
+        forecast = self.forecaster.estimate(past, I, clock)
         axes = list(range(1, I.dim()))
         eps = (I.float() - forecast).abs().sum(axes) / I.float().abs().sum(axes)
         return eps.mean() if self.over == "mean" else eps.amax()

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from math import inf, log10
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -397,12 +398,18 @@ def versions() -> dict[str, str]:
     """Versions that decide what was measured."""
     import diffusers
 
-    from rfc_fx import cli
-
     return {
-        "rfc_fx": cli.version(),
+        "rfc_fx": version(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
+
+
+def version() -> str:
+    """The version of this package, "unknown" where it runs without being installed."""
+    try:
+        return metadata.version("rfc-fx")
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,9 +33,12 @@ class Source(Protocol):
     """A model and how to draw from it: `groups` of samples (a class, a prompt), each once per seed."""
 
     name: str
-    model: nn.Module
-    groups: list[str]
     seeds: list[int]
+
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def groups(self) -> list[str]: ...
 
     def draw(self, model: nn.Module, steps: int, tick: Tick) -> Float[Tensor, "N C H W"]:
         """Samples in [-1, 1], float32 on the CPU, groups outermost; `tick` is called once a step."""
@@ -212,7 +216,9 @@ def load_pipeline(where: Path | str, dtype: torch.dtype, device: torch.device) -
 
     _quiet()
     with _reading(where):
-        pipe = DiffusionPipeline.from_pretrained(where, torch_dtype=dtype, low_cpu_mem_usage=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # newer versions call torch_dtype dtype, older ones do not know it
+            pipe = DiffusionPipeline.from_pretrained(where, torch_dtype=dtype, low_cpu_mem_usage=False)
         if getattr(pipe, "transformer", None) is None:
             raise LoadError(f"{where}: {type(pipe).__name__} has no transformer to cache")
         pipe.set_progress_bar_config(disable=True)

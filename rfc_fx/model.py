@@ -34,6 +34,9 @@ DEFAULT_CONTEXT = "default"
 MAX_SIGNATURES = 8
 """Programs are kept for this many call signatures; the one used longest ago goes first, with its state."""
 
+RISING = 3
+"""So many generations of one step in a row mean that the timestep rises during sampling, not that generations are short."""
+
 
 class NothingSkippedWarning(UserWarning):
     """A generation ran every step in full although its schedule could have skipped some."""
@@ -49,6 +52,8 @@ class _Context:
     generation: Generation = field(default_factory=Generation)
     fresh: bool = True
     """The next call begins a new generation."""
+    single_steps: int = 0
+    """Generations of a single step in a row, each ended by a timestep that grew."""
 
     def begin(self) -> None:
         """Forget the last generation; what FULL wrote then is masked by the clock until it is written again."""
@@ -131,10 +136,14 @@ class CachedModel(nn.Module):
         """
         with torch.no_grad():
             step = self._begin(args, kwargs)
-            if (prefix := step.context.compiled.programs.get("PREFIX")) is not None:
-                self._share(step, prefix, prefix.module(*step.arguments(prefix)))
-            program = self._decide(step)
-            outputs = program.module(*step.arguments(program))
+            try:
+                if (prefix := step.context.compiled.programs.get("PREFIX")) is not None:
+                    self._share(step, prefix, prefix.module(*step.arguments(prefix)))
+                program = self._decide(step)
+                outputs = program.module(*step.arguments(program))
+            except BaseException:
+                step.context.end()  # the step counted, but some of its sites may not be refreshed
+                raise
             return self._finish(step, outputs)
 
     @torch.compiler.disable
@@ -183,6 +192,15 @@ class CachedModel(nn.Module):
         if context.generation.continues(step.timestep):
             return False
         self._warn_if_nothing_skipped(context)
+        context.single_steps = context.single_steps + 1 if context.generation.step == 1 else 0
+        if context.single_steps == RISING and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{type(self.model).__name__}: the {self._timestep} grew in {RISING} calls in a row, so each began a new generation and "
+                "nothing can be skipped; pass timesteps that fall from noise to image, or call another model with another cache_context",
+                NothingSkippedWarning,
+                stacklevel=2,
+            )
         context.begin()
         return True
 

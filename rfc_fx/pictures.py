@@ -23,7 +23,10 @@ COLORS = {FULL: "#444444", "fora": "#0072b2", "taylorseer": "#d55e00", "rfc": "#
 MIN_TILE, MAX_TILE = 48, 256
 """Samples are shown at least and at most this wide, in pixels."""
 
-MARGIN, GAP = 210, 14
+MIN_BAND = 66
+"""Three lines of text stand beside a band."""
+
+MARGIN, GAP = 200, 14
 
 
 def decibel(value: float) -> str:
@@ -37,6 +40,7 @@ def save_images(of: Comparison, path: Path) -> None:
     blocks = [_blocks(row, len(groups), seeds) for row in of.rows]
     font, bold = ImageFont.load_default(size=15), ImageFont.load_default(size=18)
     width, height = blocks[0][0].size
+    height = max(height, MIN_BAND)
     header = 34
     picture = Image.new("RGB", (MARGIN + len(groups) * (width + GAP), header + len(of.rows) * (height + GAP)), "white")
     draw = ImageDraw.Draw(picture)
@@ -46,10 +50,10 @@ def save_images(of: Comparison, path: Path) -> None:
         draw.text((left + width / 2, header / 2), text, fill="black", font=bold, anchor="mm")
     for band, (row, tiles) in enumerate(zip(of.rows, blocks, strict=True)):
         top = header + band * (height + GAP)
-        draw.text((8, top + height / 2 - 22), LABELS.get(row.method, row.method), fill=COLORS.get(row.method, "black"), font=bold, anchor="lm")
         lines = [f"{of.nfc(row)} of {of.settings.steps} steps full"]
         lines += [] if row.method == FULL else [f"PSNR {decibel(row.psnr_db)}"]
-        draw.multiline_text((8, top + height / 2 - 8), "\n".join(lines), fill="black", font=font)
+        draw.text((8, top + height / 2 - 20), LABELS[row.method], fill=COLORS[row.method], font=bold, anchor="lm")
+        draw.multiline_text((8, top + height / 2 - 9), "\n".join(lines), fill="black", font=font)
         for column, tile in enumerate(tiles):
             picture.paste(tile, (MARGIN + column * (width + GAP), top))
     picture.save(path, format="PNG")
@@ -103,9 +107,9 @@ def save_schedule(of: Comparison, path: Path) -> None:
     axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
     for i, row in enumerate(of.rows):
         for step, phase in enumerate(of.phases(row)):
-            full, color = phase == "#", COLORS.get(row.method, "black")
+            full, color = phase == "#", COLORS[row.method]
             axes[0].broken_barh([(step - 0.42, 0.84)], (i - 0.36, 0.72), facecolors=color if full else "#e8e8e8")
-    axes[0].set_yticks(range(rows), [f"{LABELS.get(row.method, row.method)}, NFC {of.nfc(row)}" for row in of.rows])
+    axes[0].set_yticks(range(rows), [f"{LABELS[row.method]}, NFC {of.nfc(row)}" for row in of.rows])
     axes[0].set_ylim(rows - 0.5, -0.5)
     axes[0].set_xlim(-0.7, steps - 0.3)
     axes[0].set_title("steps computed in full (coloured) and estimated from the cache (grey)", fontsize=10, loc="left")
@@ -119,7 +123,7 @@ def _accumulated(of: Comparison, row: Row, plot: Axes) -> None:
     schedule, record = of.methods[row.method].schedule, row.record
     assert isinstance(schedule, RCS)
     assert record is not None
-    color, name = COLORS.get(row.method, "black"), LABELS.get(row.method, row.method)
+    color, name = COLORS[row.method], LABELS[row.method]
     totals = [float("nan") if total is None else total for total in record.totals]
     full = [step for step, phase in enumerate(record.phases) if phase == "FULL"]
     plot.plot(range(len(totals)), totals, ".-", color=color, linewidth=1, label=f"{name}: accumulated eps")
@@ -128,4 +132,4 @@ def _accumulated(of: Comparison, row: Row, plot: Axes) -> None:
         plot.axhline(schedule.tau, color=color, linestyle="--", linewidth=1, label=f"tau = {schedule.tau:g}")
     plot.set_ylabel("accumulated eps")
     plot.set_ylim(bottom=0)
-    plot.legend(fontsize=8, loc="upper right")
+    plot.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=6, frameon=False, borderaxespad=0)

@@ -21,7 +21,7 @@ def load_digits(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """Return (`DiTTransformer2DModel` in eval mode, `DDIMScheduler`) of the shipped digits model."""
     from diffusers import DDIMScheduler, DiTTransformer2DModel
 
-    model = DiTTransformer2DModel.from_pretrained(DIGITS, torch_dtype=dtype)
+    model = DiTTransformer2DModel.from_pretrained(DIGITS, torch_dtype=dtype, low_cpu_mem_usage=False)
     return model.eval(), DDIMScheduler.from_pretrained(DIGITS)
 
 

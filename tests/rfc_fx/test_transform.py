@@ -218,6 +218,13 @@ def test_a_generation_that_skips_nothing_warns_once() -> None:
     cached.reset()
 
 
+def test_a_timestep_that_rises_during_sampling_is_loud() -> None:
+    _, cached, kwargs = dit(method=rfc.FORA(interval=2))
+    with torch.no_grad(), pytest.warns(rfc_fx.NothingSkippedWarning, match="the timestep grew in 3 calls in a row"):
+        for step in range(5):
+            cached(**{**kwargs, "timestep": torch.full((2,), 100 * step)})
+
+
 def test_another_threshold_needs_no_new_programs_and_another_estimator_is_refused() -> None:
     _, cached, kwargs = dit(method=rfc.RFC(tau=1e-9))
     generation(cached, kwargs, 3)

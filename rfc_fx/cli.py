@@ -1,0 +1,344 @@
+"""The command rfc-fx: `generate` compares the methods on a model, `inspect` shows what the transformation would do."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, get_args
+
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from typer.core import TyperGroup
+
+import rfc
+from rfc.method import CachingMethod
+from rfc_fx import generate as comparison
+from rfc_fx import pictures
+from rfc_fx.errors import RFCError
+from rfc_fx.generate import FULL, Comparison, Row, Settings, Timing, Variant
+from rfc_fx.inspection import inspect_model, load_with_inputs
+from rfc_fx.load import DigitsSource, load_source, one_line
+from rfc_fx.program import Dispatch
+from rfc_fx.sites import Granularity
+
+DIGITS_TAU = 0.15
+"""RFC's threshold that gives about 14 full computations in 50 steps on the digits model."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class OptionError(RFCError):
+    """An option with a value that cannot be."""
+
+
+class _OneLineErrors(TyperGroup):
+    """Errors that are the user's are one line on stderr and exit code 2; all others are defects and keep their traceback."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except RFCError as error:
+            _fail(one_line(error, width=600))
+        except typer.Abort:
+            raise SystemExit(130) from None
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # the parser's own errors have it; their base class is not public
+                raise
+            _fail(one_line(Exception(error.format_message())))
+        if standalone_mode:
+            raise SystemExit(code if isinstance(code, int) else 0)
+        return code
+
+
+def _fail(text: str) -> NoReturn:
+    typer.echo(f"rfc-fx: error: {text}", err=True)
+    raise SystemExit(2)
+
+
+app = typer.Typer(
+    cls=_OneLineErrors, add_completion=False, pretty_exceptions_enable=False, help="Feature caching for diffusion transformers, compiled."
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rfc-fx {comparison.version()}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+# ---- options ---------------------------------------------------------------------------------------------------------
+
+
+def new_method(name: str, *, tau: float, order: int | None, interval: int) -> CachingMethod:
+    """Return the method of that name; OptionError for a name or a value that cannot be."""
+    m: dict[str, Any] = {} if order is None else {"order": order}
+    makers: dict[str, Callable[[], CachingMethod]] = {
+        "fora": lambda: rfc.FORA(interval=interval),
+        "taylorseer": lambda: rfc.TaylorSeer(interval=interval, **m),
+        "rfc": lambda: rfc.RFC(tau=tau, **m),
+        "projective": lambda: rfc.Method(estimator=rfc.Projective(**m), schedule=rfc.RCS(tau=tau)),
+    }
+    if name not in makers:
+        raise OptionError(f"--method must be one of {', '.join(makers)}, got {name}")
+    try:
+        return makers[name]()
+    except ValueError as error:
+        raise OptionError(str(error)) from error
+
+
+def parse_classes(text: str | None) -> list[int] | None:
+    """`0-9` or `3,7` or `0-2,8` as a list; OptionError for anything else."""
+    if text is None:
+        return None
+    chosen: list[int] = []
+    for part in text.split(","):
+        if not (found := re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)):
+            raise OptionError(f"--classes must be a list like 3,7 or a range like 0-9, got {text}")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise OptionError(f"--classes: a range goes upwards, got {part.strip()}")
+        chosen += range(first, last + 1)
+    return list(dict.fromkeys(chosen))
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """The dtype of that name."""
+    if name not in DTYPES:
+        raise OptionError(f"--dtype must be one of {', '.join(DTYPES)}, got {name}")
+    return DTYPES[name]
+
+
+def parse_device(name: str) -> torch.device:
+    """The device of that name, if this machine has it."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise OptionError(f"--device {name}: not available here: {one_line(error, width=120)}") from error
+    return device
+
+
+def _known(option: str, value: str, known: tuple[str, ...]) -> Any:
+    if value not in known:
+        raise OptionError(f"{option} must be one of {', '.join(known)}, got {value}")
+    return value
+
+
+def _at_least(option: str, value: int, low: int) -> int:
+    if value < low:
+        raise OptionError(f"{option} must be at least {low}, got {value}")
+    return value
+
+
+# ---- generate --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="digits, a folder in diffusers' layout (digits or pipeline), or a Hub id")] = "digits",
+    method: Annotated[list[str] | None, typer.Option(help="fora, taylorseer, rfc, projective; repeatable  [default: first three]")] = None,
+    tau: Annotated[float | None, typer.Option(help=f"RFC's threshold  [default: {DIGITS_TAU} for digits, else {rfc.RFC().tau}]")] = None,
+    order: Annotated[int | None, typer.Option(help="order of the forecast  [default: the method's own]")] = None,
+    interval: Annotated[int, typer.Option(help="FORA and TaylorSeer: every so many steps one is full")] = 4,
+    steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
+    cfg: Annotated[float | None, typer.Option(help="guidance  [default: 1.5 for digits, else the pipeline's own]")] = None,
+    classes: Annotated[str | None, typer.Option(help="such as 0-9 or 3,7  [default: 0-9 for digits, else 0-3]")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="for text pipelines; repeatable")] = None,
+    seed: Annotated[int, typer.Option(help="first seed")] = 0,
+    seeds: Annotated[int, typer.Option(help="seeds per class or prompt")] = 4,
+    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True) on the graph side")] = True,
+    rounds: Annotated[int, typer.Option(help="counted generations per variant")] = 3,
+    granularity: Annotated[str, typer.Option(help=", ".join(get_args(Granularity)))] = "module",
+    dispatch: Annotated[str, typer.Option(help=", ".join(get_args(Dispatch)))] = "host",
+    out: Annotated[Path, typer.Option(help="folder for images.png, schedule.png and summary.json")] = Path("out/demo"),
+) -> None:
+    """Draw the same samples with every method, eager and compiled; time them in turns and compare."""
+    settings = Settings(
+        steps=_at_least("--steps", steps, 1),
+        rounds=_at_least("--rounds", rounds, 1),
+        compile=compile,
+        granularity=_known("--granularity", granularity, get_args(Granularity)),
+        dispatch=_known("--dispatch", dispatch, get_args(Dispatch)),
+    )
+    first, count = _at_least("--seed", seed, 0), _at_least("--seeds", seeds, 1)
+    names = list(dict.fromkeys(method or ["fora", "taylorseer", "rfc"]))
+    threshold = rfc.RFC().tau if tau is None else tau
+    for name in names:  # before anything is loaded
+        new_method(name, tau=threshold, order=order, interval=interval)
+    source = load_source(
+        model,
+        classes=parse_classes(classes),
+        prompts=prompt or [],
+        seeds=list(range(first, first + count)),
+        cfg=cfg,
+        dtype=parse_dtype(dtype),
+        device=parse_device(device),
+    )
+    if isinstance(source, DigitsSource):
+        threshold = DIGITS_TAU if tau is None else tau
+        if steps > (most := source.scheduler.config.num_train_timesteps):
+            raise OptionError(f"--steps must be at most {most}, the steps the model was trained on, got {steps}")
+    methods = {name: new_method(name, tau=threshold, order=order, interval=interval) for name in names}
+    console = Console()
+    with _whole_files(out) as folder:
+        with _Bars(console, settings, len(methods)) as bars:
+            compared = comparison.compare(source, methods, settings, bars)
+        console.print(table(compared))
+        for note in compared.notes():
+            console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+        pictures.save_images(compared, folder / "images.png")
+        pictures.save_schedule(compared, folder / "schedule.png")
+        (folder / "summary.json").write_text(json.dumps(comparison.summary(compared), indent=1, allow_nan=False) + "\n")
+    for name in ("images.png", "schedule.png", "summary.json"):
+        typer.echo(out / name)
+
+
+@contextmanager
+def _whole_files(out: Path) -> Iterator[Path]:
+    """A folder whose files move to `out` when all of them are there; a run that fails leaves `out` as it was."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=out, prefix=".partial-")
+    except OSError as error:
+        raise OptionError(f"--out {out}: cannot be written: {error.strerror or error}; pass another folder") from error
+    with scratch as name:
+        yield Path(name)
+        for path in sorted(Path(name).iterdir()):
+            os.replace(path, out / path.name)
+
+
+class _Bars:
+    """Two progress bars: warming up, which is where compilation happens, and the counted rounds."""
+
+    def __init__(self, console: Console, settings: Settings, methods: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, refresh_per_second=4)
+        self.settings = settings
+        variants = 2 * methods + 1 + settings.compile
+        self.warm: TaskID = self.bar.add_task("warming up", total=variants)
+        self.runs: TaskID = self.bar.add_task("counted rounds", total=variants * settings.rounds * settings.steps, start=False)
+        self.warmed = 0
+
+    def __enter__(self) -> _Bars:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def warming(self, variant: Variant) -> None:
+        doing = "compiling" if self.settings.compile and variant.side == "graph" else "warming up"
+        self.bar.update(self.warm, completed=self.warmed, description=f"{doing} {pictures.LABELS[variant.method]}, {self._side(variant)}")
+        self.warmed += 1
+
+    def running(self, variant: Variant, round: int) -> None:
+        self.bar.update(self.warm, completed=self.warmed, description="warmed up")
+        self.bar.start_task(self.runs)
+        where = f"round {round + 1} of {self.settings.rounds}"
+        self.bar.update(self.runs, description=f"{where}: {pictures.LABELS[variant.method]}, {self._side(variant)}")
+
+    def step(self) -> None:
+        self.bar.advance(self.runs)
+
+    def _side(self, variant: Variant) -> str:
+        if variant.side == "eager":
+            return "eager" if variant.method == FULL else "eager twin"
+        return "compiled" if self.settings.compile else "transformed"
+
+
+def table(of: Comparison) -> Table:
+    """The comparison as people read it."""
+    settings = of.settings
+    samples = len(of.source.groups) * len(of.source.seeds)
+    graph = "compiled" if settings.compile else "transformed"
+    title = f"{of.source.name}: {samples} samples in one batch, {settings.steps} steps"
+    shown = Table(title=title, title_justify="left", caption_justify="left", caption=_caption(of), box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("method", "NFC", "eager\nms", f"{graph}\nms", "x comp.\nfull", "x eager\ntwin", "PSNR\ndB", "state\nMiB"):
+        shown.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    for row in of.rows:
+        shown.add_row(*_cells(of, row))
+    return shown
+
+
+def _cells(of: Comparison, row: Row) -> list[str]:
+    ratios = of.speedups(row)
+    against = [next((f"{v:.2f}" for k, v in ratios.items() if k.endswith(end)), "-") for end in ("vs_compiled_full", "vs_eager_twin")]
+    times = [_span(row.eager.timing), "-" if row.graph is None else _span(row.graph.timing)]
+    name = FULL if row.method == FULL else pictures.LABELS[row.method]  # 80 columns have to do
+    return [name, str(of.nfc(row)), *times, *against, f"{row.psnr_db:.1f}", f"{row.state_bytes / 2**20:.1f}"]
+
+
+def _span(timing: Timing) -> str:
+    return f"{timing.median_ms:.0f}\n{timing.min_ms:.0f}-{timing.max_ms:.0f}"
+
+
+def _caption(of: Comparison) -> str:
+    now = "compiled cached" if of.settings.compile else "transformed, not compiled"
+    return (
+        f"ms per generation: median of {of.settings.rounds} interleaved rounds, below it the smallest and the largest. "
+        "eager: the model itself for full computation (full), the twin (rfc.eager) for a method. "
+        f"x comp. full, x eager twin: how many times faster the {now} model is than torch.compile(model) and than the eager twin. "
+        "PSNR against the eager full computation of the same seeds, data range 2."
+    )
+
+
+# ---- inspect ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="digits, a folder in diffusers' layout (transformer or pipeline), or a Hub id")] = "digits",
+    method: Annotated[str, typer.Option(help="fora, taylorseer, rfc, projective")] = "rfc",
+    order: Annotated[int | None, typer.Option(help="order of the forecast  [default: the method's own]")] = None,
+    granularity: Annotated[str, typer.Option(help=", ".join(get_args(Granularity)))] = "module",
+    block: Annotated[str | None, typer.Option(help="print the graph of this module path, e.g. transformer_blocks.0")] = None,
+    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+) -> None:
+    """Print a model's sites, what was rejected and why, state and FLOPs, and the guarded graph of one block."""
+    chosen = new_method(method, tau=rfc.RFC().tau, order=order, interval=4)
+    size: Granularity = _known("--granularity", granularity, get_args(Granularity))
+    transformer, inputs = load_with_inputs(model, parse_dtype(dtype), parse_device(device))
+    console = Console(soft_wrap=True)
+    for part in inspect_model(transformer, inputs, chosen, size, block):
+        console.print(part)
+
+
+def main() -> None:
+    """Entry point of the command rfc-fx."""
+    for category in (FutureWarning, DeprecationWarning):  # libraries' notes to programmers
+        warnings.simplefilter("ignore", category)
+    app()
+
+
+if __name__ == "__main__":
+    main()

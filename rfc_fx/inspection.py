@@ -1,0 +1,133 @@
+"""Inspection: what `transform` would do to a model: its sites, state and FLOPs, without drawing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import torch
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+import rfc_fx
+from rfc.method import CachingMethod
+from rfc_fx import show
+from rfc_fx.errors import NoSiteError, RFCError
+from rfc_fx.load import (
+    LoadError,
+    PipelineSource,
+    example_inputs,
+    layout,
+    load_pipeline,
+    load_transformer,
+    locate,
+    one_line,
+    pipeline_inputs,
+)
+from rfc_fx.model import CachedModel
+from rfc_fx.ops import shape
+from rfc_fx.sites import Granularity
+
+
+def load_with_inputs(name: str, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a transformer and inputs for it: made from its config, or taken from the first step of its pipeline."""
+    where = locate(name)
+    model = load_transformer(where, dtype, device)
+    try:
+        return model, example_inputs(name, model)
+    except LoadError:
+        if layout(where) != "pipeline":
+            raise
+    pipe = load_pipeline(where, dtype, device)
+    source = PipelineSource(name=name, pipe=pipe, classes=[], prompts=["a lighthouse"], seeds=[0], cfg=None)
+    return pipe.transformer, pipeline_inputs(source)
+
+
+def inspect_model(
+    model: nn.Module, inputs: dict[str, Any], method: CachingMethod, granularity: Granularity, block: str | None
+) -> Iterator[RenderableType]:
+    """Sites, rejections, state per granularity and the guarded graph of one block, as rich renderables.
+
+    Raises RFCError when the model has no site at this granularity or `block` is in no site's path.
+    """
+    chosen = rfc_fx.transform(model, inputs, method=method, granularity=granularity)
+    graph = _block_graph(chosen, block)
+    made: dict[Granularity, CachedModel] = {granularity: chosen}
+    reasons: dict[Granularity, str] = {}
+    for other in get_args(Granularity):
+        if other != granularity:
+            try:
+                made[other] = rfc_fx.transform(model, inputs, method=method, granularity=other)
+            except NoSiteError as error:
+                reasons[other] = one_line(error)
+    yield _sites(chosen, granularity)
+    yield _rejections(chosen)
+    yield _state(chosen)
+    yield _granularities(made, reasons, method)
+    yield graph
+
+
+def _sites(model: CachedModel, granularity: str) -> Table:
+    sites = model.compiled.found.sites
+    table = Table(title=f"{type(model.model).__name__}: {len(sites)} sites, granularity {granularity}", title_justify="left")
+    for column in ("site", "input I", "output O"):
+        table.add_column(column, no_wrap=True)
+    for site in sites:
+        table.add_row(escape(site.name), _dimensions(shape(site.I)), _dimensions(shape(site.output)))
+    return table
+
+
+def _rejections(model: CachedModel) -> RenderableType:
+    rejected = model.compiled.found.rejected
+    if not rejected:
+        return Text("rejected: none")
+    table = Table(title=f"{len(rejected)} rejected", title_justify="left")
+    table.add_column("branch", no_wrap=True)
+    table.add_column("why")
+    for one in rejected:
+        table.add_row(escape(one.where), escape(one.why))
+    return table
+
+
+def _state(model: CachedModel) -> Table:
+    """State tensors by slot: the part of the name after the site."""
+    kinds: dict[tuple[str, str, str], list[int]] = {}
+    for slot in model.plan().slots:
+        key = (slot.name.rpartition(".")[2], _dimensions(slot.shape), str(slot.dtype).removeprefix("torch."))
+        kinds.setdefault(key, []).append(slot.bytes)
+    table = Table(title=f"state: {len(model.plan().slots)} tensors", title_justify="left")
+    for column in ("slot", "shape", "dtype", "tensors", "together"):
+        table.add_column(column, justify="right" if column in ("tensors", "together") else "left")
+    for (slot_name, size, dtype), counts in kinds.items():
+        table.add_row(escape(slot_name), size, dtype, str(len(counts)), show.mib(sum(counts)))
+    return table
+
+
+def _granularities(made: dict[Granularity, CachedModel], reasons: dict[Granularity, str], method: CachingMethod) -> Table:
+    table = Table(title=f"by granularity, {method}", title_justify="left")
+    for column in ("granularity", "sites", "state tensors", "state per context", "bytes", "FLOPs of ESTIMATE / FULL"):
+        table.add_column(column, justify="left" if column == "granularity" else "right")
+    for name in get_args(Granularity):
+        if name in made:
+            plan = made[name].plan()
+            cells = (len(plan.sites), len(plan.slots), show.mib(plan.state_bytes), plan.state_bytes, f"{plan.estimate_share:.2%}")
+            table.add_row(name, *map(str, cells))
+        else:
+            table.add_row(name, "none", escape(reasons[name]))
+    return table
+
+
+def _block_graph(model: CachedModel, block: str | None) -> Text:
+    sites = [site.name for site in model.compiled.found.sites]
+    wanted = sites[0].rpartition(".attn")[0] or sites[0] if block is None else block
+    text = show.guarded_text(model.guarded, None if wanted == "stack" else wanted)
+    if not text:
+        raise RFCError(f"--block {wanted}: no operation of the graph lies there; sites lie at {', '.join(sites[:4])} ...")
+    return Text(f"guarded graph of {wanted}\n{text}")
+
+
+def _dimensions(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size)) or "scalar"

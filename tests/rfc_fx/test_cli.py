@@ -1,0 +1,299 @@
+"""The command line: what `generate` leaves behind, what `inspect` prints, and every error on one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from PIL import Image
+from typer.testing import CliRunner
+
+from rfc_fx import cli, pictures
+from rfc_fx.generate import psnr
+
+FILES = ["images.png", "schedule.png", "summary.json"]
+SHORT = ["--no-compile", "--rounds", "1", "--seeds", "1", "--steps", "8", "--classes", "3,7"]
+
+
+def tiny_dit(**config):
+    torch.manual_seed(0)
+    fixed = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8, "patch_size": 2, "norm_num_groups": 1}
+    return DiTTransformer2DModel(**{"in_channels": 1, "out_channels": 1, "num_embeds_ada_norm": 10, **fixed, **config})
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A random model in the layout of the digits model."""
+    folder = tmp_path_factory.mktemp("models") / "digits"
+    tiny_dit().save_pretrained(folder)
+    DDIMScheduler(clip_sample=False).save_config(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A random class-conditional pipeline."""
+    folder = tmp_path_factory.mktemp("models") / "pipeline"
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=1, latent_channels=4, layers_per_block=1, sample_size=8)
+    transformer = tiny_dit(in_channels=4, out_channels=8, num_embeds_ada_norm=1000, num_layers=1)
+    DiTPipeline(transformer, vae, DDIMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generated(digits, tmp_path_factory):
+    """Output and folder of one run with all methods."""
+    out = tmp_path_factory.mktemp("out") / "new" / "folder"
+    methods = [part for name in ("fora", "taylorseer", "rfc", "projective") for part in ("--method", name)]
+    result = run("generate", "--model", digits, *SHORT, *methods, "--out", out)
+    assert result.exit_code == 0, result.output
+    return result.stdout, out
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def one_line_error(*arguments):
+    """Stderr of a command that must fail as a user's error does."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("rfc-fx: error: ")
+    return lines[0]
+
+
+def summary(out):
+    return json.loads((out / "summary.json").read_text())
+
+
+# ---- generate --------------------------------------------------------------------------------------------------------
+
+
+def test_generate_leaves_three_whole_files_and_says_where(generated):
+    stdout, out = generated
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert all(str(out / name) in stdout.replace("\n", "") for name in FILES)
+
+
+def test_images_have_a_band_per_method_and_a_block_per_class(generated):
+    _, out = generated
+    with Image.open(out / "images.png") as picture:
+        tile = pictures.MIN_TILE + 2
+        assert picture.size == (pictures.MARGIN + 2 * (tile + pictures.GAP), 34 + 5 * (pictures.MIN_BAND + pictures.GAP))
+    with Image.open(out / "schedule.png") as picture:
+        picture.verify()
+
+
+def test_summary_counts_what_the_phases_show(generated):
+    _, out = generated
+    methods = summary(out)["methods"]
+    assert list(methods) == ["full", "fora", "taylorseer", "rfc", "projective"]
+    for entry in methods.values():
+        assert entry["nfc"] == entry["phases"].count("#")
+        assert len(entry["phases"]) == entry["steps"] == 8
+    assert methods["fora"]["phases"] == methods["taylorseer"]["phases"] == "##...#.."
+    assert methods["full"]["phases"] == "########"
+
+
+def test_summary_and_table_say_the_same(generated):
+    stdout, out = generated
+    for name, entry in summary(out)["methods"].items():
+        label = name if name == "full" else pictures.LABELS[name]
+        cells = next(line.split()[1:] for line in stdout.splitlines() if line.split()[:1] == [label])
+        assert cells[0] == str(entry["nfc"])
+        assert cells[1] == f"{entry['eager']['median_ms']:.0f}"
+        assert cells[-1] == f"{entry['state_mib']:.1f}"
+        assert cells[-2] == (entry["psnr_db"] if entry["psnr_db"] == "inf" else f"{entry['psnr_db']:.1f}")
+
+
+def test_summary_names_protocol_versions_and_both_sides_of_a_speedup(generated):
+    _, out = generated
+    record = summary(out)
+    assert {"torch", "diffusers", "rfc_fx", "python"} <= record["versions"].keys()
+    assert "median" in record["protocol"]
+    assert record["threads"] == torch.get_num_threads()
+    assert record["settings"]["seeds"] == [0]
+    assert record["settings"]["groups"] == ["3", "7"]
+    assert record["methods"]["full"]["psnr_db"] == "inf"
+    rfc = record["methods"]["rfc"]
+    assert set(rfc["speedup"]) == {"transformed_cached_vs_eager_twin", "transformed_cached_vs_eager_full"}
+    ratio = rfc["eager"]["median_ms"] / rfc["graph"]["median_ms"]
+    assert rfc["speedup"]["transformed_cached_vs_eager_twin"] == pytest.approx(ratio)
+    assert rfc["settings"] == f"RFC(tau={cli.DIGITS_TAU}, order=1, warmup=3)"
+    assert len(rfc["eps"]) == len(rfc["accumulated_eps"]) == 8
+
+
+def test_the_twin_and_the_graph_draw_the_same(generated):
+    _, out = generated
+    for name in ("fora", "taylorseer", "rfc", "projective"):
+        entry = summary(out)["methods"][name]
+        assert entry["eager"]["contexts"] == entry["graph"]["contexts"]
+        assert entry["psnr_db"] == pytest.approx(entry["psnr_twin_db"], abs=0.5)
+
+
+def test_a_generation_too_short_to_skip_is_noted(digits, tmp_path):
+    result = run("generate", "--model", digits, *SHORT, "--steps", "2", "--method", "fora", "--out", tmp_path)
+    assert "nothing can be skipped in 2 steps" in " ".join(result.stdout.split())
+    assert summary(tmp_path)["methods"]["fora"]["nfc"] == 2
+    assert any("nothing can be skipped" in note for note in summary(tmp_path)["notes"])
+
+
+def test_a_pipeline_draws_with_the_transformer_exchanged(pipeline, tmp_path):
+    result = run("generate", "--model", pipeline, *SHORT, "--method", "fora", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    entry = summary(tmp_path)["methods"]["fora"]
+    assert entry["phases"] == "##...#.."
+    assert summary(tmp_path)["settings"]["model_class"] == "DiTTransformer2DModel"
+    assert entry["psnr_db"] == pytest.approx(entry["psnr_twin_db"], abs=0.5)
+
+
+def test_a_failed_run_leaves_the_folder_as_it_was(digits, tmp_path, monkeypatch):
+    (tmp_path / "images.png").write_text("of an earlier run")
+
+    def fail(*_):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(pictures, "save_schedule", fail)
+    with pytest.raises(RuntimeError, match="disk full"):
+        run("generate", "--model", digits, *SHORT, "--steps", "2", "--method", "fora", "--out", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["images.png"]
+    assert (tmp_path / "images.png").read_text() == "of an earlier run"
+
+
+def test_psnr_is_infinite_for_equal_images_and_counts_a_range_of_two():
+    x = torch.zeros(1, 1, 2, 2)
+    assert psnr(x, x) == float("inf")
+    assert psnr(x, x + 0.2) == pytest.approx(20.0, abs=1e-4)
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--tau", "-1"], "tau must be a number >= 0"),
+        (["--classes", "10"], "--classes must lie in 0-9, got 10"),
+        (["--classes", "a-b"], "--classes must be a list like 3,7 or a range like 0-9, got a-b"),
+        (["--classes", "9-0"], "a range goes upwards"),
+        (["--method", "magic"], "--method must be one of fora, taylorseer, rfc, projective, got magic"),
+        (["--dtype", "int8"], "--dtype must be one of float32, bfloat16, float16, got int8"),
+        (["--device", "abacus"], "--device abacus: not available here"),
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--steps", "2000"], "--steps must be at most 1000"),
+        (["--steps", "many"], "'--steps'"),
+        (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--interval", "0"], "interval must be an integer of at least 1"),
+        (["--method", "rfc", "--order", "3"], "order must be an integer from 1 to 2, got 3"),
+        (["--granularity", "atom"], "--granularity must be one of module, block, stack, got atom"),
+        (["--dispatch", "magic"], "--dispatch must be one of host, cond, got magic"),
+        (["--prompt", "a lighthouse"], "this model draws classes"),
+        (["--wrong-option"], "--wrong-option"),
+    ],
+)
+def test_a_bad_option_is_one_line(digits, tmp_path, arguments, text):
+    assert text in one_line_error("generate", "--model", digits, "--out", tmp_path, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["generate", "--model"], ["inspect"]])
+def test_a_model_that_is_not_there_is_one_line(command, tmp_path):
+    assert "no such folder" in one_line_error(*command, tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    assert "expected a folder, got a file" in one_line_error(*command, tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    assert "expected config.json" in one_line_error(*command, tmp_path / "empty")
+
+
+@pytest.mark.parametrize("command", [["generate", "--model"], ["inspect"]])
+def test_a_hub_id_without_network_is_one_line(command, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "needs the network or a cached copy" in one_line_error(*command, "no-such-owner/no-such-model")
+
+
+def damaged(digits: Path, tmp_path: Path, damage) -> Path:
+    folder = tmp_path / "damaged"
+    shutil.copytree(digits, folder)
+    damage(folder)
+    return folder
+
+
+def truncate(folder):
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def deepen(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_layers": 3}))
+
+
+@pytest.mark.parametrize("command", [["generate", "--model"], ["inspect"]])
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda folder: (folder / "diffusion_pytorch_model.safetensors").unlink(), "cannot be loaded"),
+        (truncate, "cannot be loaded"),
+        (lambda folder: (folder / "config.json").write_text("{ not JSON"), "cannot be loaded: JSONDecodeError"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "_class_name is None"),
+        (lambda folder: (folder / "config.json").write_text('{"_class_name": "Nothing"}'), "_class_name is 'Nothing'"),
+        (deepen, "weights that config.json asks for are not in the file"),
+    ],
+)
+def test_a_damaged_model_is_one_line(digits, tmp_path, command, damage, text):
+    assert text in one_line_error(*command, damaged(digits, tmp_path, damage))
+
+
+def test_a_damaged_scheduler_is_one_line(digits, tmp_path):
+    folder = damaged(digits, tmp_path, lambda folder: (folder / "scheduler_config.json").write_text("{"))
+    assert "cannot be loaded" in one_line_error("generate", "--model", folder)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(digits, tmp_path):
+    (tmp_path / "file").touch()
+    assert "cannot be written" in one_line_error("generate", "--model", digits, "--out", tmp_path / "file" / "out")
+
+
+def test_a_transformer_alone_cannot_generate(digits, tmp_path):
+    folder = damaged(digits, tmp_path, lambda folder: (folder / "scheduler_config.json").unlink())
+    assert "a transformer alone cannot draw images" in one_line_error("generate", "--model", folder)
+
+
+def test_version_and_help():
+    assert run("--version").stdout.startswith("rfc-fx ")
+    assert {"generate", "inspect"} <= set(run("--help").stdout.split())
+    assert run("--help").exit_code == run("generate", "--help").exit_code == run("inspect", "--help").exit_code == 0
+
+
+# ---- inspect ---------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_lists_two_sites_per_block_and_the_guarded_graph(digits):
+    result = run("inspect", digits)
+    assert result.exit_code == 0, result.output
+    assert "4 sites, granularity module" in result.stdout
+    for block in (0, 1):
+        for part in ("attn1", "ff"):
+            assert f"transformer_blocks.{block}.{part}" in result.stdout
+    assert "rejected: none" in result.stdout
+    assert all(f"{granularity} " in result.stdout for granularity in ("module", "block", "stack"))
+    assert "guarded graph of transformer_blocks.0" in result.stdout
+    assert result.stdout.count("= select(") == 2
+
+
+def test_inspect_takes_a_method_a_granularity_and_a_block(digits, pipeline):
+    result = run("inspect", pipeline, "--method", "fora", "--granularity", "block", "--block", "transformer_blocks.0.ff")
+    assert "1 sites, granularity block" in result.stdout
+    assert "guarded graph of transformer_blocks.0.ff" in result.stdout
+    assert "--block nowhere: no operation" in one_line_error("inspect", digits, "--block", "nowhere")
+
+
+def test_inspect_refuses_a_class_whose_inputs_it_cannot_make(tmp_path):
+    AutoencoderKL(block_out_channels=(4,), norm_num_groups=1, layers_per_block=1).save_pretrained(tmp_path)
+    assert "pass the folder of its pipeline" in one_line_error("inspect", tmp_path)
