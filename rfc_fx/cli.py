@@ -163,13 +163,13 @@ def _at_least(option: str, value: int, low: int) -> int:
 @app.command()
 def generate(
     model: Annotated[str, typer.Option(help="digits, a folder in diffusers' layout (digits or pipeline), or a Hub id")] = "digits",
-    method: Annotated[list[str] | None, typer.Option(help="fora, taylorseer, rfc, projective; repeatable  [default: first three]")] = None,
-    tau: Annotated[float | None, typer.Option(help=f"RFC's threshold  [default: {DIGITS_TAU} for digits, else {rfc.RFC().tau}]")] = None,
-    order: Annotated[int | None, typer.Option(help="order of the forecast  [default: the method's own]")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="fora, taylorseer, rfc, projective; repeatable (default: first three)")] = None,
+    tau: Annotated[float | None, typer.Option(help=f"RFC's threshold (default: {DIGITS_TAU} for digits, else {rfc.RFC().tau})")] = None,
+    order: Annotated[int | None, typer.Option(help="order of the forecast (default: the method's own)")] = None,
     interval: Annotated[int, typer.Option(help="FORA and TaylorSeer: every so many steps one is full")] = 4,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
-    cfg: Annotated[float | None, typer.Option(help="guidance  [default: 1.5 for digits, else the pipeline's own]")] = None,
-    classes: Annotated[str | None, typer.Option(help="such as 0-9 or 3,7  [default: 0-9 for digits, else 0-3]")] = None,
+    cfg: Annotated[float | None, typer.Option(help="guidance (default: 1.5 for digits, else the pipeline's own)")] = None,
+    classes: Annotated[str | None, typer.Option(help="such as 0-9 or 3,7 (default: 0-9 for digits, else 0-3)")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="for text pipelines; repeatable")] = None,
     seed: Annotated[int, typer.Option(help="first seed")] = 0,
     seeds: Annotated[int, typer.Option(help="seeds per class or prompt")] = 4,
@@ -318,7 +318,7 @@ def _caption(of: Comparison) -> str:
 def inspect(
     model: Annotated[str, typer.Argument(help="digits, a folder in diffusers' layout (transformer or pipeline), or a Hub id")] = "digits",
     method: Annotated[str, typer.Option(help="fora, taylorseer, rfc, projective")] = "rfc",
-    order: Annotated[int | None, typer.Option(help="order of the forecast  [default: the method's own]")] = None,
+    order: Annotated[int | None, typer.Option(help="order of the forecast (default: the method's own)")] = None,
     granularity: Annotated[str, typer.Option(help=", ".join(get_args(Granularity)))] = "module",
     block: Annotated[str | None, typer.Option(help="print the graph of this module path, e.g. transformer_blocks.0")] = None,
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",

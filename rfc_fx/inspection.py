@@ -41,7 +41,7 @@ def load_with_inputs(name: str, dtype: torch.dtype, device: torch.device) -> tup
     except LoadError:
         if layout(where) != "pipeline":
             raise
-    pipe = load_pipeline(where, dtype, device)
+    pipe = load_pipeline(where, dtype, device, transformer=model)
     source = PipelineSource(name=name, pipe=pipe, classes=[], prompts=["a lighthouse"], seeds=[0], cfg=None)
     return pipe.transformer, pipeline_inputs(source)
 

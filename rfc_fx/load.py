@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -154,7 +155,9 @@ def layout(where: Path | str) -> Layout:
 def _reading(where: Path | str) -> Iterator[None]:
     """Whatever goes wrong inside is one LoadError of one line."""
     try:
-        yield
+        with warnings.catch_warnings():  # e.g. torch_dtype is deprecated: older diffusers know no other name
+            warnings.simplefilter("ignore")
+            yield
     except LoadError:
         raise
     except Exception as error:
@@ -169,10 +172,11 @@ def one_line(error: BaseException, width: int = 300) -> str:
 
 
 def _quiet() -> None:
-    from diffusers.utils import logging
+    from diffusers.utils import logging as diffusers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
 
 
 def _class(where: Path | str, name: Any) -> Any:
@@ -210,15 +214,13 @@ def load_transformer(where: Path | str, dtype: torch.dtype, device: torch.device
         return ready
 
 
-def load_pipeline(where: Path | str, dtype: torch.dtype, device: torch.device) -> Any:
-    """Return the diffusers pipeline of a folder or a Hub id, silent and on `device`."""
+def load_pipeline(where: Path | str, dtype: torch.dtype, device: torch.device, **parts: Any) -> Any:
+    """Return the diffusers pipeline of a folder or a Hub id, silent and on `device`; `parts` that are loaded already are used."""
     from diffusers import DiffusionPipeline
 
     _quiet()
     with _reading(where):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # newer versions call torch_dtype dtype, older ones do not know it
-            pipe = DiffusionPipeline.from_pretrained(where, torch_dtype=dtype, low_cpu_mem_usage=False)
+        pipe = DiffusionPipeline.from_pretrained(where, torch_dtype=dtype, low_cpu_mem_usage=False, **parts)
         if getattr(pipe, "transformer", None) is None:
             raise LoadError(f"{where}: {type(pipe).__name__} has no transformer to cache")
         pipe.set_progress_bar_config(disable=True)

@@ -91,7 +91,8 @@ def lower_cond(guarded: Guarded, timestep: str | None) -> Cond:
             shared = first.module(*arguments(first, values))
             eps = torch.where(known, shared[0][0], eps)
             for name, tensor in zip(first.results[1:], shared[1:], strict=True):
-                values["carry", name.removeprefix("carry:")] = tensor
+                # contiguous: Inductor may lay an operand of torch.cond out otherwise than it told the branches
+                values["carry", name.removeprefix("carry:")] = tensor.contiguous()
         total = total + eps
         is_full = decide(numbers, number, k, total)
 

@@ -288,9 +288,9 @@ def test_inspect_lists_two_sites_per_block_and_the_guarded_graph(digits):
 
 
 def test_inspect_takes_a_method_a_granularity_and_a_block(digits, pipeline):
-    result = run("inspect", pipeline, "--method", "fora", "--granularity", "block", "--block", "transformer_blocks.0.ff")
+    result = run("inspect", pipeline, "--method", "fora", "--granularity", "block", "--block", "transformer_blocks.0")
     assert "1 sites, granularity block" in result.stdout
-    assert "guarded graph of transformer_blocks.0.ff" in result.stdout
+    assert "guarded graph of transformer_blocks.0" in result.stdout
     assert "--block nowhere: no operation" in one_line_error("inspect", digits, "--block", "nowhere")
 
 
