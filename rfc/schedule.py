@@ -94,7 +94,7 @@ class Listed(Schedule):
     """Steps a list can speak of; the table has this length whatever the list, so that another list compiles nothing."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, str) or not isinstance(self.steps, Iterable):
+        if not isinstance(self.steps, Iterable):
             raise ValueError(f"Listed: steps must be a list of integers, got {self.steps!r}")
         for step in self.steps:
             _checked_count("Listed", "steps: each step", step, 0)

@@ -209,12 +209,13 @@ def generate(
             raise OptionError(f"--steps must be at most {most}, the steps the model was trained on, got {steps}")
     methods = {name: new_method(name, tau=threshold, order=order, interval=interval) for name in names}
     console = Console()
+    _writable(out)  # before minutes of work
+    with _Bars(console, settings, len(methods)) as bars:
+        compared = comparison.compare(source, methods, settings, bars)
+    console.print(table(compared))
+    for note in compared.notes():
+        console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
     with _whole_files(out) as folder:
-        with _Bars(console, settings, len(methods)) as bars:
-            compared = comparison.compare(source, methods, settings, bars)
-        console.print(table(compared))
-        for note in compared.notes():
-            console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
         pictures.save_images(compared, folder / "images.png")
         pictures.save_schedule(compared, folder / "schedule.png")
         (folder / "summary.json").write_text(json.dumps(comparison.summary(compared), indent=1, allow_nan=False) + "\n")
@@ -222,15 +223,18 @@ def generate(
         typer.echo(out / name)
 
 
+def _writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise OptionError(f"--out {out}: cannot be written: {error.strerror or error}; pass another folder") from error
+
+
 @contextmanager
 def _whole_files(out: Path) -> Iterator[Path]:
     """A folder whose files move to `out` when all of them are there; a run that fails leaves `out` as it was."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(dir=out, prefix=".partial-")
-    except OSError as error:
-        raise OptionError(f"--out {out}: cannot be written: {error.strerror or error}; pass another folder") from error
-    with scratch as name:
+    with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as name:
         yield Path(name)
         for path in sorted(Path(name).iterdir()):
             os.replace(path, out / path.name)
