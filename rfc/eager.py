@@ -188,10 +188,15 @@ class CachedEager(nn.Module):
 
 
 def _sites(model: nn.Module, run: _Run) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
-    """Attention modules (they project to queries), feed-forward modules, and parallel blocks of both, in repeated blocks."""
+    """Attention modules (they project to queries), feed-forward modules, and parallel blocks of both.
+
+    In repeated blocks, where the model has them: what stands before the blocks may never see the latent.
+    """
     inside: set[int] = set()
-    for name, module in model.named_modules():
-        if id(module) in inside or not any(part.isdigit() for part in name.split(".")):
+    modules = list(model.named_modules())
+    repeated = [(name, module) for name, module in modules if any(part.isdigit() for part in name.split("."))]
+    for name, module in repeated or modules:
+        if id(module) in inside:
             continue
         children = dict(module.named_children())
         if {"attn", "proj_mlp", "proj_out"} <= children.keys():

@@ -212,7 +212,7 @@ class Projective(Estimator):
         if self.per not in ("sample", "token"):
             raise ValueError(f"Projective: per must be sample or token, got {self.per!r}")
         if not isinstance(self.ridge, int | float) or not 1e-5 <= self.ridge < 1:
-            raise ValueError(f"Projective: ridge must be a number in [1e-5, 1), got {self.ridge!r}; smaller is below float32's resolution")
+            raise ValueError(f"Projective: ridge must be in [1e-5, 1), got {self.ridge!r}; smaller is below float32's resolution")
 
     @property
     def orders(self) -> int:

@@ -96,11 +96,12 @@ class Listed(Schedule):
     def __post_init__(self) -> None:
         if not isinstance(self.steps, Iterable):
             raise ValueError(f"Listed: steps must be a list of integers, got {self.steps!r}")
-        for step in self.steps:
+        given = tuple(self.steps)
+        for step in given:
             _checked_count("Listed", "steps: each step", step, 0)
-        chosen = tuple(sorted(set(self.steps)))
+        chosen = tuple(sorted(set(given)))
         if not chosen or chosen[0] != 0:
-            raise ValueError(f"Listed: steps must contain 0, got {list(self.steps)}; the first step has nothing to reuse")
+            raise ValueError(f"Listed: steps must contain 0, got {list(given)}; the first step has nothing to reuse")
         if chosen[-1] >= self.TABLE:
             raise ValueError(f"Listed: steps must be below {self.TABLE}, got {chosen[-1]}")
         object.__setattr__(self, "steps", chosen)
