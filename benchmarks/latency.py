@@ -22,7 +22,7 @@ from rich.table import Table
 import rfc
 import rfc.eager
 import rfc_fx
-from rfc_fx.generate import versions
+from rfc_fx.record import versions
 from rfc_fx.zoo import NULL_CLASS, digits_noise, load_digits
 
 STEPS = 12

@@ -38,12 +38,14 @@ def transform(
     method: CachingMethod | None = None,
     granularity: Granularity = "module",
     dispatch: Dispatch = "host",
+    regional: bool = False,
 ) -> CachedModel:
     """Return `model` with every attention and MLP behind a guard: computed in full, or estimated from its cache.
 
     `example_inputs` (keyword arguments as a mapping, or positional ones as a tuple) captures at once; without them the first call does.
     `method` defaults to `rfc.RFC()`. `granularity` is what one estimate stands for: "module" (the paper), "block" or "stack".
     `dispatch`: "host" makes PREFIX, FULL and ESTIMATE with one host decision a step; "cond" one graph with one torch.cond.
+    `regional` (with "host"): repeated blocks are compiled once, which takes less time to compile; a step may take a few percent longer.
 
     Raises TypeError or ValueError for arguments of the wrong kind, CaptureError when the forward cannot be traced, NoSiteError
     when nothing in it can be cached.
@@ -60,8 +62,10 @@ def transform(
     for name, value, known in (("granularity", granularity, get_args(Granularity)), ("dispatch", dispatch, get_args(Dispatch))):
         if value not in known:
             raise ValueError(f"transform: {name} must be one of {', '.join(known)}, got {value!r}")
+    if regional and dispatch == "cond":
+        raise ValueError('transform: regional needs dispatch="host"; the branches of a torch.cond are compiled whole')
     kind = CondModel if dispatch == "cond" else CachedModel
-    cached = kind(model, Options(method=method, granularity=granularity, dispatch=dispatch))
+    cached = kind(model, Options(method=method, granularity=granularity, dispatch=dispatch, regional=regional))
     if example_inputs is not None:
         args, kwargs = ((), example_inputs) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
         cached.trace(*args, **kwargs)

@@ -22,13 +22,13 @@ from typer.core import TyperGroup
 
 import rfc
 from rfc.method import CachingMethod
-from rfc_fx import generate as comparison
 from rfc_fx import pictures
+from rfc_fx.compare import FULL, Comparison, Row, Settings, Timing, Variant, compare
 from rfc_fx.errors import RFCError
-from rfc_fx.generate import FULL, Comparison, Row, Settings, Timing, Variant
 from rfc_fx.inspection import inspect_model, load_with_inputs
 from rfc_fx.load import DigitsSource, load_source, one_line
 from rfc_fx.program import Dispatch
+from rfc_fx.record import installed_version, summary
 from rfc_fx.sites import Granularity
 
 DIGITS_TAU = 0.15
@@ -80,7 +80,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"rfc-fx {comparison.version()}")
+        typer.echo(f"rfc-fx {installed_version()}")
         raise typer.Exit
 
 
@@ -176,9 +176,10 @@ def generate(
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True) on the graph side")] = True,
-    rounds: Annotated[int, typer.Option(help="counted generations per variant")] = 3,
+    rounds: Annotated[int, typer.Option(help="how often every seed is drawn and timed")] = 1,
     granularity: Annotated[str, typer.Option(help=", ".join(get_args(Granularity)))] = "module",
     dispatch: Annotated[str, typer.Option(help=", ".join(get_args(Dispatch)))] = "host",
+    regional: Annotated[bool, typer.Option(help="compile repeated blocks of the transformed model once (host dispatch)")] = True,
     out: Annotated[Path, typer.Option(help="folder for images.png, schedule.png and summary.json")] = Path("out/demo"),
 ) -> None:
     """Draw the same samples with every method, eager and compiled; time them in turns and compare."""
@@ -188,6 +189,7 @@ def generate(
         compile=compile,
         granularity=_known("--granularity", granularity, get_args(Granularity)),
         dispatch=_known("--dispatch", dispatch, get_args(Dispatch)),
+        regional=regional,
     )
     first, count = _at_least("--seed", seed, 0), _at_least("--seeds", seeds, 1)
     names = list(dict.fromkeys(method or ["fora", "taylorseer", "rfc"]))
@@ -210,15 +212,15 @@ def generate(
     methods = {name: new_method(name, tau=threshold, order=order, interval=interval) for name in names}
     console = Console()
     _writable(out)  # before minutes of work
-    with _Bars(console, settings, len(methods)) as bars:
-        compared = comparison.compare(source, methods, settings, bars)
+    with _Bars(console, settings, len(methods), len(source.seeds)) as bars:
+        compared = compare(source, methods, settings, bars)
     console.print(table(compared))
     for note in compared.notes():
         console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
     with _whole_files(out) as folder:
         pictures.save_images(compared, folder / "images.png")
         pictures.save_schedule(compared, folder / "schedule.png")
-        (folder / "summary.json").write_text(json.dumps(comparison.summary(compared), indent=1, allow_nan=False) + "\n")
+        (folder / "summary.json").write_text(json.dumps(summary(compared), indent=1, allow_nan=False) + "\n")
     for name in ("images.png", "schedule.png", "summary.json"):
         typer.echo(out / name)
 
@@ -241,15 +243,15 @@ def _whole_files(out: Path) -> Iterator[Path]:
 
 
 class _Bars:
-    """Two progress bars: warming up, which is where compilation happens, and the counted rounds."""
+    """Two progress bars: warming up, which is where compilation happens, and the counted generations."""
 
-    def __init__(self, console: Console, settings: Settings, methods: int) -> None:
+    def __init__(self, console: Console, settings: Settings, methods: int, seeds: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, console=console, refresh_per_second=4)
         self.settings = settings
         variants = 2 * methods + 1 + settings.compile
         self.warm: TaskID = self.bar.add_task("warming up", total=variants)
-        self.runs: TaskID = self.bar.add_task("counted rounds", total=variants * settings.rounds * settings.steps, start=False)
+        self.runs: TaskID = self.bar.add_task("counted generations", total=variants * seeds * settings.rounds * settings.steps, start=False)
         self.warmed = 0
 
     def __enter__(self) -> _Bars:
@@ -264,10 +266,10 @@ class _Bars:
         self.bar.update(self.warm, completed=self.warmed, description=f"{doing} {pictures.LABELS[variant.method]}, {self._side(variant)}")
         self.warmed += 1
 
-    def running(self, variant: Variant, round: int) -> None:
+    def running(self, variant: Variant, round: int, seed: int) -> None:
         self.bar.update(self.warm, completed=self.warmed, description="warmed up")
         self.bar.start_task(self.runs)
-        where = f"round {round + 1} of {self.settings.rounds}"
+        where = f"seed {seed}" if self.settings.rounds == 1 else f"round {round + 1}, seed {seed}"
         self.bar.update(self.runs, description=f"{where}: {pictures.LABELS[variant.method]}, {self._side(variant)}")
 
     def step(self) -> None:
@@ -282,9 +284,9 @@ class _Bars:
 def table(of: Comparison) -> Table:
     """The comparison as people read it."""
     settings = of.settings
-    samples = len(of.source.groups) * len(of.source.seeds)
     graph = "compiled" if settings.compile else "transformed"
-    title = f"{of.source.name}: {samples} samples in one batch, {settings.steps} steps"
+    groups, seeds = len(of.source.groups), len(of.source.seeds)
+    title = f"{of.source.name}: {groups * seeds} samples, {seeds} generations of {groups} in one batch, {settings.steps} steps"
     shown = Table(title=title, title_justify="left", caption_justify="left", caption=_caption(of), box=box.SIMPLE, padding=(0, 1, 0, 0))
     for column in ("method", "NFC", "eager\nms", f"{graph}\nms", "x comp.\nfull", "x eager\ntwin", "PSNR\ndB", "state\nMiB"):
         shown.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
@@ -298,7 +300,7 @@ def _cells(of: Comparison, row: Row) -> list[str]:
     against = [next((f"{v:.2f}" for k, v in ratios.items() if k.endswith(end)), "-") for end in ("vs_compiled_full", "vs_eager_twin")]
     times = [_span(row.eager.timing), "-" if row.graph is None else _span(row.graph.timing)]
     name = FULL if row.method == FULL else pictures.LABELS[row.method]  # 80 columns have to do
-    return [name, str(of.nfc(row)), *times, *against, f"{row.psnr_db:.1f}", f"{row.state_bytes / 2**20:.1f}"]
+    return [name, f"{of.nfc(row):.4g}", *times, *against, f"{row.psnr_db:.1f}", f"{row.state_bytes / 2**20:.1f}"]
 
 
 def _span(timing: Timing) -> str:
@@ -308,7 +310,7 @@ def _span(timing: Timing) -> str:
 def _caption(of: Comparison) -> str:
     now = "compiled cached" if of.settings.compile else "transformed, not compiled"
     return (
-        f"ms per generation: median of {of.settings.rounds} interleaved rounds, below it the smallest and the largest. "
+        f"ms per generation: median of {of.settings.rounds * len(of.source.seeds)} in turns, below it the smallest and the largest. "
         "eager: the model itself for full computation (full), the twin (rfc.eager) for a method. "
         f"x comp. full, x eager twin: how many times faster the {now} model is than torch.compile(model) and than the eager twin. "
         "PSNR against the eager full computation of the same seeds, data range 2."

@@ -41,8 +41,8 @@ class Source(Protocol):
     @property
     def groups(self) -> list[str]: ...
 
-    def draw(self, model: nn.Module, steps: int, tick: Tick) -> Float[Tensor, "N C H W"]:
-        """Samples in [-1, 1], float32 on the CPU, groups outermost; `tick` is called once a step."""
+    def draw(self, model: nn.Module, seed: int, steps: int, tick: Tick) -> Float[Tensor, "N C H W"]:
+        """One sample of every group, in one batch: pixels in [-1, 1], float32 on the CPU; `tick` is called once a step."""
         ...
 
 
@@ -61,10 +61,10 @@ class DigitsSource:
     def groups(self) -> list[str]:
         return [str(label) for label in self.classes]
 
-    def draw(self, model: nn.Module, steps: int, tick: Tick) -> Float[Tensor, "N C H W"]:
+    def draw(self, model: nn.Module, seed: int, steps: int, tick: Tick) -> Float[Tensor, "N C H W"]:
         weights = next(self.model.parameters())
-        labels = torch.tensor(self.classes).repeat_interleave(len(self.seeds)).to(weights.device)
-        noise = digits_noise(self.seeds * len(self.classes), weights.dtype).to(weights.device)
+        labels = torch.tensor(self.classes, device=weights.device)
+        noise = digits_noise([seed] * len(self.classes), weights.dtype).to(weights.device)
         return sample_digits(model, self.scheduler, labels, noise, steps=steps, cfg=self.cfg, progress=tick).float().cpu()
 
 
@@ -88,16 +88,16 @@ class PipelineSource:
     def groups(self) -> list[str]:
         return self.prompts or [str(label) for label in self.classes]
 
-    def arguments(self, steps: int) -> dict[str, Any]:
+    def arguments(self, seed: int, steps: int) -> dict[str, Any]:
         """What the pipeline is called with; noise comes from CPU generators, one a sample, so it is the same on every device."""
-        wanted: list[Any] = [item for item in (self.prompts or self.classes) for _ in self.seeds]
-        generators = [torch.Generator().manual_seed(seed) for _ in self.groups for seed in self.seeds]
+        wanted: list[Any] = list(self.prompts or self.classes)
+        generators = [torch.Generator().manual_seed(seed) for _ in self.groups]
         guidance = {} if self.cfg is None else {"guidance_scale": self.cfg}
         what = "prompt" if self.prompts else "class_labels"
         return {what: wanted, "generator": generators, "num_inference_steps": steps, "output_type": "np", **guidance}
 
-    def draw(self, model: nn.Module, steps: int, tick: Tick) -> Float[Tensor, "N C H W"]:
-        arguments = self.arguments(steps)
+    def draw(self, model: nn.Module, seed: int, steps: int, tick: Tick) -> Float[Tensor, "N C H W"]:
+        arguments = self.arguments(seed, steps)
 
         def count(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             tick()
@@ -328,7 +328,7 @@ class _Recorder(nn.Module):
 def pipeline_inputs(source: PipelineSource) -> dict[str, Any]:
     """What the pipeline passes to its transformer in the first step; nothing heavy runs but the text encoders."""
     try:
-        source.draw(_Recorder(source.model), 1, lambda: None)
+        source.draw(_Recorder(source.model), source.seeds[0], 1, lambda: None)
     except _CalledError as call:
         return call.arguments
     raise LoadError(f"{source.name}: {type(source.pipe).__name__} never called its transformer")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.utils._pytree as pytree
@@ -12,6 +12,7 @@ from torch import Tensor
 from rfc.schedule import Numbers
 from rfc.state import Clock, SlotSpec
 from rfc_fx.guard import Guarded
+from rfc_fx.repeat import share_repeats
 from rfc_fx.specialize import Argument, Program, prefix, specialize
 from rfc_fx.verify import verify_programs
 
@@ -35,11 +36,14 @@ class Cond:
     """(inputs, state, progress, log, numbers) -> flat outputs; writes state, progress and log."""
 
 
-def lower_host(guarded: Guarded, timestep: str | None) -> Host:
-    """Make the programs for one host decision per step."""
+def lower_host(guarded: Guarded, timestep: str | None, regional: bool) -> Host:
+    """Make the programs for one host decision per step; `regional`: their repeated blocks are calls of one region."""
     full, estimate = specialize(guarded, "FULL"), specialize(guarded, "ESTIMATE")
     programs = _with_prefix(guarded, full, estimate, timestep)
     verify_programs(guarded, programs)
+    if regional:
+        captured = guarded.outlined.captured
+        programs = {phase: replace(program, regional=share_repeats(program, captured)) for phase, program in programs.items()}
     return Host(programs)
 
 

@@ -10,7 +10,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -138,9 +138,9 @@ class CachedModel(nn.Module):
             step = self._begin(args, kwargs)
             try:
                 if (prefix := step.context.compiled.programs.get("PREFIX")) is not None:
-                    self._share(step, prefix, prefix.module(*step.arguments(prefix)))
+                    self._share(step, prefix, prefix.run(*step.arguments(prefix)))
                 program = self._decide(step)
-                outputs = program.module(*step.arguments(program))
+                outputs = program.run(*step.arguments(program))
             except BaseException:
                 step.context.end()  # the step counted, but some of its sites may not be refreshed
                 raise
@@ -278,7 +278,7 @@ class CachedModel(nn.Module):
         )
         if not same:
             raise RFCError(f"method: {new} needs other programs than {old}; call rfc_fx.transform again")
-        self.options = Options(method=new, granularity=self.options.granularity, dispatch=self.options.dispatch)
+        self.options = replace(self.options, method=new)
         fresh = new.schedule.numbers()
         for numbers in self._numbers.values():
             for name, tensor in numbers.items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, fx, nn
 
 from rfc_fx.capture import MODEL, Captured, remove_dead
+from rfc_fx.ops import aten
 from rfc_fx.sites import Site, reads
 
 
@@ -48,8 +49,7 @@ def outline(captured: Captured, sites: Sequence[Site]) -> Outlined:
     order = {node: i for i, node in enumerate(graph.nodes)}
     clusters = _clusters(graph, sites, order)
     while True:
-        owner = {node: i for i, (nodes, _) in enumerate(clusters) for node in nodes}
-        schedule, cyclic = _schedule(order, clusters, owner)
+        schedule, cyclic = in_order(order, [nodes for nodes, _ in clusters])
         if not cyclic:
             break
         clusters = [cluster for i, cluster in enumerate(clusters) if i not in cyclic]  # these stay inline
@@ -122,23 +122,24 @@ def _clusters(graph: fx.Graph, sites: Sequence[Site], order: dict[fx.Node, int])
     return [(sorted(nodes, key=order.__getitem__), members) for nodes, members in clusters if nodes]
 
 
-def _schedule(order: dict[fx.Node, int], clusters: Sequence[_Cluster], owner: dict[fx.Node, int]) -> tuple[list[fx.Node | int], set[int]]:
-    """Order single nodes and clusters so that everything comes after what it reads, as near the old order as possible."""
-    item_of = {node: owner.get(node, node) for node in order}
-    rank = {item: order[item] if isinstance(item, fx.Node) else order[clusters[item][1][0].output] for item in set(item_of.values())}
+def in_order(order: dict[fx.Node, int], clusters: Sequence[Sequence[fx.Node]]) -> tuple[list[fx.Node | int], set[int]]:
+    """Order single nodes and clusters (by their index) so that everything comes after what it reads, as near the old order as possible.
+
+    A write comes after the reads that stood before it. The second result is the clusters that cannot be placed: they read what reads them.
+    """
+    item_of: dict[fx.Node, fx.Node | int] = {node: node for node in order}
+    item_of |= {node: i for i, nodes in enumerate(clusters) for node in nodes}
+    rank = {item: order[item] if isinstance(item, fx.Node) else order[clusters[item][-1]] for item in item_of.values()}
     waiting: dict[fx.Node | int, set[fx.Node | int]] = {item: set() for item in rank}
     users: dict[fx.Node | int, set[fx.Node | int]] = {item: set() for item in rank}
     for node in order:
-        for source in node.all_input_nodes:
-            if source.op != "get_attr" and item_of[source] != item_of[node]:
+        sources = node.all_input_nodes
+        if node.target is aten.copy_.default:
+            sources = sources + [user for user in sources[0].users if order[user] < order[node]]
+        for source in sources:
+            if item_of[source] != item_of[node]:
                 waiting[item_of[node]].add(item_of[source])
                 users[item_of[source]].add(item_of[node])
-    for node in order:  # weights: needed before their readers, without being part of a cluster's inputs
-        if node.op != "get_attr":
-            for source in node.all_input_nodes:
-                if source.op == "get_attr" and isinstance(item_of[node], fx.Node):
-                    waiting[node].add(source)
-                    users[source].add(node)
     ready = [(rank[item], i, item) for i, item in enumerate(rank) if not waiting[item]]
     heapq.heapify(ready)
     tick = len(rank)

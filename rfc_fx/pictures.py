@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rfc.schedule import RCS
-from rfc_fx.generate import FULL, Comparison, Row
+from rfc_fx.compare import FULL, Comparison, Row
 
 LABELS = {FULL: "full computation", "fora": "FORA", "taylorseer": "TaylorSeer", "rfc": "RFC", "projective": "Projective"}
 """Names of the methods as people write them."""
@@ -50,7 +50,7 @@ def save_images(of: Comparison, path: Path) -> None:
         draw.text((left + width / 2, header / 2), text, fill="black", font=bold, anchor="mm")
     for band, (row, tiles) in enumerate(zip(of.rows, blocks, strict=True)):
         top = header + band * (height + GAP)
-        lines = [f"{of.nfc(row)} of {of.settings.steps} steps full"]
+        lines = [f"{of.nfc(row):.4g} of {of.settings.steps} steps full"]
         lines += [] if row.method == FULL else [f"PSNR {decibel(row.psnr_db)}"]
         draw.text((8, top + height / 2 - 20), LABELS[row.method], fill=COLORS[row.method], font=bold, anchor="lm")
         draw.multiline_text((8, top + height / 2 - 9), "\n".join(lines), fill="black", font=font)
@@ -67,8 +67,7 @@ def _shortened(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFon
 
 def _blocks(row: Row, groups: int, seeds: int) -> list[Image.Image]:
     """The samples of each group in a block, as square as it goes."""
-    assert row.best.images is not None
-    tiles = _sized(row.best.images)
+    tiles = _sized(row.best.samples)
     across = ceil(seeds**0.5)
     tiles = F.pad(tiles, (0, 2, 0, 2), value=1.0)
     blocks = []
@@ -99,20 +98,24 @@ def as_picture(image: Tensor) -> Image.Image:
 
 
 def save_schedule(of: Comparison, path: Path) -> None:
-    """Which steps each method computed in full; below, the accumulated error of the methods that watch it."""
-    watching = [row for row in of.rows[1:] if row.record is not None and isinstance(of.methods[row.method].schedule, RCS)]
+    """Which steps each method computed in full, a strip for each seed; below, the accumulated error of the first seed."""
+    watching = [row for row in of.rows[1:] if row.records and isinstance(of.methods[row.method].schedule, RCS)]
     rows, steps = len(of.rows), of.settings.steps
     ratios = [0.32 * rows + 0.3, *([2.2] if watching else [])]
     figure = Figure(figsize=(9, sum(ratios) + 0.9), layout="constrained")
     axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
     for i, row in enumerate(of.rows):
-        for step, phase in enumerate(of.phases(row)):
-            full, color = phase == "#", COLORS[row.method]
-            axes[0].broken_barh([(step - 0.42, 0.84)], (i - 0.36, 0.72), facecolors=color if full else "#e8e8e8")
-    axes[0].set_yticks(range(rows), [f"{LABELS[row.method]}, NFC {of.nfc(row)}" for row in of.rows])
+        strips = of.phases(row)
+        for j, phases in enumerate(strips):
+            place = (i - 0.36 + 0.72 * j / len(strips), 0.72 / len(strips))
+            for step, phase in enumerate(phases):
+                axes[0].broken_barh([(step - 0.42, 0.84)], place, facecolors=COLORS[row.method] if phase == "#" else "#e8e8e8")
+    axes[0].set_yticks(range(rows), [f"{LABELS[row.method]}, NFC {of.nfc(row):.4g}" for row in of.rows])
     axes[0].set_ylim(rows - 0.5, -0.5)
     axes[0].set_xlim(-0.7, steps - 0.3)
-    axes[0].set_title("steps computed in full (coloured) and estimated from the cache (grey)", fontsize=10, loc="left")
+    axes[0].set_title(
+        "steps computed in full (coloured) and estimated from the cache (grey); a strip for each seed", fontsize=10, loc="left"
+    )
     for row in watching:
         _accumulated(of, row, axes[1])
     axes[-1].set_xlabel("sampling step, from noise to image")
@@ -120,9 +123,8 @@ def save_schedule(of: Comparison, path: Path) -> None:
 
 
 def _accumulated(of: Comparison, row: Row, plot: Axes) -> None:
-    schedule, record = of.methods[row.method].schedule, row.record
+    schedule, record = of.methods[row.method].schedule, row.records[0]
     assert isinstance(schedule, RCS)
-    assert record is not None
     color, name = COLORS[row.method], LABELS[row.method]
     totals = [float("nan") if total is None else total for total in record.totals]
     full = [step for step, phase in enumerate(record.phases) if phase == "FULL"]
@@ -130,6 +132,6 @@ def _accumulated(of: Comparison, row: Row, plot: Axes) -> None:
     plot.plot(full, [totals[s] for s in full], "o", color=color, markersize=5, label=f"{name}: full step")
     if isfinite(schedule.tau):
         plot.axhline(schedule.tau, color=color, linestyle="--", linewidth=1, label=f"tau = {schedule.tau:g}")
-    plot.set_ylabel("accumulated eps")
+    plot.set_ylabel(f"accumulated eps, seed {of.source.seeds[0]}")
     plot.set_ylim(bottom=0)
     plot.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=6, frameon=False, borderaxespad=0)

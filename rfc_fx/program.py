@@ -37,6 +37,8 @@ class Options:
     method: CachingMethod
     granularity: Granularity
     dispatch: Dispatch
+    regional: bool = False
+    """Repeated blocks are compiled once (`rfc_fx.repeat`)."""
 
 
 class SlotRow(NamedTuple):
@@ -106,7 +108,7 @@ def build(model: nn.Module, arguments: Mapping[str, Any], options: Options, time
     guarded = guard(outlined, watched(found.sites, captured), options.method)
     verify_guarded(guarded)
     named = next((place for place, name in captured.names.items() if name == timestep), None)
-    lowered: Host | Cond = lower_host(guarded, named) if options.dispatch == "host" else lower_cond(guarded, named)
+    lowered = lower_host(guarded, named, options.regional) if options.dispatch == "host" else lower_cond(guarded, named)
     slots = guarded.slots | (progress_slots() if options.dispatch == "cond" else {})
     device = guarded.watched.I.meta["val"].device
     compiled = Compiled(

@@ -34,6 +34,13 @@ class Program:
     arguments: tuple[Argument, ...]
     results: tuple[str, ...]
     """`output:<i>`, `carry:<name>`, `decision`, or `state:<slot>` where the new state is returned."""
+    regional: fx.GraphModule | None = None
+    """The same program with its repeated blocks as calls of one region, where that is wanted."""
+
+    @property
+    def run(self) -> fx.GraphModule:
+        """What is called."""
+        return self.module if self.regional is None else self.regional
 
     @property
     def graph(self) -> fx.Graph:

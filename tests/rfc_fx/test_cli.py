@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from rfc_fx import cli, pictures
-from rfc_fx.generate import psnr
+from rfc_fx.compare import psnr
 
 FILES = ["images.png", "schedule.png", "summary.json"]
 SHORT = ["--no-compile", "--rounds", "1", "--seeds", "1", "--steps", "8", "--classes", "3,7"]

@@ -1,15 +1,13 @@
-"""Generate: the same samples by every method, as eager twin and as compiled graph, timed in turns and compared."""
+"""Compare: the same samples by every method, as eager twin and as compiled graph, timed in turns."""
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from math import inf, log10
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -40,17 +38,19 @@ Side = Literal["eager", "graph"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to compare: `steps` per generation, `rounds` counted generations per variant."""
+    """How to compare: `steps` per generation; in each of `rounds` rounds every seed is a generation of every variant."""
 
     steps: int = 50
-    rounds: int = 3
+    rounds: int = 1
     compile: bool = True
     granularity: Granularity = "module"
     dispatch: Dispatch = "host"
+    regional: bool = True
+    """Repeated blocks of the transformed model are compiled once; full computation is compiled as torch.compile does it."""
 
 
 class Timing(NamedTuple):
-    """Milliseconds per generation over the counted rounds."""
+    """Milliseconds per generation over the counted generations."""
 
     median_ms: float
     min_ms: float
@@ -111,12 +111,19 @@ class Variant:
     warmup_s: float = 0.0
     """Seconds of the first, short generation: capture and compilation, where the variant needs them."""
     times_ms: list[float] = field(default_factory=list)
-    images: Tensor | None = None
-    contexts: dict[str, Generation] = field(default_factory=dict)
+    images: dict[int, Tensor] = field(default_factory=dict)
+    """Samples by seed, one per group."""
+    records: dict[int, dict[str, Generation]] = field(default_factory=dict)
+    """What each seed's generation did, by context."""
 
     @property
     def timing(self) -> Timing:
         return Timing(statistics.median(self.times_ms), min(self.times_ms), max(self.times_ms))
+
+    @property
+    def samples(self) -> Float[Tensor, "N C H W"]:
+        """All samples, groups outermost."""
+        return torch.stack(list(self.images.values()), dim=1).flatten(0, 1)
 
     def warm_up(self, source: Source, device: torch.device) -> None:
         """A short generation in which every program runs."""
@@ -124,25 +131,25 @@ class Variant:
         if isinstance(self.cache, CachedModel):
             method = self.cache.method
             self.cache.method = skipping(method)
-            source.draw(self.call, self.warmup_steps, lambda: None)
+            source.draw(self.call, source.seeds[0], self.warmup_steps, lambda: None)
             self.cache.method = method
         else:
-            source.draw(self.call, self.warmup_steps, lambda: None)
+            source.draw(self.call, source.seeds[0], self.warmup_steps, lambda: None)
         _wait(device)
         self.warmup_s = time.perf_counter() - start
 
-    def run(self, source: Source, steps: int, tick: Tick, device: torch.device) -> None:
-        """One counted generation."""
+    def run(self, source: Source, seed: int, steps: int, tick: Tick, device: torch.device) -> None:
+        """One counted generation: a sample of every group."""
         if self.cache is not None:
             self.cache.reset()
         _wait(device)
         start = time.perf_counter()
-        images = source.draw(self.call, steps, tick)
+        images = source.draw(self.call, seed, steps, tick)
         _wait(device)
         self.times_ms.append((time.perf_counter() - start) * 1e3)
-        self.images = images
+        self.images[seed] = images
         if self.cache is not None:
-            self.contexts = dict(self.cache.contexts)
+            self.records[seed] = dict(self.cache.contexts)
 
 
 def skipping(method: CachingMethod) -> CachingMethod:
@@ -164,7 +171,13 @@ def variants(source: Source, methods: Mapping[str, CachingMethod], settings: Set
     for name, method in methods.items():
         short = min(settings.steps, method.schedule.warmup + 2)
         twin = Twin(plain, method)
-        transformed = rfc_fx.transform(plain, method=method, granularity=settings.granularity, dispatch=settings.dispatch)
+        transformed = rfc_fx.transform(
+            plain,
+            method=method,
+            granularity=settings.granularity,
+            dispatch=settings.dispatch,
+            regional=settings.regional and settings.dispatch == "host",
+        )
         made.append(Variant(method=name, side="eager", call=twin, cache=twin, warmup_steps=short))
         made.append(Variant(method=name, side="graph", call=graph(transformed), cache=transformed, warmup_steps=short))
     return made
@@ -174,7 +187,7 @@ class Reporter(Protocol):
     """Hears of the progress of a comparison."""
 
     def warming(self, variant: Variant) -> None: ...
-    def running(self, variant: Variant, round: int) -> None: ...
+    def running(self, variant: Variant, round: int, seed: int) -> None: ...
     def step(self) -> None: ...
 
 
@@ -197,9 +210,9 @@ class Row:
         return self.graph or self.eager
 
     @property
-    def record(self) -> Generation | None:
-        """The generation of the first context, None for full computation."""
-        return next(iter(self.best.contexts.values()), None)
+    def records(self) -> list[Generation]:
+        """The generation of each seed, in its first context; none for full computation."""
+        return [next(iter(contexts.values())) for contexts in self.best.records.values()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,13 +226,13 @@ class Comparison:
     graphs_compiled_while_counting: int
     """0: nothing was compiled inside a timed run."""
 
-    def nfc(self, row: Row) -> int:
-        """Full computations of a generation (of the first context)."""
-        return row.record.nfc if row.record is not None else self.settings.steps
+    def nfc(self, row: Row) -> float:
+        """Full computations of a generation, mean over the seeds (of the first context)."""
+        return statistics.fmean(record.nfc for record in row.records) if row.records else self.settings.steps
 
-    def phases(self, row: Row) -> str:
-        """One character a step: # full, . estimated."""
-        return pattern(row.record) if row.record is not None else "#" * self.settings.steps
+    def phases(self, row: Row) -> list[str]:
+        """For each seed, one character a step: # full, . estimated."""
+        return [pattern(record) for record in row.records] or ["#" * self.settings.steps] * len(self.source.seeds)
 
     def speedups(self, row: Row) -> dict[str, float]:
         """Ratios of medians, named by both sides."""
@@ -238,7 +251,7 @@ class Comparison:
 
 
 def compare(source: Source, methods: Mapping[str, CachingMethod], settings: Settings, report: Reporter) -> Comparison:
-    """Warm every variant up once, then run them in turns, `settings.rounds` times each, in one process."""
+    """Warm every variant up once, then draw every seed with all of them in turns, in one process."""
     made = variants(source, methods, settings)
     device = next(source.model.parameters()).device
     with torch.no_grad(), warnings.catch_warnings():
@@ -248,22 +261,21 @@ def compare(source: Source, methods: Mapping[str, CachingMethod], settings: Sett
             variant.warm_up(source, device)
         before = _graphs_compiled()
         for round in range(settings.rounds):
-            for variant in made:
-                report.running(variant, round)
-                variant.run(source, settings.steps, report.step, device)
+            for seed in source.seeds:
+                for variant in made:
+                    report.running(variant, round, seed)
+                    variant.run(source, seed, settings.steps, report.step, device)
         compiled = _graphs_compiled() - before
     rows = [_row(name, made, source) for name in (FULL, *methods)]
     return Comparison(source=source, methods=methods, settings=settings, rows=rows, graphs_compiled_while_counting=compiled)
 
 
 def _row(name: str, made: list[Variant], source: Source) -> Row:
-    reference = made[0].images
+    reference = made[0].samples
     sides = {variant.side: variant for variant in made if variant.method == name}
     eager, graph = sides["eager"], sides.get("graph")
-    assert reference is not None
-    assert eager.images is not None
-    at_twin = psnr(eager.images, reference)
-    at_graph = at_twin if graph is None or graph.images is None else psnr(graph.images, reference)
+    at_twin = psnr(eager.samples, reference)
+    at_graph = at_twin if graph is None else psnr(graph.samples, reference)
     state = 0 if graph is None or not isinstance(graph.cache, CachedModel) else graph.cache.summary().held_bytes
     # the reference is the eager full computation itself: inf; what compilation changes of it stands beside
     shown, beside = (at_twin, at_graph) if name == FULL else (at_graph, at_twin)
@@ -286,7 +298,7 @@ def _graphs_compiled() -> int:
 
 
 def _notes(of: Comparison) -> Iterator[str]:
-    steps, rounds = of.settings.steps, of.settings.rounds
+    steps, generations = of.settings.steps, of.settings.rounds * len(of.source.seeds)
     for row in of.rows[1:]:
         method = of.methods[row.method]
         if not method.schedule.can_skip(steps):
@@ -295,12 +307,12 @@ def _notes(of: Comparison) -> Iterator[str]:
             yield f"{row.method}: all {steps} steps were full although {method.schedule} could skip; raise its threshold (--tau)"
         if row.graph is not None and pattern_of(row.eager) != pattern_of(row.graph):
             yield f"{row.method}: the twin took other decisions than the graph: {pattern_of(row.eager)} against {pattern_of(row.graph)}"
-        if len(row.best.contexts) > 1:
+        if any(len(contexts) > 1 for contexts in row.best.records.values()):
             yield f"{row.method}: one schedule per context, the first is shown: {pattern_of(row.best)}"
     if of.settings.granularity != "module":
         yield f"the eager twin works on modules; only the graph side uses granularity {of.settings.granularity}"
-    if rounds < 3:
-        yield f"{rounds} counted round{'s' if rounds > 1 else ''}: too few for a median; use --rounds 3 or more"
+    if generations < 3:
+        yield f"{generations} counted generation{'s' if generations > 1 else ''}: too few for a median; use more --seeds or --rounds"
     if not of.settings.compile:
         yield "nothing was compiled (--no-compile): the graph side runs node by node and says nothing about speed"
     if of.graphs_compiled_while_counting:
@@ -308,108 +320,6 @@ def _notes(of: Comparison) -> Iterator[str]:
 
 
 def pattern_of(variant: Variant) -> str:
-    """The phases of every context."""
-    return ", ".join(f"{name} {pattern(record)}" for name, record in variant.contexts.items())
-
-
-# ---- the record ------------------------------------------------------------------------------------------------------
-
-
-def summary(of: Comparison) -> dict[str, Any]:
-    """Everything measured, with units in the names; numbers JSON cannot hold are the strings inf and nan."""
-    weights = next(of.source.model.parameters())
-    return {
-        "settings": {
-            "model": of.source.name,
-            "model_class": type(of.source.model).__name__,
-            "groups": of.source.groups,
-            "seeds": of.source.seeds,
-            "samples": len(of.source.groups) * len(of.source.seeds),
-            "cfg": getattr(of.source, "cfg", None),
-            "steps": of.settings.steps,
-            "rounds": of.settings.rounds,
-            "compile": of.settings.compile,
-            "granularity": of.settings.granularity,
-            "dispatch": of.settings.dispatch,
-            "dtype": str(weights.dtype).removeprefix("torch."),
-            "device": str(weights.device),
-        },
-        "protocol": (
-            f"ms per generation of all samples in one batch; one short warm-up per variant, then {of.settings.rounds} rounds in which "
-            "all variants take turns in one process; median, smallest and largest time; a speed-up is a ratio of medians"
-        ),
-        "psnr": f"dB against the eager full computation of the same seeds, all pixels of all samples, data range {DATA_RANGE:g}",
-        "versions": versions(),
-        "threads": torch.get_num_threads(),
-        "graphs_compiled_while_counting": of.graphs_compiled_while_counting,
-        "notes": of.notes(),
-        "methods": {row.method: _method(of, row) for row in of.rows},
-    }
-
-
-def _method(of: Comparison, row: Row) -> dict[str, Any]:
-    record = row.record
-    entry = {
-        "settings": str(of.methods[row.method]) if row.method in of.methods else "every step in full",
-        "nfc": of.nfc(row),
-        "steps": of.settings.steps,
-        "phases": of.phases(row),
-        "eps": record.eps if record is not None else [],
-        "accumulated_eps": record.totals if record is not None else [],
-        "eager_is": "the model" if row.method == FULL else "the twin, rfc.eager.cached",
-        "eager": _side(row.eager),
-        "graph_is": _graph_is(of, row),
-        "graph": None if row.graph is None else _side(row.graph),
-        "speedup": of.speedups(row),
-        "psnr_db": row.psnr_db,
-        ("psnr_compiled_full_db" if row.method == FULL else "psnr_twin_db"): row.psnr_eager_db,
-        "state_mib": row.state_bytes / 2**20,
-    }
-    return {key: _plain(value) for key, value in entry.items()}
-
-
-def _graph_is(of: Comparison, row: Row) -> str | None:
-    if row.graph is None:
-        return None
-    what = "model" if row.method == FULL else "rfc_fx.transform(model)"
-    return f"torch.compile({what}, fullgraph=True)" if of.settings.compile else f"{what}, not compiled"
-
-
-def _side(variant: Variant) -> dict[str, Any]:
-    contexts = {name: {"nfc": record.nfc, "phases": pattern(record)} for name, record in variant.contexts.items()}
-    return {
-        "median_ms": variant.timing.median_ms,
-        "min_ms": variant.timing.min_ms,
-        "max_ms": variant.timing.max_ms,
-        "times_ms": list(variant.times_ms),
-        "warmup_with_compilation_s": variant.warmup_s,
-        "contexts": contexts,
-    }
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no inf and no nan."""
-    if isinstance(value, float) and (value != value or value in (inf, -inf)):
-        return str(value)
-    return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def versions() -> dict[str, str]:
-    """Versions that decide what was measured."""
-    import diffusers
-
-    return {
-        "rfc_fx": version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def version() -> str:
-    """The version of this package, "unknown" where it runs without being installed."""
-    try:
-        return metadata.version("rfc-fx")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    """The phases of every seed and context."""
+    parts = (f"seed {seed} {name} {pattern(r)}" for seed, contexts in variant.records.items() for name, r in contexts.items())
+    return ", ".join(parts)
