@@ -15,7 +15,7 @@ demo: .venv/.installed  ## draw digits with the shipped model into out/demo
 
 # One thread for each worker: two workers with a thread pool each fight over the same cores.
 test: lint  ## lint, types, layers, then the tests that need neither a GPU nor minutes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
 
 lint: .venv/.installed  ## ruff, mypy, import-linter
 	$(BIN)/ruff check

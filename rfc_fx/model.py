@@ -10,7 +10,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from rfc.generation import Generation, Phase, timestep_argument, timestep_value
 from rfc.method import CachingMethod
-from rfc.schedule import Schedule
 from rfc_fx import show
 from rfc_fx.capture import named_arguments
+from rfc_fx.context import Context, Step, new_context
 from rfc_fx.errors import RFCError
-from rfc_fx.guard import Guarded, zeros
-from rfc_fx.lower import RESTART, Cond, unflatten
+from rfc_fx.guard import Guarded
+from rfc_fx.lower import Cond, unflatten
 from rfc_fx.program import Compiled, Options, Plan, build, signature
 from rfc_fx.specialize import CLOCK, Argument, Program
 
@@ -42,65 +42,6 @@ class NothingSkippedWarning(UserWarning):
     """A generation ran every step in full although its schedule could have skipped some."""
 
 
-@dataclass
-class _Context:
-    """The state of one name and one signature, and the generation it is in."""
-
-    compiled: Compiled
-    state: dict[str, Tensor]
-    clock: Tensor
-    generation: Generation = field(default_factory=Generation)
-    fresh: bool = True
-    """The next call begins a new generation."""
-    single_steps: int = 0
-    """Generations of a single step in a row, each ended by a timestep that grew."""
-
-    def begin(self) -> None:
-        """Forget the last generation; what FULL wrote then is masked by the clock until it is written again."""
-        self.generation = Generation()
-        self.fresh = False
-
-    def record(self, schedule: Schedule) -> Generation:
-        """What the current generation did."""
-        return self.generation
-
-    def end(self) -> None:
-        """Let the next call begin a new generation; the record of this one stays readable."""
-        self.fresh = True
-
-
-class _CondContext(_Context):
-    """A context whose bookkeeping is state of the graph."""
-
-    def record(self, schedule: Schedule) -> Generation:
-        """Read the record back from the log."""
-        steps = int(self.state["progress"][0])
-        rows = self.state["log"][:steps].tolist()
-        known = [row[1] == row[1] for row in rows]
-        return Generation(
-            phases=["FULL" if row[0] else "ESTIMATE" for row in rows],
-            eps=[row[1] if k else None for row, k in zip(rows, known, strict=True)],
-            totals=[row[2] if k else None for row, k in zip(rows, known, strict=True)],
-            could_skip=schedule.can_skip(steps),
-        )
-
-    def end(self) -> None:
-        self.state["progress"][RESTART] = 1.0
-
-
-@dataclass
-class _Step:
-    """One call on its way through the programs."""
-
-    context: _Context
-    values: dict[Argument, Tensor]
-    decision: Tensor | None = None
-    timestep: float | None = None
-
-    def arguments(self, program: Program) -> list[Tensor]:
-        return [self.values[key] for key in program.arguments]
-
-
 class CachedModel(nn.Module):
     """A diffusion transformer whose blocks are computed in full or estimated, step by step.
 
@@ -114,11 +55,11 @@ class CachedModel(nn.Module):
         self.options = options
         self._numbers: dict[torch.device, dict[str, Tensor]] = {}
         self._compiled: OrderedDict[Any, Compiled] = OrderedDict()
-        self._contexts: OrderedDict[tuple[str, Any], _Context] = OrderedDict()
+        self._contexts: OrderedDict[tuple[str, Any], Context] = OrderedDict()
         self._here = threading.local()
-        self._last: _Context | None = None
+        self._last: Context | None = None
         self._warned = False
-        self._prepared: _Context | None = None
+        self._prepared: Context | None = None
         self._here_numbers: dict[str, Tensor] = {}
         self._parameters_in_order = tuple(inspect.signature(model.forward).parameters)
         self._timestep = timestep_argument(model.forward)
@@ -147,14 +88,14 @@ class CachedModel(nn.Module):
             return self._finish(step, outputs)
 
     @torch.compiler.disable
-    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Step:
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
         context, leaves = self._enter(args, kwargs)
         compiled = context.compiled
         values: dict[Argument, Tensor] = {
             ("input", name): t for name, t in zip(compiled.captured.names, compiled.inputs(leaves), strict=True)
         }
         values |= {("state", slot): tensor for slot, tensor in context.state.items()}
-        step = _Step(context, values)
+        step = Step(context, values)
         if context.fresh:
             context.begin()
         if "PREFIX" not in compiled.programs and compiled.timestep is not None:
@@ -164,13 +105,13 @@ class CachedModel(nn.Module):
         return step
 
     @torch.compiler.disable
-    def _share(self, step: _Step, prefix: Program, results: Any) -> None:
+    def _share(self, step: Step, prefix: Program, results: Any) -> None:
         step.decision = results[0]
         for name, tensor in zip(prefix.results[1:], results[1:], strict=True):
             step.values["carry", name.removeprefix("carry:")] = tensor
 
     @torch.compiler.disable
-    def _decide(self, step: _Step) -> Program:
+    def _decide(self, step: Step) -> Program:
         """The one decision of a step; PREFIX's error and the timestep come to the host in one transfer."""
         context = step.context
         eps: float | None = None
@@ -184,10 +125,10 @@ class CachedModel(nn.Module):
         return context.compiled.programs[phase]
 
     @torch.compiler.disable
-    def _finish(self, step: _Step, outputs: Any) -> Any:
+    def _finish(self, step: Step, outputs: Any) -> Any:
         return unflatten(outputs, step.context.compiled.captured.outputs)
 
-    def _restart_if_noise_grew(self, step: _Step) -> bool:
+    def _restart_if_noise_grew(self, step: Step) -> bool:
         context = step.context
         if context.generation.continues(step.timestep):
             return False
@@ -205,12 +146,12 @@ class CachedModel(nn.Module):
         return True
 
     @staticmethod
-    def _set_clock(step: _Step) -> None:
+    def _set_clock(step: Step) -> None:
         context = step.context
         context.clock.copy_(torch.tensor(context.generation.clock()), non_blocking=True)
         step.values[CLOCK] = context.clock
 
-    def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Context, list[Any]]:
+    def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Context, list[Any]]:
         """The state set and the flat arguments of a call."""
         if self.model.training:
             raise RFCError(f"{type(self.model).__name__} is in training mode; call .eval() first: dropout is not part of a cached step")
@@ -236,17 +177,11 @@ class CachedModel(nn.Module):
         self._compiled.move_to_end(key)
         return compiled, key, leaves
 
-    def _context(self, key: Any, compiled: Compiled) -> _Context:
+    def _context(self, key: Any, compiled: Compiled) -> Context:
         name = getattr(self._here, "name", DEFAULT_CONTEXT)
         context = self._contexts.get((name, key))
         if context is None:
-            state = zeros(compiled.slots, compiled.device)
-            with torch.inference_mode(False):
-                clock = torch.zeros(3, device=compiled.device)
-            for tensor in (*state.values(), clock):
-                torch._dynamo.mark_static_address(tensor)
-            kind = _CondContext if isinstance(compiled.lowered, Cond) else _Context
-            context = self._contexts[name, key] = kind(compiled, state, clock)
+            context = self._contexts[name, key] = new_context(compiled)
         self._last = context
         return context
 
@@ -337,7 +272,7 @@ class CachedModel(nn.Module):
             )
         return next(reversed(self._compiled.values()))
 
-    def _warn_if_nothing_skipped(self, context: _Context) -> None:
+    def _warn_if_nothing_skipped(self, context: Context) -> None:
         schedule = self.options.method.schedule
         if self._warned:
             return

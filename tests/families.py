@@ -118,57 +118,32 @@ def flux(layers: int = 2, seed: int = 0) -> Family:
     return _ready(model), kwargs
 
 
-def wan(layers: int = 2, seed: int = 0) -> Family:
-    """Wan: text to video, two frames."""
+def _wan(layers: int, **config: Any) -> nn.Module:
     from diffusers import WanTransformer3DModel
 
+    fixed = {"patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "out_channels": 4, "text_dim": 16}
+    fixed |= {"freq_dim": 32, "ffn_dim": 32, "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 32}
+    return _ready(WanTransformer3DModel(num_layers=layers, **fixed, **config))
+
+
+def wan(layers: int = 2, seed: int = 0) -> Family:
+    """Wan: text to video, two frames."""
     draw = _seeded(seed)
-    model = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=layers,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        rope_max_seq_len=32,
-    )
-    kwargs = {"hidden_states": draw(2, 4, 2, 8, 8), "timestep": torch.tensor([500, 500]), "encoder_hidden_states": draw(2, 5, 16)}
-    return _ready(model), kwargs
+    model = _wan(layers, in_channels=4)
+    return model, {"hidden_states": draw(2, 4, 2, 8, 8), "timestep": torch.tensor([500, 500]), "encoder_hidden_states": draw(2, 5, 16)}
 
 
 def wan_image(layers: int = 2, seed: int = 0) -> Family:
     """Wan: image to video; a feed-forward embeds the image before any block and never sees the latent."""
-    from diffusers import WanTransformer3DModel
-
     draw = _seeded(seed)
-    model = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=8,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=layers,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        rope_max_seq_len=32,
-        image_dim=10,
-        added_kv_proj_dim=24,
-    )
+    model = _wan(layers, in_channels=8, image_dim=10, added_kv_proj_dim=24)
     kwargs = {
         "hidden_states": draw(1, 8, 2, 8, 8),
         "timestep": torch.tensor([500]),
         "encoder_hidden_states": draw(1, 5, 16),
         "encoder_hidden_states_image": draw(1, 257, 10),
     }
-    return _ready(model), kwargs
+    return model, kwargs
 
 
 FAMILIES: dict[str, Callable[..., Family]] = {"dit": dit, "pixart": pixart, "sd3": sd3, "flux": flux, "wan": wan}

@@ -47,7 +47,7 @@ def generated(digits, tmp_path_factory):
     """Output and folder of one run with all methods."""
     out = tmp_path_factory.mktemp("out") / "new" / "folder"
     methods = [part for name in ("fora", "taylorseer", "rfc", "projective") for part in ("--method", name)]
-    result = run("generate", "--model", digits, *SHORT, *methods, "--out", out)
+    result = run("generate", "--model", digits, *SHORT, "--seeds", "2", *methods, "--out", out)
     assert result.exit_code == 0, result.output
     return result.stdout, out
 
@@ -84,7 +84,7 @@ def test_images_have_a_band_per_method_and_a_block_per_class(generated):
     _, out = generated
     with Image.open(out / "images.png") as picture:
         tile = pictures.MIN_TILE + 2
-        assert picture.size == (pictures.MARGIN + 2 * (tile + pictures.GAP), 34 + 5 * (pictures.MIN_BAND + pictures.GAP))
+        assert picture.size == (pictures.MARGIN + 2 * (2 * tile + pictures.GAP), 34 + 5 * (pictures.MIN_BAND + pictures.GAP))
     with Image.open(out / "schedule.png") as picture:
         picture.verify()
 
@@ -94,10 +94,10 @@ def test_summary_counts_what_the_phases_show(generated):
     methods = summary(out)["methods"]
     assert list(methods) == ["full", "fora", "taylorseer", "rfc", "projective"]
     for entry in methods.values():
-        assert entry["nfc"] == entry["phases"].count("#")
-        assert len(entry["phases"]) == entry["steps"] == 8
-    assert methods["fora"]["phases"] == methods["taylorseer"]["phases"] == "##...#.."
-    assert methods["full"]["phases"] == "########"
+        assert entry["nfc"] == sum(phases.count("#") for phases in entry["phases"]) / 2
+        assert [len(phases) for phases in entry["phases"]] == [entry["steps"]] * 2 == [8, 8]
+    assert methods["fora"]["phases"] == methods["taylorseer"]["phases"] == ["##...#.."] * 2
+    assert methods["full"]["phases"] == ["########"] * 2
 
 
 def test_summary_and_table_say_the_same(generated):
@@ -105,10 +105,19 @@ def test_summary_and_table_say_the_same(generated):
     for name, entry in summary(out)["methods"].items():
         label = name if name == "full" else pictures.LABELS[name]
         cells = next(line.split()[1:] for line in stdout.splitlines() if line.split()[:1] == [label])
-        assert cells[0] == str(entry["nfc"])
+        assert cells[0] == f"{entry['nfc']:.4g}"
         assert cells[1] == f"{entry['eager']['median_ms']:.0f}"
         assert cells[-1] == f"{entry['state_mib']:.1f}"
         assert cells[-2] == (entry["psnr_db"] if entry["psnr_db"] == "inf" else f"{entry['psnr_db']:.1f}")
+
+
+def test_each_seed_is_a_generation_of_its_own(digits, generated, tmp_path):
+    _, out = generated
+    result = run("generate", "--model", digits, *SHORT, "--seed", "1", "--method", "rfc", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    alone, together = summary(tmp_path)["methods"]["rfc"], summary(out)["methods"]["rfc"]
+    assert alone["eps"] == together["eps"][1:]
+    assert alone["phases"] == together["phases"][1:]
 
 
 def test_summary_names_protocol_versions_and_both_sides_of_a_speedup(generated):
@@ -117,7 +126,8 @@ def test_summary_names_protocol_versions_and_both_sides_of_a_speedup(generated):
     assert {"torch", "diffusers", "rfc_fx", "python"} <= record["versions"].keys()
     assert "median" in record["protocol"]
     assert record["threads"] == torch.get_num_threads()
-    assert record["settings"]["seeds"] == [0]
+    assert record["settings"]["seeds"] == [0, 1]
+    assert record["settings"]["samples"] == 4
     assert record["settings"]["groups"] == ["3", "7"]
     assert record["methods"]["full"]["psnr_db"] == "inf"
     rfc = record["methods"]["rfc"]
@@ -125,7 +135,8 @@ def test_summary_names_protocol_versions_and_both_sides_of_a_speedup(generated):
     ratio = rfc["eager"]["median_ms"] / rfc["graph"]["median_ms"]
     assert rfc["speedup"]["transformed_cached_vs_eager_twin"] == pytest.approx(ratio)
     assert rfc["settings"] == f"RFC(tau={cli.DIGITS_TAU}, order=1, warmup=3)"
-    assert len(rfc["eps"]) == len(rfc["accumulated_eps"]) == 8
+    assert [len(eps) for eps in rfc["eps"]] == [len(eps) for eps in rfc["accumulated_eps"]] == [8, 8]
+    assert len(rfc["eager"]["times_ms"]) == len(rfc["graph"]["times_ms"]) == 2
 
 
 def test_the_twin_and_the_graph_draw_the_same(generated):
@@ -147,7 +158,7 @@ def test_a_pipeline_draws_with_the_transformer_exchanged(pipeline, tmp_path):
     result = run("generate", "--model", pipeline, *SHORT, "--method", "fora", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     entry = summary(tmp_path)["methods"]["fora"]
-    assert entry["phases"] == "##...#.."
+    assert entry["phases"] == ["##...#.."]
     assert summary(tmp_path)["settings"]["model_class"] == "DiTTransformer2DModel"
     assert entry["psnr_db"] == pytest.approx(entry["psnr_twin_db"], abs=0.5)
 

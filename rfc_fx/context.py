@@ -1,0 +1,85 @@
+"""Context: the state of one name and one call signature, the generation it is in, and a step on its way through the programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rfc.generation import Generation
+from rfc.schedule import Schedule
+from rfc_fx.guard import zeros
+from rfc_fx.lower import RESTART, Cond
+from rfc_fx.program import Compiled
+from rfc_fx.specialize import Argument, Program
+
+
+@dataclass
+class Context:
+    """The state of one name and one signature, and the generation it is in."""
+
+    compiled: Compiled
+    state: dict[str, Tensor]
+    clock: Tensor
+    generation: Generation = field(default_factory=Generation)
+    fresh: bool = True
+    """The next call begins a new generation."""
+    single_steps: int = 0
+    """Generations of a single step in a row, each ended by a timestep that grew."""
+
+    def begin(self) -> None:
+        """Forget the last generation; what FULL wrote then is masked by the clock until it is written again."""
+        self.generation = Generation()
+        self.fresh = False
+
+    def record(self, schedule: Schedule) -> Generation:
+        """What the current generation did."""
+        return self.generation
+
+    def end(self) -> None:
+        """Let the next call begin a new generation; the record of this one stays readable."""
+        self.fresh = True
+
+
+class CondContext(Context):
+    """A context whose bookkeeping is state of the graph."""
+
+    def record(self, schedule: Schedule) -> Generation:
+        """Read the record back from the log."""
+        steps = int(self.state["progress"][0])
+        rows = self.state["log"][:steps].tolist()
+        known = [row[1] == row[1] for row in rows]
+        return Generation(
+            phases=["FULL" if row[0] else "ESTIMATE" for row in rows],
+            eps=[row[1] if k else None for row, k in zip(rows, known, strict=True)],
+            totals=[row[2] if k else None for row, k in zip(rows, known, strict=True)],
+            could_skip=schedule.can_skip(steps),
+        )
+
+    def end(self) -> None:
+        self.state["progress"][RESTART] = 1.0
+
+
+@dataclass
+class Step:
+    """One call on its way through the programs."""
+
+    context: Context
+    values: dict[Argument, Tensor]
+    decision: Tensor | None = None
+    timestep: float | None = None
+
+    def arguments(self, program: Program) -> list[Tensor]:
+        return [self.values[key] for key in program.arguments]
+
+
+def new_context(compiled: Compiled) -> Context:
+    """Empty state with fixed addresses."""
+    state = zeros(compiled.slots, compiled.device)
+    with torch.inference_mode(False):
+        clock = torch.zeros(3, device=compiled.device)
+    for tensor in (*state.values(), clock):
+        torch._dynamo.mark_static_address(tensor)
+    kind = CondContext if isinstance(compiled.lowered, Cond) else Context
+    return kind(compiled, state, clock)

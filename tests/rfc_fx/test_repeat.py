@@ -1,0 +1,118 @@
+"""Repeated blocks as one region: fewer things to compile, the same numbers to the last bit."""
+
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, moved, sample
+from tolerances import INDUCTOR
+
+import rfc
+import rfc_fx
+
+LAYERS = 4
+METHODS = {
+    "fora": rfc.FORA(interval=3),
+    "taylorseer": rfc.TaylorSeer(interval=3, order=2),
+    "rfc": rfc.RFC(tau=0.3, order=2),
+    "projective": rfc.Method(estimator=rfc.Projective(order=2), schedule=rfc.RCS(tau=0.3)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> Any:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def transformed(family: str, method: rfc.Method, layers: int = LAYERS) -> tuple[rfc_fx.CachedModel, rfc_fx.CachedModel, dict[str, Any]]:
+    """The same model with regions and without."""
+    model, kwargs = FAMILIES[family](layers=layers)
+    regional, straight = (rfc_fx.transform(model, moved(kwargs, 0), method=method, regional=flag) for flag in (True, False))
+    return regional, straight, kwargs
+
+
+def run(model: Any, kwargs: dict[str, Any]) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.stack([sample(model(**moved(kwargs, i))) for i in range(10)])
+
+
+def calls(cached: rfc_fx.CachedModel, phase: str) -> list[str]:
+    return [str(node.target) for node in cached.programs[phase].run.graph.nodes if node.op == "call_module"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_regions_change_no_bit_of_any_output(family: str, method: str) -> None:
+    regional, straight, kwargs = transformed(family, METHODS[method])
+    assert len(calls(regional, "ESTIMATE")) >= 2
+    assert torch.equal(run(regional, kwargs), run(straight, kwargs))
+    assert regional.stats.phases == straight.stats.phases
+    assert {"FULL", "ESTIMATE"} == set(regional.stats.phases)
+
+
+def test_blocks_that_differ_only_in_weights_and_state_are_one_region() -> None:
+    regional, _, _ = transformed("dit", METHODS["rfc"])
+    # the first block's modulation is part of PREFIX, so that block is another
+    assert calls(regional, "FULL") == calls(regional, "ESTIMATE") == ["block_0"] * (LAYERS - 1)
+    assert calls(regional, "PREFIX") == []
+
+
+def test_two_kinds_of_blocks_are_two_regions() -> None:
+    regional, _, _ = transformed("flux", METHODS["rfc"])
+    assert set(calls(regional, "FULL")) == {"block_0", "block_1"}
+
+
+def test_a_program_in_which_no_block_repeats_stays_as_it_is() -> None:
+    regional, _, _ = transformed("dit", METHODS["rfc"], layers=2)
+    for program in regional.programs.values():
+        assert program.run is program.module
+
+
+def test_regions_read_weights_live() -> None:
+    regional, straight, kwargs = transformed("dit", METHODS["rfc"])
+    before = run(regional, kwargs)
+    with torch.no_grad():
+        for parameter in regional.model.parameters():
+            parameter.mul_(1.01)
+    regional.reset()
+    after = run(regional, kwargs)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, run(straight, kwargs))
+
+
+def regions_compiled(layers: int) -> tuple[int, list[int]]:
+    """Frames, and the number of different regions that a backend gets in each."""
+    seen: list[int] = []
+
+    def backend(module: torch.fx.GraphModule, _: Any) -> Any:
+        seen.append(len(list(module.children())))
+        return module
+
+    regional, straight, kwargs = transformed("dit", METHODS["rfc"], layers)
+    assert torch.equal(run(torch.compile(regional, fullgraph=True, backend=backend), kwargs), run(straight, kwargs))
+    return len(seen), seen
+
+
+def test_law_5_with_regions_and_what_is_compiled_does_not_grow_with_depth() -> None:
+    frames, regions = regions_compiled(3)
+    assert frames == 3
+    assert sorted(regions) == [0, 1, 1]
+    assert regions_compiled(6) == (frames, regions)
+
+
+@pytest.mark.compile
+def test_inductor_writes_state_through_a_region() -> None:
+    regional, straight, kwargs = transformed("dit", METHODS["rfc"], layers=3)
+    got, expected = run(torch.compile(regional, fullgraph=True), kwargs), run(straight, kwargs)
+    assert float((got - expected).norm() / expected.norm()) <= INDUCTOR
+    for (name, state), (_, other) in zip(regional._contexts.items(), straight._contexts.items(), strict=True):
+        for slot in state.state:
+            torch.testing.assert_close(state.state[slot], other.state[slot], rtol=1e-3, atol=1e-4, msg=f"{name[0]}: {slot}")
+
+
+def test_regions_need_host_dispatch() -> None:
+    model, _ = FAMILIES["dit"]()
+    with pytest.raises(ValueError, match='regional needs dispatch="host"'):
+        rfc_fx.transform(model, regional=True, dispatch="cond")
