@@ -89,7 +89,7 @@ def share_repeats(program: Program, captured: Captured) -> fx.GraphModule:
     members = _members(graph)
     order = {node: i for i, node in enumerate(graph.nodes)}
     blocks = [_block(nodes) for nodes in members.values() if len(nodes) >= MIN_NODES]
-    blocks = [block for block in blocks if block.outputs and not _aliases(block)]
+    blocks = [block for block in blocks if block.outputs and not _aliases(block) and not _tied(block, program.module)]
     keys = [block.key() for block in blocks]
     often = Counter(keys)
     shared = [(block, key) for block, key in zip(blocks, keys, strict=True) if often[key] > 1]
@@ -188,6 +188,12 @@ def _block(nodes: list[fx.Node]) -> _Block:
     inside = set(nodes)
     inputs = dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source not in inside)
     return _Block(nodes, list(inputs), [node for node in nodes if any(user not in inside for user in node.users)])
+
+
+def _tied(block: _Block, module: fx.GraphModule) -> bool:
+    """Whether two weights are the same memory: the arguments of a region must not be."""
+    weights = [operator.attrgetter(str(node.target))(module) for node in block.inputs if node.op == "get_attr"]
+    return len({weight.untyped_storage()._cdata for weight in weights}) < len(weights)
 
 
 def _aliases(block: _Block) -> bool:
