@@ -34,8 +34,8 @@ def summary(of: Comparison) -> dict[str, Any]:
             "device": str(weights.device),
         },
         "protocol": (
-            "ms per generation, a batch with one sample of every group; one short warm-up per variant, then for each seed "
-            f"(all seeds {of.settings.rounds} times) every variant draws it in turn, in one process; median, smallest and largest time; "
+            "ms per generation, a batch with one sample of every group; one short warm-up per variant, then "
+            f"{of.settings.rounds} x all seeds, each drawn by every variant in turn, in one process; median, smallest and largest time; "
             "a speed-up is a ratio of medians"
         ),
         "psnr": f"dB against the eager full computation of the same seeds, all pixels of all samples, data range {DATA_RANGE:g}",
