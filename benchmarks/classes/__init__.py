@@ -1,0 +1,1 @@
+"""Every denoising transformer of diffusers, small: how to build it with random weights, and what to call it with."""
