@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rfc.generation import Generation, Phase, clock_tensors, timestep_argument, timestep_value
 from rfc.method import CachingMethod
 from rfc.state import Clock, SlotSpec, State
+from rfc.streams import Streams, conditioning, stream_name
 
 
 def cached(model: nn.Module, method: CachingMethod) -> CachedEager:
@@ -44,6 +45,8 @@ class _Run:
     watched: State | None = None
     """The first site's input and its differences, which the schedule forecasts."""
 
+    states: dict[tuple[str, int], State] = field(default_factory=dict)
+    """One state per site and stream of tokens: joint attention has two outputs, each with its own input."""
     shapes: tuple[Any, ...] = ()
     """Shapes and dtypes of the last call: another batch or resolution is another generation."""
 
@@ -69,14 +72,23 @@ class _Run:
 
 
 @dataclass
+class _Now:
+    """The run that the current call belongs to."""
+
+    run: _Run
+
+
+@dataclass
 class _Site:
     """A module, or a parallel pair of modules, whose output is computed or estimated."""
 
     name: str
-    run: _Run
+    now: _Now
     compute: Callable[..., Any]
-    states: dict[int, State] = field(default_factory=dict)
-    """One state per stream: joint attention has two outputs, each with its own input."""
+
+    @property
+    def run(self) -> _Run:
+        return self.now.run
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         inputs = self.inputs(args, kwargs)
@@ -87,7 +99,8 @@ class _Site:
             for stream, (I, O) in enumerate(zip(inputs, outputs, strict=False)):
                 self.refresh(stream, I, O)
             return output
-        estimates = tuple(self.estimate(stream, inputs[stream]) for stream in sorted(self.states))
+        streams = sorted(stream for name, stream in self.run.states if name == self.name)
+        estimates = tuple(self.estimate(stream, inputs[stream]) for stream in streams)
         return estimates if len(estimates) > 1 else estimates[0]
 
     @staticmethod
@@ -99,14 +112,14 @@ class _Site:
         estimator, clock = self.run.method.estimator, self.run.clock
         assert clock is not None
         slots = estimator.slots(_spec(I), _spec(O))
-        old = self.states.get(stream)
+        old = self.run.states.get((self.name, stream))
         if old is None or {name: _spec(value) for name, value in old.items()} != slots:
             old = _zeros(slots, O.device)
-        self.states[stream] = estimator.refresh(old, I, O, clock)
+        self.run.states[self.name, stream] = estimator.refresh(old, I, O, clock)
 
     def estimate(self, stream: int, I: Tensor) -> Tensor:
         assert self.run.clock is not None
-        return self.run.method.estimator.estimate(self.states[stream], I, self.run.clock)
+        return self.run.method.estimator.estimate(self.run.states[self.name, stream], I, self.run.clock)
 
 
 @dataclass
@@ -144,8 +157,11 @@ class CachedEager(nn.Module):
         super().__init__()
         self.model = model
         self.method = method
-        self._run = _Run(method, method.schedule.numbers())
-        self._replaced = list(_sites(model, self._run))
+        self._name: str | None = None
+        self._runs: dict[str, _Run] = {}
+        self._streams = Streams()
+        self._now = _Now(_Run(method, method.schedule.numbers()))
+        self._replaced = list(_sites(model, self._now))
         self._timestep = timestep_argument(model.forward)
         self._signature = inspect.signature(model.forward)
         if not self._replaced:
@@ -153,24 +169,58 @@ class CachedEager(nn.Module):
 
     @property
     def stats(self) -> Generation:
-        """Phases, eps and NFC of the current generation."""
-        return self._run.generation
+        """Phases, eps and NFC of the current generation (of the context that ran last)."""
+        return self._now.run.generation
+
+    @property
+    def contexts(self) -> dict[str, Generation]:
+        """Records of the latest generation by context."""
+        return {name: run.generation for name, run in self._runs.items()}
+
+    @contextmanager
+    def cache_context(self, name: str) -> Iterator[None]:
+        """Name the state set that calls inside use; without a name, calls with different conditioning get one each."""
+        before, self._name = self._name, name
+        try:
+            yield
+        finally:
+            self._name = before
 
     def reset(self) -> None:
-        """Start a new generation at the next call."""
-        self._run.generation = Generation()
+        """Start a new generation at the next call, in every context."""
+        for run in self._runs.values():
+            run.generation = Generation()
+        self._streams.forget()
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind(*args, **kwargs).arguments
-        tensors = [value for value in bound.values() if isinstance(value, Tensor)]
-        self._run.begin(timestep_value(bound.get(self._timestep)) if self._timestep else None, tuple(map(_spec, tensors)))
+        timestep = timestep_value(bound.get(self._timestep)) if self._timestep else None
+        name = self._name or stream_name(self._streams.find(self._conditioning(bound), lambda place: self._is_over(place, timestep)))
+        self._now.run = self._runs.setdefault(name, _Run(self.method, self.method.schedule.numbers()))
+        self._now.run.begin(timestep, tuple(_spec(value) for value in bound.values() if isinstance(value, Tensor)))
         try:
             with self._in_place():
                 return self.model(*args, **kwargs)
         except BaseException:
-            self.reset()  # the step counted, but some of its sites were not refreshed
+            self._now.run.generation = Generation()  # the step counted, but some of its sites were not refreshed
             raise
+
+    def _conditioning(self, arguments: dict[str, Any]) -> dict[str, Tensor]:
+        latent = next((name for name, value in arguments.items() if isinstance(value, Tensor)), "")
+        return conditioning(arguments, latent, self._timestep)
+
+    def _is_over(self, place: int, timestep: float | None) -> bool:
+        generation = self._runs[stream_name(place)].generation
+        return generation.step == 0 or not generation.continues(timestep)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
@@ -187,7 +237,7 @@ class CachedEager(nn.Module):
                     module.__dict__["forward"] = forward
 
 
-def _sites(model: nn.Module, run: _Run) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+def _sites(model: nn.Module, now: _Now) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     """Attention modules (they project to queries), feed-forward modules, and parallel blocks of both.
 
     In repeated blocks, where the model has them: what stands before the blocks may never see the latent.
@@ -204,14 +254,14 @@ def _sites(model: nn.Module, run: _Run) -> Iterator[tuple[nn.Module, Callable[..
             width = getattr(mlp, "out_features", None)
             if not isinstance(width, int):
                 raise ValueError(f"{name}.proj_mlp: expected a linear layer with out_features, got {type(mlp).__name__}")
-            site = _ParallelSite(name, run, attention.forward, width=width)
+            site = _ParallelSite(name, now, attention.forward, width=width)
             inside |= {id(part) for child in (attention, mlp, projection) for part in child.modules()}
             yield attention, site.enter_attention
             yield mlp, partial(site.enter_mlp, mlp.forward)
             yield projection, partial(site.leave, projection.forward)
         elif hasattr(module, "to_q") or type(module).__name__ == "FeedForward":
             inside |= {id(part) for part in module.modules()}
-            yield module, _Site(name, run, module.forward)
+            yield module, _Site(name, now, module.forward)
 
 
 def _spec(tensor: Tensor) -> SlotSpec:

@@ -17,6 +17,7 @@ from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, RFCError
 from rfc_fx.model import CachedModel, CondModel, NothingSkippedWarning
 from rfc_fx.program import Dispatch, Options, Plan
 from rfc_fx.sites import Granularity
+from rfc_fx.structure import refuse
 
 __all__ = [
     "CachedModel",
@@ -53,8 +54,6 @@ def transform(
     method = rfc.RFC() if method is None else method
     if not isinstance(model, nn.Module):
         raise TypeError(f"transform: model must be a torch.nn.Module, got {type(model).__name__}; for a pipeline pass pipe.transformer")
-    if hasattr(model, "_orig_mod"):
-        raise TypeError("transform: the model is compiled already; transform first, compile after: torch.compile(rfc_fx.transform(model))")
     if isinstance(model, CachedModel):
         raise TypeError("transform: the model is transformed already; pass its .model to transform it in another way")
     if not isinstance(method, CachingMethod):
@@ -64,6 +63,7 @@ def transform(
             raise ValueError(f"transform: {name} must be one of {', '.join(known)}, got {value!r}")
     if regional and dispatch == "cond":
         raise ValueError('transform: regional needs dispatch="host"; the branches of a torch.cond are compiled whole')
+    refuse(model)
     kind = CondModel if dispatch == "cond" else CachedModel
     cached = kind(model, Options(method=method, granularity=granularity, dispatch=dispatch, regional=regional))
     if example_inputs is not None:

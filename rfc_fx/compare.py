@@ -6,7 +6,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import inf, log10
 from typing import Any, Literal, NamedTuple, Protocol
@@ -57,47 +56,6 @@ class Timing(NamedTuple):
     max_ms: float
 
 
-class Twin(nn.Module):
-    """`rfc.eager.cached` as a pipeline needs it: the model's attributes, and one state per `cache_context`."""
-
-    def __init__(self, model: nn.Module, method: CachingMethod) -> None:
-        super().__init__()
-        self.model = model
-        self.method = method
-        self._name = "default"
-        self._twins: dict[str, CachedEager] = {}
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self._name not in self._twins:
-            self._twins[self._name] = cached(self.model, self.method)
-        return self._twins[self._name](*args, **kwargs)
-
-    @contextmanager
-    def cache_context(self, name: str) -> Iterator[None]:
-        """Name the state set that calls inside use."""
-        before, self._name = self._name, name
-        try:
-            yield
-        finally:
-            self._name = before
-
-    @property
-    def contexts(self) -> dict[str, Generation]:
-        """Records of the latest generation by context."""
-        return {name: twin.stats for name, twin in self._twins.items()}
-
-    def reset(self) -> None:
-        """The next call begins a generation in every context."""
-        for twin in self._twins.values():
-            twin.reset()
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("model"), name)
-
-
 @dataclass(kw_only=True)
 class Variant:
     """One way to draw the samples, and what was seen of it."""
@@ -106,7 +64,7 @@ class Variant:
     side: Side
     call: Any
     """What stands where the transformer stood."""
-    cache: CachedModel | Twin | None = None
+    cache: CachedModel | CachedEager | None = None
     warmup_steps: int = 1
     warmup_s: float = 0.0
     """Seconds of the first, short generation: capture and compilation, where the variant needs them."""
@@ -170,7 +128,7 @@ def variants(source: Source, methods: Mapping[str, CachingMethod], settings: Set
         made.append(Variant(method=FULL, side="graph", call=graph(plain)))
     for name, method in methods.items():
         short = min(settings.steps, method.schedule.warmup + 2)
-        twin = Twin(plain, method)
+        twin = cached(plain, method)
         transformed = rfc_fx.transform(
             plain,
             method=method,

@@ -41,6 +41,10 @@ class Context:
         """Let the next call begin a new generation; the record of this one stays readable."""
         self.fresh = True
 
+    def is_over(self, timestep: float | None) -> bool:
+        """Whether a call at `timestep` would begin a new generation."""
+        return self.fresh or not self.generation.continues(timestep)
+
 
 class CondContext(Context):
     """A context whose bookkeeping is state of the graph."""
@@ -55,10 +59,15 @@ class CondContext(Context):
             eps=[row[1] if k else None for row, k in zip(rows, known, strict=True)],
             totals=[row[2] if k else None for row, k in zip(rows, known, strict=True)],
             could_skip=schedule.can_skip(steps),
+            timestep=float(self.state["progress"][5]) if steps else None,
         )
 
     def end(self) -> None:
         self.state["progress"][RESTART] = 1.0
+
+    def is_over(self, timestep: float | None) -> bool:
+        progress = self.state["progress"].tolist()
+        return progress[0] == 0 or progress[RESTART] > 0 or (timestep is not None and timestep > progress[5])
 
 
 @dataclass

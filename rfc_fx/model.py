@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rfc.generation import Generation, Phase, timestep_argument, timestep_value
 from rfc.method import CachingMethod
+from rfc.streams import Streams, conditioning, stream_name
 from rfc_fx import show
 from rfc_fx.capture import named_arguments
 from rfc_fx.context import Context, Step, new_context
@@ -27,10 +28,10 @@ from rfc_fx.guard import Guarded
 from rfc_fx.lower import Cond, unflatten
 from rfc_fx.program import Compiled, Options, Plan, build, signature
 from rfc_fx.specialize import CLOCK, Argument, Program
+from rfc_fx.structure import Fingerprint, fingerprint, refuse
 
 log = logging.getLogger("rfc_fx")
 
-DEFAULT_CONTEXT = "default"
 MAX_SIGNATURES = 8
 """Programs are kept for this many call signatures; the one used longest ago goes first, with its state."""
 
@@ -56,9 +57,12 @@ class CachedModel(nn.Module):
         self._numbers: dict[torch.device, dict[str, Tensor]] = {}
         self._compiled: OrderedDict[Any, Compiled] = OrderedDict()
         self._contexts: OrderedDict[tuple[str, Any], Context] = OrderedDict()
+        self._streams: dict[Any, Streams] = {}
         self._here = threading.local()
         self._last: Context | None = None
         self._warned = False
+        self._made_from: Fingerprint = ()
+        self._may_have_changed = False
         self._prepared: Context | None = None
         self._here_numbers: dict[str, Tensor] = {}
         self._parameters_in_order = tuple(inspect.signature(model.forward).parameters)
@@ -81,6 +85,8 @@ class CachedModel(nn.Module):
                 if (prefix := step.context.compiled.programs.get("PREFIX")) is not None:
                     self._share(step, prefix, prefix.run(*step.arguments(prefix)))
                 program = self._decide(step)
+                if program is None:  # the model was changed since its programs were made
+                    return self.forward(*args, **kwargs)
                 outputs = program.run(*step.arguments(program))
             except BaseException:
                 step.context.end()  # the step counted, but some of its sites may not be refreshed
@@ -89,6 +95,8 @@ class CachedModel(nn.Module):
 
     @torch.compiler.disable
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
+        if self._may_have_changed:
+            self._forget_if_changed()
         context, leaves = self._enter(args, kwargs)
         compiled = context.compiled
         values: dict[Argument, Tensor] = {
@@ -100,7 +108,8 @@ class CachedModel(nn.Module):
             context.begin()
         if "PREFIX" not in compiled.programs and compiled.timestep is not None:
             step.timestep = timestep_value(values["input", compiled.timestep])
-        self._restart_if_noise_grew(step)
+        if self._restart_if_noise_grew(step) and self._forget_if_changed():
+            step = self._begin(args, kwargs)
         self._set_clock(step)
         return step
 
@@ -111,14 +120,19 @@ class CachedModel(nn.Module):
             step.values["carry", name.removeprefix("carry:")] = tensor
 
     @torch.compiler.disable
-    def _decide(self, step: Step) -> Program:
-        """The one decision of a step; PREFIX's error and the timestep come to the host in one transfer."""
+    def _decide(self, step: Step) -> Program | None:
+        """The one decision of a step; PREFIX's error and the timestep come to the host in one transfer.
+
+        None when a generation begins and the model is no longer what the programs were made from.
+        """
         context = step.context
         eps: float | None = None
         if step.decision is not None:
             eps, *noise = step.decision.tolist()
             step.timestep = noise[0] if noise else None
             if self._restart_if_noise_grew(step):
+                if self._forget_if_changed():
+                    return None
                 self._set_clock(step)
         schedule = self.options.method.schedule
         phase: Phase = context.generation.decide(schedule, self._numbers_on(torch.device("cpu")), eps, step.timestep)
@@ -151,20 +165,37 @@ class CachedModel(nn.Module):
         context.clock.copy_(torch.tensor(context.generation.clock()), non_blocking=True)
         step.values[CLOCK] = context.clock
 
+    def _forget_if_changed(self) -> bool:
+        """Drop programs and state when the model is no longer what they were made from: adapters, types, places, modules."""
+        self._may_have_changed = False
+        now = fingerprint(self.model)
+        changed = bool(self._compiled) and now != self._made_from
+        if changed:
+            log.warning("%s was changed since it was captured; it is captured anew", type(self.model).__name__)
+            self._compiled.clear()
+            self._contexts.clear()
+            self._streams.clear()
+            self._last = self._prepared = None
+        self._made_from = now
+        return changed
+
     def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Context, list[Any]]:
         """The state set and the flat arguments of a call."""
         if self.model.training:
             raise RFCError(f"{type(self.model).__name__} is in training mode; call .eval() first: dropout is not part of a cached step")
-        compiled, key, leaves = self._lookup(args, kwargs)
-        return self._context(key, compiled), leaves
+        arguments = named_arguments(self.model.forward, args, kwargs)
+        compiled, key, leaves = self._lookup(arguments)
+        name = getattr(self._here, "name", None) or self._stream(key, compiled, arguments)
+        return self._context(name, key, compiled), leaves
 
     # ---- programs and state ------------------------------------------------------------------------------------------
 
-    def _lookup(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Compiled, Any, list[Any]]:
-        arguments = named_arguments(self.model.forward, args, kwargs)
+    def _lookup(self, arguments: dict[str, Any]) -> tuple[Compiled, Any, list[Any]]:
         key, leaves = signature(arguments, self.model)
         compiled = self._compiled.get(key)
         if compiled is None:
+            self._forget_if_changed()
+            refuse(self.model)
             if self._compiled:
                 log.warning("%s: new call signature, capturing programs number %d", type(self.model).__name__, len(self._compiled) + 1)
             with torch.inference_mode(False):
@@ -174,11 +205,23 @@ class CachedModel(nn.Module):
                 oldest, _ = self._compiled.popitem(last=False)
                 for name in [name for name in self._contexts if name[1] == oldest]:
                     del self._contexts[name]
+                self._streams.pop(oldest, None)
         self._compiled.move_to_end(key)
         return compiled, key, leaves
 
-    def _context(self, key: Any, compiled: Compiled) -> Context:
-        name = getattr(self._here, "name", DEFAULT_CONTEXT)
+    def _stream(self, key: Any, compiled: Compiled, arguments: dict[str, Any]) -> str:
+        """Name of the context of a call outside `cache_context`: conditional and unconditional calls get one each."""
+        timestep = arguments.get(self._timestep) if self._timestep is not None else None
+
+        def over(place: int) -> bool:
+            context = self._contexts.get((stream_name(place), key))
+            return context is None or context.is_over(timestep_value(timestep))
+
+        latent = compiled.captured.names[compiled.captured.latent]
+        streams = self._streams.setdefault(key, Streams())
+        return stream_name(streams.find(conditioning(arguments, latent, self._timestep), over))
+
+    def _context(self, name: str, key: Any, compiled: Compiled) -> Context:
         context = self._contexts.get((name, key))
         if context is None:
             context = self._contexts[name, key] = new_context(compiled)
@@ -264,6 +307,9 @@ class CachedModel(nn.Module):
         for context in self._contexts.values():
             self._warn_if_nothing_skipped(context)
             context.end()
+        for streams in self._streams.values():
+            streams.forget()
+        self._may_have_changed = True
 
     def _latest(self) -> Compiled:
         if not self._compiled:
@@ -290,8 +336,11 @@ class CachedModel(nn.Module):
 
     @contextmanager
     def cache_context(self, name: str) -> Iterator[None]:
-        """Name the state set that calls inside use, e.g. "cond" and "uncond"; per thread, may be nested."""
-        before = getattr(self._here, "name", DEFAULT_CONTEXT)
+        """Name the state set that calls inside use, e.g. "cond" and "uncond"; per thread, may be nested.
+
+        Without a name, calls with different conditioning get a state set each (`rfc.streams`).
+        """
+        before = getattr(self._here, "name", None)
         self._here.name = name
         try:
             yield
@@ -346,6 +395,8 @@ class CondModel(CachedModel):
     @torch.compiler.disable
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Have programs and state for this call ready; torch.compile calls it through the lazy-module protocol."""
+        if self._may_have_changed:
+            self._forget_if_changed()
         self._prepared, _ = self._enter(args, kwargs)
         self._here_numbers = self._numbers_on(self._prepared.compiled.device)
 
