@@ -14,6 +14,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 
+from rfc.generation import timestep_argument
+from rfc_fx.concrete import Concrete, trace
 from rfc_fx.errors import CaptureError
 from rfc_fx.ops import aten, is_mutable, value
 
@@ -35,6 +37,8 @@ class Captured:
     """Placeholder -> the argument of `forward` it belongs to."""
     outputs: pytree.TreeSpec
     constants: dict[str, Tensor]
+    decided: frozenset[int] = frozenset()
+    """Positions among the flattened arguments whose values the graph has as constants."""
 
     @property
     def latent(self) -> str:
@@ -66,40 +70,75 @@ def capture(model: nn.Module, arguments: Mapping[str, Any]) -> Captured:
     Raises CaptureError with the model's file and line when the forward cannot be traced or writes to its own buffers.
     """
     kwargs = dict(arguments)
+    try:
+        captured = _captured(model, _exported(model, (), kwargs), kwargs)
+    except CaptureError:
+        raise
+    except Exception as error:
+        captured = _with_values(model, kwargs, error)
+    _clean(captured.graph)
+    return captured
+
+
+def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            exported = torch.export.export(model, (), kwargs, strict=False)
-            if any(is_mutable(node) for node in exported.graph.nodes):
-                exported = exported.run_decompositions({})
-        except Exception as error:
-            raise CaptureError.from_export(model, error) from error
+        exported = torch.export.export(module, args, kwargs, strict=False)
+        if any(is_mutable(node) for node in exported.graph.nodes):
+            exported = exported.run_decompositions({})
+        if any(node.op == "get_attr" for node in exported.graph.nodes):
+            raise NotImplementedError("the forward contains traced sub-graphs: autocast or no_grad")
+    return exported
+
+
+def _with_values(model: nn.Module, kwargs: dict[str, Any], error: Exception) -> Captured:
+    """Trace again with the values of the example where torch.export cannot do without them."""
+    if any(leaf.is_meta for leaf in pytree.tree_leaves(kwargs) if isinstance(leaf, Tensor)):
+        raise CaptureError.from_export(model, error) from error
+    latent = next((name for name, value in kwargs.items() if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))), "")
+    moving = frozenset({latent, timestep_argument(model.forward) or latent})
+    try:
+        concrete = trace(model, kwargs, moving)
+        with fx.traceback.preserve_node_meta():
+            exported = _exported(concrete.module, tuple(concrete.inputs), {})
+    except CaptureError:
+        raise
+    except Exception as second:
+        log.debug("%s: tracing with values failed too", type(model).__name__, exc_info=second)
+        raise CaptureError.from_export(model, error) from error
+    fixed = sorted({_owners(kwargs)[position] for position in concrete.decided})
+    log.info("%s: traced with the values of the example%s", type(model).__name__, f"; fixed: {', '.join(fixed)}" if fixed else "")
+    return _captured(model, exported, kwargs, concrete)
+
+
+def _owners(kwargs: dict[str, Any]) -> list[str]:
+    """The argument each leaf belongs to."""
+    paths = [path[0] for path, _ in pytree.tree_flatten_with_path(kwargs)[0]]
+    return [str(first.key) if isinstance(first, pytree.MappingKey) else str(first) for first in paths]
+
+
+def _captured(
+    model: nn.Module, exported: torch.export.ExportedProgram, kwargs: dict[str, Any], concrete: Concrete | None = None
+) -> Captured:
+    """Copy the exported graph with weights as get_attr of `model.<path>` and only tensors as placeholders."""
     lost = [spec.target for spec in exported.graph_signature.output_specs if spec.kind is OutputKind.BUFFER_MUTATION]
     if lost:
         raise CaptureError(
             f"{type(model).__name__}: forward writes to its buffers {', '.join(map(str, lost))}; "
             "a cached model must be a function of its inputs"
         )
-    captured = _reference_weights(model, exported, kwargs)
-    _clean(captured.graph)
-    return captured
-
-
-def _reference_weights(model: nn.Module, exported: torch.export.ExportedProgram, kwargs: dict[str, Any]) -> Captured:
-    """Copy the exported graph with weights as get_attr of `model.<path>` and only tensors as placeholders."""
     graph = fx.Graph()
     env: dict[fx.Node, Any] = {}
     inputs: dict[int, str] = {}
     names: dict[str, str] = {}
     constants: dict[str, Tensor] = {}
-    owners = [
-        str(path[0].key) if isinstance(path[0], pytree.MappingKey) else str(path[0]) for path, _ in pytree.tree_flatten_with_path(kwargs)[0]
-    ]
+    owners = _owners(kwargs)
+    positions = iter(range(len(owners)) if concrete is None else concrete.positions)
     placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
-    position = 0
     for spec in exported.graph_signature.input_specs:
         node = placeholders[spec.arg.name]
         if spec.kind is InputKind.USER_INPUT:
+            position = next(positions)
             if isinstance(spec.arg, TensorArgument):
                 copy = graph.placeholder(node.name)
                 copy.meta = dict(node.meta)
@@ -108,12 +147,13 @@ def _reference_weights(model: nn.Module, exported: torch.export.ExportedProgram,
                 names[copy.name] = owners[position]
             else:
                 env[node] = spec.arg.value if isinstance(spec.arg, ConstantArgument) else None
-            position += 1
-        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            env[node] = _get_attr(graph, f"{MODEL}.{spec.target}", node)
-        elif spec.kind is InputKind.CONSTANT_TENSOR:
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and (concrete is None or spec.target in concrete.weights):
+            path = spec.target if concrete is None else concrete.weights[str(spec.target)]
+            env[node] = _get_attr(graph, f"{MODEL}.{path}", node)
+        elif spec.kind in (InputKind.CONSTANT_TENSOR, InputKind.BUFFER):
             name = f"constant_{len(constants)}"
-            constants[name] = exported.constants[str(spec.target)]
+            held = {**exported.constants, **exported.state_dict}
+            constants[name] = held[str(spec.target)]
             env[node] = _get_attr(graph, name, node)
         else:
             raise CaptureError(f"{type(model).__name__}: input {spec.arg.name} of kind {spec.kind.name} cannot be captured")
@@ -121,15 +161,11 @@ def _reference_weights(model: nn.Module, exported: torch.export.ExportedProgram,
         if node.op == "output":
             results = fx.node.map_arg(node.args[0], lambda n: env[n])
             graph.output(tuple(results))
-        elif node.op == "get_attr":
-            raise CaptureError(
-                f"{type(model).__name__}: the forward contains a traced sub-graph ({node.target}); "
-                "autocast, no_grad and control flow inside a model's forward are not supported yet"
-            )
         elif node.op != "placeholder":
             env[node] = graph.node_copy(node, lambda n: env[n])
-    assert exported.call_spec.out_spec is not None
-    return Captured(model, graph, inputs, names, exported.call_spec.out_spec, constants)
+    spec_of_outputs = exported.call_spec.out_spec if concrete is None else concrete.outputs
+    assert spec_of_outputs is not None
+    return Captured(model, graph, inputs, names, spec_of_outputs, constants, frozenset() if concrete is None else concrete.decided)
 
 
 def _get_attr(graph: fx.Graph, target: str, like: fx.Node) -> fx.Node:
