@@ -6,19 +6,27 @@ FLOPs is counted at the published width, on the meta device. No number here is a
 
 from __future__ import annotations
 
+import json
 import traceback
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, get_args
+from itertools import repeat
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 import torch
 import torch._dynamo.testing
+import typer
 from torch import fx
 
 import rfc
 import rfc_fx
 from benchmarks.classes.spec import Spec, prediction
 from rfc_fx.load import one_line
+from rfc_fx.record import versions
 from rfc_fx.sites import Granularity, module_path
 from rfc_fx.verify import heavy_outside_sites
 
@@ -150,14 +158,14 @@ VERBOSE = False
 
 def heavy_on_the_latent(cached: rfc_fx.CachedModel) -> list[fx.Node]:
     """Heavy operations of ESTIMATE whose result depends on the latent: embeddings and the output head, if all blocks are sites."""
-    latent = cached.compiled.captured.latent
-    moved = _descendants(cached.guarded.module.graph, {latent})
+    latents = set(cached.compiled.captured.latents)
+    moved = _descendants(cached.guarded.module.graph, latents)
     program = cached.programs["ESTIMATE"]
     sources = [node for node in program.graph.nodes if node.op == "placeholder"]
     names = {
         node.name
         for node, (kind, name) in zip(sources, program.arguments, strict=True)
-        if kind == "state" or (kind == "carry" and name in moved) or (kind == "input" and name == latent)
+        if kind == "state" or (kind == "carry" and name in moved) or (kind == "input" and name in latents)
     }
     mine = _descendants(program.graph, names)
     return [node for node in heavy_outside_sites(program.graph) if node.name in mine]
@@ -176,33 +184,73 @@ def calls(spec: Spec, arguments: dict[str, Any], steps: int) -> list[dict[str, A
     return [spec.moved(arguments, step, steps) for step in range(steps)]
 
 
-def main() -> None:
-    """Check the classes named on the command line, or all."""
+def all_specs() -> dict[str, Spec]:
+    """Every class by name."""
+    from benchmarks.classes import audio_and_other, image, text_to_image, video, wan_family
+
+    specs = [spec for module in (image, text_to_image, video, wan_family, audio_and_other) for spec in module.SPECS]
+    return {spec.name: spec for spec in specs}
+
+
+def _check(name: str, meta: bool, compiles: bool) -> Row:
+    torch.set_num_threads(1)
+    return check(all_specs()[name], meta=meta, compiles=compiles)
+
+
+def markdown(rows: list[Row]) -> str:
+    """The rows as a table."""
+    lines = [
+        "| class | sites | rejected | FULL - model | same input - FULL | ESTIMATE FLOPs | KiB module / block / stack | frames | breaks |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        state = " / ".join(f"{row.state_bytes[name] / 1024:.0f}" if name in row.state_bytes else "-" for name in get_args(Granularity))
+        cells = [
+            row.name if row.passed else f"{row.name} (!)",
+            str(len(row.sites)),
+            str(len(row.rejected)),
+            "-" if row.full_difference is None else f"{row.full_difference:.0e}",
+            "-" if row.estimate_difference is None else f"{row.estimate_difference:.0e}",
+            "-" if row.estimate_share is None else f"{row.estimate_share:.2%}",
+            state,
+            str(row.frames if row.frames is not None else "-"),
+            str(row.breaks if row.breaks is not None else "-"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    failed = [row for row in rows if not row.passed]
+    lines += ["", f"{len(rows) - len(failed)} of {len(rows)} classes pass every check."]
+    lines += [f"* {row.name} (!): {'; '.join(row.errors)}" for row in failed]
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="classes (default: all)")] = None,
+    meta: Annotated[bool, typer.Option(help="count FLOPs at the published width, on the meta device")] = True,
+    compile: Annotated[bool, typer.Option(help="count compiled frames and graph breaks")] = True,
+    verbose: Annotated[bool, typer.Option(help="print tracebacks")] = False,
+    jobs: Annotated[int, typer.Option(help="processes", min=1)] = 1,
+    out: Annotated[Path | None, typer.Option(help="folder for coverage.json and coverage.md")] = None,
+) -> None:
+    """Check the classes and print what was seen of each."""
     global VERBOSE
-    import sys
-
-    names = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    VERBOSE = "--verbose" in sys.argv
-    specs = {spec.name: spec for spec in all_specs()}
-    for name in names or specs:
-        row = check(specs[name], meta="--no-meta" not in sys.argv, compiles="--no-compile" not in sys.argv)
-        for key, item in asdict(row).items():
-            print(f"{key}: {item}")
-        print(flush=True)
-
-
-def all_specs() -> list[Spec]:
-    """Every class."""
-    import importlib
-
-    found: list[Spec] = []
-    for name in ("image", "text_to_image", "audio_and_other", "video", "wan_family"):
-        try:
-            found += importlib.import_module(f"benchmarks.classes.{name}").SPECS
-        except (ImportError, SyntaxError) as error:
-            print(f"benchmarks.classes.{name}: {error}")
-    return found
+    VERBOSE = verbose
+    chosen = names or list(all_specs())
+    if unknown := sorted(set(chosen) - set(all_specs())):
+        raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(all_specs())}")
+    rows: list[Row] = []
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) if jobs > 1 else nullcontext() as pool:
+        work = (_check, chosen, repeat(meta), repeat(compile))
+        for row in pool.map(*work) if pool is not None else map(*work):
+            rows.append(row)
+            print(f"{row.name}: {'passed' if row.passed else '; '.join(row.errors)}", flush=True)
+            if len(chosen) == 1:
+                print("\n".join(f"{key}: {item}" for key, item in asdict(row).items()))
+    print(markdown(rows))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "coverage.json").write_text(json.dumps({"versions": versions(), "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        (out / "coverage.md").write_text(markdown(rows))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rfc.generation import Generation, Phase, clock_tensors, timestep_argument, timestep_value
+from rfc.generation import Direction, Generation, Phase, clock_tensors, timestep_argument, timestep_value
 from rfc.method import CachingMethod
 from rfc.state import Clock, SlotSpec, State
 from rfc.streams import Streams, conditioning, stream_name
@@ -50,8 +50,8 @@ class _Run:
     shapes: tuple[Any, ...] = ()
     """Shapes and dtypes of the last call: another batch or resolution is another generation."""
 
-    def begin(self, timestep: float | None, shapes: tuple[Any, ...]) -> None:
-        if shapes != self.shapes or not self.generation.continues(timestep):
+    def begin(self, timestep: float | None, shapes: tuple[Any, ...], direction: Direction) -> None:
+        if shapes != self.shapes or direction.ends(self.generation, timestep):
             self.generation, self.watched, self.shapes = Generation(), None, shapes
         self.timestep, self.phase, self.clock = timestep, None, None
 
@@ -160,6 +160,7 @@ class CachedEager(nn.Module):
         self._name: str | None = None
         self._runs: dict[str, _Run] = {}
         self._streams = Streams()
+        self._direction = Direction()
         self._now = _Now(_Run(method, method.schedule.numbers()))
         self._replaced = list(_sites(model, self._now))
         self._timestep = timestep_argument(model.forward)
@@ -198,7 +199,8 @@ class CachedEager(nn.Module):
         timestep = timestep_value(bound.get(self._timestep)) if self._timestep else None
         name = self._name or stream_name(self._streams.find(self._conditioning(bound), lambda place: self._is_over(place, timestep)))
         self._now.run = self._runs.setdefault(name, _Run(self.method, self.method.schedule.numbers()))
-        self._now.run.begin(timestep, tuple(_spec(value) for value in bound.values() if isinstance(value, Tensor)))
+        shapes = tuple(_spec(value) for value in bound.values() if isinstance(value, Tensor))
+        self._now.run.begin(timestep, shapes, self._direction)
         try:
             with self._in_place():
                 return self.model(*args, **kwargs)
@@ -212,7 +214,7 @@ class CachedEager(nn.Module):
 
     def _is_over(self, place: int, timestep: float | None) -> bool:
         generation = self._runs[stream_name(place)].generation
-        return generation.step == 0 or not generation.continues(timestep)
+        return generation.step == 0 or not generation.continues(timestep, self._direction)
 
     def __getattr__(self, name: str) -> Any:
         try:

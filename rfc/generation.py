@@ -19,6 +19,33 @@ TIMESTEP_NAMES = ("timestep", "timesteps", "t", "sigma", "noise_level")
 """Names by which denoising models call the argument that falls from noise to image during a generation."""
 
 
+RISING = 3
+"""So many generations of one step in a row mean that the timestep moves the other way during sampling, not that generations are short."""
+
+
+@dataclass
+class Direction:
+    """Which way a sampler's timestep goes from noise to image, learned from its first calls.
+
+    Most fall (1000 to 0); some models are called with one that rises (0 to 1), which looks like a new generation at every step.
+    """
+
+    sign: int = 1
+    """1: the timestep falls; -1: it rises."""
+    single_steps: int = 0
+    """Generations of a single step in a row, each ended by a timestep that moved against the direction."""
+
+    def ends(self, generation: Generation, timestep: float | None) -> bool:
+        """Whether a call at `timestep` begins a new generation; turns round at the `RISING`th single step in a row."""
+        if generation.continues(timestep, self):
+            return False
+        self.single_steps = self.single_steps + 1 if generation.step == 1 else 0
+        if self.single_steps < RISING:
+            return True
+        self.sign, self.single_steps = -self.sign, 0
+        return False
+
+
 @dataclass(kw_only=True)
 class Generation:
     """One generation of one context; `decide` once per step, in order."""
@@ -45,9 +72,10 @@ class Generation:
         """Number of full computations so far."""
         return self.phases.count("FULL")
 
-    def continues(self, timestep: float | None) -> bool:
+    def continues(self, timestep: float | None, direction: Direction | None = None) -> bool:
         """Whether a step at `timestep` can belong to this generation: noise never grows within one."""
-        return timestep is None or self.timestep is None or timestep <= self.timestep
+        sign = 1 if direction is None else direction.sign
+        return timestep is None or self.timestep is None or sign * timestep <= sign * self.timestep
 
     def clock(self) -> tuple[float, float, float]:
         """(k, N, n) of the coming step; see `Clock`."""

@@ -40,19 +40,19 @@ def conditioning(arguments: Mapping[str, Any], latent: str, timestep: str | None
 
 
 @dataclass
-class _Seen:
+class Seen:
     """A tensor as it was: the object and the number of times it had been written."""
 
     tensor: Tensor
     version: int | None
 
     @classmethod
-    def now(cls, tensor: Tensor) -> _Seen:
+    def now(cls, tensor: Tensor) -> Seen:
         return cls(tensor, None if tensor.is_inference() else tensor._version)
 
     def equals(self, other: Tensor) -> bool:
         """Whether `other` has the same values; True at once for the same, unwritten object."""
-        if _Seen.now(self.tensor).version != self.version:
+        if Seen.now(self.tensor).version != self.version:
             return False
         if self.tensor is other:
             return True
@@ -68,7 +68,7 @@ class Streams:
     number of calls, which are other as soon as guidance is off for a step.
     """
 
-    seen: list[dict[str, _Seen]] = field(default_factory=list)
+    seen: list[dict[str, Seen]] = field(default_factory=list)
     used: list[int] = field(default_factory=list)
     """When each stream was last called, as a number of calls."""
     calls: int = 0
@@ -81,12 +81,12 @@ class Streams:
         place = next((i for i, seen in enumerate(self.seen) if self._matches(seen, given)), None)
         if place is None:
             place = self._place(over)
-        self.seen[place] = {name: _Seen.now(tensor) for name, tensor in given.items()}
+        self.seen[place] = {name: Seen.now(tensor) for name, tensor in given.items()}
         self.used[place] = self.calls
         return place
 
     @staticmethod
-    def _matches(seen: dict[str, _Seen], given: Mapping[str, Tensor]) -> bool:
+    def _matches(seen: dict[str, Seen], given: Mapping[str, Tensor]) -> bool:
         return seen.keys() == given.keys() and all(seen[name].equals(tensor) for name, tensor in given.items())
 
     def _place(self, over: Callable[[int], bool]) -> int:

@@ -21,6 +21,9 @@ from rfc_fx.ops import aten, is_mutable, value
 
 log = logging.getLogger("rfc_fx")
 
+LATENT_NAMES = ("hidden_states", "latents", "latent", "sample", "x", "vision_tokens", "decoder_input_tokens")
+"""Names by which denoising models call what the sampler moves."""
+
 MODEL = "model"
 """Name under which every program refers to the original model: weights are read through it, live."""
 
@@ -37,13 +40,15 @@ class Captured:
     """Placeholder -> the argument of `forward` it belongs to."""
     outputs: pytree.TreeSpec
     constants: dict[str, Tensor]
+    latent: str
+    """The argument that the sampler moves."""
     decided: frozenset[int] = frozenset()
     """Positions among the flattened arguments whose values the graph has as constants."""
 
     @property
-    def latent(self) -> str:
-        """Placeholder of the first tensor argument: what the sampler moves."""
-        return next(iter(self.names))
+    def latents(self) -> list[str]:
+        """Placeholders of the latent: one, or one for each item of a list."""
+        return [placeholder for placeholder, argument in self.names.items() if argument == self.latent]
 
 
 def named_arguments(forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,12 +69,29 @@ def named_arguments(forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, An
     return named
 
 
+def latent_argument(arguments: Mapping[str, Any]) -> str:
+    """The argument that the sampler moves: of the usual names, or else the first that holds a floating-point tensor of rank 2 or more."""
+
+    def fits(value: Any) -> bool:
+        leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        return any(leaf.is_floating_point() and leaf.dim() > 1 for leaf in leaves)
+
+    usual = [name for name in LATENT_NAMES if name in arguments and fits(arguments[name])]
+    return next(iter([*usual, *(name for name, value in arguments.items() if fits(value))]), next(iter(arguments), ""))
+
+
 def capture(model: nn.Module, arguments: Mapping[str, Any]) -> Captured:
     """Trace `model(**arguments)` with `torch.export` (non-strict) and clean the graph.
 
     Raises CaptureError with the model's file and line when the forward cannot be traced or writes to its own buffers.
     """
     kwargs = dict(arguments)
+    if not any(leaf.is_meta for leaf in pytree.tree_leaves(kwargs) if isinstance(leaf, Tensor)):
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model(
+                **kwargs
+            )  # what the forward keeps from its first call (rotary tables) has to be real: tracing would leave fake tensors there
     try:
         captured = _captured(model, _exported(model, (), kwargs), kwargs)
     except CaptureError:
@@ -87,7 +109,7 @@ def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         if any(is_mutable(node) for node in exported.graph.nodes):
             exported = exported.run_decompositions({})
         if any(node.op == "get_attr" for node in exported.graph.nodes):
-            raise NotImplementedError("the forward contains traced sub-graphs: autocast or no_grad")
+            raise NotImplementedError("the forward contains traced sub-graphs")
     return exported
 
 
@@ -95,8 +117,7 @@ def _with_values(model: nn.Module, kwargs: dict[str, Any], error: Exception) -> 
     """Trace again with the values of the example where torch.export cannot do without them."""
     if any(leaf.is_meta for leaf in pytree.tree_leaves(kwargs) if isinstance(leaf, Tensor)):
         raise CaptureError.from_export(model, error) from error
-    latent = next((name for name, value in kwargs.items() if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))), "")
-    moving = frozenset({latent, timestep_argument(model.forward) or latent})
+    moving = frozenset({latent_argument(kwargs), timestep_argument(model.forward) or ""})
     try:
         concrete = trace(model, kwargs, moving)
         with fx.traceback.preserve_node_meta():
@@ -150,7 +171,7 @@ def _captured(
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and (concrete is None or spec.target in concrete.weights):
             path = spec.target if concrete is None else concrete.weights[str(spec.target)]
             env[node] = _get_attr(graph, f"{MODEL}.{path}", node)
-        elif spec.kind in (InputKind.CONSTANT_TENSOR, InputKind.BUFFER):
+        elif spec.kind in (InputKind.CONSTANT_TENSOR, InputKind.BUFFER, InputKind.PARAMETER):
             name = f"constant_{len(constants)}"
             held = {**exported.constants, **exported.state_dict}
             constants[name] = held[str(spec.target)]
@@ -165,7 +186,8 @@ def _captured(
             env[node] = graph.node_copy(node, lambda n: env[n])
     spec_of_outputs = exported.call_spec.out_spec if concrete is None else concrete.outputs
     assert spec_of_outputs is not None
-    return Captured(model, graph, inputs, names, spec_of_outputs, constants, frozenset() if concrete is None else concrete.decided)
+    decided = frozenset() if concrete is None else concrete.decided
+    return Captured(model, graph, inputs, names, spec_of_outputs, constants, latent_argument(kwargs), decided)
 
 
 def _get_attr(graph: fx.Graph, target: str, like: fx.Node) -> fx.Node:

@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from rfc_fx.errors import CaptureError
-from rfc_fx.ops import aten
+from rfc_fx.ops import FLOPS, aten, value
 
 _READERS = frozenset(
     {
@@ -59,10 +59,10 @@ class _Replay(nn.Module):
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__()
-        self.graph = graph
+        self.traced = graph  # no module may be called graph: that is an attribute of every GraphModule
 
     def forward(self, *args: Tensor) -> Any:
-        return fx.Interpreter(self.graph).run(*args)
+        return fx.Interpreter(self.traced).run(*args)
 
 
 @dataclass
@@ -130,6 +130,12 @@ def trace(model: nn.Module, arguments: Mapping[str, Any], moving: frozenset[str]
     Raises CaptureError with file and line when the Python of the forward reads one of those.
     """
     flat, spec = pytree.tree_flatten_with_path(dict(arguments))
+    for path, leaf in flat:
+        if not isinstance(leaf, Tensor | int | float | complex | str | bool | torch.dtype | torch.device | type(None)):
+            raise CaptureError(
+                f"{type(model).__name__}: the argument {pytree.keystr(path)} is a {type(leaf).__name__}, which a graph cannot read anew "
+                "in every step; pass its tensors as arguments, or register the class with torch.utils._pytree.register_pytree_node"
+            )
     positions = [i for i, (_, leaf) in enumerate(flat) if isinstance(leaf, Tensor)]
     owners = [str(getattr(flat[i][0][0], "key", flat[i][0][0])) for i in positions]
     outputs: list[pytree.TreeSpec] = []
@@ -157,12 +163,39 @@ def trace(model: nn.Module, arguments: Mapping[str, Any], moving: frozenset[str]
                 f"{type(model).__name__}: the forward's Python reads the values of {', '.join(wrong)}, which change in every step\n"
                 f"  at {where}\n  no graph can follow that; replace it in the model by a tensor operation of fixed shape"
             )
+    _spell_out_autocast(module.graph)
     decided = frozenset(positions[number[name]] for _, names in read for name in names)
     _fold(module, inputs)
     known = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     held = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
     weights = {name: known[id(getattr(module, name))] for name in held if id(getattr(module, name)) in known}
-    return Concrete(_Replay(module), inputs, positions, decided, outputs[-1], {f"graph.{name}": path for name, path in weights.items()})
+    return Concrete(_Replay(module), inputs, positions, decided, outputs[-1], {f"traced.{name}": path for name, path in weights.items()})
+
+
+def _spell_out_autocast(graph: fx.Graph) -> None:
+    """Replace autocast regions by the casts they make: floating-point arguments of heavy operations, to the region's type."""
+    open_regions: list[tuple[fx.Node, torch.dtype | None]] = []
+    markers = []
+    for node in list(graph.nodes):
+        if node.target is torch.amp.autocast_mode._enter_autocast:
+            kind, dtype, enabled = (*node.args, None, None)[:3]
+            dtype = (dtype or torch.get_autocast_dtype(str(kind))) if enabled else None
+            # on the CPU a region of float32 switches autocast off
+            open_regions.append((node, None if kind == "cpu" and dtype is torch.float32 else dtype))
+            markers.append(node)
+        elif node.target is torch.amp.autocast_mode._exit_autocast:
+            open_regions = [region for region in open_regions if region[0] is not node.args[0]]
+            markers.append(node)
+        elif open_regions and (dtype := open_regions[-1][1]) is not None and node.target in FLOPS:
+            for source in node.all_input_nodes:
+                tensor = value(source)
+                if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype not in (dtype, torch.float64):
+                    with graph.inserting_before(node):
+                        cast = graph.call_function(aten.to.dtype, (source, dtype))
+                    cast.meta = {"val": tensor.to(dtype), "nn_module_stack": node.meta.get("nn_module_stack", {})}
+                    node.replace_input_with(source, cast)
+    for node in reversed(markers):
+        graph.erase_node(node)
 
 
 def _path(node: fx.Node) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rfc.generation import Generation
+from rfc.generation import Direction, Generation
 from rfc.schedule import Schedule
 from rfc_fx.guard import zeros
 from rfc_fx.lower import RESTART, Cond
@@ -25,8 +25,6 @@ class Context:
     generation: Generation = field(default_factory=Generation)
     fresh: bool = True
     """The next call begins a new generation."""
-    single_steps: int = 0
-    """Generations of a single step in a row, each ended by a timestep that grew."""
 
     def begin(self) -> None:
         """Forget the last generation; what FULL wrote then is masked by the clock until it is written again."""
@@ -41,9 +39,9 @@ class Context:
         """Let the next call begin a new generation; the record of this one stays readable."""
         self.fresh = True
 
-    def is_over(self, timestep: float | None) -> bool:
+    def is_over(self, timestep: float | None, direction: Direction) -> bool:
         """Whether a call at `timestep` would begin a new generation."""
-        return self.fresh or not self.generation.continues(timestep)
+        return self.fresh or not self.generation.continues(timestep, direction)
 
 
 class CondContext(Context):
@@ -65,7 +63,7 @@ class CondContext(Context):
     def end(self) -> None:
         self.state["progress"][RESTART] = 1.0
 
-    def is_over(self, timestep: float | None) -> bool:
+    def is_over(self, timestep: float | None, direction: Direction) -> bool:
         progress = self.state["progress"].tolist()
         return progress[0] == 0 or progress[RESTART] > 0 or (timestep is not None and timestep > progress[5])
 

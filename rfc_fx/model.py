@@ -11,15 +11,16 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from rfc.generation import Generation, Phase, timestep_argument, timestep_value
+from rfc.generation import Direction, Generation, Phase, timestep_argument, timestep_value
 from rfc.method import CachingMethod
-from rfc.streams import Streams, conditioning, stream_name
+from rfc.streams import Seen, Streams, conditioning, stream_name
 from rfc_fx import show
 from rfc_fx.capture import named_arguments
 from rfc_fx.context import Context, Step, new_context
@@ -34,9 +35,6 @@ log = logging.getLogger("rfc_fx")
 
 MAX_SIGNATURES = 8
 """Programs are kept for this many call signatures; the one used longest ago goes first, with its state."""
-
-RISING = 3
-"""So many generations of one step in a row mean that the timestep rises during sampling, not that generations are short."""
 
 
 class NothingSkippedWarning(UserWarning):
@@ -56,8 +54,11 @@ class CachedModel(nn.Module):
         self.options = options
         self._numbers: dict[torch.device, dict[str, Tensor]] = {}
         self._compiled: OrderedDict[Any, Compiled] = OrderedDict()
+        self._fixed: dict[Any, dict[int, Seen]] = {}
+        self._numbering = count()
         self._contexts: OrderedDict[tuple[str, Any], Context] = OrderedDict()
         self._streams: dict[Any, Streams] = {}
+        self._direction = Direction()
         self._here = threading.local()
         self._last: Context | None = None
         self._warned = False
@@ -144,18 +145,13 @@ class CachedModel(nn.Module):
 
     def _restart_if_noise_grew(self, step: Step) -> bool:
         context = step.context
-        if context.generation.continues(step.timestep):
+        sign = self._direction.sign
+        if not self._direction.ends(context.generation, step.timestep):
+            if self._direction.sign != sign:
+                way = "rises" if sign > 0 else "falls"
+                log.warning("%s: the %s %s from noise to image in this sampler", type(self.model).__name__, self._timestep, way)
             return False
         self._warn_if_nothing_skipped(context)
-        context.single_steps = context.single_steps + 1 if context.generation.step == 1 else 0
-        if context.single_steps == RISING and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{type(self.model).__name__}: the {self._timestep} grew in {RISING} calls in a row, so each began a new generation and "
-                "nothing can be skipped; pass timesteps that fall from noise to image, or call another model with another cache_context",
-                NothingSkippedWarning,
-                stacklevel=2,
-            )
         context.begin()
         return True
 
@@ -173,6 +169,7 @@ class CachedModel(nn.Module):
         if changed:
             log.warning("%s was changed since it was captured; it is captured anew", type(self.model).__name__)
             self._compiled.clear()
+            self._fixed.clear()
             self._contexts.clear()
             self._streams.clear()
             self._last = self._prepared = None
@@ -191,23 +188,36 @@ class CachedModel(nn.Module):
     # ---- programs and state ------------------------------------------------------------------------------------------
 
     def _lookup(self, arguments: dict[str, Any]) -> tuple[Compiled, Any, list[Any]]:
-        key, leaves = signature(arguments, self.model)
-        compiled = self._compiled.get(key)
-        if compiled is None:
+        shape, leaves = signature(arguments, self.model)
+        key = self._variant(shape, leaves)
+        if key is None:
             self._forget_if_changed()
             refuse(self.model)
             if self._compiled:
                 log.warning("%s: new call signature, capturing programs number %d", type(self.model).__name__, len(self._compiled) + 1)
             with torch.inference_mode(False):
                 compiled = build(self.model, arguments, self.options, self._timestep)
+            key = (shape, next(self._numbering))
             self._compiled[key] = compiled
+            self._fixed[key] = {position: Seen.now(leaves[position]) for position in compiled.captured.decided}
             while len(self._compiled) > MAX_SIGNATURES:
-                oldest, _ = self._compiled.popitem(last=False)
-                for name in [name for name in self._contexts if name[1] == oldest]:
-                    del self._contexts[name]
-                self._streams.pop(oldest, None)
+                self._drop(next(iter(self._compiled)))
         self._compiled.move_to_end(key)
-        return compiled, key, leaves
+        return self._compiled[key], key, leaves
+
+    def _variant(self, shape: Any, leaves: list[Any]) -> Any:
+        """The programs of a signature, or None: where a forward reads values, there is a set of programs for each set of values."""
+        for key, fixed in self._fixed.items():
+            if key[0] == shape and all(seen.equals(leaves[position]) for position, seen in fixed.items()):
+                self._fixed[key] = {position: Seen.now(leaves[position]) for position in fixed}
+                return key
+        return None
+
+    def _drop(self, key: Any) -> None:
+        del self._compiled[key], self._fixed[key]
+        for name in [name for name in self._contexts if name[1] == key]:
+            del self._contexts[name]
+        self._streams.pop(key, None)
 
     def _stream(self, key: Any, compiled: Compiled, arguments: dict[str, Any]) -> str:
         """Name of the context of a call outside `cache_context`: conditional and unconditional calls get one each."""
@@ -215,9 +225,9 @@ class CachedModel(nn.Module):
 
         def over(place: int) -> bool:
             context = self._contexts.get((stream_name(place), key))
-            return context is None or context.is_over(timestep_value(timestep))
+            return context is None or context.is_over(timestep_value(timestep), self._direction)
 
-        latent = compiled.captured.names[compiled.captured.latent]
+        latent = compiled.captured.latent
         streams = self._streams.setdefault(key, Streams())
         return stream_name(streams.find(conditioning(arguments, latent, self._timestep), over))
 

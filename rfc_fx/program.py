@@ -103,7 +103,7 @@ def build(model: nn.Module, arguments: Mapping[str, Any], options: Options, time
             "a plain number would be a constant of the graph, and every step would be captured anew"
         )
     captured = capture(model, arguments)
-    found = find_sites(captured, options.granularity)
+    found = find_sites(captured, options.granularity, needs_input=options.method.estimator.needs_input)
     outlined = outline(captured, found.sites)
     guarded = guard(outlined, watched(found.sites, captured), options.method)
     verify_guarded(guarded)

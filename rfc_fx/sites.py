@@ -59,6 +59,13 @@ class _Residual(NamedTuple):
     v: fx.Node
 
 
+_FILLED = frozenset(
+    {aten.zeros_like.default, aten.ones_like.default, aten.empty_like.default, aten.full_like.default, aten.new_zeros.default}
+    | {aten.new_ones.default, aten.new_empty.default, aten.new_full.default}
+)
+"""Operations that take no more than the shape from their argument."""
+
+
 class _Ancestry:
     """Ancestors of every node as bit sets."""
 
@@ -67,7 +74,7 @@ class _Ancestry:
         self.bits: dict[fx.Node, int] = {}
         for node in graph.nodes:
             mine = 0
-            for source in node.all_input_nodes:
+            for source in () if node.target in _FILLED else node.all_input_nodes:
                 mine |= self.bits[source] | (1 << self.index[source])
             self.bits[node] = mine
 
@@ -76,16 +83,29 @@ class _Ancestry:
         return bool(self.bits[late] >> self.index[early] & 1)
 
 
-def find_sites(captured: Captured, granularity: Granularity = "module") -> Found:
+def find_sites(captured: Captured, granularity: Granularity = "module", *, needs_input: bool = True) -> Found:
     """Return the sites of the graph, one per residual branch and stream, block and stream, or for the whole stack.
 
+    `needs_input`: whether the estimator reads I; if not, what feeds only the I of others is not needed.
     Raises NoSiteError listing every rejected branch when there is none.
     """
     graph = captured.graph
     ancestry = _Ancestry(graph)
-    residuals = list(_residual_adds(graph, ancestry))
-    sites: list[Site] = []
     rejected: list[Rejected] = []
+    residuals = []
+    latents = [node for node in graph.nodes if node.op == "placeholder" and node.name in captured.latents]
+    for residual in _residual_adds(graph, ancestry):
+        if any(ancestry.before(latent, residual.add) for latent in latents):
+            residuals.append(residual)
+        else:
+            rejected.append(Rejected(module_path(residual.add), "does not depend on the latent"))
+    for inner, outer in _nested(residuals, latents, ancestry):
+        residuals.remove(inner)
+        rejected.append(Rejected(module_path(inner.add), f"lies inside the branch that ends at {outer.add.name}"))
+    while empty := [residual for residual in residuals if not any(map(is_heavy, _branch(residual, residuals, ancestry)))]:
+        residuals = [residual for residual in residuals if residual not in empty]
+        rejected += [Rejected(module_path(r.add), "no heavy operation between the stream and the add") for r in empty]
+    sites: list[Site] = []
     by_add: dict[fx.Node, Site] = {}
     for residual in residuals:
         found = _site(residual, residuals, ancestry)
@@ -102,18 +122,18 @@ def find_sites(captured: Captured, granularity: Granularity = "module") -> Found
     elif granularity == "stack":
         sites = list(_stack(residuals, by_add, captured, ancestry))
     sites.sort(key=lambda site: ancestry.index[site.output])
-    needed = needed_sites(graph, sites)
+    needed = needed_sites(graph, sites, needs_input)
     rejected += [Rejected(site.name, "no estimated step needs its output") for site in sites if site not in needed]
     sites = [site for site in sites if site in needed]
     if not sites:
-        listing = "\n".join(f"  {where}: {why}" for where, why in rejected) or "  the graph has no residual add of rank 3 or more"
+        listing = "\n".join(f"  {where}: {why}" for where, why in rejected) or "  the graph has no residual add"
         raise NoSiteError(
             f"{type(captured.model).__name__}: no site found in {len(ancestry.index)} nodes, so nothing could be cached:\n{listing}"
         )
     return Found(sites, rejected)
 
 
-def needed_sites(graph: fx.Graph, sites: Sequence[Site]) -> list[Site]:
+def needed_sites(graph: fx.Graph, sites: Sequence[Site], needs_input: bool) -> list[Site]:
     """The sites whose estimate reaches the model's output when every site is estimated.
 
     Joint attention makes the difference: once it is skipped, a text stream that only feeds attention feeds nothing.
@@ -125,24 +145,26 @@ def needed_sites(graph: fx.Graph, sites: Sequence[Site]) -> list[Site]:
         node = pending.pop()
         if node not in seen:
             seen.add(node)
-            pending.extend(reads(at[node]) if node in at else node.all_input_nodes)
+            pending.extend(reads(at[node], needs_input) if node in at else node.all_input_nodes)
     return [site for site in sites if site.output in seen]
 
 
-def reads(site: Site) -> list[fx.Node]:
+def reads(site: Site, needs_input: bool = True) -> list[fx.Node]:
     """What an estimate of the site is made from, besides its state."""
-    return [site.I] if site.base is None else [site.I, site.base]
+    return [site.I] * needs_input + ([] if site.base is None else [site.base])
 
 
 def watched(sites: Sequence[Site], captured: Captured) -> Site:
     """The first site whose input depends on the latent: what a data-driven schedule watches (methods: first module only)."""
     ancestry = _Ancestry(captured.graph)
-    latent = next(node for node in captured.graph.nodes if node.op == "placeholder" and node.name == captured.latent)
+    latents = [node for node in captured.graph.nodes if node.op == "placeholder" and node.name in captured.latents]
     outputs = [site.output for site in sites]
     for site in sorted(sites, key=lambda s: ancestry.index[s.I]):
-        if ancestry.before(latent, site.I) and not any(ancestry.before(o, site.I) for o in outputs):
+        if any(site.I is latent or ancestry.before(latent, site.I) for latent in latents) and not any(
+            ancestry.before(o, site.I) for o in outputs
+        ):
             return site
-    raise NoSiteError(f"{type(captured.model).__name__}: no site depends on the latent {captured.latent!r}")
+    raise NoSiteError(f"{type(captured.model).__name__}: no site depends on the latent {', '.join(captured.latents)}")
 
 
 def _residual_adds(graph: fx.Graph, ancestry: _Ancestry) -> Iterator[_Residual]:
@@ -153,7 +175,7 @@ def _residual_adds(graph: fx.Graph, ancestry: _Ancestry) -> Iterator[_Residual]:
             after[source] |= after[node] | (1 << ancestry.index[node])
     known: dict[fx.Node, _Residual] = {}
     for node in graph.nodes:
-        if node.target not in _ADDS or len(shape(node)) < 3 or node.kwargs.get("alpha", 1) != 1:
+        if node.target not in _ADDS or len(shape(node)) < 2 or node.kwargs.get("alpha", 1) != 1:
             continue
         a, b = node.args[:2]
         if not (isinstance(a, fx.Node) and isinstance(b, fx.Node) and shape(a) == shape(b) == shape(node)):
@@ -172,15 +194,37 @@ def _residual_adds(graph: fx.Graph, ancestry: _Ancestry) -> Iterator[_Residual]:
                 break
 
 
+def _nested(residuals: Sequence[_Residual], latents: Sequence[fx.Node], ancestry: _Ancestry) -> list[tuple[_Residual, _Residual]]:
+    """Residual adds inside a branch of the same block, behind its first heavy operation: the last step of a feed-forward, say."""
+    heavy = [node for node in ancestry.index if is_heavy(node)]
+
+    def upto(early: fx.Node, late: fx.Node) -> bool:
+        return early is late or ancestry.before(early, late)
+
+    def inside(inner: _Residual, outer: _Residual) -> bool:
+        if outer is inner or not _block(outer.add) or _block(outer.add) != _block(inner.add):
+            return False
+        if not upto(inner.add, outer.v) or upto(inner.add, outer.root) or not any(upto(latent, outer.root) for latent in latents):
+            return False
+        return any(ancestry.before(outer.root, h) and upto(h, inner.root) for h in heavy)
+
+    pairs = ((inner, next((outer for outer in residuals if inside(inner, outer)), None)) for inner in residuals)
+    return [(inner, outer) for inner, outer in pairs if outer is not None]
+
+
 def _behind_casts(node: fx.Node) -> fx.Node:
     while (node.target in CASTS or (node.target in VIEWS and shape(node) == shape(node.args[0]))) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node
 
 
-def _site(residual: _Residual, residuals: Sequence[_Residual], ancestry: _Ancestry) -> Site | Rejected:
-    """Delimit one branch: its region, the heavy operations in it that the stream feeds, and from them I and O."""
-    streams = {r.add for r in residuals} | {r.x for r in residuals}
+def _streams(residuals: Sequence[_Residual]) -> set[fx.Node]:
+    return {r.add for r in residuals} | {r.x for r in residuals}
+
+
+def _branch(residual: _Residual, residuals: Sequence[_Residual], ancestry: _Ancestry) -> set[fx.Node]:
+    """What v is made from, back to the streams and to what the root is made from."""
+    streams = _streams(residuals)
     region: set[fx.Node] = set()
     pending = [residual.v]
     while pending:
@@ -189,6 +233,13 @@ def _site(residual: _Residual, residuals: Sequence[_Residual], ancestry: _Ancest
             continue
         region.add(node)
         pending.extend(node.all_input_nodes)
+    return region
+
+
+def _site(residual: _Residual, residuals: Sequence[_Residual], ancestry: _Ancestry) -> Site | Rejected:
+    """Delimit one branch: its region, the heavy operations in it that the stream feeds, and from them I and O."""
+    streams = _streams(residuals)
+    region = _branch(residual, residuals, ancestry)
     order = sorted(region, key=ancestry.index.__getitem__)
     fed: dict[fx.Node, set[fx.Node]] = {}  # node -> the streams it was computed from, inside the region
     for node in order:
@@ -206,13 +257,17 @@ def _site(residual: _Residual, residuals: Sequence[_Residual], ancestry: _Ancest
     own = [a for a in inputs if a is residual.root or residual.root in fed.get(a, ())] or [
         a for a in inputs if a is residual.x or residual.x in fed.get(a, ())
     ]
-    if not own:
-        return Rejected(where, f"none of its inputs ({', '.join(a.name for a in inputs)}) comes from the stream {residual.root.name}")
-    I = own[0]
+    if not (own or inputs):
+        return Rejected(where, f"nothing that its first heavy operation {first[0].name} reads comes from a stream")
+    candidates = own or inputs  # not its own: a hint from a control stream, a feed-forward around attention
     O = _last_heavy(residual.v, heavy, ancestry, region)
-    name = _common(module_path(first[0]), module_path(O))
+    I = next((candidate for candidate in candidates if shape(candidate)[:1] == shape(O)[:1]), candidates[0])
+    O = _with_rank_of(I, O, residual.v)
+    name = _common(module_path(first[0]), module_path(O)) or O.name
     if len(shape(I)) != len(shape(O)):
         return Rejected(name, f"input {shape(I)} and output {shape(O)} differ in rank")
+    if shape(I)[:1] != shape(O)[:1]:
+        return Rejected(name, f"input {shape(I)} and output {shape(O)} differ in their first axis, the samples")
     if not (_is_float(I) and _is_float(O)):
         return Rejected(name, "input or output is not a floating-point tensor")
     return Site(name, I, O)
@@ -227,6 +282,14 @@ def _last_heavy(v: fx.Node, heavy: Sequence[fx.Node], ancestry: _Ancestry, regio
             break
         node = carrying[0]
     return node
+
+
+def _with_rank_of(I: fx.Node, O: fx.Node, v: fx.Node) -> fx.Node:
+    """Go forward from O past reshapes to a result of the rank of I: experts of a mixture work on (samples x tokens, channels)."""
+    node = O
+    while len(shape(node)) != len(shape(I)) and node is not v and len(node.users) == 1:
+        node = next(iter(node.users))
+    return node if len(shape(node)) == len(shape(I)) and _is_float(node) else O
 
 
 def _is_float(node: fx.Node) -> bool:
@@ -255,7 +318,7 @@ def _blocks(residuals: Sequence[_Residual], by_add: dict[fx.Node, Site], capture
         name = _block(first.add) or by_add[first.add].name
         name = name if name not in names else f"{name}:{by_add[first.add].name.rsplit('.', 1)[-1]}"
         names.add(name)
-        yield Site(name, by_add[first.add].I, last.add, base=first.x)
+        yield Site(name, _in_layout_of(last.add, by_add[first.add].I, first.x), last.add, base=first.x)
 
 
 def _stack(residuals: Sequence[_Residual], by_add: dict[fx.Node, Site], captured: Captured, ancestry: _Ancestry) -> Iterator[Site]:
@@ -271,7 +334,12 @@ def _stack(residuals: Sequence[_Residual], by_add: dict[fx.Node, Site], captured
         if not (is_view(after) or after.target in CASTS) or not shape(after):
             break
         end = after
-    yield Site("stack", start.I, end, base=base if shape(end) == shape(base) else None)
+    yield Site("stack", _in_layout_of(end, start.I, base), end, base=base if shape(end) == shape(base) else None)
+
+
+def _in_layout_of(output: fx.Node, *candidates: fx.Node) -> fx.Node:
+    """The first candidate for I with as many samples in its first axis as the output: some streams are (tokens, samples, channels)."""
+    return next((I for I in candidates if shape(I)[:1] == shape(output)[:1]), candidates[0])
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------

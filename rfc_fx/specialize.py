@@ -112,6 +112,21 @@ class _Builder:
                 self.env[node] = self.graph.node_copy(node, self.get)
         return self.env[node]  # type: ignore[no-any-return]
 
+    def like(self, result: fx.Node, traced: fx.Node) -> fx.Node:
+        """The result with the strides of what was traced: views after it were chosen for those."""
+        tensor = value(traced)
+        result.meta.setdefault("val", tensor)
+        order = sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis))
+        back = [order.index(axis) for axis in range(tensor.dim())]
+        if order == sorted(order):
+            node = self.graph.call_function(aten.contiguous.default, (result,))
+        else:
+            node = self.graph.call_function(aten.permute.default, (result, order))
+            node = self.graph.call_function(aten.contiguous.default, (node,))
+            node = self.graph.call_function(aten.permute.default, (node, back))
+        node.meta = {"val": tensor}
+        return node
+
     def inline(self, key: Any, function: Callable[..., Any], specs: Sequence[SlotSpec], args: Sequence[fx.Node]) -> list[fx.Node]:
         """Trace a function of tensors once per `key` and copy its operations into the graph."""
         if key not in self.traces:
@@ -226,7 +241,8 @@ def specialize(guarded: Guarded, phase: Phase, *, writes: Literal["in_place", "r
                 build.env[node] = output
             else:
                 O_hat = estimate(site.name, I, specs)
-                build.env[node] = O_hat if base is None else build.graph.call_function(aten.add.Tensor, (base, O_hat))
+                result = O_hat if base is None else build.graph.call_function(aten.add.Tensor, (base, O_hat))
+                build.env[node] = build.like(result, site.output)
         elif node.op == "output":
             outputs = list(fx.node.map_arg(node.args[0], build.get))
             results = [f"output:{i}" for i in range(len(outputs))]

@@ -54,8 +54,8 @@ class Spec:
         def draw(*shape: int) -> Tensor:
             return torch.empty(shape, device="meta") if device == "meta" else torch.randn(*shape, generator=generator)
 
-        given = self.inputs(model.config, draw, size)
-        return pytree.tree_map_only(Tensor, lambda t: t.to(device), given)
+        given: dict[str, Any] = pytree.tree_map_only(Tensor, lambda t: t.to(device), self.inputs(model.config, draw, size))
+        return given
 
     def moved(self, arguments: Mapping[str, Any], step: int, steps: int) -> dict[str, Any]:
         """The call of step `step` of `steps`: the latent drifts along one direction, with a little noise, and the timestep falls."""

@@ -70,19 +70,75 @@ def test_a_model_without_residual_branches_is_an_error_that_says_so() -> None:
         find_sites(capture(Convolutions(), {"hidden_states": torch.randn(2, 3, 4), "timestep": torch.tensor([1])}))
 
 
-class Widening(Convolutions):
-    """One good branch, and one whose last heavy operation has a rank more than its first."""
+CALL = {"hidden_states": torch.randn(2, 3, 4), "timestep": torch.tensor([1])}
+
+
+class Narrowing(Convolutions):
+    """One good branch, and one whose first heavy operation has a rank more than its last."""
 
     def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         x = hidden_states + self.a(hidden_states)
-        wide = torch.matmul(self.b(x).unsqueeze(1), self.b.weight)
-        return x + wide.squeeze(1)
+        return x + self.b(torch.matmul(x.unsqueeze(1), self.b.weight).squeeze(1))
 
 
 def test_a_rejected_branch_is_listed_with_its_reason() -> None:
-    found = find_sites(capture(Widening(), {"hidden_states": torch.randn(2, 3, 4), "timestep": torch.tensor([1])}))
+    found = find_sites(capture(Narrowing(), CALL))
     assert [site.name for site in found.sites] == ["a"]
-    assert [rejected.why for rejected in found.rejected] == ["input (2, 3, 4) and output (2, 1, 3, 4) differ in rank"]
+    assert [rejected.why for rejected in found.rejected] == ["input (2, 1, 3, 4) and output (2, 3, 4) differ in rank"]
+
+
+class Flattened(Convolutions):
+    """A branch that works on (samples x tokens, channels) at its end, as the experts of a mixture do."""
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.b(torch.relu(self.a(hidden_states)).flatten(0, 1)).view(hidden_states.shape)
+
+
+def test_an_output_is_taken_where_it_has_the_rank_of_the_input() -> None:
+    (site,) = find_sites(capture(Flattened(), CALL)).sites
+    assert shape(site.I) == shape(site.output) == (2, 3, 4)
+
+
+class Nested(nn.Module):
+    """A block whose feed-forward ends in a residual of its own, and reads the attention's sum, but is added to the block's input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Ending(), Ending()])
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        return hidden_states
+
+
+class Ending(Convolutions):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        return x + (y + self.b(torch.relu(y)))
+
+
+def test_the_outer_branch_wins_over_a_residual_at_its_end() -> None:
+    found = find_sites(capture(Nested(), CALL))
+    assert [site.name for site in found.sites] == ["blocks.0", "blocks.1"]
+    assert all("lies inside the branch" in rejected.why for rejected in found.rejected)
+    assert len(found.rejected) == 2
+
+
+class Early(Convolutions):
+    """A residual layer on the text before any on the latent."""
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        text = text + self.a(text)
+        return hidden_states + self.b(hidden_states + text.mean(1, keepdim=True))
+
+
+def test_what_never_sees_the_latent_is_no_site() -> None:
+    captured = capture(Early(), {**CALL, "text": torch.randn(2, 5, 4)})
+    found = find_sites(captured)
+    assert [site.name for site in found.sites] == ["b"]
+    assert [rejected.why for rejected in found.rejected] == ["does not depend on the latent"]
+    assert watched(found.sites, captured).name == "b"
 
 
 class Branching(Convolutions):
@@ -96,7 +152,8 @@ class Branching(Convolutions):
 
 def test_a_forward_that_cannot_be_traced_names_the_line() -> None:
     with pytest.raises(
-        CaptureError, match=r"Branching: torch.export cannot trace the forward[^\n]*\n  at [^\n]*test_sites.py:\d+: if timestep.sum\(\) > 3"
+        CaptureError,
+        match=r"Branching: the forward's Python reads the values of timestep[^\n]*\n  at [^\n]*test_sites.py:\d+: if timestep.sum\(\) > 3",
     ):
         capture(Branching(), {"hidden_states": torch.randn(2, 3, 4), "timestep": torch.tensor([1])})
 

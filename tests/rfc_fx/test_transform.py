@@ -11,6 +11,7 @@ from families import FAMILIES, moved, sample
 from torch import Tensor, nn
 
 import rfc
+import rfc.eager
 import rfc_fx
 
 
@@ -218,11 +219,32 @@ def test_a_generation_that_skips_nothing_warns_once() -> None:
     cached.reset()
 
 
-def test_a_timestep_that_rises_during_sampling_is_loud() -> None:
-    _, cached, kwargs = dit(method=rfc.FORA(interval=2))
-    rising = [{**kwargs, "timestep": torch.full((2,), 100 * step)} for step in range(5)]
-    with pytest.warns(rfc_fx.NothingSkippedWarning, match="the timestep grew in 3 calls in a row"):
-        assert len([cached(**arguments) for arguments in rising]) == 5
+@pytest.mark.parametrize("method", [rfc.FORA(interval=3), rfc.RFC(tau=0.3)], ids=["fora", "rfc"])
+@torch.no_grad()
+def test_a_timestep_that_rises_from_noise_to_image_is_learned(method: Any) -> None:
+    model, cached, kwargs = dit(method=method)
+    twin, falling = rfc.eager.cached(model, method), rfc_fx.transform(model, method=method)
+    for number in range(2):
+        for step in range(10):
+            call = {**moved(kwargs, step, 10), "timestep": torch.full((2,), 100 * step)}
+            assert torch.equal(sample(cached(**call)), sample(twin(**call)))
+            falling(**{**call, "timestep": 1000 - call["timestep"]})
+        assert cached.stats.phases == twin.stats.phases
+        if number:  # three calls go by before the first one is recognised
+            assert "ESTIMATE" in cached.stats.phases
+            assert isinstance(method.schedule, rfc.RCS) or cached.stats.phases == falling.stats.phases
+
+
+def test_the_direction_turns_only_after_three_single_steps() -> None:
+    direction, generation = rfc.generation.Direction(), rfc.Generation()
+    full = rfc.Every(interval=1)
+    seen = []
+    for timestep in (0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.1, 0.3):
+        if direction.ends(generation, timestep):
+            generation = rfc.Generation()
+        generation.decide(full, full.numbers(), None, timestep)
+        seen.append((generation.step, direction.sign))
+    assert seen == [(1, 1), (2, 1), (1, 1), (1, 1), (1, 1), (2, -1), (1, -1), (2, -1)]
 
 
 def test_another_threshold_needs_no_new_programs_and_another_estimator_is_refused() -> None:
@@ -242,12 +264,13 @@ def test_wrong_arguments_are_refused_with_the_way_out() -> None:
     cached = rfc_fx.transform(model)
     for wrong, message in (
         (lambda: rfc_fx.transform("model"), "for a pipeline pass pipe.transformer"),
-        (lambda: rfc_fx.transform(torch.compile(model, backend="eager")), "transform first, compile after"),
         (lambda: rfc_fx.transform(cached), "transformed already"),
         (lambda: rfc_fx.transform(model, method="rfc"), "must be an rfc method such as"),
     ):
         with pytest.raises(TypeError, match=message):
             wrong()
+    with pytest.raises(rfc_fx.CaptureError, match="transform first, compile after"):
+        rfc_fx.transform(torch.compile(model, backend="eager"))
     for options, message in (
         ({"granularity": "layer"}, "granularity must be one of module, block, stack, got 'layer'"),
         ({"dispatch": "device"}, "dispatch must be one of host, cond, got 'device'"),
