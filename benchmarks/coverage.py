@@ -245,11 +245,12 @@ def main(
             print(f"{row.name}: {'passed' if row.passed else '; '.join(row.errors)}", flush=True)
             if len(chosen) == 1:
                 print("\n".join(f"{key}: {item}" for key, item in asdict(row).items()))
+            if out is not None:
+                out.mkdir(parents=True, exist_ok=True)
+                record = {"versions": versions(), "rows": [asdict(row) for row in rows]}
+                (out / "coverage.json").write_text(json.dumps(record, indent=1) + "\n")
+                (out / "coverage.md").write_text(markdown(rows))
     print(markdown(rows))
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "coverage.json").write_text(json.dumps({"versions": versions(), "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-        (out / "coverage.md").write_text(markdown(rows))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import nn
 import rfc
 from rfc.method import CachingMethod
 from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, RFCError, SignatureError
+from rfc_fx.explain import Explanation, explain
 from rfc_fx.model import CachedModel, CondModel, NothingSkippedWarning
 from rfc_fx.program import Dispatch, Options, Plan
 from rfc_fx.sites import Granularity
@@ -22,12 +23,14 @@ from rfc_fx.structure import refuse
 __all__ = [
     "CachedModel",
     "CaptureError",
+    "Explanation",
     "IllegalGraphError",
     "NoSiteError",
     "NothingSkippedWarning",
     "Plan",
     "RFCError",
     "SignatureError",
+    "explain",
     "transform",
 ]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +105,7 @@ def capture(model: nn.Module, arguments: Mapping[str, Any]) -> Captured:
 
 
 def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         exported = torch.export.export(module, args, kwargs, strict=False)
         if any(is_mutable(node) for node in exported.graph.nodes):
@@ -111,6 +113,21 @@ def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         if any(node.op == "get_attr" for node in exported.graph.nodes):
             raise NotImplementedError("the forward contains traced sub-graphs")
     return exported
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from printing the graph so far when an export fails: the error says where, and tracing with values may succeed."""
+    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _with_values(model: nn.Module, kwargs: dict[str, Any], error: Exception) -> Captured:

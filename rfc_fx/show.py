@@ -76,14 +76,15 @@ def guarded_text(guarded: Guarded, block: str | None = None) -> str:
     """The guarded graph, one line a node with shapes; `block` keeps the nodes of one module path, e.g. `blocks.0`."""
     lines = []
     for node in guarded.module.graph.nodes:
-        path = _path(node)
+        path = path_of(node)
         if node.op == "get_attr" or (block is not None and path != block and not path.startswith(f"{block}.")):
             continue
         lines.append(_line(node))
     return "\n".join(lines)
 
 
-def _path(node: fx.Node) -> str:
+def path_of(node: fx.Node) -> str:
+    """Path of the module or site a node belongs to."""
     if node.target is select:
         return str(node.kwargs["site"])
     stack = node.meta.get("nn_module_stack") or {}

@@ -334,6 +334,9 @@ def _stack(residuals: Sequence[_Residual], by_add: dict[fx.Node, Site], captured
         if not (is_view(after) or after.target in CASTS) or not shape(after):
             break
         end = after
+    if len(shape(end)) != len(shape(base)):  # the last branch works on pixels: the stack ends before it
+        end = next(residual.add for residual in reversed(known) if len(shape(residual.add)) == len(shape(base)))
+        yield from (site for add, site in by_add.items() if ancestry.index[add] > ancestry.index[end])
     yield Site("stack", _in_layout_of(end, start.I, base), end, base=base if shape(end) == shape(base) else None)
 
 
@@ -352,11 +355,15 @@ def module_path(node: fx.Node) -> str:
     return str(paths[-1]) if paths else ""
 
 
-def _block(node: fx.Node) -> str:
-    """Path up to the first index: the repeated block a node belongs to."""
-    parts = module_path(node).split(".")
+def block_of(path: str) -> str:
+    """Path up to the first index: `blocks.3.attn` lies in `blocks.3`; "" outside of all blocks."""
+    parts = path.split(".")
     index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
     return "" if index is None else ".".join(parts[: index + 1])
+
+
+def _block(node: fx.Node) -> str:
+    return block_of(module_path(node))
 
 
 def _common(a: str, b: str) -> str:

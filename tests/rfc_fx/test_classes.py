@@ -1,0 +1,55 @@
+"""Transformer classes that differ in structure go through the same checks; none of them is named in the package."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.coverage import all_specs, check
+
+STRUCTURES = {
+    "QwenImageTransformer2DModel": "two streams that meet in attention",
+    "Flux2Transformer2DModel": "attention and MLP side by side, modulation shared by all blocks",
+    "AuraFlowTransformer2DModel": "a feed-forward that is added to the block's input, around attention",
+    "ChromaTransformer2DModel": "residual layers on the timestep before any on the latent",
+    "CogVideoXTransformer3DModel": "text and video in one sequence, three dimensions",
+    "WanVACETransformer3DModel": "a control stream whose hints are added to the main one",
+    "SanaTransformer2DModel": "linear attention, a feed-forward of convolutions",
+    "NucleusMoEImageTransformer2DModel": "a mixture of experts",
+    "StableAudioDiTModel": "one dimension, a convolution on the latent itself before the blocks",
+    "SkyReelsV2Transformer3DModel": "a timestep for each frame",
+    "ZImageTransformer2DModel": "lists of tensors, autocast in the forward",
+    "OmniGenTransformer2DModel": "Python that reads position ids",
+    "Lumina2Transformer2DModel": "Python that reads a mask",
+    "ErnieImageTransformer2DModel": "tokens before samples",
+    "Cosmos3OmniTransformer": "tokens without samples",
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_a_class_passes_every_check(name: str) -> None:
+    row = check(all_specs()[name], meta=False, compiles=name in list(STRUCTURES)[:3])
+    assert row.errors == []
+    assert row.full_difference == 0
+    assert len(row.sites) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", all_specs())
+def test_every_class_passes_every_check_or_says_why(name: str) -> None:
+    row = check(all_specs()[name])
+    stated = ("capture: CaptureError", "share: CaptureError", "heavy operations left")
+    assert all(error.startswith(stated) for error in row.errors)
+
+
+def test_a_routing_that_depends_on_the_latent_is_refused_with_the_line() -> None:
+    (error,) = check(all_specs()["HiDreamImageTransformer2DModel"], meta=False, compiles=False).errors
+    assert "reads the values of hidden_states" in error
+    assert "transformer_hidream_image.py:" in error
+    assert "bincount" in error
+
+
+def test_the_package_names_no_class() -> None:
+    package = Path(__file__).parents[2] / "rfc_fx"
+    names = [name for name in all_specs() if name != "DiTTransformer2DModel"]  # the class of the model that ships
+    text = "\n".join(path.read_text() for path in package.rglob("*.py"))
+    assert not [name for name in names if name in text]
