@@ -334,8 +334,9 @@ def _stack(residuals: Sequence[_Residual], by_add: dict[fx.Node, Site], captured
         if not (is_view(after) or after.target in CASTS) or not shape(after):
             break
         end = after
-    if len(shape(end)) != len(shape(base)):  # the last branch works on pixels: the stack ends before it
-        end = next(residual.add for residual in reversed(known) if len(shape(residual.add)) == len(shape(base)))
+    alike = [residual.add for residual in known if shape(residual.add) == shape(base)]
+    if shape(end) != shape(base) and alike:  # the last branch works on pixels, or on another stream: the stack ends before it
+        end = alike[-1]
         yield from (site for add, site in by_add.items() if ancestry.index[add] > ancestry.index[end])
     yield Site("stack", _in_layout_of(end, start.I, base), end, base=base if shape(end) == shape(base) else None)
 
