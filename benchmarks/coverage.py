@@ -82,8 +82,10 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
             return False
         return True
 
-    model = spec.model()
-    arguments = spec.arguments(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = spec.model()
+        arguments = spec.arguments(model)
 
     def capture() -> None:
         plan = rfc_fx.transform(model, arguments, method=rfc.RFC(tau=0.3))

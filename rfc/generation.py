@@ -111,9 +111,10 @@ def clock_tensors(values: tuple[float, float, float], device: torch.device) -> C
 
 
 def timestep_argument(forward: Callable[..., Any]) -> str | None:
-    """Name of the argument of `forward` that carries the timestep, None when it has none of the usual names."""
+    """Name of the argument of `forward` that carries the timestep, None when no name says so."""
     names = inspect.signature(forward).parameters
-    return next((name for name in TIMESTEP_NAMES if name in names), None)
+    like = (name for name in names if "timestep" in name or name.endswith("_time"))
+    return next((name for name in TIMESTEP_NAMES if name in names), next(like, None))
 
 
 def timestep_value(value: Any) -> float | None:
