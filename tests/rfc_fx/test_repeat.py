@@ -42,8 +42,9 @@ def calls(cached: rfc_fx.CachedModel, phase: str) -> list[str]:
     return [str(node.target) for node in cached.programs[phase].run.graph.nodes if node.op == "call_module"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "method"), [*((family, "rfc") for family in FAMILIES), *(("dit", method) for method in METHODS if method != "rfc")]
+)
 def test_regions_change_no_bit_of_any_output(family: str, method: str) -> None:
     regional, straight, kwargs = transformed(family, METHODS[method])
     assert len(calls(regional, "ESTIMATE")) >= 2
