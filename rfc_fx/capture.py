@@ -91,9 +91,7 @@ def capture(model: nn.Module, arguments: Mapping[str, Any]) -> Captured:
     if not any(leaf.is_meta for leaf in pytree.tree_leaves(kwargs) if isinstance(leaf, Tensor)):
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model(
-                **kwargs
-            )  # what the forward keeps from its first call (rotary tables) has to be real: tracing would leave fake tensors there
+            model(**kwargs)  # what the forward keeps from its first call (rotary tables) must be real: tracing leaves fake tensors
     try:
         captured = _captured(model, _exported(model, (), kwargs), kwargs)
     except CaptureError:
@@ -111,8 +109,14 @@ def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         if any(is_mutable(node) for node in exported.graph.nodes):
             exported = exported.run_decompositions({})
         if any(node.op == "get_attr" for node in exported.graph.nodes):
-            raise NotImplementedError("the forward contains traced sub-graphs")
+            raise _SubgraphError(
+                "the forward holds graphs of its own, such as flex attention's score function, that no program can take over"
+            )
     return exported
+
+
+class _SubgraphError(Exception):
+    """An exported graph that calls other graphs; autocast regions are spelled out when it is traced with values."""
 
 
 @contextmanager
