@@ -1,4 +1,4 @@
-"""The command rfc-fx: `generate` compares the methods on a model, `inspect` shows what the transformation would do."""
+"""The command rfc-fx: `generate` compares methods on a model, `inspect` shows the transformation, `doctor` checks the machine."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ import rfc
 from rfc.method import CachingMethod
 from rfc_fx import pictures
 from rfc_fx.compare import FULL, Comparison, Row, Settings, Timing, Variant, compare
+from rfc_fx.doctor import examine
 from rfc_fx.errors import RFCError
 from rfc_fx.inspection import inspect_model, load_with_inputs
 from rfc_fx.load import DigitsSource, load_source, one_line
@@ -337,6 +338,15 @@ def inspect(
     console = Console(soft_wrap=True)
     for part in inspect_model(transformer, inputs, chosen, size, block):
         console.print(part)
+
+
+# ---- doctor ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor(device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu") -> None:
+    """Check that torch.compile works here, and print the versions of what matters."""
+    Console(soft_wrap=True).print(examine(parse_device(device)))
 
 
 def main() -> None:
