@@ -27,7 +27,7 @@ import rfc_fx
 from benchmarks.classes.spec import Spec, prediction
 from rfc_fx.load import one_line
 from rfc_fx.record import versions
-from rfc_fx.sites import Granularity, module_path
+from rfc_fx.sites import Granularity, block_of, module_path
 from rfc_fx.verify import heavy_outside_sites
 
 STEPS = 6
@@ -93,8 +93,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
         found = plan.compiled.found
         row.sites = [site.name for site in found.sites]
         row.rejected = [(where, why) for where, why in found.rejected]
-        inside = [path for path in map(module_path, heavy_on_the_latent(plan)) if any(part.isdigit() for part in path.split("."))]
-        row.heavy_left = list(dict.fromkeys(inside))
+        row.heavy_left = list(dict.fromkeys(module_path(node) for node in between_sites(plan, heavy_on_the_latent(plan))))
 
     def full() -> None:
         cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.0))
@@ -171,6 +170,19 @@ def heavy_on_the_latent(cached: rfc_fx.CachedModel) -> list[fx.Node]:
     }
     mine = _descendants(program.graph, names)
     return [node for node in heavy_outside_sites(program.graph) if node.name in mine]
+
+
+def between_sites(cached: rfc_fx.CachedModel, nodes: list[fx.Node]) -> list[fx.Node]:
+    """Those of ESTIMATE's nodes that lie in a block with sites, or between one site and another."""
+    graph = cached.guarded.module.graph
+    sites = cached.guarded.sites
+    after = _descendants(graph, {site.output.name for site in sites})
+    blocks = {block_of(site.name) for site in sites} - {""}
+
+    def between(name: str) -> bool:
+        return name in after and bool({site.output.name for site in sites} & _descendants(graph, {name}))
+
+    return [node for node in nodes if block_of(module_path(node)) in blocks or between(node.name)]
 
 
 def _descendants(graph: fx.Graph, names: set[str]) -> set[str]:

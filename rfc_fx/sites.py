@@ -105,20 +105,18 @@ def find_sites(captured: Captured, granularity: Granularity = "module", *, needs
     while empty := [residual for residual in residuals if not any(map(is_heavy, _branch(residual, residuals, ancestry)))]:
         residuals = [residual for residual in residuals if residual not in empty]
         rejected += [Rejected(module_path(r.add), "no heavy operation between the stream and the add") for r in empty]
-    sites: list[Site] = []
     by_add: dict[fx.Node, Site] = {}
-    for residual in residuals:
+    for residual in (*residuals, *_transitions(residuals, ancestry)):
         found = _site(residual, residuals, ancestry)
         if isinstance(found, Rejected):
             rejected.append(found)
-        elif any(found.output is site.output for site in sites):
+        elif any(found.output is site.output for site in by_add.values()):
             rejected.append(Rejected(found.name, "its output is another site's output"))
         else:
-            found = replace(found, name=_unused(found, {site.name for site in sites}))
-            sites.append(found)
-            by_add[residual.add] = found
+            by_add[residual.add] = replace(found, name=_unused(found, {site.name for site in by_add.values()}))
+    sites = list(by_add.values())
     if granularity == "block":
-        sites = list(_blocks(residuals, by_add, captured, ancestry))
+        sites = list(_blocks(residuals, by_add))
     elif granularity == "stack":
         sites = list(_stack(residuals, by_add, captured, ancestry))
     sites.sort(key=lambda site: ancestry.index[site.output])
@@ -212,19 +210,35 @@ def _nested(residuals: Sequence[_Residual], latents: Sequence[fx.Node], ancestry
     return [(inner, outer) for inner, outer in pairs if outer is not None]
 
 
+def _transitions(residuals: Sequence[_Residual], ancestry: _Ancestry) -> Iterator[_Residual]:
+    """Where a stream ends and its next part is heavy work on it: a U-shaped skip that is joined and projected, with no add around it.
+
+    As residuals whose add, and v, is the first node of the next part.
+    """
+    adds = [residual.add for residual in residuals]
+    for start in dict.fromkeys(residual.x for residual in residuals if residual.x not in adds):
+        before = [add for add in adds if ancestry.before(add, start)]
+        if before:
+            last = max(before, key=ancestry.index.__getitem__)
+            step = _Residual(start, last, last, start)
+            if any(map(is_heavy, _branch(step, residuals, ancestry))):
+                yield step
+
+
 def _behind_casts(node: fx.Node) -> fx.Node:
     while (node.target in CASTS or (node.target in VIEWS and shape(node) == shape(node.args[0]))) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node
 
 
-def _streams(residuals: Sequence[_Residual]) -> set[fx.Node]:
-    return {r.add for r in residuals} | {r.x for r in residuals}
+def _streams(residual: _Residual, residuals: Sequence[_Residual]) -> set[fx.Node]:
+    streams = {r.add for r in residuals} | {r.x for r in residuals}
+    return streams - {residual.v} if residual.v is residual.add else streams
 
 
 def _branch(residual: _Residual, residuals: Sequence[_Residual], ancestry: _Ancestry) -> set[fx.Node]:
     """What v is made from, back to the streams and to what the root is made from."""
-    streams = _streams(residuals)
+    streams = _streams(residual, residuals)
     region: set[fx.Node] = set()
     pending = [residual.v]
     while pending:
@@ -238,7 +252,7 @@ def _branch(residual: _Residual, residuals: Sequence[_Residual], ancestry: _Ance
 
 def _site(residual: _Residual, residuals: Sequence[_Residual], ancestry: _Ancestry) -> Site | Rejected:
     """Delimit one branch: its region, the heavy operations in it that the stream feeds, and from them I and O."""
-    streams = _streams(residuals)
+    streams = _streams(residual, residuals)
     region = _branch(residual, residuals, ancestry)
     order = sorted(region, key=ancestry.index.__getitem__)
     fed: dict[fx.Node, set[fx.Node]] = {}  # node -> the streams it was computed from, inside the region
@@ -262,6 +276,7 @@ def _site(residual: _Residual, residuals: Sequence[_Residual], ancestry: _Ancest
     candidates = own or inputs  # not its own: a hint from a control stream, a feed-forward around attention
     O = _last_heavy(residual.v, heavy, ancestry, region)
     I = next((candidate for candidate in candidates if shape(candidate)[:1] == shape(O)[:1]), candidates[0])
+    I = _with_samples_of(O, I)
     O = _with_rank_of(I, O, residual.v)
     name = _common(module_path(first[0]), module_path(O)) or O.name
     if len(shape(I)) != len(shape(O)):
@@ -284,6 +299,14 @@ def _last_heavy(v: fx.Node, heavy: Sequence[fx.Node], ancestry: _Ancestry, regio
     return node
 
 
+def _with_samples_of(O: fx.Node, I: fx.Node) -> fx.Node:
+    """Go back from I through reshapes to as many samples as O has: convolutions of a video work on (samples x frames, ...)."""
+    node = I
+    while shape(node)[:1] != shape(O)[:1] and is_view(node) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node if shape(node)[:1] == shape(O)[:1] else I
+
+
 def _with_rank_of(I: fx.Node, O: fx.Node, v: fx.Node) -> fx.Node:
     """Go forward from O past reshapes to a result of the rank of I: experts of a mixture work on (samples x tokens, channels)."""
     node = O
@@ -300,8 +323,10 @@ def _is_float(node: fx.Node) -> bool:
 # ---- coarser sites: the residual of a whole block, or of all blocks ------------------------------------------------
 
 
-def _blocks(residuals: Sequence[_Residual], by_add: dict[fx.Node, Site], captured: Captured, ancestry: _Ancestry) -> Iterator[Site]:
-    """One site per block and stream: from the stream before the block's first residual add to the one after its last."""
+def _blocks(residuals: Sequence[_Residual], by_add: dict[fx.Node, Site]) -> Iterator[Site]:
+    """One site per block and stream: from the stream before the block's first residual add to the one after its last; transitions stay."""
+    adds = {residual.add for residual in residuals}
+    yield from (site for add, site in by_add.items() if add not in adds)
     chains: list[list[_Residual]] = []
     for residual in residuals:
         if residual.add not in by_add:
