@@ -125,6 +125,40 @@ def test_the_outer_branch_wins_over_a_residual_at_its_end() -> None:
     assert len(found.rejected) == 2
 
 
+class Folding(Convolutions):
+    """A branch that folds tokens into samples at its start, as convolutions over the frames of a video do, and forks at its end."""
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        y = self.a(hidden_states.flatten(0, 1)).view(hidden_states.shape)
+        return hidden_states + (torch.relu(y) + self.b(y))
+
+
+def test_an_input_is_taken_where_it_has_the_samples_of_the_output() -> None:
+    (site,) = find_sites(capture(Folding(), CALL)).sites
+    assert shape(site.I) == shape(site.output) == (2, 3, 4)
+    assert site.I.op == "placeholder"
+
+
+class Joined(Convolutions):
+    """A skip that is joined and projected: between the two residual branches the stream itself is the result of heavy work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skip = nn.Linear(8, 4)
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        x = hidden_states + self.a(hidden_states)
+        x = self.skip(torch.cat([x, hidden_states], dim=-1))
+        return x + self.b(x)
+
+
+@pytest.mark.parametrize(("granularity", "sites"), [("module", ["a", "skip", "b"]), ("block", ["a", "skip", "b"]), ("stack", ["stack"])])
+def test_the_projection_of_a_joined_skip_is_a_site(granularity: str, sites: list[str]) -> None:
+    found = find_sites(capture(Joined(), CALL), granularity)
+    assert [site.name for site in found.sites] == sites
+    assert not found.rejected
+
+
 class Early(Convolutions):
     """A residual layer on the text before any on the latent."""
 
