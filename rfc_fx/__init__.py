@@ -13,20 +13,24 @@ from torch import nn
 
 import rfc
 from rfc.method import CachingMethod
+from rfc_fx.cond import CondModel
 from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, RFCError, SignatureError
 from rfc_fx.explain import Explanation, explain
-from rfc_fx.model import CachedModel, CondModel, NothingSkippedWarning
-from rfc_fx.program import Dispatch, Options, Plan
+from rfc_fx.model import CachedModel, NothingSkippedWarning
+from rfc_fx.per_sample import PerSampleModel
+from rfc_fx.program import Decision, Dispatch, Options, Plan
 from rfc_fx.sites import Granularity
 from rfc_fx.structure import refuse
 
 __all__ = [
     "CachedModel",
     "CaptureError",
+    "CondModel",
     "Explanation",
     "IllegalGraphError",
     "NoSiteError",
     "NothingSkippedWarning",
+    "PerSampleModel",
     "Plan",
     "RFCError",
     "SignatureError",
@@ -42,6 +46,7 @@ def transform(
     method: CachingMethod | None = None,
     granularity: Granularity = "module",
     dispatch: Dispatch = "host",
+    decision: Decision = "batch",
     regional: bool = False,
 ) -> CachedModel:
     """Return `model` with every attention and MLP behind a guard: computed in full, or estimated from its cache.
@@ -49,6 +54,8 @@ def transform(
     `example_inputs` (keyword arguments as a mapping, or positional ones as a tuple) captures at once; without them the first call does.
     `method` defaults to `rfc.RFC()`. `granularity` is what one estimate stands for: "module" (the paper), "block" or "stack".
     `dispatch`: "host" makes PREFIX, FULL and ESTIMATE with one host decision a step; "cond" one graph with one torch.cond.
+    `decision` (with "host"): "batch" decides once a step for all samples; "per_sample" runs each sample for itself, with programs of a
+    batch of one, so that no result depends on batch mates; what batching gains is lost (README, "Limits").
     `regional` (with "host"): repeated blocks are compiled once, which takes less time to compile; a step may take a few percent longer.
 
     Raises TypeError or ValueError for arguments of the wrong kind, CaptureError when the forward cannot be traced, NoSiteError
@@ -61,14 +68,20 @@ def transform(
         raise TypeError("transform: the model is transformed already; pass its .model to transform it in another way")
     if not isinstance(method, CachingMethod):
         raise TypeError(f"transform: method must be an rfc method such as rfc.RFC(tau=0.1), got {method!r}")
-    for name, value, known in (("granularity", granularity, get_args(Granularity)), ("dispatch", dispatch, get_args(Dispatch))):
+    for name, value, known in (
+        ("granularity", granularity, get_args(Granularity)),
+        ("dispatch", dispatch, get_args(Dispatch)),
+        ("decision", decision, get_args(Decision)),
+    ):
         if value not in known:
             raise ValueError(f"transform: {name} must be one of {', '.join(known)}, got {value!r}")
     if regional and dispatch == "cond":
         raise ValueError('transform: regional needs dispatch="host"; the branches of a torch.cond are compiled whole')
+    if decision == "per_sample" and dispatch == "cond":
+        raise ValueError('transform: decision="per_sample" needs dispatch="host"; one torch.cond has one predicate for the batch')
     refuse(model)
-    kind = CondModel if dispatch == "cond" else CachedModel
-    cached = kind(model, Options(method=method, granularity=granularity, dispatch=dispatch, regional=regional))
+    kind = CondModel if dispatch == "cond" else PerSampleModel if decision == "per_sample" else CachedModel
+    cached = kind(model, Options(method=method, granularity=granularity, dispatch=dispatch, decision=decision, regional=regional))
     if example_inputs is not None:
         args, kwargs = ((), example_inputs) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
         cached.trace(*args, **kwargs)

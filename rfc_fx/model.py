@@ -7,34 +7,29 @@ import inspect
 import logging
 import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import count
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from rfc.generation import Direction, Generation, Phase, timestep_argument, timestep_value
 from rfc.method import CachingMethod
-from rfc.streams import Seen, Streams, conditioning, stream_name
+from rfc.streams import Streams, conditioning, stream_name
 from rfc_fx import show
 from rfc_fx.capture import named_arguments
 from rfc_fx.context import Context, Step, new_context
 from rfc_fx.errors import RFCError
 from rfc_fx.guard import Guarded
-from rfc_fx.lower import Cond, unflatten
+from rfc_fx.lower import unflatten
 from rfc_fx.program import Compiled, Options, Plan, build, signature
+from rfc_fx.sets import Key, ProgramSets
 from rfc_fx.specialize import CLOCK, Argument, Program
 from rfc_fx.structure import Fingerprint, fingerprint, refuse
 
 log = logging.getLogger("rfc_fx")
-
-MAX_SIGNATURES = 8
-"""Programs are kept for this many call signatures; the one used longest ago goes first, with its state."""
 
 
 class NothingSkippedWarning(UserWarning):
@@ -53,11 +48,9 @@ class CachedModel(nn.Module):
         self.model = model
         self.options = options
         self._numbers: dict[torch.device, dict[str, Tensor]] = {}
-        self._compiled: OrderedDict[Any, Compiled] = OrderedDict()
-        self._fixed: dict[Any, dict[int, Seen]] = {}
-        self._numbering = count()
-        self._contexts: OrderedDict[tuple[str, Any], Context] = OrderedDict()
-        self._streams: dict[Any, Streams] = {}
+        self._sets = ProgramSets()
+        self._contexts: dict[tuple[str, Key], Context] = {}
+        self._streams: dict[tuple[Key, str], Streams] = {}
         self._direction = Direction()
         self._here = threading.local()
         self._last: Context | None = None
@@ -87,7 +80,7 @@ class CachedModel(nn.Module):
                     self._share(step, prefix, prefix.run(*step.arguments(prefix)))
                 program = self._decide(step)
                 if program is None:  # the model was changed since its programs were made
-                    return self.forward(*args, **kwargs)
+                    return CachedModel.forward(self, *args, **kwargs)
                 outputs = program.run(*step.arguments(program))
             except BaseException:
                 step.context.end()  # the step counted, but some of its sites may not be refreshed
@@ -165,13 +158,11 @@ class CachedModel(nn.Module):
         """Drop programs and state when the model is no longer what they were made from: adapters, types, places, modules."""
         self._may_have_changed = False
         now = fingerprint(self.model)
-        changed = bool(self._compiled) and now != self._made_from
+        changed = len(self._sets) > 0 and now != self._made_from
         if changed:
             log.warning("%s was changed since it was captured; it is captured anew", type(self.model).__name__)
-            self._compiled.clear()
-            self._fixed.clear()
-            self._contexts.clear()
-            self._streams.clear()
+            for held in (self._sets, self._contexts, self._streams):
+                held.clear()
             self._last = self._prepared = None
         self._made_from = now
         return changed
@@ -182,54 +173,43 @@ class CachedModel(nn.Module):
             raise RFCError(f"{type(self.model).__name__} is in training mode; call .eval() first: dropout is not part of a cached step")
         arguments = named_arguments(self.model.forward, args, kwargs)
         compiled, key, leaves = self._lookup(arguments)
-        name = getattr(self._here, "name", None) or self._stream(key, compiled, arguments)
-        return self._context(name, key, compiled), leaves
+        name = getattr(self._here, "name", None)
+        named = self._stream(key, compiled, arguments) if name is None else self._own(name)
+        return self._context(named, key, compiled), leaves
 
     # ---- programs and state ------------------------------------------------------------------------------------------
 
-    def _lookup(self, arguments: dict[str, Any]) -> tuple[Compiled, Any, list[Any]]:
+    def _lookup(self, arguments: dict[str, Any]) -> tuple[Compiled, Key, list[Any]]:
         shape, leaves = signature(arguments, self.model)
-        key = self._variant(shape, leaves)
+        key = self._sets.find(shape, leaves)
         if key is None:
             self._forget_if_changed()
             refuse(self.model)
-            if self._compiled:
-                log.warning("%s: new call signature, capturing programs number %d", type(self.model).__name__, len(self._compiled) + 1)
+            if len(self._sets):
+                log.warning("%s: new call signature, capturing programs number %d", type(self.model).__name__, len(self._sets) + 1)
             with torch.inference_mode(False):
                 compiled = build(self.model, arguments, self.options, self._timestep)
-            key = (shape, next(self._numbering))
-            self._compiled[key] = compiled
-            self._fixed[key] = {position: Seen.now(leaves[position]) for position in compiled.captured.decided}
-            while len(self._compiled) > MAX_SIGNATURES:
-                self._drop(next(iter(self._compiled)))
-        self._compiled.move_to_end(key)
-        return self._compiled[key], key, leaves
+            key = self._sets.add(shape, leaves, compiled)
+            dropped = self._sets.evict()
+            self._contexts = {name: context for name, context in self._contexts.items() if name[1] not in dropped}
+            self._streams = {name: streams for name, streams in self._streams.items() if name[0] not in dropped}
+        return self._sets.use(key), key, leaves
 
-    def _variant(self, shape: Any, leaves: list[Any]) -> Any:
-        """The programs of a signature, or None: where a forward reads values, there is a set of programs for each set of values."""
-        for key, fixed in self._fixed.items():
-            if key[0] == shape and all(seen.equals(leaves[position]) for position, seen in fixed.items()):
-                self._fixed[key] = {position: Seen.now(leaves[position]) for position in fixed}
-                return key
-        return None
-
-    def _drop(self, key: Any) -> None:
-        del self._compiled[key], self._fixed[key]
-        for name in [name for name in self._contexts if name[1] == key]:
-            del self._contexts[name]
-        self._streams.pop(key, None)
-
-    def _stream(self, key: Any, compiled: Compiled, arguments: dict[str, Any]) -> str:
+    def _stream(self, key: Key, compiled: Compiled, arguments: dict[str, Any]) -> str:
         """Name of the context of a call outside `cache_context`: conditional and unconditional calls get one each."""
         timestep = arguments.get(self._timestep) if self._timestep is not None else None
 
         def over(place: int) -> bool:
-            context = self._contexts.get((stream_name(place), key))
+            context = self._contexts.get((self._own(stream_name(place)), key))
             return context is None or context.is_over(timestep_value(timestep), self._direction)
 
         latent = compiled.captured.latent
-        streams = self._streams.setdefault(key, Streams())
-        return stream_name(streams.find(conditioning(arguments, latent, self._timestep), over))
+        streams = self._streams.setdefault((key, self._own("")), Streams())
+        return self._own(stream_name(streams.find(conditioning(arguments, latent, self._timestep), over)))
+
+    def _own(self, name: str) -> str:
+        """What the context of that name is called for the present call."""
+        return name
 
     def _context(self, name: str, key: Any, compiled: Compiled) -> Context:
         context = self._contexts.get((name, key))
@@ -322,11 +302,11 @@ class CachedModel(nn.Module):
         self._may_have_changed = True
 
     def _latest(self) -> Compiled:
-        if not self._compiled:
+        if (latest := self._sets.latest) is None:
             raise RFCError(
                 f"{type(self.model).__name__}: nothing captured yet; pass example_inputs to rfc_fx.transform or call the model once"
             )
-        return next(reversed(self._compiled.values()))
+        return latest
 
     def _warn_if_nothing_skipped(self, context: Context) -> None:
         schedule = self.options.method.schedule
@@ -378,40 +358,3 @@ class CachedModel(nn.Module):
         raise RFCError(
             "a CachedModel holds programs and state and is not pickled; pickle the model and the method, and call rfc_fx.transform again"
         )
-
-
-class CondModel(CachedModel):
-    """A cached model whose step is one graph, decision included: it can be inlined in a larger compiled function or exported.
-
-    There the programs have to exist beforehand: pass `example_inputs` to `transform`, or call the model once.
-    """
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run one step; see `CachedModel.forward`."""
-        if not torch.compiler.is_compiling():
-            self._prepare(args, kwargs)
-        with torch.no_grad():
-            context = self._prepared
-            if context is None:
-                raise RFCError("dispatch='cond': nothing captured yet; pass example_inputs to rfc_fx.transform or call the model once")
-            compiled, state, numbers = context.compiled, context.state, self._here_numbers
-            assert isinstance(compiled.lowered, Cond)
-            given = dict(zip(self._parameters_in_order, args, strict=False)) | kwargs
-            leaves = pytree.tree_leaves({name: given[name] for name in self._parameters_in_order if name in given})
-            inputs = compiled.inputs(leaves)
-            outputs = compiled.lowered.step(inputs, state, state["progress"], state["log"], numbers)
-            return unflatten(outputs, compiled.captured.outputs)
-
-    @torch.compiler.disable
-    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Have programs and state for this call ready; torch.compile calls it through the lazy-module protocol."""
-        if self._may_have_changed:
-            self._forget_if_changed()
-        self._prepared, _ = self._enter(args, kwargs)
-        self._here_numbers = self._numbers_on(self._prepared.compiled.device)
-
-    def _initialize_hook(self, *_: Any) -> None:
-        """Marks a module that has to see arguments before it is compiled (torch's lazy-module protocol)."""
-
-    def _infer_parameters(self, _: nn.Module, args: Any, kwargs: Any = None) -> None:
-        self._prepare(tuple(args), dict(kwargs or {}))

@@ -28,6 +28,7 @@ from rfc_fx.verify import verify_guarded
 log = logging.getLogger("rfc_fx")
 
 Dispatch = Literal["host", "cond"]
+Decision = Literal["batch", "per_sample"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class Options:
     method: CachingMethod
     granularity: Granularity
     dispatch: Dispatch
+    decision: Decision = "batch"
+    """Who decides: the batch by its mean, or each sample for itself (`rfc_fx.per_sample`)."""
     regional: bool = False
     """Repeated blocks are compiled once (`rfc_fx.repeat`)."""
 

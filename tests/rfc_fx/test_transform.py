@@ -45,7 +45,7 @@ def test_positional_and_named_arguments_are_the_same_call() -> None:
         named = cached(**kwargs).sample
         placed = cached(kwargs["hidden_states"], kwargs["timestep"], kwargs["class_labels"]).sample
     assert torch.equal(named, placed)
-    assert len(cached._compiled) == 1
+    assert len(cached._sets) == 1
 
 
 def test_example_inputs_capture_at_once_and_plan_speaks_before_the_first_run() -> None:
@@ -156,7 +156,7 @@ def test_reset_begins_a_new_generation_and_keeps_the_record_until_then(dispatch:
 
 
 def test_a_new_shape_gets_programs_of_its_own_and_the_oldest_go_first() -> None:
-    from rfc_fx.model import MAX_SIGNATURES
+    from rfc_fx.sets import MAX_SIGNATURES
 
     _, cached, kwargs = dit(method=rfc.FullCompute())
     for rows in range(1, MAX_SIGNATURES + 2):
@@ -165,7 +165,7 @@ def test_a_new_shape_gets_programs_of_its_own_and_the_oldest_go_first() -> None:
                 torch.randn(rows, 4, 8, 8), timestep=torch.full((rows,), 5), class_labels=torch.zeros(rows, dtype=torch.long)
             ).sample
         assert out.shape[0] == rows
-    assert len(cached._compiled) == len(cached._contexts) == MAX_SIGNATURES
+    assert len(cached._sets) == len(cached._contexts) == MAX_SIGNATURES
     assert kwargs["hidden_states"].shape[0] == 2
 
 

@@ -1,0 +1,66 @@
+"""Sets of programs, one for each call signature and for each set of values that a forward's Python read; bounded in number."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from itertools import count
+from typing import Any
+
+from rfc.streams import Seen
+from rfc_fx.program import Compiled
+
+MAX_SIGNATURES = 8
+"""Programs are kept for this many call signatures; the one used longest ago goes first, with its state."""
+
+Key = tuple[Any, int]
+
+
+class ProgramSets:
+    """What was compiled, by signature; the one used last is the last."""
+
+    def __init__(self) -> None:
+        self._compiled: OrderedDict[Key, Compiled] = OrderedDict()
+        self._fixed: dict[Key, dict[int, Seen]] = {}
+        self._numbers = count()
+
+    def __len__(self) -> int:
+        return len(self._compiled)
+
+    def find(self, shape: Any, leaves: list[Any]) -> Key | None:
+        """The set for a signature and, where a forward reads values, for the values in `leaves`; None when it must be made."""
+        for key, fixed in self._fixed.items():
+            if key[0] == shape and all(seen.equals(leaves[position]) for position, seen in fixed.items()):
+                self._fixed[key] = {position: Seen.now(leaves[position]) for position in fixed}
+                return key
+        return None
+
+    def add(self, shape: Any, leaves: list[Any], compiled: Compiled) -> Key:
+        """Keep a new set."""
+        key = (shape, next(self._numbers))
+        self._compiled[key] = compiled
+        self._fixed[key] = {position: Seen.now(leaves[position]) for position in compiled.captured.decided}
+        return key
+
+    def use(self, key: Key) -> Compiled:
+        """Return a set and count it as the one used last."""
+        self._compiled.move_to_end(key)
+        return self._compiled[key]
+
+    def evict(self) -> list[Key]:
+        """Drop the sets used longest ago that are too many; return their keys."""
+        dropped = []
+        while len(self._compiled) > MAX_SIGNATURES:
+            key, _ = self._compiled.popitem(last=False)
+            del self._fixed[key]
+            dropped.append(key)
+        return dropped
+
+    def clear(self) -> None:
+        """Drop all."""
+        self._compiled.clear()
+        self._fixed.clear()
+
+    @property
+    def latest(self) -> Compiled | None:
+        """The set used last."""
+        return next(reversed(self._compiled.values()), None)
