@@ -28,7 +28,7 @@ from rfc_fx.doctor import examine
 from rfc_fx.errors import RFCError
 from rfc_fx.inspection import inspect_model, load_with_inputs
 from rfc_fx.load import DigitsSource, load_source, one_line
-from rfc_fx.program import Dispatch
+from rfc_fx.program import Decision, Dispatch
 from rfc_fx.record import installed_version, summary
 from rfc_fx.sites import Granularity
 
@@ -180,6 +180,7 @@ def generate(
     rounds: Annotated[int, typer.Option(help="how often every seed is drawn and timed")] = 1,
     granularity: Annotated[str, typer.Option(help=", ".join(get_args(Granularity)))] = "module",
     dispatch: Annotated[str, typer.Option(help=", ".join(get_args(Dispatch)))] = "host",
+    decision: Annotated[str, typer.Option(help=", ".join(get_args(Decision)))] = "batch",
     regional: Annotated[bool, typer.Option(help="compile repeated blocks of the transformed model once (host dispatch)")] = True,
     out: Annotated[Path, typer.Option(help="folder for images.png, schedule.png and summary.json")] = Path("out/demo"),
 ) -> None:
@@ -190,8 +191,11 @@ def generate(
         compile=compile,
         granularity=_known("--granularity", granularity, get_args(Granularity)),
         dispatch=_known("--dispatch", dispatch, get_args(Dispatch)),
+        decision=_known("--decision", decision, get_args(Decision)),
         regional=regional,
     )
+    if (settings.decision, settings.dispatch) == ("per_sample", "cond"):
+        raise OptionError("--decision per_sample needs --dispatch host")
     first, count = _at_least("--seed", seed, 0), _at_least("--seeds", seeds, 1)
     names = list(dict.fromkeys(method or ["fora", "taylorseer", "rfc"]))
     threshold = rfc.RFC().tau if tau is None else tau
@@ -328,6 +332,7 @@ def inspect(
     order: Annotated[int | None, typer.Option(help="order of the forecast (default: the method's own)")] = None,
     granularity: Annotated[str, typer.Option(help=", ".join(get_args(Granularity)))] = "module",
     block: Annotated[str | None, typer.Option(help="print the graph of this module path, e.g. transformer_blocks.0")] = None,
+    draw: Annotated[Path | None, typer.Option(help="draw that graph to a .svg, .png or .pdf file")] = None,
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
@@ -336,7 +341,7 @@ def inspect(
     size: Granularity = _known("--granularity", granularity, get_args(Granularity))
     transformer, inputs = load_with_inputs(model, parse_dtype(dtype), parse_device(device))
     console = Console(soft_wrap=True)
-    for part in inspect_model(transformer, inputs, chosen, size, block):
+    for part in inspect_model(transformer, inputs, chosen, size, block, draw):
         console.print(part)
 
 

@@ -21,7 +21,7 @@ from rfc.method import RFC, CachingMethod, Method
 from rfc.schedule import RCS
 from rfc_fx.load import Source, Tick
 from rfc_fx.model import CachedModel, NothingSkippedWarning
-from rfc_fx.program import Dispatch
+from rfc_fx.program import Decision, Dispatch
 from rfc_fx.show import pattern
 from rfc_fx.sites import Granularity
 
@@ -44,6 +44,8 @@ class Settings:
     compile: bool = True
     granularity: Granularity = "module"
     dispatch: Dispatch = "host"
+    decision: Decision = "batch"
+    """The eager twin always decides for the batch."""
     regional: bool = True
     """Repeated blocks of the transformed model are compiled once; full computation is compiled as torch.compile does it."""
 
@@ -134,6 +136,7 @@ def variants(source: Source, methods: Mapping[str, CachingMethod], settings: Set
             method=method,
             granularity=settings.granularity,
             dispatch=settings.dispatch,
+            decision=settings.decision,
             regional=settings.regional and settings.dispatch == "host",
         )
         made.append(Variant(method=name, side="eager", call=twin, cache=twin, warmup_steps=short))
@@ -185,8 +188,9 @@ class Comparison:
     """0: nothing was compiled inside a timed run."""
 
     def nfc(self, row: Row) -> float:
-        """Full computations of a generation, mean over the seeds (of the first context)."""
-        return statistics.fmean(record.nfc for record in row.records) if row.records else self.settings.steps
+        """Full computations of a generation, mean over seeds and contexts."""
+        counts = [record.nfc for contexts in row.best.records.values() for record in contexts.values()]
+        return statistics.fmean(counts) if counts else self.settings.steps
 
     def phases(self, row: Row) -> list[str]:
         """For each seed, one character a step: # full, . estimated."""
@@ -263,10 +267,16 @@ def _notes(of: Comparison) -> Iterator[str]:
             yield f"{row.method}: nothing can be skipped in {steps} steps with {method.schedule}: the times are those of full computation"
         elif of.nfc(row) == steps:
             yield f"{row.method}: all {steps} steps were full although {method.schedule} could skip; raise its threshold (--tau)"
-        if row.graph is not None and pattern_of(row.eager) != pattern_of(row.graph):
+        if row.graph is not None and of.settings.decision == "batch" and pattern_of(row.eager) != pattern_of(row.graph):
             yield f"{row.method}: the twin took other decisions than the graph: {pattern_of(row.eager)} against {pattern_of(row.graph)}"
         if any(len(contexts) > 1 for contexts in row.best.records.values()):
-            yield f"{row.method}: one schedule per context, the first is shown: {pattern_of(row.best)}"
+            counts = [record.nfc for contexts in row.best.records.values() for record in contexts.values()]
+            yield (
+                f"{row.method}: one schedule per context ({len(counts) // len(row.best.records)} of them), full steps {min(counts)} to "
+                f"{max(counts)}, mean {of.nfc(row):.1f}; the pictures show the first"
+            )
+    if of.settings.decision != "batch":
+        yield f"the eager twin decides for the batch; only the graph side uses decision {of.settings.decision}"
     if of.settings.granularity != "module":
         yield f"the eager twin works on modules; only the graph side uses granularity {of.settings.granularity}"
     if generations < 3:

@@ -21,8 +21,12 @@ from rfc_fx.sites import Found, block_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from rfc_fx.model import CachedModel
+
 COLORS = {"work of a site": "#f4a582", "guard": "#92c5de", "other heavy operation": "#f7dc6f", "operation": "#eeeeee"}
 """What is skipped, what decides, what an estimate still pays for, and the rest."""
+
+FORMATS = (".svg", ".png", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,14 @@ class Explanation:
         return as_text(self.table())
 
     def draw(self, path: str | Path, block: str | None = None) -> None:
-        """Draw the guarded graph of a block (default: the first with a site) to a .png, .svg or .pdf file.
+        """Draw the guarded graph of a block (default: the first with a site; all for a site that is the stack) to .png, .svg or .pdf.
 
-        Raises RFCError when no operation lies in that block.
+        Raises RFCError when no operation lies in that block, or the file cannot be written.
         """
         from matplotlib.figure import Figure
 
+        if (suffix := Path(path).suffix) not in FORMATS:
+            raise RFCError(f"draw: {path}: must end in one of {', '.join(FORMATS)}, got {suffix or 'no ending'}")
         block = block if block is not None else block_of(self.found.sites[0].name)
         nodes = [node for node in self.guarded.module.graph.nodes if _drawn(node) and _within(path_of(node), block)]
         if not nodes:
@@ -84,7 +90,7 @@ class Explanation:
         axes.set_axis_off()
         axes.set_xlim(-0.6, width - 0.4)
         axes.set_ylim(height - 0.2, -1.6)
-        axes.text(-0.5, -1.2, f"{self.model}, guarded graph of {block}", fontsize=11, va="center")
+        axes.text(-0.5, -1.2, f"{self.model}, guarded graph{f' of {block}' if block else ''}", fontsize=11, va="center")
         for i, (kind, color) in enumerate(COLORS.items()):
             axes.text(-0.5 + 0.75 * i, -0.75, kind, fontsize=7, va="center", bbox={"boxstyle": "round", "fc": color, "ec": "#888888"})
         for node, (x, y) in places.items():
@@ -98,7 +104,10 @@ class Explanation:
                     (a, b + 0.27),
                     arrowprops={"arrowstyle": "->", "color": "#666666", "lw": 0.8, "connectionstyle": bend},
                 )
-        figure.savefig(path, dpi=110)
+        try:
+            figure.savefig(path, dpi=110)
+        except OSError as error:
+            raise RFCError(f"draw: {path}: cannot be written: {error.strerror or error}") from error
 
     def _draw_node(self, axes: Axes, node: fx.Node, x: float, y: float) -> None:
         size = "x".join(map(str, shape(node)))
@@ -119,12 +128,16 @@ def explain(model: Any, example_inputs: Mapping[str, Any] | tuple[Any, ...], **o
     """
     from rfc_fx import transform
 
-    cached = transform(model, example_inputs, **options)
-    return Explanation(type(model).__name__, cached.compiled.found, cached.guarded, cached.plan().estimate_share)
+    return explanation(transform(model, example_inputs, **options))
+
+
+def explanation(cached: CachedModel) -> Explanation:
+    """The same of a transformed model that has captured its graph."""
+    return Explanation(type(cached.model).__name__, cached.compiled.found, cached.guarded, cached.plan().estimate_share)
 
 
 def _within(path: str, block: str) -> bool:
-    return path == block or path.startswith(f"{block}.")
+    return not block or path == block or path.startswith(f"{block}.")
 
 
 def _drawn(node: fx.Node) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -16,6 +17,7 @@ import rfc_fx
 from rfc.method import CachingMethod
 from rfc_fx import show
 from rfc_fx.errors import NoSiteError, RFCError
+from rfc_fx.explain import explanation
 from rfc_fx.load import (
     LoadError,
     PipelineSource,
@@ -29,7 +31,7 @@ from rfc_fx.load import (
 )
 from rfc_fx.model import CachedModel
 from rfc_fx.ops import shape
-from rfc_fx.sites import Granularity
+from rfc_fx.sites import Granularity, block_of
 
 
 def load_with_inputs(name: str, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
@@ -47,14 +49,17 @@ def load_with_inputs(name: str, dtype: torch.dtype, device: torch.device) -> tup
 
 
 def inspect_model(
-    model: nn.Module, inputs: dict[str, Any], method: CachingMethod, granularity: Granularity, block: str | None
+    model: nn.Module, inputs: dict[str, Any], method: CachingMethod, granularity: Granularity, block: str | None, draw: Path | None = None
 ) -> Iterator[RenderableType]:
-    """Sites, rejections, state per granularity and the guarded graph of one block, as rich renderables.
+    """Sites, rejections, state per granularity and the guarded graph of one block, as rich renderables; `draw`: that graph as a picture.
 
-    Raises RFCError when the model has no site at this granularity or `block` is in no site's path.
+    Raises RFCError when the model has no site at this granularity, `block` is in no site's path, or the picture cannot be written.
     """
     chosen = rfc_fx.transform(model, inputs, method=method, granularity=granularity)
-    graph = _block_graph(chosen, block)
+    wanted = _block_to_show(chosen, block)
+    graph = _block_graph(chosen, wanted)
+    if draw is not None:
+        explanation(chosen).draw(draw, None if wanted == "stack" else wanted)
     made: dict[Granularity, CachedModel] = {granularity: chosen}
     reasons: dict[Granularity, str] = {}
     for other in get_args(Granularity):
@@ -120,11 +125,15 @@ def _granularities(made: dict[Granularity, CachedModel], reasons: dict[Granulari
     return table
 
 
-def _block_graph(model: CachedModel, block: str | None) -> Text:
-    sites = [site.name for site in model.compiled.found.sites]
-    wanted = sites[0].rpartition(".attn")[0] or sites[0] if block is None else block
+def _block_to_show(model: CachedModel, block: str | None) -> str:
+    first = model.compiled.found.sites[0].name
+    return block if block is not None else block_of(first) or first
+
+
+def _block_graph(model: CachedModel, wanted: str) -> Text:
     text = show.guarded_text(model.guarded, None if wanted == "stack" else wanted)
     if not text:
+        sites = [site.name for site in model.compiled.found.sites]
         raise RFCError(f"--block {wanted}: no operation of the graph lies there; sites lie at {', '.join(sites[:4])} ...")
     return Text(f"guarded graph of {wanted}\n{text}")
 

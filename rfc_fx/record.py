@@ -29,6 +29,7 @@ def summary(of: Comparison) -> dict[str, Any]:
             "regional": of.settings.regional,
             "compile": of.settings.compile,
             "granularity": of.settings.granularity,
+            "decision": of.settings.decision,
             "dispatch": of.settings.dispatch,
             "dtype": str(weights.dtype).removeprefix("torch."),
             "device": str(weights.device),

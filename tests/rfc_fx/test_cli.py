@@ -204,6 +204,8 @@ def test_psnr_is_infinite_for_equal_images_and_counts_a_range_of_two():
         (["--method", "rfc", "--order", "3"], "order must be an integer from 1 to 2, got 3"),
         (["--granularity", "atom"], "--granularity must be one of module, block, stack, got atom"),
         (["--dispatch", "magic"], "--dispatch must be one of host, cond, got magic"),
+        (["--decision", "each"], "--decision must be one of batch, per_sample, got each"),
+        (["--decision", "per_sample", "--dispatch", "cond"], "--decision per_sample needs --dispatch host"),
         (["--prompt", "a lighthouse"], "this model draws classes"),
         (["--wrong-option"], "--wrong-option"),
     ],
@@ -303,6 +305,16 @@ def test_inspect_takes_a_method_a_granularity_and_a_block(digits, pipeline):
     assert "1 sites, granularity block" in result.stdout
     assert "guarded graph of transformer_blocks.0" in result.stdout
     assert "--block nowhere: no operation" in one_line_error("inspect", digits, "--block", "nowhere")
+
+
+def test_inspect_draws_the_block_it_prints(digits, tmp_path):
+    picture = tmp_path / "block.png"
+    for granularity in ("module", "stack"):
+        assert run("inspect", digits, "--draw", picture, "--granularity", granularity).exit_code == 0
+        with Image.open(picture) as drawn:
+            assert min(drawn.size) > 300
+    assert "must end in one of .svg, .png, .pdf" in one_line_error("inspect", digits, "--draw", tmp_path / "block.docx")
+    assert "cannot be written" in one_line_error("inspect", digits, "--draw", tmp_path / "no" / "folder" / "block.svg")
 
 
 def test_inspect_refuses_a_class_whose_inputs_it_cannot_make(tmp_path):
