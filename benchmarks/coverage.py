@@ -1,17 +1,16 @@
 """Coverage: what `rfc_fx.transform` makes of every denoising transformer of diffusers: `python -m benchmarks.coverage`.
 
 Each class is built small (2 blocks of each kind, random weights) and goes through the same checks; ESTIMATE's share of FULL's
-FLOPs is counted at the published width, on the meta device. No number here is a time.
+FLOPs is counted at the published width, on the meta device where no value is read. No number here is a time.
 """
 
 from __future__ import annotations
 
-import json
 import traceback
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,40 +24,12 @@ from torch import fx
 import rfc
 import rfc_fx
 from benchmarks.classes.spec import Spec, prediction
+from benchmarks.coverage_rows import Row, in_readme, markdown, read, write
 from rfc_fx.load import one_line
-from rfc_fx.record import versions
 from rfc_fx.sites import Granularity, block_of, module_path
 from rfc_fx.verify import heavy_outside_sites
 
 STEPS = 6
-
-
-@dataclass
-class Row:
-    """What was seen of one class."""
-
-    name: str
-    captured: bool = False
-    sites: list[str] = field(default_factory=list)
-    rejected: list[tuple[str, str]] = field(default_factory=list)
-    heavy_left: list[str] = field(default_factory=list)
-    """Heavy operations inside the repeated blocks that ESTIMATE still runs."""
-    full_difference: float | None = None
-    """Largest absolute difference of an all-full step and the model."""
-    estimate_difference: float | None = None
-    """Largest absolute difference of FULL, FULL, ESTIMATE with unchanged inputs and FULL."""
-    frames: int | None = None
-    breaks: int | None = None
-    state_bytes: dict[str, int] = field(default_factory=dict)
-    """By granularity."""
-    estimate_share: float | None = None
-    """FLOPs of ESTIMATE over FULL's at the published width with 2 blocks of each kind."""
-    errors: list[str] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        """Every column as it should be."""
-        return not self.errors
 
 
 def difference(a: Any, b: Any) -> float:
@@ -90,6 +61,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
     def capture() -> None:
         plan = rfc_fx.transform(model, arguments, method=rfc.RFC(tau=0.3))
         row.captured = True
+        row.reads_values = bool(plan.compiled.captured.decided)
         found = plan.compiled.found
         row.sites = [site.name for site in found.sites]
         row.rejected = [(where, why) for where, why in found.rejected]
@@ -135,8 +107,9 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
         assert worst <= 1e-5, f"compiled differs by {worst:.1e}"
 
     def share() -> None:
-        large = spec.model("real", device="meta")
-        plan = rfc_fx.transform(large, spec.arguments(large, "real", device="meta"), method=rfc.TaylorSeer(order=1)).plan()
+        device = "cpu" if row.reads_values else "meta"  # what a forward's Python reads must have values
+        large = spec.model("real", device=device)
+        plan = rfc_fx.transform(large, spec.arguments(large, "real", device=device), method=rfc.TaylorSeer(order=1)).plan()
         row.estimate_share = plan.estimate_share
 
     if attempt("capture", capture):
@@ -211,47 +184,34 @@ def _check(name: str, meta: bool, compiles: bool) -> Row:
     return check(all_specs()[name], meta=meta, compiles=compiles)
 
 
-def markdown(rows: list[Row]) -> str:
-    """The rows as a table."""
-    lines = [
-        "| class | sites | rejected | FULL - model | same input - FULL | ESTIMATE FLOPs | KiB module / block / stack | frames | breaks |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        state = " / ".join(f"{row.state_bytes[name] / 1024:.0f}" if name in row.state_bytes else "-" for name in get_args(Granularity))
-        cells = [
-            row.name if row.passed else f"{row.name} (!)",
-            str(len(row.sites)),
-            str(len(row.rejected)),
-            "-" if row.full_difference is None else f"{row.full_difference:.0e}",
-            "-" if row.estimate_difference is None else f"{row.estimate_difference:.0e}",
-            "-" if row.estimate_share is None else f"{row.estimate_share:.2%}",
-            state,
-            str(row.frames if row.frames is not None else "-"),
-            str(row.breaks if row.breaks is not None else "-"),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    failed = [row for row in rows if not row.passed]
-    lines += ["", f"{len(rows) - len(failed)} of {len(rows)} classes pass every check."]
-    lines += [f"* {row.name} (!): {'; '.join(row.errors)}" for row in failed]
-    return "\n".join(lines) + "\n"
+def in_order(rows: list[Row]) -> list[Row]:
+    """The rows in the order of the classes."""
+    places = {name: i for i, name in enumerate(all_specs())}
+    return sorted(rows, key=lambda row: places[row.name])
 
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="classes (default: all)")] = None,
-    meta: Annotated[bool, typer.Option(help="count FLOPs at the published width, on the meta device")] = True,
+    meta: Annotated[bool, typer.Option("--flops/--no-flops", help="count FLOPs at the published width")] = True,
     compile: Annotated[bool, typer.Option(help="count compiled frames and graph breaks")] = True,
     verbose: Annotated[bool, typer.Option(help="print tracebacks")] = False,
     jobs: Annotated[int, typer.Option(help="processes", min=1)] = 1,
-    out: Annotated[Path | None, typer.Option(help="folder for coverage.json and coverage.md")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for coverage.json and coverage.md; rows of other classes there are kept")] = None,
+    readme: Annotated[Path | None, typer.Option(help="check nothing; write the table of --out into this README")] = None,
 ) -> None:
     """Check the classes and print what was seen of each."""
     global VERBOSE
     VERBOSE = verbose
+    if readme is not None:
+        if out is None:
+            raise typer.BadParameter("--readme needs --out, the folder of a run")
+        readme.write_text(in_readme(readme.read_text(), read(out)))
+        return
     chosen = names or list(all_specs())
     if unknown := sorted(set(chosen) - set(all_specs())):
         raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(all_specs())}")
     rows: list[Row] = []
+    kept = [row for row in read(out, same_versions=True) if row.name not in chosen] if out is not None and (out / "coverage.json").exists() else []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) if jobs > 1 else nullcontext() as pool:
         work = (_check, chosen, repeat(meta), repeat(compile))
         for row in pool.map(*work) if pool is not None else map(*work):
@@ -261,9 +221,7 @@ def main(
                 print("\n".join(f"{key}: {item}" for key, item in asdict(row).items()))
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
-                record = {"versions": versions(), "rows": [asdict(row) for row in rows]}
-                (out / "coverage.json").write_text(json.dumps(record, indent=1) + "\n")
-                (out / "coverage.md").write_text(markdown(rows))
+                write(out, in_order([*kept, *rows]))
     print(markdown(rows))
 
 
