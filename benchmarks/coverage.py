@@ -211,7 +211,8 @@ def main(
     if unknown := sorted(set(chosen) - set(all_specs())):
         raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(all_specs())}")
     rows: list[Row] = []
-    kept = [row for row in read(out, same_versions=True) if row.name not in chosen] if out is not None and (out / "coverage.json").exists() else []
+    earlier = read(out, same_versions=True) if out is not None and (out / "coverage.json").exists() else []
+    kept = [row for row in earlier if row.name not in chosen]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) if jobs > 1 else nullcontext() as pool:
         work = (_check, chosen, repeat(meta), repeat(compile))
         for row in pool.map(*work) if pool is not None else map(*work):

@@ -70,13 +70,16 @@ def measure(samples: int, rounds: int, device: torch.device) -> dict[str, Times]
     model.to(device)
     method = alternating(rfc.RFE(order=2))
     twin, transformed = rfc.eager.cached(model, method), rfc_fx.transform(model, method=method)
+    hoisted = rfc_fx.transform(model, method=method, hoist=True)
+    calls = [{name: tensor.to(device) for name, tensor in inputs(samples, step).items()} for step in range(STEPS)]
+    hoisted.prepare(torch.stack([call["timestep"][0] for call in calls]))
     variants: dict[str, tuple[Any, Any]] = {
         "model, eager": (model, None),
         "model, compiled": (torch.compile(model, fullgraph=True), None),
         "twin, eager": (twin, lambda: twin.stats),
         "transformed, compiled": (torch.compile(transformed, fullgraph=True), lambda: transformed.stats),
+        "transformed, hoisted, compiled": (torch.compile(hoisted, fullgraph=True), lambda: hoisted.stats),
     }
-    calls = [{name: tensor.to(device) for name, tensor in inputs(samples, step).items()} for step in range(STEPS)]
     for call, stats in track(variants.values(), "warm-up and compilation"):
         generation(call, stats, calls[:6], device)
     collected: dict[str, Times] = {name: defaultdict(list) for name in variants}

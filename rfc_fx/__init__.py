@@ -48,6 +48,7 @@ def transform(
     dispatch: Dispatch = "host",
     decision: Decision = "batch",
     regional: bool = False,
+    hoist: bool = False,
 ) -> CachedModel:
     """Return `model` with every attention and MLP behind a guard: computed in full, or estimated from its cache.
 
@@ -57,6 +58,9 @@ def transform(
     `decision` (with "host"): "batch" decides once a step for all samples; "per_sample" runs each sample for itself, with programs of a
     batch of one, so that no result depends on batch mates; what batching gains is lost (README, "Limits").
     `regional` (with "host"): repeated blocks are compiled once, which takes less time to compile; a step may take a few percent longer.
+
+    `hoist` (with "host"): what depends on the conditioning alone is computed once per generation, what depends on the timestep alone by a
+    program of its own, for all steps at once after `model.prepare(timesteps)`.
 
     Raises TypeError or ValueError for arguments of the wrong kind, CaptureError when the forward cannot be traced, NoSiteError
     when nothing in it can be cached.
@@ -77,11 +81,15 @@ def transform(
             raise ValueError(f"transform: {name} must be one of {', '.join(known)}, got {value!r}")
     if regional and dispatch == "cond":
         raise ValueError('transform: regional needs dispatch="host"; the branches of a torch.cond are compiled whole')
+    if hoist and dispatch == "cond":
+        raise ValueError('transform: hoist needs dispatch="host"; a torch.cond is one graph for every step')
     if decision == "per_sample" and dispatch == "cond":
         raise ValueError('transform: decision="per_sample" needs dispatch="host"; one torch.cond has one predicate for the batch')
     refuse(model)
     kind = CondModel if dispatch == "cond" else PerSampleModel if decision == "per_sample" else CachedModel
-    cached = kind(model, Options(method=method, granularity=granularity, dispatch=dispatch, decision=decision, regional=regional))
+    cached = kind(
+        model, Options(method=method, granularity=granularity, dispatch=dispatch, decision=decision, regional=regional, hoist=hoist)
+    )
     if example_inputs is not None:
         args, kwargs = ((), example_inputs) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
         cached.trace(*args, **kwargs)

@@ -181,6 +181,7 @@ def generate(
     granularity: Annotated[str, typer.Option(help=", ".join(get_args(Granularity)))] = "module",
     dispatch: Annotated[str, typer.Option(help=", ".join(get_args(Dispatch)))] = "host",
     decision: Annotated[str, typer.Option(help=", ".join(get_args(Decision)))] = "batch",
+    hoist: Annotated[bool, typer.Option(help="compute ahead of the steps what needs no latent (host dispatch)")] = False,
     regional: Annotated[bool, typer.Option(help="compile repeated blocks of the transformed model once (host dispatch)")] = True,
     out: Annotated[Path, typer.Option(help="folder for images.png, schedule.png and summary.json")] = Path("out/demo"),
 ) -> None:
@@ -192,10 +193,11 @@ def generate(
         granularity=_known("--granularity", granularity, get_args(Granularity)),
         dispatch=_known("--dispatch", dispatch, get_args(Dispatch)),
         decision=_known("--decision", decision, get_args(Decision)),
+        hoist=hoist,
         regional=regional,
     )
-    if (settings.decision, settings.dispatch) == ("per_sample", "cond"):
-        raise OptionError("--decision per_sample needs --dispatch host")
+    if dispatch == "cond" and (hoist or decision == "per_sample"):
+        raise OptionError(f"{'--hoist' if hoist else '--decision per_sample'} needs --dispatch host")
     first, count = _at_least("--seed", seed, 0), _at_least("--seeds", seeds, 1)
     names = list(dict.fromkeys(method or ["fora", "taylorseer", "rfc"]))
     threshold = rfc.RFC().tau if tau is None else tau

@@ -46,6 +46,8 @@ class Settings:
     dispatch: Dispatch = "host"
     decision: Decision = "batch"
     """The eager twin always decides for the batch."""
+    hoist: bool = False
+    """What needs no latent is computed ahead of the steps."""
     regional: bool = True
     """Repeated blocks of the transformed model are compiled once; full computation is compiled as torch.compile does it."""
 
@@ -137,6 +139,7 @@ def variants(source: Source, methods: Mapping[str, CachingMethod], settings: Set
             granularity=settings.granularity,
             dispatch=settings.dispatch,
             decision=settings.decision,
+            hoist=settings.hoist,
             regional=settings.regional and settings.dispatch == "host",
         )
         made.append(Variant(method=name, side="eager", call=twin, cache=twin, warmup_steps=short))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rfc.generation import Direction, Generation
 from rfc.schedule import Schedule
+from rfc_fx.ahead import Ahead
 from rfc_fx.guard import zeros
 from rfc_fx.lower import RESTART, Cond
 from rfc_fx.program import Compiled
@@ -25,11 +26,13 @@ class Context:
     generation: Generation = field(default_factory=Generation)
     fresh: bool = True
     """The next call begins a new generation."""
+    ahead: Ahead = field(default_factory=Ahead)
 
     def begin(self) -> None:
         """Forget the last generation; what FULL wrote then is masked by the clock until it is written again."""
         self.generation = Generation()
         self.fresh = False
+        self.ahead.stale = True
 
     def record(self, schedule: Schedule) -> Generation:
         """What the current generation did."""
@@ -76,6 +79,8 @@ class Step:
     values: dict[Argument, Tensor]
     decision: Tensor | None = None
     timestep: float | None = None
+    assumed: float | None = None
+    """The timestep whose prepared results are used before the host has seen it."""
 
     def arguments(self, program: Program) -> list[Tensor]:
         return [self.values[key] for key in program.arguments]

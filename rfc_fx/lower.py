@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor
+from torch import Tensor, fx
 
 from rfc.schedule import Numbers
 from rfc.state import Clock, SlotSpec
 from rfc_fx.guard import Guarded
+from rfc_fx.hoist import Hoisted, hoist
 from rfc_fx.repeat import share_repeats
-from rfc_fx.specialize import Argument, Program, prefix, specialize
+from rfc_fx.specialize import Argument, Program, ahead, prefix, prefix_nodes, specialize
 from rfc_fx.verify import verify_programs
 
 LOG_STEPS = 4096
@@ -36,10 +38,17 @@ class Cond:
     """(inputs, state, progress, log, numbers) -> flat outputs; writes state, progress and log."""
 
 
-def lower_host(guarded: Guarded, timestep: str | None, regional: bool) -> Host:
-    """Make the programs for one host decision per step; `regional`: their repeated blocks are calls of one region."""
-    full, estimate = specialize(guarded, "FULL"), specialize(guarded, "ESTIMATE")
-    programs = _with_prefix(guarded, full, estimate, timestep)
+def lower_host(guarded: Guarded, timestep: str | None, *, regional: bool = False, hoists: bool = False) -> Host:
+    """Make the programs for one host decision per step.
+
+    `regional`: their repeated blocks are calls of one region. `hoists`: INVARIANT and TIMESTEP do ahead what needs no latent.
+    """
+    hoisted = hoist(guarded, timestep, prefix_nodes(guarded)) if hoists else None
+    outside = set() if hoisted is None else hoisted.nodes
+    full, estimate = (specialize(guarded, phase, hoisted=outside) for phase in ("FULL", "ESTIMATE"))
+    programs = _with_prefix(guarded, full, estimate, timestep, outside)
+    if hoisted is not None:
+        programs = _ahead(guarded, hoisted, programs) | programs
     verify_programs(guarded, programs)
     if regional:
         captured = guarded.outlined.captured
@@ -47,9 +56,28 @@ def lower_host(guarded: Guarded, timestep: str | None, regional: bool) -> Host:
     return Host(programs)
 
 
-def _with_prefix(guarded: Guarded, full: Program, estimate: Program, timestep: str | None) -> dict[str, Program]:
-    carries = dict.fromkeys(name for p in (full, estimate) for kind, name in p.arguments if kind == "carry")
-    first = prefix(guarded, carries, timestep)
+def _carried(programs: Iterable[Program]) -> dict[str, None]:
+    return dict.fromkeys(name for program in programs for kind, name in program.arguments if kind == "carry")
+
+
+def _ahead(guarded: Guarded, hoisted: Hoisted, programs: dict[str, Program]) -> dict[str, Program]:
+    """INVARIANT and TIMESTEP, as far as a program of the steps reads from them."""
+    made: dict[str, Program] = {}
+    read = _carried(programs.values())
+    if nodes := [node for node in hoisted.timestep_results if node.name in read]:
+        made["TIMESTEP"] = ahead(guarded, "TIMESTEP", nodes, set(hoisted.invariant))
+        read |= _carried(made.values())
+    if nodes := [node for node in hoisted.invariant_results if node.name in read]:
+        made = {"INVARIANT": ahead(guarded, "INVARIANT", nodes)} | made
+    return made
+
+
+def _with_prefix(
+    guarded: Guarded, full: Program, estimate: Program, timestep: str | None, hoisted: AbstractSet[fx.Node] = frozenset()
+) -> dict[str, Program]:
+    outside = {node.name for node in hoisted}
+    carries = [name for name in _carried((full, estimate)) if name not in outside]
+    first = prefix(guarded, carries, timestep, hoisted)
     return ({"PREFIX": first} if first is not None else {}) | {"FULL": full, "ESTIMATE": estimate}
 
 

@@ -7,7 +7,7 @@ import inspect
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,6 +19,7 @@ from rfc.generation import Direction, Generation, Phase, timestep_argument, time
 from rfc.method import CachingMethod
 from rfc.streams import Streams, conditioning, stream_name
 from rfc_fx import show
+from rfc_fx.ahead import known
 from rfc_fx.capture import named_arguments
 from rfc_fx.context import Context, Step, new_context
 from rfc_fx.errors import RFCError
@@ -26,7 +27,7 @@ from rfc_fx.guard import Guarded
 from rfc_fx.lower import unflatten
 from rfc_fx.program import Compiled, Options, Plan, build, signature
 from rfc_fx.sets import Key, ProgramSets
-from rfc_fx.specialize import CLOCK, Argument, Program
+from rfc_fx.specialize import AHEAD, CLOCK, Argument, Program
 from rfc_fx.structure import Fingerprint, fingerprint, refuse
 
 log = logging.getLogger("rfc_fx")
@@ -48,6 +49,7 @@ class CachedModel(nn.Module):
         self.model = model
         self.options = options
         self._numbers: dict[torch.device, dict[str, Tensor]] = {}
+        self._timesteps: Tensor | None = None
         self._sets = ProgramSets()
         self._contexts: dict[tuple[str, Key], Context] = {}
         self._streams: dict[tuple[Key, str], Streams] = {}
@@ -76,10 +78,11 @@ class CachedModel(nn.Module):
         with torch.no_grad():
             step = self._begin(args, kwargs)
             try:
-                if (prefix := step.context.compiled.programs.get("PREFIX")) is not None:
-                    self._share(step, prefix, prefix.run(*step.arguments(prefix)))
+                for phase in (*AHEAD, "PREFIX"):
+                    if (first := self._due(step, phase)) is not None:
+                        self._share(step, first, first.run(*step.arguments(first)))
                 program = self._decide(step)
-                if program is None:  # the model was changed since its programs were made
+                if program is None:
                     return CachedModel.forward(self, *args, **kwargs)
                 outputs = program.run(*step.arguments(program))
             except BaseException:
@@ -108,24 +111,42 @@ class CachedModel(nn.Module):
         return step
 
     @torch.compiler.disable
-    def _share(self, step: Step, prefix: Program, results: Any) -> None:
-        step.decision = results[0]
-        for name, tensor in zip(prefix.results[1:], results[1:], strict=True):
-            step.values["carry", name.removeprefix("carry:")] = tensor
+    def _due(self, step: Step, phase: str) -> Program | None:
+        """The program of that phase, unless there is none or its results are known."""
+        program = step.context.compiled.programs.get(phase)
+        return None if program is None or (phase in AHEAD and known(step, phase, self._timesteps)) else program
+
+    @torch.compiler.disable
+    def _share(self, step: Step, program: Program, results: Any) -> None:
+        names = [name.removeprefix("carry:") for name in program.results]
+        if program.phase == "INVARIANT":
+            step.context.ahead.keep(names, results)
+            results = [step.context.ahead.held[name] for name in names]
+        for name, tensor in zip(names, results, strict=True):
+            if name == "decision":
+                step.decision = tensor
+            else:
+                step.values["carry", name] = tensor
 
     @torch.compiler.disable
     def _decide(self, step: Step) -> Program | None:
         """The one decision of a step; PREFIX's error and the timestep come to the host in one transfer.
 
-        None when a generation begins and the model is no longer what the programs were made from.
+        None when the step has to begin anew: the model was changed since its programs were made, or what was computed ahead does not hold.
         """
         context = step.context
         eps: float | None = None
         if step.decision is not None:
             eps, *noise = step.decision.tolist()
             step.timestep = noise[0] if noise else None
+            if step.assumed is not None and {*noise} != {step.assumed}:  # not the order that was prepared
+                context.ahead.trusted = False
+                return None
             if self._restart_if_noise_grew(step):
                 if self._forget_if_changed():
+                    return None
+                if any(phase in context.compiled.programs for phase in AHEAD):  # what was computed ahead is the last generation's
+                    context.fresh = True
                     return None
                 self._set_clock(step)
         schedule = self.options.method.schedule
@@ -223,6 +244,21 @@ class CachedModel(nn.Module):
             with torch.inference_mode(False):
                 self._numbers[device] = {name: t.to(device) for name, t in self.options.method.schedule.numbers().items()}
         return self._numbers[device]
+
+    def prepare(self, timesteps: Tensor | Sequence[float] | None) -> None:
+        """Say which timesteps the coming generations will have, as the model will be called with them: (S,) in order, None for unknown.
+
+        With `hoist=True` what depends on the timestep alone is then computed for all steps at once, when a generation begins.
+        A step at another timestep computes its own; the results are the same up to the rounding of batched products.
+        """
+        if timesteps is None:
+            self._timesteps = None
+            return
+        with torch.inference_mode(False):
+            given = torch.as_tensor(timesteps).detach().clone()
+        if given.dim() != 1 or not given.numel():
+            raise ValueError(f"prepare: timesteps must have shape (S,) with S at least 1, got {tuple(given.shape)}")
+        self._timesteps = given
 
     def trace(self, *args: Any, **kwargs: Any) -> Plan:
         """Capture for these arguments without running a step; return the plan."""

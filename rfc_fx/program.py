@@ -19,10 +19,10 @@ from rfc_fx.capture import Captured, capture
 from rfc_fx.errors import SignatureError
 from rfc_fx.guard import Guarded, guard
 from rfc_fx.lower import Cond, Host, lower_cond, lower_host, progress_slots
-from rfc_fx.ops import flops
+from rfc_fx.ops import flops, value
 from rfc_fx.outline import outline
 from rfc_fx.sites import Found, Granularity, find_sites, watched
-from rfc_fx.specialize import Program
+from rfc_fx.specialize import AHEAD, Program
 from rfc_fx.verify import verify_guarded
 
 log = logging.getLogger("rfc_fx")
@@ -42,6 +42,8 @@ class Options:
     """Who decides: the batch by its mean, or each sample for itself (`rfc_fx.per_sample`)."""
     regional: bool = False
     """Repeated blocks are compiled once (`rfc_fx.repeat`)."""
+    hoist: bool = False
+    """What needs no latent is computed ahead of the steps (`rfc_fx.hoist`)."""
 
 
 class SlotRow(NamedTuple):
@@ -63,7 +65,15 @@ class Plan:
     """Bytes of state of one context."""
     full_flops: int
     estimate_flops: int
-    """Floating-point operations of a FULL and of an ESTIMATE step, the shared PREFIX counted in both."""
+    """Floating-point operations of a FULL and of an ESTIMATE step, PREFIX (and TIMESTEP where it is a program) counted in both."""
+    invariant_flops: int = 0
+    """Of INVARIANT, once per generation."""
+    invariant_bytes: int = 0
+    """Bytes of what INVARIANT computed, kept for the generation, in one context."""
+    timestep_flops: int = 0
+    """Of TIMESTEP, per step; after `prepare` one batched product for all steps."""
+    timestep_bytes: int = 0
+    """Bytes of what TIMESTEP computes for one step; after `prepare` a table holds as much for every step."""
 
     @property
     def estimate_share(self) -> float:
@@ -111,7 +121,11 @@ def build(model: nn.Module, arguments: Mapping[str, Any], options: Options, time
     guarded = guard(outlined, watched(found.sites, captured), options.method)
     verify_guarded(guarded)
     named = next((place for place, name in captured.names.items() if name == timestep), None)
-    lowered = lower_host(guarded, named, options.regional) if options.dispatch == "host" else lower_cond(guarded, named)
+    lowered = (
+        lower_host(guarded, named, regional=options.regional, hoists=options.hoist)
+        if options.dispatch == "host"
+        else lower_cond(guarded, named)
+    )
     slots = guarded.slots | (progress_slots() if options.dispatch == "cond" else {})
     device = guarded.watched.I.meta["val"].device
     compiled = Compiled(
@@ -132,13 +146,18 @@ def build(model: nn.Module, arguments: Mapping[str, Any], options: Options, time
 def _plan(guarded: Guarded, programs: dict[str, Program], slots: dict[str, SlotSpec]) -> Plan:
     rows = [SlotRow(name, spec.shape, spec.dtype, prod(spec.shape) * spec.dtype.itemsize) for name, spec in slots.items()]
     cost = {phase: flops(program.graph.nodes) for phase, program in programs.items()}
-    shared = cost.get("PREFIX", 0)
+    shared = cost.get("PREFIX", 0) + cost.get("TIMESTEP", 0)
+    held = {phase: sum(value(node).nbytes for node in programs[phase].returned()) for phase in AHEAD if phase in programs}
     return Plan(
         [site.name for site in guarded.sites],
         rows,
         sum(row.bytes for row in rows),
         cost["FULL"] + shared,
         cost["ESTIMATE"] + shared,
+        invariant_flops=cost.get("INVARIANT", 0),
+        invariant_bytes=held.get("INVARIANT", 0),
+        timestep_flops=cost.get("TIMESTEP", 0),
+        timestep_bytes=held.get("TIMESTEP", 0),
     )
 
 

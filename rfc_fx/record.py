@@ -30,6 +30,7 @@ def summary(of: Comparison) -> dict[str, Any]:
             "compile": of.settings.compile,
             "granularity": of.settings.granularity,
             "decision": of.settings.decision,
+            "hoist": of.settings.hoist,
             "dispatch": of.settings.dispatch,
             "dtype": str(weights.dtype).removeprefix("torch."),
             "device": str(weights.device),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,9 +21,12 @@ from rfc_fx.outline import graph_module
 
 Kind = Literal["input", "carry", "state", "clock"]
 Argument = tuple[Kind, str]
-"""What a program reads: a tensor argument of the model, a result of PREFIX, a slot of the state, or the clock."""
+"""What a program reads: a tensor argument of the model, a result of a program before it, a slot of the state, or the clock."""
 
 CLOCK: Argument = ("clock", "clock")
+
+AHEAD = ("INVARIANT", "TIMESTEP")
+"""Programs that run before the steps, or before a step (`rfc_fx.hoist`)."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class Program:
         """The program's graph."""
         return self.module.graph
 
+    def returned(self) -> list[fx.Node]:
+        """The nodes whose values come back, in the order of `results`."""
+        (output,) = (node for node in self.graph.nodes if node.op == "output")
+        return list(output.args[0])
+
     def written(self) -> list[str]:
         """Slots the program writes, in place or by returning them, once for each time."""
         names = {node: name for node, (kind, name) in zip(self._placeholders(), self.arguments, strict=True) if kind == "state"}
@@ -69,8 +78,8 @@ class Program:
 class _Builder:
     """A program under construction: arguments appear as they are first asked for."""
 
-    def __init__(self, guarded: Guarded, phase: str, prefix: set[fx.Node]) -> None:
-        self.guarded, self.phase, self.prefix = guarded, phase, prefix
+    def __init__(self, guarded: Guarded, phase: str, done: set[fx.Node]) -> None:
+        self.guarded, self.phase, self.done = guarded, phase, done
         self.graph = fx.Graph()
         self.anchor = self.graph.create_node("placeholder", "end_of_arguments")
         self.arguments: dict[Argument, fx.Node] = {}
@@ -100,13 +109,13 @@ class _Builder:
         return self._clock
 
     def get(self, node: fx.Node) -> fx.Node:
-        """The copy of a guarded node; what PREFIX has computed is carried over, views of it are made again."""
+        """The copy of a guarded node; what a program before has done is carried over, views of it are made again."""
         if node not in self.env:
             if node.op == "placeholder":
                 self.env[node] = self.argument("input", node.name, meta=node.meta)
-            elif node.op == "get_attr" or (node in self.prefix and is_view(node)):
+            elif node.op == "get_attr" or (node in self.done and is_view(node)):
                 self.env[node] = self.graph.node_copy(node, self.get)
-            elif node in self.prefix:
+            elif node in self.done:
                 self.env[node] = self.argument("carry", node.name, meta=node.meta)
             else:
                 self.env[node] = self.graph.node_copy(node, self.get)
@@ -182,13 +191,19 @@ def prefix_nodes(guarded: Guarded) -> set[fx.Node]:
     return {node for node in seen if node.op not in ("placeholder", "get_attr")}
 
 
-def specialize(guarded: Guarded, phase: Phase, *, writes: Literal["in_place", "returned"] = "in_place") -> Program:
-    """Return the program of one phase.
+def specialize(
+    guarded: Guarded,
+    phase: Phase,
+    *,
+    writes: Literal["in_place", "returned"] = "in_place",
+    hoisted: AbstractSet[fx.Node] = frozenset(),
+) -> Program:
+    """Return the program of one phase. `hoisted`: nodes that are computed before the step.
 
     FULL computes every site and refreshes its state: in place as soon as a site's output is there, or returned after the
     outputs, in the order of `guarded.slots`. ESTIMATE reads state and writes nothing.
     """
-    build = _Builder(guarded, phase, prefix_nodes(guarded))
+    build = _Builder(guarded, phase, prefix_nodes(guarded) | hoisted)
     by_name = {site.name: site for site in guarded.sites}
     new: dict[str, fx.Node] = {}
     estimator, forecaster = guarded.method.estimator, guarded.method.schedule.forecaster
@@ -250,18 +265,27 @@ def specialize(guarded: Guarded, phase: Phase, *, writes: Literal["in_place", "r
                 outputs += [new[slot] for slot in guarded.slots]
                 results += [f"state:{slot}" for slot in guarded.slots]
             return build.finish(outputs, results)
-        elif node.op not in ("placeholder", "get_attr") and node not in build.prefix and phase == "FULL":
+        elif node.op not in ("placeholder", "get_attr") and node not in build.done and phase == "FULL":
             build.get(node)  # in the order of the model; an estimate is pulled by what it needs
     raise AssertionError("a guarded graph has an output")
 
 
-def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None) -> Program | None:
-    """PREFIX: the shared part, and the decision's data [eps, timestep] as one float32 tensor; None when no data decides."""
+def ahead(guarded: Guarded, phase: str, nodes: Sequence[fx.Node], done: AbstractSet[fx.Node] = frozenset()) -> Program:
+    """The program that computes hoisted nodes; `done`: those computed by a program before it."""
+    build = _Builder(guarded, phase, set(done))
+    return build.finish([build.get(node) for node in nodes], [f"carry:{node.name}" for node in nodes])
+
+
+def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None, hoisted: AbstractSet[fx.Node] = frozenset()) -> Program | None:
+    """PREFIX: the shared part, and the decision's data as one float32 tensor; None when no data decides.
+
+    The data are [eps], and where the timestep is known [eps, largest timestep, smallest timestep].
+    """
     schedule = guarded.method.schedule
     forecaster = schedule.forecaster
     if forecaster is None:
         return None
-    build = _Builder(guarded, "PREFIX", set())
+    build = _Builder(guarded, "PREFIX", set(hoisted))
     first = guarded.watched.I
     slots = forecaster.slots(spec_of(first), spec_of(first))
 
@@ -275,8 +299,8 @@ def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None) -> Pr
     by_name = {node.name: node for node in guarded.module.graph.nodes}
     if timestep is not None:
         given = build.get(by_name[timestep])
-        noise = build.graph.call_function(aten.amax.default, (given,))
-        noise = build.graph.call_function(aten.reshape.default, (noise, [1]))
+        ends = [build.graph.call_function(end, (given,)) for end in (aten.amax.default, aten.amin.default)]
+        noise = build.graph.call_function(aten.stack.default, (ends,))
         noise = build.graph.call_function(aten.to.dtype, (noise, torch.float32))
         decision = build.graph.call_function(aten.cat.default, ([decision, noise],))
     names = list(carries)

@@ -9,7 +9,7 @@ from torch import fx
 from rfc_fx.errors import IllegalGraphError
 from rfc_fx.guard import SCHEDULE, Guarded, select
 from rfc_fx.ops import is_heavy, is_mutable
-from rfc_fx.specialize import Program
+from rfc_fx.specialize import AHEAD, Program
 
 Violations = Iterable[str]
 
@@ -88,6 +88,23 @@ def _prefix_precedes_all_sites(guarded: Guarded, programs: dict[str, Program]) -
             yield f"{node.name} runs before the decision"
 
 
+def _what_is_carried_was_computed(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    known: set[str] = set()
+    for phase in (p for p in (*AHEAD, "PREFIX", "FULL", "ESTIMATE") if p in programs):
+        for kind, name in programs[phase].arguments:
+            if kind == "carry" and name not in known:
+                yield f"{phase} reads {name}, which no program before it computes"
+        known |= {name.removeprefix("carry:") for name in programs[phase].results if name.startswith("carry:")}
+
+
+def _what_runs_ahead_knows_no_latent(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    latents = guarded.outlined.captured.latents
+    for phase in (p for p in AHEAD if p in programs):
+        for kind, name in programs[phase].arguments:
+            if kind in ("state", "clock") or name in latents:
+                yield f"{phase} reads the {kind} {name}"
+
+
 PROGRAM_LAWS: dict[str, Callable[[Guarded, dict[str, Program]], Violations]] = {
     "no guard is left in a program": _no_guard_is_left,
     "every slot that is read is written by FULL": _slots_read_are_written,
@@ -96,6 +113,8 @@ PROGRAM_LAWS: dict[str, Callable[[Guarded, dict[str, Program]], Violations]] = {
     "ESTIMATE does no site's work": _estimate_does_no_site_work,
     "ESTIMATE reads every site": _estimate_reads_every_site,
     "PREFIX contains no site": _prefix_precedes_all_sites,
+    "what a program is handed, a program before it has computed": _what_is_carried_was_computed,
+    "what runs ahead of the steps reads no latent and no state": _what_runs_ahead_knows_no_latent,
 }
 
 

@@ -31,5 +31,8 @@ def ridge_bias(ridge: float, condition: float = 1.0) -> float:
 SAME_GRAPH = 8 * EPS
 """Twin, guarded graph and programs run the same aten operations on the same numbers; traced estimators may meet another kernel."""
 
+PREPARED = 32 * SAME_GRAPH
+"""Modulation computed for all steps in one product rounds in another order; estimates extrapolate that over up to nine steps."""
+
 INDUCTOR = 1e-4
 """Inductor fuses and reorders float32 reductions (1e-6 a step); estimates extrapolate the difference over up to nine steps."""

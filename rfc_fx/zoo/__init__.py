@@ -45,8 +45,11 @@ def sample_digits(
     """Draw class-conditional samples with classifier-free guidance, both halves in one batch.
 
     eps = eps_uncond + cfg (eps_cond - eps_uncond); pixels are in [-1, 1]. `progress` is called after every step.
+    A transformed model is told the timesteps (`CachedModel.prepare`).
     """
     scheduler.set_timesteps(steps, device=noise.device)
+    if callable(prepare := getattr(model, "prepare", None)):
+        prepare(scheduler.timesteps)
     x: Tensor = noise * scheduler.init_noise_sigma
     both = torch.cat([labels, torch.full_like(labels, NULL_CLASS)])
     for t in scheduler.timesteps:

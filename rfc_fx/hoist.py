@@ -1,0 +1,158 @@
+"""Hoist: what depends neither on the latent nor on the timestep is computed once per generation; what needs the timestep alone, ahead.
+
+Loop-invariant code motion over the sampling loop: text projections, rotary tables, keys and values of the text on one hand,
+the modulation of every block (adaLN) on the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from math import prod
+
+from torch import Tensor, fx
+
+from rfc_fx.guard import Guarded, select
+from rfc_fx.ops import CASTS, aten, is_heavy, is_mutable, is_view, shape, value
+
+LARGE = 4096
+"""Elementwise work on so many elements is worth a table; on fewer, a kernel that recomputes it costs nothing."""
+
+
+class Level(IntEnum):
+    """What a value depends on, besides the weights."""
+
+    INVARIANT = 0
+    """Conditioning alone."""
+    TIMESTEP = 1
+    LATENT = 2
+
+
+@dataclass(frozen=True)
+class Hoisted:
+    """Nodes of the guarded graph that are computed outside of the steps, and those of them that the steps read."""
+
+    levels: dict[fx.Node, Level]
+    invariant: dict[fx.Node, None]
+    """Computed once per generation, in order."""
+    timestep: dict[fx.Node, None]
+    """Computed from the timestep, for all steps at once where they are known."""
+    invariant_results: list[fx.Node]
+    timestep_results: list[fx.Node]
+
+    @property
+    def nodes(self) -> set[fx.Node]:
+        """All that the programs of the steps do not compute."""
+        return {*self.invariant, *self.timestep}
+
+    @staticmethod
+    def bytes(nodes: Iterable[fx.Node]) -> int:
+        """Bytes of the nodes' tensors."""
+        return sum(prod(shape(node)) * value(node).dtype.itemsize for node in nodes)
+
+
+def levels(guarded: Guarded, timestep: str | None) -> dict[fx.Node, Level]:
+    """Return what each node of the guarded graph depends on.
+
+    Arguments that change from step to step beside the timestep (control hints, a second time) count as latent, and so do random numbers.
+    """
+    captured = guarded.outlined.captured
+    found: dict[fx.Node, Level] = {}
+    for node in guarded.module.graph.nodes:
+        if node.op == "placeholder":
+            argument = captured.names.get(node.name, "")
+            if node.name == timestep:
+                found[node] = Level.TIMESTEP
+            elif node.name in captured.latents or not argument or any(part in argument for part in ("control", "timestep", "sigma")):
+                found[node] = Level.LATENT
+            else:
+                found[node] = Level.INVARIANT
+        elif node.target is select or is_mutable(node) or _is_random(node):
+            found[node] = Level.LATENT
+        else:
+            found[node] = max((found[source] for source in node.all_input_nodes), default=Level.INVARIANT)
+    return found
+
+
+def hoist(guarded: Guarded, timestep: str | None, prefix: set[fx.Node]) -> Hoisted:
+    """Choose what is worth computing outside of the steps.
+
+    Of the timestep's work only what PREFIX or ESTIMATE need is taken: estimated steps would pay for what FULL alone needs.
+    """
+    graph = guarded.module.graph
+    level = levels(guarded, timestep)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    every_step = _needed_by_estimate(guarded) | prefix
+    sources = {
+        Level.INVARIANT: (node for node in graph.nodes if level[node] is not Level.INVARIANT),
+        Level.TIMESTEP: (node for node in graph.nodes if level[node] is Level.LATENT and node in every_step),
+    }
+    chosen: dict[Level, dict[fx.Node, None]] = {}
+    for kind, users in sources.items():
+        edges = (_base(source) for user in users for source in user.all_input_nodes if level[source] is kind)
+        closures = [_closure(node, level) for node in dict.fromkeys(edges) if _is_computed(node)]
+        worth = [closure for closure in closures if any(_is_work(node, kind) for node in closure)]
+        chosen[kind] = dict.fromkeys(sorted({node for closure in worth for node in closure}, key=order.__getitem__))
+    results = {kind: _read_outside(nodes) for kind, nodes in chosen.items()}
+    return Hoisted(level, chosen[Level.INVARIANT], chosen[Level.TIMESTEP], results[Level.INVARIANT], results[Level.TIMESTEP])
+
+
+def _read_outside(nodes: dict[fx.Node, None]) -> list[fx.Node]:
+    """Tensors among the nodes that others read, behind views."""
+    read = (_base(node) for node in nodes if any(user not in nodes for user in node.users))
+    return [node for node in dict.fromkeys(read) if node in nodes]
+
+
+def _needed_by_estimate(guarded: Guarded) -> set[fx.Node]:
+    needs_input = guarded.method.estimator.needs_input
+    seen: set[fx.Node] = set()
+    pending = [node for node in guarded.module.graph.nodes if node.op == "output"]
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.target is select:
+            I, base = node.kwargs["I"], node.kwargs["base"]
+            pending.extend(n for n in ((I, base) if needs_input else (base,)) if isinstance(n, fx.Node))
+        else:
+            pending.extend(node.all_input_nodes)
+    return seen
+
+
+def _closure(node: fx.Node, level: dict[fx.Node, Level]) -> set[fx.Node]:
+    """The node and what it is made from at its own level, without arguments and weights."""
+    seen: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        one = pending.pop()
+        if one not in seen and level[one] is level[node] and _is_computed(one):
+            seen.add(one)
+            pending.extend(one.all_input_nodes)
+    return seen
+
+
+def _is_computed(node: fx.Node) -> bool:
+    return node.op == "call_function"
+
+
+def _is_work(node: fx.Node, kind: Level) -> bool:
+    if is_heavy(node):
+        return True
+    free = is_view(node) or node.target in CASTS or not node.all_input_nodes
+    return kind is Level.INVARIANT and not free and prod(shape(node)) >= LARGE
+
+
+def _base(node: fx.Node) -> fx.Node:
+    """The node a view is a view of."""
+    while is_view(node) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
+def _is_random(node: fx.Node) -> bool:
+    if node.target is aten.scaled_dot_product_attention.default:  # random only with dropout
+        return bool(node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0))
+    tags = getattr(node.target, "tags", ())
+    return any("nondeterministic" in str(tag) for tag in tags) and isinstance(value(node), Tensor)

@@ -1,0 +1,202 @@
+"""Hoisting: nothing of the result changes, work moves out of the steps, and what was computed ahead is never used for other inputs."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+from families import FAMILIES, moved, sample
+from tolerances import INDUCTOR, PREPARED, SAME_GRAPH
+
+import rfc
+import rfc_fx
+from rfc_fx import ahead
+from rfc_fx.hoist import Level, hoist, levels
+from rfc_fx.ops import is_heavy
+from rfc_fx.specialize import AHEAD, prefix_nodes
+
+STEPS = 8
+METHODS = {"dit": rfc.TaylorSeer(interval=3, order=1), "sd3": rfc.RFC(tau=0.3), "wan": rfc.RFC(tau=0.3)}
+
+
+def timesteps(kwargs: dict[str, Any], steps: int = STEPS) -> torch.Tensor:
+    return torch.stack([moved(kwargs, i, steps)["timestep"].flatten()[0] for i in range(steps)])
+
+
+def run(model: Any, kwargs: dict[str, Any], steps: int = STEPS) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [sample(model(**moved(kwargs, i, steps))) for i in range(steps)]
+
+
+def largest(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    return max(float((x - y).norm() / y.norm()) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("family", METHODS)
+def test_hoisted_programs_give_the_same_bits_and_prepared_ones_the_same_numbers(family: str) -> None:
+    model, kwargs = FAMILIES[family]()
+    plain = rfc_fx.transform(model, method=METHODS[family])
+    hoisted = rfc_fx.transform(model, method=METHODS[family], hoist=True)
+    again = {**kwargs, "hidden_states": kwargs["hidden_states"] * 1.1}
+    expected = [*run(plain, kwargs), *run(plain, again)]
+    assert all(map(torch.equal, [*run(hoisted, kwargs), *run(hoisted, again)], expected))
+    hoisted.reset()
+    hoisted.prepare(timesteps(kwargs))
+    assert largest([*run(hoisted, kwargs), *run(hoisted, again)], expected) < PREPARED
+    assert hoisted.stats.phases == plain.stats.phases
+
+
+@pytest.mark.parametrize("family", ["pixart", "flux"])
+def test_text_projections_and_keys_and_values_of_the_text_leave_every_step(family: str) -> None:
+    model, kwargs = FAMILIES[family]()
+    cached = rfc_fx.transform(model, kwargs, hoist=True)
+    level = levels(cached.guarded, cached.compiled.timestep)
+    names = {node.name for node in hoist(cached.guarded, cached.compiled.timestep, prefix_nodes(cached.guarded)).invariant}
+    heavy = [node.name for node, kind in level.items() if kind is Level.INVARIANT and is_heavy(node)]
+    assert heavy
+    assert set(heavy) <= names
+    for phase in ("TIMESTEP", "PREFIX", "FULL", "ESTIMATE"):
+        assert not {node.name for node in cached.programs[phase].graph.nodes} & set(heavy)
+    plan = cached.plan()
+    assert plan.invariant_flops > 0
+    assert plan.invariant_bytes > 0
+
+
+def test_the_modulation_of_every_block_is_one_program() -> None:
+    model, kwargs = FAMILIES["dit"]()
+    cached = rfc_fx.transform(model, kwargs, hoist=True)
+    plain = rfc_fx.transform(model, kwargs)
+    assert list(cached.programs) == ["TIMESTEP", "PREFIX", "FULL", "ESTIMATE"]
+    left = [node.name for node in cached.programs["ESTIMATE"].graph.nodes if is_heavy(node)]
+    assert len(left) == 1  # the output head
+    assert cached.plan().full_flops == plain.plan().full_flops
+    assert cached.plan().timestep_flops > 0
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, cached: rfc_fx.CachedModel) -> list[str]:
+    """Names of the programs that run ahead, as they are run."""
+    ran: list[str] = []
+    original = type(cached)._share
+
+    def share(self: Any, step: Any, program: Any, results: Any) -> None:
+        if program.phase in AHEAD:
+            ran.append(program.phase)
+        original(self, step, program, results)
+
+    monkeypatch.setattr(type(cached), "_share", share)
+    return ran
+
+
+def test_invariants_are_computed_once_per_generation_and_prepared_timesteps_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, kwargs = FAMILIES["pixart"]()
+    cached = rfc_fx.transform(model, method=rfc.TaylorSeer(interval=3, order=1), hoist=True)
+    ran = counted(monkeypatch, cached)
+    run(cached, kwargs)
+    assert ran.count("INVARIANT") == 1
+    assert ran.count("TIMESTEP") == STEPS
+    ran.clear()
+    cached.prepare(timesteps(kwargs))
+    run(cached, kwargs)
+    assert ran == ["INVARIANT"]
+
+
+@pytest.mark.parametrize("change", ["object", "in place"])
+def test_a_changed_conditioning_is_never_missed(change: str) -> None:
+    model, kwargs = FAMILIES["pixart"]()
+    results = {}
+    for hoisted in (False, True):
+        cached = rfc_fx.transform(model, method=rfc.TaylorSeer(interval=3, order=1), hoist=hoisted)
+        if hoisted:
+            cached.prepare(timesteps(kwargs))
+        text = kwargs["encoder_hidden_states"].clone()
+        results[hoisted] = []
+        with torch.no_grad(), cached.cache_context("one"):
+            for i in range(STEPS):
+                if i == 3 and change == "in place":
+                    text.mul_(1.5)
+                elif i == 3:
+                    text = text * 1.5
+                results[hoisted].append(sample(cached(**{**moved(kwargs, i, STEPS), "encoder_hidden_states": text})))
+    assert largest(results[True], results[False]) < PREPARED
+
+
+def test_weights_changed_between_generations_are_seen() -> None:
+    model, kwargs = FAMILIES["sd3"]()
+    cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.3), hoist=True)
+    cached.prepare(timesteps(kwargs))
+    run(cached, kwargs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data.mul_(1.05)  # as merging an adapter does, unseen by version counters
+    expected = run(rfc_fx.transform(model, method=rfc.RFC(tau=0.3)), kwargs)
+    assert largest(run(cached, kwargs), expected) < PREPARED
+
+
+@pytest.mark.parametrize("host_knows", [True, False])
+def test_steps_in_another_order_or_at_other_timesteps_compute_their_own(host_knows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`host_knows` False: as on a GPU, where the timestep comes to the host only with the decision."""
+    monkeypatch.setattr(ahead, "_on_host", lambda tensor: host_knows)
+    model, kwargs = FAMILIES["dit"]()
+    expected = run(rfc_fx.transform(model, method=rfc.RFC(tau=0.3)), kwargs)
+    for order in (timesteps(kwargs), timesteps(kwargs)[::2], timesteps(kwargs) + 1, timesteps(kwargs)[:3]):
+        cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.3), hoist=True)
+        cached.prepare(order)
+        for _ in range(2):
+            assert largest(run(cached, kwargs), expected) < PREPARED
+            assert len(cached.stats.phases) == STEPS
+
+
+def test_samples_at_different_timesteps_do_not_use_the_table() -> None:
+    model, kwargs = FAMILIES["dit"]()
+    times = kwargs["timestep"] - torch.tensor([0, 100])
+    cached = rfc_fx.transform(model, method=rfc.TaylorSeer(interval=3, order=1), hoist=True)
+    cached.prepare(times)
+    call = {**kwargs, "timestep": times}
+    with torch.no_grad():
+        assert torch.equal(sample(cached(**call)), sample(model(**call)))
+
+
+def test_work_that_cannot_be_batched_is_done_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(function: Any) -> Any:
+        raise RuntimeError("no batching rule")
+
+    monkeypatch.setattr(torch, "vmap", refuse)
+    model, kwargs = FAMILIES["dit"]()
+    cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.3), hoist=True)
+    cached.prepare(timesteps(kwargs))
+    expected = run(rfc_fx.transform(model, method=rfc.RFC(tau=0.3)), kwargs)
+    assert largest(run(cached, kwargs), expected) < SAME_GRAPH
+
+
+def test_every_program_is_one_frame_whatever_is_prepared() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model, kwargs = FAMILIES["pixart"]()
+    cached, plain = (rfc_fx.transform(model, method=rfc.RFC(tau=0.3), hoist=True) for _ in range(2))
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    compiled = torch.compile(cached, fullgraph=True, backend=counter)
+    for steps in (None, timesteps(kwargs), timesteps(kwargs, 5), None):
+        compiled.prepare(steps)
+        cached.reset()
+        assert largest(run(compiled, kwargs), run(plain, kwargs)) < PREPARED
+    assert counter.frame_count == len(cached.programs) == 5
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert not torch._dynamo.utils.counters["recompiles"]
+
+
+@pytest.mark.compile
+def test_compiled_by_inductor_with_repeated_blocks_shared() -> None:
+    torch._dynamo.reset()
+    model, kwargs = FAMILIES["dit"]()
+    cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.3), hoist=True, regional=True)
+    cached.prepare(timesteps(kwargs))
+    compiled = torch.compile(cached, fullgraph=True)
+    assert largest(run(compiled, kwargs), run(rfc_fx.transform(model, method=rfc.RFC(tau=0.3)), kwargs)) < INDUCTOR
+
+
+def test_bad_arguments_are_refused() -> None:
+    model, kwargs = FAMILIES["dit"]()
+    with pytest.raises(ValueError, match='hoist needs dispatch="host"'):
+        rfc_fx.transform(model, dispatch="cond", hoist=True)
+    with pytest.raises(ValueError, match=r"prepare: timesteps must have shape \(S,\) with S at least 1, got \(0,\)"):
+        rfc_fx.transform(model, kwargs, hoist=True).prepare([])
