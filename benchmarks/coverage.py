@@ -1,7 +1,7 @@
 """Coverage: what `rfc_fx.transform` makes of every denoising transformer of diffusers: `python -m benchmarks.coverage`.
 
 Each class is built small (2 blocks of each kind, random weights) and goes through the same checks; ESTIMATE's share of FULL's
-FLOPs is counted at the published width, on the meta device where no value is read. No number here is a time.
+FLOPs is counted at the published width, on the meta device where the class can be traced there. No number here is a time.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
     def capture() -> None:
         plan = rfc_fx.transform(model, arguments, method=rfc.RFC(tau=0.3))
         row.captured = True
-        row.reads_values = bool(plan.compiled.captured.decided)
         found = plan.compiled.found
         row.sites = [site.name for site in found.sites]
         row.rejected = [(where, why) for where, why in found.rejected]
@@ -107,10 +106,16 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
         assert worst <= 1e-5, f"compiled differs by {worst:.1e}"
 
     def share() -> None:
-        device = "cpu" if row.reads_values else "meta"  # what a forward's Python reads must have values
-        large = spec.model("real", device=device)
-        plan = rfc_fx.transform(large, spec.arguments(large, "real", device=device), method=rfc.TaylorSeer(order=1)).plan()
-        row.estimate_share = plan.estimate_share
+        for device in ("meta", "cpu"):
+            large = spec.model("real", device=device)
+            try:
+                plan = rfc_fx.transform(large, spec.arguments(large, "real", device=device), method=rfc.TaylorSeer(order=1)).plan()
+            except rfc_fx.CaptureError:
+                if device == "cpu":
+                    raise
+                continue  # masks that Python reads have no values on the meta device, and autocast does not know it
+            row.estimate_share = plan.estimate_share
+            return
 
     if attempt("capture", capture):
         attempt("full", full)

@@ -25,8 +25,6 @@ class Row:
     captured: bool = False
     sites: list[str] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
-    reads_values: bool = False
-    """Whether the forward's Python reads arguments (masks), whose values are fixed in the graph."""
     heavy_left: list[str] = field(default_factory=list)
     """Heavy operations inside the repeated blocks that ESTIMATE still runs."""
     full_difference: float | None = None
