@@ -345,10 +345,11 @@ class CachedModel(nn.Module):
     # ---- diffusers' conventions --------------------------------------------------------------------------------------
 
     @contextmanager
-    def cache_context(self, name: str) -> Iterator[None]:
+    def cache_context(self, name: str, **where: Any) -> Iterator[None]:
         """Name the state set that calls inside use, e.g. "cond" and "uncond"; per thread, may be nested.
 
-        Without a name, calls with different conditioning get a state set each (`rfc.streams`).
+        Without a name, calls with different conditioning get a state set each (`rfc.streams`). `where` (step_index, sigma, ...)
+        is what pipelines tell caches that count by it; here the timestep says it.
         """
         before = getattr(self._here, "name", None)
         self._here.name = name

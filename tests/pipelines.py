@@ -104,7 +104,6 @@ def hunyuan_video() -> Tiny:
         down_block_types=("HunyuanVideoDownBlock3D",) * 2,
         up_block_types=("HunyuanVideoUpBlock3D",) * 2,
         spatial_compression_ratio=2,
-        temporal_compression_ratio=2,
         mid_block_add_attention=False,
     )
     pipe = diffusers.HunyuanVideoPipeline(**_texts(2), transformer=transformer, vae=_ready(vae), scheduler=FLOW(shift=3.0))
@@ -133,20 +132,19 @@ def cogvideox() -> Tiny:
 def ltx() -> Tiny:
     """One batch in a context of its own; sizes are plain numbers of the call."""
     transformer = _transformer("LTXVideoTransformer3DModel")
+    halves, all_same = (True, False), (1, 1)
     vae = diffusers.AutoencoderKLLTXVideo(
         latent_channels=4,
         block_out_channels=(8, 8),
         decoder_block_out_channels=(8, 8),
-        layers_per_block=(1, 1),
-        decoder_layers_per_block=(1, 1),
-        spatio_temporal_scaling=(True, False),
-        decoder_spatio_temporal_scaling=(True, False),
-        decoder_inject_noise=(False, False),
+        layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=halves,
+        decoder_spatio_temporal_scaling=halves,
+        decoder_inject_noise=(False, False, False),
         upsample_residual=(False, False),
-        upsample_factor=(1, 1),
+        upsample_factor=all_same,
         patch_size=1,
-        spatial_compression_ratio=2,
-        temporal_compression_ratio=2,
     )
     pipe = diffusers.LTXPipeline(**_texts(1), transformer=transformer, vae=_ready(vae), scheduler=FLOW(shift=3.0))
     fixed = {"height": 32, "width": 32, "num_frames": 5}
