@@ -51,6 +51,7 @@ class CachedModel(nn.Module):
     def __init__(self, model: nn.Module, options: Options) -> None:
         super().__init__()
         self.model = model
+        self.__module__ = type(model).__module__  # with __class__: a saved pipeline names the model, and loads without this package
         self.options = options
         self._numbers: dict[torch.device, dict[str, Tensor]] = {}
         self._compiled: OrderedDict[Any, Compiled] = OrderedDict()
@@ -360,6 +361,15 @@ class CachedModel(nn.Module):
 
     def _reset_stateful_cache(self, *args: Any, **kwargs: Any) -> None:
         self.reset()
+
+    @property
+    def __class__(self) -> Any:
+        """The model's class: pipelines ask for it before they load, scale, fuse, disable, unload or save what a model holds."""
+        model = self.__dict__.get("_modules", {}).get("model")
+        return type(self) if model is None else type(model)
+
+    def _get_name(self) -> str:
+        return type(self).__name__
 
     def __getattr__(self, name: str) -> Any:
         try:
