@@ -28,14 +28,14 @@ FLOW = diffusers.FlowMatchEulerDiscreteScheduler
 
 def dit() -> Tiny:
     """Both halves of guidance in one batch; the class of "nothing" is 1000."""
-    transformer = _transformer("DiTTransformer2DModel", num_embeds_ada_norm=1000)
+    transformer = _transformer("DiTTransformer2DModel", 2, num_embeds_ada_norm=1000)
     pipe = diffusers.DiTPipeline(transformer=transformer, vae=_vae(4), scheduler=diffusers.DDIMScheduler())
     return pipe, lambda seed=0, samples=1: {"class_labels": [seed + 1 + i for i in range(samples)]}
 
 
 def pixart_sigma() -> Tiny:
     """One batch; a text with a mask, which another prompt fills otherwise."""
-    transformer = _transformer("PixArtTransformer2DModel")
+    transformer = _transformer("PixArtTransformer2DModel", 2)
     pipe = diffusers.PixArtSigmaPipeline(**_texts(1), transformer=transformer, vae=_vae(4), scheduler=diffusers.DDIMScheduler())
     fixed = {**SIZE, "negative_prompt": None, "use_resolution_binning": False}
     return pipe, lambda seed=0, samples=1: {**fixed, **_embeds(seed, samples, (7, 12), mask="prompt_attention_mask")}
@@ -65,7 +65,7 @@ def flux2() -> Tiny:
 
 def qwen_image() -> Tiny:
     """Separate calls in contexts; texts of different lengths, hence programs of their own."""
-    transformer = _transformer("QwenImageTransformer2DModel")
+    transformer = _transformer("QwenImageTransformer2DModel", 2)
     vae = _ready(
         diffusers.AutoencoderKLQwenImage(
             base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False], **_normal(4)
@@ -77,7 +77,7 @@ def qwen_image() -> Tiny:
 
 def wan() -> Tiny:
     """Separate calls in contexts that also say which step it is."""
-    transformer = _transformer("WanTransformer3DModel")
+    transformer = _transformer("WanTransformer3DModel", 2)
     vae = _ready(
         diffusers.AutoencoderKLWan(
             base_dim=8,
@@ -113,7 +113,7 @@ def hunyuan_video() -> Tiny:
 
 def cogvideox() -> Tiny:
     """One batch in a context of its own."""
-    transformer = _transformer("CogVideoXTransformer3DModel", sample_width=8, sample_height=8)
+    transformer = _transformer("CogVideoXTransformer3DModel", 2, sample_width=8, sample_height=8)
     vae = diffusers.AutoencoderKLCogVideoX(
         block_out_channels=(8, 8),
         down_block_types=("CogVideoXDownBlock3D",) * 2,
@@ -131,7 +131,7 @@ def cogvideox() -> Tiny:
 
 def ltx() -> Tiny:
     """One batch in a context of its own; sizes are plain numbers of the call."""
-    transformer = _transformer("LTXVideoTransformer3DModel")
+    transformer = _transformer("LTXVideoTransformer3DModel", 2)
     halves, all_same = (True, False), (1, 1)
     vae = diffusers.AutoencoderKLLTXVideo(
         latent_channels=4,
@@ -186,9 +186,10 @@ def run(pipe: Any, arguments: Mapping[str, Any], seed: int = 0, steps: int = 8, 
     return torch.as_tensor(result).clone() if isinstance(result, Tensor | np.ndarray) else result
 
 
-def _transformer(name: str, **changes: Any) -> nn.Module:
+def _transformer(name: str, each: int = 1, **changes: Any) -> nn.Module:
+    """`each`: how often every kind of block occurs; 2 where there is one kind only."""
     spec = all_specs()[name]
-    return replace(spec, tiny={**spec.tiny, **changes}).model()
+    return replace(spec, tiny={**spec.tiny, **changes}).model(layers=each)
 
 
 def _ready(model: nn.Module) -> nn.Module:
