@@ -67,9 +67,7 @@ def qwen_image() -> Tiny:
     """Separate calls in contexts; texts of different lengths, hence programs of their own."""
     transformer = _transformer("QwenImageTransformer2DModel", 2)
     vae = _ready(
-        diffusers.AutoencoderKLQwenImage(
-            base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False], **_normal(4)
-        )
+        diffusers.AutoencoderKLQwenImage(base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False], **_normal(4))
     )
     pipe = diffusers.QwenImagePipeline(**_texts(1), transformer=transformer, vae=vae, scheduler=FLOW(shift=3.0))
     return pipe, lambda seed=0, samples=1: {**SIZE, **_embeds(seed, samples, (7, 12), mask="prompt_embeds_mask")}
@@ -123,9 +121,7 @@ def cogvideox() -> Tiny:
         norm_num_groups=2,
         temporal_compression_ratio=4,
     )
-    pipe = diffusers.CogVideoXPipeline(
-        **_texts(1), transformer=transformer, vae=_ready(vae), scheduler=diffusers.CogVideoXDDIMScheduler()
-    )
+    pipe = diffusers.CogVideoXPipeline(**_texts(1), transformer=transformer, vae=_ready(vae), scheduler=diffusers.CogVideoXDDIMScheduler())
     return pipe, lambda seed=0, samples=1: {**VIDEO, **_embeds(seed, samples, (6, 16))}
 
 
