@@ -7,7 +7,7 @@ import inspect
 import logging
 import threading
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -282,9 +282,14 @@ class CachedModel(nn.Module):
 
     @property
     def contexts(self) -> dict[str, Generation]:
-        """Records of the current generations by context name."""
+        """Records of the current generations by context name; "cond (2)" is the second set of programs that ran as "cond"."""
         schedule = self.options.method.schedule
-        return {name: context.record(schedule) for (name, _), context in self._contexts.items()}
+        records: dict[str, Generation] = {}
+        times = Counter[str]()
+        for (name, _), context in self._contexts.items():
+            times[name] += 1
+            records[name if times[name] == 1 else f"{name} ({times[name]})"] = context.record(schedule)
+        return records
 
     @property
     def guarded(self) -> Guarded:
@@ -362,7 +367,7 @@ class CachedModel(nn.Module):
     def _reset_stateful_cache(self, *args: Any, **kwargs: Any) -> None:
         self.reset()
 
-    @property
+    @property  # type: ignore[misc]  # nobody assigns another class to it
     def __class__(self) -> Any:
         """The model's class: pipelines ask for it before they load, scale, fuse, disable, unload or save what a model holds."""
         model = self.__dict__.get("_modules", {}).get("model")

@@ -73,9 +73,10 @@ def qwen_image() -> Tiny:
     return pipe, lambda seed=0, samples=1: {**SIZE, **_embeds(seed, samples, (7, 12), mask="prompt_embeds_mask")}
 
 
-def wan() -> Tiny:
-    """Separate calls in contexts that also say which step it is."""
-    transformer = _transformer("WanTransformer3DModel", 2)
+def wan(transformers: int = 1) -> Tiny:
+    """Separate calls in contexts that also say which step it is; a second transformer takes over in the middle."""
+    first, second = (_transformer("WanTransformer3DModel", 2) if i < transformers else None for i in range(2))
+    shared = {"transformer_2": second, "boundary_ratio": 0.7} if second is not None else {}
     vae = _ready(
         diffusers.AutoencoderKLWan(
             base_dim=8,
@@ -89,7 +90,7 @@ def wan() -> Tiny:
         )
     )
     scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    pipe = diffusers.WanPipeline(**_texts(1), transformer=transformer, vae=vae, scheduler=scheduler)
+    pipe = diffusers.WanPipeline(**_texts(1), transformer=first, **shared, vae=vae, scheduler=scheduler)
     return pipe, lambda seed=0, samples=1: {**VIDEO, **_embeds(seed, samples, (5, 16))}
 
 
