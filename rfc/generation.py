@@ -20,7 +20,7 @@ TIMESTEP_NAMES = ("timestep", "timesteps", "t", "sigma", "noise_level")
 
 
 RISING = 3
-"""So many generations at one timestep in a row mean that the timestep moves the other way during sampling, not that generations are short."""
+"""So many generations at one timestep in a row mean that it moves the other way during sampling, not that generations are short."""
 
 
 @dataclass

@@ -21,7 +21,7 @@ import rfc.eager
 import rfc_fx
 
 METHOD = rfc.RFC(tau=0.3)
-FAST = ("dit", "pixart_sigma", "sd3", "flux", "flux2", "wan")
+FAST = ("dit", "pixart_sigma", "sd3", "flux", "wan")
 WITHOUT_TWIN = {
     "flux2": "one projection for attention and MLP",
     "hunyuan_video": "its single-stream attention returns two streams",
@@ -155,7 +155,7 @@ CALLS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize(
-    ("build", "calls"), [(pipelines.pixart_sigma, CALLS), (pipelines.flux, CALLS[:3])], ids=["one batch", "separate calls"]
+    ("build", "calls"), [(pipelines.pixart_sigma, CALLS), (pipelines.flux, CALLS[:2])], ids=["one batch", "separate calls"]
 )
 def test_a_generation_never_depends_on_an_earlier_one(build: Callable[..., pipelines.Tiny], calls: list[dict[str, Any]]) -> None:
     pipe, model, prompt = transformed(build)
@@ -262,12 +262,12 @@ def test_a_loop_that_was_left_early_is_ended_by_reset_when_the_next_one_starts_f
 
 
 def test_one_step_generations_are_told_apart_by_the_reset_of_diffusers() -> None:
-    pipe, model, prompt = transformed(pipelines.flux)
+    pipe, model, prompt = transformed(pipelines.pixart_sigma)
     for seed in range(5):
         got = run(pipe, prompt(seed), seed=seed, steps=1)
-        assert phases(model) == {"cond": "F", "uncond": "F"}
+        assert phases(model) == {"default": "F"}
         assert all(context.fresh for context in model._contexts.values())
-    assert torch.equal(got, fresh(pipelines.flux, prompt=4, seed=4, steps=1))
+    assert torch.equal(got, fresh(pipelines.pixart_sigma, prompt=4, seed=4, steps=1))
 
 
 def test_callbacks_see_and_change_every_step() -> None:
@@ -321,7 +321,7 @@ def add(pipe: Any) -> None:
     pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
 
 
-@pytest.mark.parametrize("adapt", [load, add])
+@pytest.mark.parametrize("adapt", [load, pytest.param(add, marks=pytest.mark.slow)])
 def test_an_adapter_does_the_same_before_and_after_the_transform(adapt: Callable[[Any], None]) -> None:
     pipe, prompt = pipelines.flux()
     adapt(pipe)
@@ -339,8 +339,7 @@ def test_what_a_pipeline_does_with_adapters_reaches_the_transformed_model() -> N
         "load": load,
         "rescale": lambda pipe: pipe.set_adapters(["style"], [0.5]),
         "disable": lambda pipe: pipe.disable_lora(),
-        "enable": lambda pipe: pipe.enable_lora(),
-        "fuse": lambda pipe: pipe.fuse_lora(),
+        "enable and fuse": lambda pipe: (pipe.enable_lora(), pipe.fuse_lora()),
         "unfuse": lambda pipe: pipe.unfuse_lora(),
         "unload": lambda pipe: pipe.unload_lora_weights(),
     }
@@ -448,10 +447,11 @@ def test_a_compiled_pipeline_has_three_frames_no_break_and_no_recompile(
         assert frames.frame_count == 3
     assert not torch._dynamo.utils.counters["graph_break"]
     assert not torch._dynamo.utils.counters["recompiles"]
-    run(pipe, prompt(0, 2))  # another batch size: programs of its own
-    assert frames.frame_count == 6
-    assert not torch._dynamo.utils.counters["graph_break"]
-    assert not torch._dynamo.utils.counters["recompiles"]
+    if in_place:
+        run(pipe, prompt(0, 2))  # another batch size: programs of its own
+        assert frames.frame_count == 6
+        assert not torch._dynamo.utils.counters["graph_break"]
+        assert not torch._dynamo.utils.counters["recompiles"]
 
 
 @pytest.mark.compile
