@@ -31,5 +31,8 @@ def ridge_bias(ridge: float, condition: float = 1.0) -> float:
 SAME_GRAPH = 8 * EPS
 """Twin, guarded graph and programs run the same aten operations on the same numbers; traced estimators may meet another kernel."""
 
+WHOLE_CALL = 8 * SAME_GRAPH
+"""Eight steps of a sampler, each of which starts from the last one's rounding."""
+
 INDUCTOR = 1e-4
 """Inductor fuses and reorders float32 reductions (1e-6 a step); estimates extrapolate the difference over up to nine steps."""
