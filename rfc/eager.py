@@ -179,8 +179,11 @@ class CachedEager(nn.Module):
         return {name: run.generation for name, run in self._runs.items()}
 
     @contextmanager
-    def cache_context(self, name: str) -> Iterator[None]:
-        """Name the state set that calls inside use; without a name, calls with different conditioning get one each."""
+    def cache_context(self, name: str, **where: Any) -> Iterator[None]:
+        """Name the state set that calls inside use; without a name, calls with different conditioning get one each.
+
+        `where` (step_index, sigma, ...), which some pipelines add, is not needed.
+        """
         before, self._name = self._name, name
         try:
             yield

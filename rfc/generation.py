@@ -20,7 +20,7 @@ TIMESTEP_NAMES = ("timestep", "timesteps", "t", "sigma", "noise_level")
 
 
 RISING = 3
-"""So many generations of one step in a row mean that the timestep moves the other way during sampling, not that generations are short."""
+"""So many generations at one timestep in a row mean that it moves the other way during sampling, not that generations are short."""
 
 
 @dataclass
@@ -33,13 +33,13 @@ class Direction:
     sign: int = 1
     """1: the timestep falls; -1: it rises."""
     single_steps: int = 0
-    """Generations of a single step in a row, each ended by a timestep that moved against the direction."""
+    """Generations at a single timestep in a row, each ended by a timestep that moved against the direction."""
 
     def ends(self, generation: Generation, timestep: float | None) -> bool:
-        """Whether a call at `timestep` begins a new generation; turns round at the `RISING`th single step in a row."""
+        """Whether a call at `timestep` begins a new generation; turns round at the `RISING`th single timestep in a row."""
         if generation.continues(timestep, self):
             return False
-        self.single_steps = self.single_steps + 1 if generation.step == 1 else 0
+        self.single_steps = 0 if generation.moved else self.single_steps + 1
         if self.single_steps < RISING:
             return True
         self.sign, self.single_steps = -self.sign, 0
@@ -59,6 +59,8 @@ class Generation:
     anchors: int = 0
     total: float = 0.0
     timestep: float | None = None
+    moved: bool = False
+    """Whether its steps were at more than one timestep; a sampler of second order calls twice at each."""
     could_skip: bool = False
     """Whether the schedule that decided could have skipped a step by now."""
 
@@ -92,6 +94,7 @@ class Generation:
         self.phases.append(phase)
         self.eps.append(eps if known else None)
         self.totals.append(self.total if known else None)
+        self.moved = self.moved or (self.timestep is not None and timestep != self.timestep)
         self.timestep = timestep
         self.could_skip = self.could_skip or schedule.can_skip(self.step)
         if phase == "FULL":

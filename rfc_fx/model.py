@@ -7,6 +7,7 @@ import inspect
 import logging
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -47,6 +48,7 @@ class CachedModel(nn.Module):
     def __init__(self, model: nn.Module, options: Options) -> None:
         super().__init__()
         self.model = model
+        self.__module__ = type(model).__module__  # with __class__: a saved pipeline names the model, and loads without this package
         self.options = options
         self._numbers: dict[torch.device, dict[str, Tensor]] = {}
         self._timesteps: Tensor | None = None
@@ -297,9 +299,14 @@ class CachedModel(nn.Module):
 
     @property
     def contexts(self) -> dict[str, Generation]:
-        """Records of the current generations by context name."""
+        """Records of the current generations by context name; "cond (2)" is the second set of programs that ran as "cond"."""
         schedule = self.options.method.schedule
-        return {name: context.record(schedule) for (name, _), context in self._contexts.items()}
+        records: dict[str, Generation] = {}
+        times = Counter[str]()
+        for (name, _), context in self._contexts.items():
+            times[name] += 1
+            records[name if times[name] == 1 else f"{name} ({times[name]})"] = context.record(schedule)
+        return records
 
     @property
     def guarded(self) -> Guarded:
@@ -361,10 +368,11 @@ class CachedModel(nn.Module):
     # ---- diffusers' conventions --------------------------------------------------------------------------------------
 
     @contextmanager
-    def cache_context(self, name: str) -> Iterator[None]:
+    def cache_context(self, name: str, **where: Any) -> Iterator[None]:
         """Name the state set that calls inside use, e.g. "cond" and "uncond"; per thread, may be nested.
 
-        Without a name, calls with different conditioning get a state set each (`rfc.streams`).
+        Without a name, calls with different conditioning get a state set each (`rfc.streams`). `where` (step_index, sigma, ...)
+        is what pipelines tell caches that count by it; here the timestep says it.
         """
         before = getattr(self._here, "name", None)
         self._here.name = name
@@ -375,6 +383,15 @@ class CachedModel(nn.Module):
 
     def _reset_stateful_cache(self, *args: Any, **kwargs: Any) -> None:
         self.reset()
+
+    @property  # type: ignore[misc]  # nobody assigns another class to it
+    def __class__(self) -> Any:
+        """The model's class: pipelines ask for it before they load, scale, fuse, disable, unload or save what a model holds."""
+        model = self.__dict__.get("_modules", {}).get("model")
+        return type(self) if model is None else type(model)
+
+    def _get_name(self) -> str:
+        return type(self).__name__
 
     def __getattr__(self, name: str) -> Any:
         try:

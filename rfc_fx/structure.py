@@ -30,6 +30,8 @@ def _parts(model: nn.Module) -> Iterator[Any]:
             yield tuple(repr(getattr(module, name, None)) for name in settings)
         if module._forward_hooks or module._forward_pre_hooks:
             yield tuple(map(id, (*module._forward_hooks.values(), *module._forward_pre_hooks.values())))
+        if "_hf_hook" in vars(module) or "_diffusers_hook" in vars(module):
+            yield hasattr(module, "_hf_hook"), tuple(_hooks_of_diffusers(module))
 
 
 def refuse(model: nn.Module) -> None:
@@ -41,10 +43,16 @@ def refuse(model: nn.Module) -> None:
         if hasattr(module, "_hf_hook"):
             raise CaptureError(
                 f"{where}: has an offloading hook of accelerate, which a graph would lose; "
-                "transform first, put the result into the pipeline, then call pipe.enable_model_cpu_offload()"
+                "transform first, put the result into the pipeline, then call pipe.enable_model_cpu_offload(); "
+                "offloading that moves single layers (sequential) has no place in a graph at all"
             )
-        if (registry := getattr(module, "_diffusers_hook", None)) is not None and getattr(registry, "hooks", {}):
+        if hooks := _hooks_of_diffusers(module):
             raise CaptureError(
-                f"{where}: has hooks of diffusers ({', '.join(registry.hooks)}), which a graph would lose; "
-                "call model.disable_cache() or load the model without them first"
+                f"{where}: has hooks of diffusers ({', '.join(hooks)}), which a graph would lose; "
+                "call model.disable_cache() or load the model without them first; "
+                "to offload, call pipe.enable_model_cpu_offload() with the transformed model in the pipeline"
             )
+
+
+def _hooks_of_diffusers(module: nn.Module) -> list[str]:
+    return list(getattr(getattr(module, "_diffusers_hook", None), "hooks", {}))

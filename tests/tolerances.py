@@ -34,5 +34,8 @@ SAME_GRAPH = 8 * EPS
 PREPARED = 32 * SAME_GRAPH
 """Modulation computed for all steps in one product rounds in another order; estimates extrapolate that over up to nine steps."""
 
+WHOLE_CALL = 8 * SAME_GRAPH
+"""Eight steps of a sampler, each of which starts from the last one's rounding."""
+
 INDUCTOR = 1e-4
 """Inductor fuses and reorders float32 reductions (1e-6 a step); estimates extrapolate the difference over up to nine steps."""

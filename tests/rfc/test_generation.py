@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rfc import RCS, Every, Generation, Listed
-from rfc.generation import clock_tensors, timestep_argument, timestep_value
+from rfc.generation import Direction, clock_tensors, timestep_argument, timestep_value
 
 EVERY = Every(interval=3, warmup=2)
 RULE = RCS(tau=0.5, warmup=2)
@@ -41,6 +41,23 @@ def test_a_generation_continues_unless_the_timestep_moves_back_towards_the_noise
     generation = Generation()
     generation.decide(EVERY, EVERY.numbers(), None, last)
     assert generation.continues(coming) is same
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "lengths"),
+    [
+        ((0.0, 0.1, 0.2, 0.3, 0.4, 0.5), [1, 1, 4]),
+        ((0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4), [1, 2, 6]),  # a sampler of second order
+        ((0.9, 0.5, 0.9, 0.5, 0.9, 0.5, 0.9, 0.5), [2, 2, 2, 2]),  # short generations of one that falls
+    ],
+)
+def test_a_timestep_that_rises_is_told_from_short_generations(timesteps: tuple[float, ...], lengths: list[int]) -> None:
+    direction, generations = Direction(), [Generation()]
+    for timestep in timesteps:
+        if direction.ends(generations[-1], timestep):
+            generations.append(Generation())
+        generations[-1].decide(EVERY, EVERY.numbers(), None, timestep)
+    assert [generation.step for generation in generations] == lengths
 
 
 def test_a_fresh_generation_takes_any_timestep() -> None:
