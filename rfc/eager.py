@@ -51,8 +51,11 @@ class _Run:
     """Shapes and dtypes of the last call: another batch or resolution is another generation."""
 
     def begin(self, timestep: float | None, shapes: tuple[Any, ...], direction: Direction) -> None:
-        if shapes != self.shapes or direction.ends(self.generation, timestep):
+        if shapes != self.shapes:
             self.generation, self.watched, self.shapes = Generation(), None, shapes
+        elif direction.ends(self.generation, timestep):
+            self.generation = self.generation.successor(self.method.schedule)
+            self.watched = self.watched if self.generation.one_clock else None
         self.timestep, self.phase, self.clock = timestep, None, None
 
     def decide(self, I: Tensor) -> Phase:

@@ -19,10 +19,6 @@ TIMESTEP_NAMES = ("timestep", "timesteps", "t", "sigma", "noise_level")
 """Names by which denoising models call the argument that falls from noise to image during a generation."""
 
 
-RISING = 3
-"""So many generations at one timestep in a row mean that it moves the other way during sampling, not that generations are short."""
-
-
 @dataclass
 class Direction:
     """Which way a sampler's timestep goes from noise to image, learned from its first calls.
@@ -32,17 +28,19 @@ class Direction:
 
     sign: int = 1
     """1: the timestep falls; -1: it rises."""
-    single_steps: int = 0
-    """Generations at a single timestep in a row, each ended by a timestep that moved against the direction."""
 
     def ends(self, generation: Generation, timestep: float | None) -> bool:
-        """Whether a call at `timestep` begins a new generation; turns round at the `RISING`th single timestep in a row."""
+        """Whether a call at `timestep` begins a new generation.
+
+        Two generations in a row that never left one timestep, each ended by a move against the direction, were none: the timestep
+        goes the other way, and the second takes the first in as its beginning.
+        """
         if generation.continues(timestep, self):
             return False
-        self.single_steps = 0 if generation.moved else self.single_steps + 1
-        if self.single_steps < RISING:
+        if generation.before is None or generation.moved:
             return True
-        self.sign, self.single_steps = -self.sign, 0
+        self.sign = -self.sign
+        generation.absorb()
         return False
 
 
@@ -61,6 +59,10 @@ class Generation:
     timestep: float | None = None
     moved: bool = False
     """Whether its steps were at more than one timestep; a sampler of second order calls twice at each."""
+    before: Generation | None = field(default=None, repr=False, compare=False)
+    """The one that ended when this began, if it never left one timestep: this may be its second step (`Direction`)."""
+    one_clock: bool = False
+    """Whether the first step counts on from the one before, as long as that is in doubt."""
     could_skip: bool = False
     """Whether the schedule that decided could have skipped a step by now."""
 
@@ -79,8 +81,32 @@ class Generation:
         sign = 1 if direction is None else direction.sign
         return timestep is None or self.timestep is None or sign * timestep <= sign * self.timestep
 
+    def successor(self, schedule: Schedule) -> Generation:
+        """The generation that begins where the timestep moved against the direction.
+
+        Its first step is full in any case. Where the next one is too (a warm-up of 2 or more), what the first writes to the state is
+        written again before it is used; so it is written as if both generations were one, which is right if they are.
+        """
+        if self.moved or not self.step:
+            return Generation()
+        return Generation(before=self, one_clock=schedule.warmup >= 2)
+
+    def absorb(self) -> None:
+        """Take the generation before in: it was the beginning of this one."""
+        before, self.before, self.moved = self.before, None, True
+        if before is None or not self.one_clock:
+            return
+        if self.step == 1:
+            self.gap = before.since + 1
+        self.phases = before.phases + self.phases
+        self.eps = before.eps + self.eps
+        self.totals = before.totals + self.totals
+        self.anchors += before.anchors
+
     def clock(self) -> tuple[float, float, float]:
         """(k, N, n) of the coming step; see `Clock`."""
+        if self.before is not None and self.one_clock and not self.phases:
+            return self.before.clock()
         return float(self.since + 1), float(self.gap), float(self.anchors)
 
     def decide(self, schedule: Schedule, numbers: dict[str, Tensor], eps: float | None, timestep: float | None) -> Phase:

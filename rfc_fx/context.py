@@ -28,9 +28,9 @@ class Context:
     """The next call begins a new generation."""
     ahead: Ahead = field(default_factory=Ahead)
 
-    def begin(self) -> None:
+    def begin(self, generation: Generation | None = None) -> None:
         """Forget the last generation; what FULL wrote then is masked by the clock until it is written again."""
-        self.generation = Generation()
+        self.generation = Generation() if generation is None else generation
         self.fresh = False
         self.ahead.stale = True
 

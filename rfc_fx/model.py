@@ -144,13 +144,15 @@ class CachedModel(nn.Module):
             if step.assumed is not None and {*noise} != {step.assumed}:  # not the order that was prepared
                 context.ahead.trusted = False
                 return None
+            clock = context.generation.clock()
             if self._restart_if_noise_grew(step):
                 if self._forget_if_changed():
                     return None
                 if any(phase in context.compiled.programs for phase in AHEAD):  # what was computed ahead is the last generation's
-                    context.fresh = True
                     return None
                 self._set_clock(step)
+            elif context.generation.clock() != clock:  # the generation is longer than was known when eps was measured
+                return None
         schedule = self.options.method.schedule
         phase: Phase = context.generation.decide(schedule, self._numbers_on(torch.device("cpu")), eps, step.timestep)
         return context.compiled.programs[phase]
@@ -165,10 +167,10 @@ class CachedModel(nn.Module):
         if not self._direction.ends(context.generation, step.timestep):
             if self._direction.sign != sign:
                 way = "rises" if sign > 0 else "falls"
-                log.warning("%s: the %s %s from noise to image in this sampler", type(self.model).__name__, self._timestep, way)
+                log.info("%s: the %s %s from noise to image in this sampler", type(self.model).__name__, self._timestep, way)
             return False
         self._warn_if_nothing_skipped(context)
-        context.begin()
+        context.begin(context.generation.successor(self.options.method.schedule))
         return True
 
     @staticmethod

@@ -46,8 +46,9 @@ def test_a_generation_continues_unless_the_timestep_moves_back_towards_the_noise
 @pytest.mark.parametrize(
     ("timesteps", "lengths"),
     [
-        ((0.0, 0.1, 0.2, 0.3, 0.4, 0.5), [1, 1, 4]),
-        ((0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4), [1, 2, 6]),  # a sampler of second order
+        ((0.0, 0.1, 0.2, 0.3, 0.4, 0.5), [1, 6]),  # the second takes the first in
+        ((0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4), [1, 9]),  # a sampler of second order
+        ((0.5, 0.9, 0.8, 0.7), [1, 3]),  # a call to warm up, then a generation of one that falls
         ((0.9, 0.5, 0.9, 0.5, 0.9, 0.5, 0.9, 0.5), [2, 2, 2, 2]),  # short generations of one that falls
     ],
 )
@@ -55,9 +56,21 @@ def test_a_timestep_that_rises_is_told_from_short_generations(timesteps: tuple[f
     direction, generations = Direction(), [Generation()]
     for timestep in timesteps:
         if direction.ends(generations[-1], timestep):
-            generations.append(Generation())
+            generations.append(generations[-1].successor(EVERY))
         generations[-1].decide(EVERY, EVERY.numbers(), None, timestep)
     assert [generation.step for generation in generations] == lengths
+
+
+def test_steps_in_doubt_keep_one_clock_where_the_next_step_is_full_anyway() -> None:
+    for schedule, clock in ((EVERY, (1.0, 0.0, 1.0)), (Every(interval=3, warmup=1), (1.0, 0.0, 0.0))):
+        first = Generation()
+        first.decide(schedule, schedule.numbers(), None, 0.0)
+        second = first.successor(schedule)
+        assert second.clock() == clock
+        second.decide(schedule, schedule.numbers(), None, 0.1)
+        assert second.clock() == (1.0, 0.0, 1.0)  # a generation of its own, as long as nothing else is known
+        second.absorb()
+        assert second.clock() == ((1.0, 1.0, 2.0) if schedule is EVERY else (1.0, 0.0, 1.0))
 
 
 def test_a_fresh_generation_takes_any_timestep() -> None:
