@@ -32,7 +32,7 @@ from rfc_fx.verify import heavy_outside_sites
 
 STEPS = 6
 
-RUNNABLE = 2**20
+RUNNABLE = 1_200_000
 """Numbers of a latent at which a forward at the published width still takes no more than minutes on a CPU."""
 
 
