@@ -62,16 +62,21 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
         model = spec.model()
         arguments = spec.arguments(model)
 
+    made: dict[str, rfc_fx.CachedModel] = {}
+    skips = rfc.RFC(tau=float("inf"), warmup=2)
+
     def capture() -> None:
-        plan = rfc_fx.transform(model, arguments, method=rfc.RFC(tau=0.3))
+        made["module"] = rfc_fx.transform(model, arguments, method=rfc.RFC(tau=0.0))
         row.captured = True
-        found = plan.compiled.found
+        found = made["module"].compiled.found
         row.sites = [site.name for site in found.sites]
         row.rejected = [(where, why) for where, why in found.rejected]
-        row.heavy_left = list(dict.fromkeys(module_path(node) for node in between_sites(plan, heavy_on_the_latent(plan))))
+        row.heavy_left = list(
+            dict.fromkeys(module_path(node) for node in between_sites(made["module"], heavy_on_the_latent(made["module"])))
+        )
 
     def full() -> None:
-        cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.0))
+        cached = made["module"]
         row.full_difference = max(difference(cached(**call), model(**call)) for call in calls(spec, arguments, 3))
         if row.full_difference != 0:
             raise AssertionError(f"an all-full step differs from the model by {row.full_difference:.1e}")
@@ -86,7 +91,9 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
 
     def granularity(name: Granularity) -> Any:
         def run() -> None:
-            cached = rfc_fx.transform(model, method=rfc.RFC(tau=float("inf"), warmup=2), granularity=name)
+            cached = made.get(name) or rfc_fx.transform(model, method=skips, granularity=name)
+            cached.method = skips
+            cached.reset()
             outputs = [prediction(cached(**call))[0] for call in calls(spec, arguments, 4)]
             assert cached.stats.phases == ["FULL", "FULL", "ESTIMATE", "ESTIMATE"], cached.stats.phases
             assert all(bool(output.isfinite().all()) for output in outputs), "not finite"
@@ -98,7 +105,8 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
-        cached, plain = (rfc_fx.transform(model, method=rfc.RFC(tau=float("inf"), warmup=2)) for _ in range(2))
+        cached, plain = rfc_fx.transform(model, method=skips), made["module"]
+        plain.reset()
         step = torch.compile(cached, fullgraph=True, backend=counter)
         worst = 0.0
         for _ in range(2):

@@ -18,7 +18,7 @@ STRUCTURES = {
     "StableAudioDiTModel": "one dimension, a convolution on the latent itself before the blocks",
     "SkyReelsV2Transformer3DModel": "a timestep for each frame",
     "ZImageTransformer2DModel": "lists of tensors, autocast in the forward",
-    "Lumina2Transformer2DModel": "Python that reads a mask",
+    "QwenImage21Transformer2DModel": "Python that reads a mask",
     "ErnieImageTransformer2DModel": "tokens before samples",
     "Cosmos3OmniTransformer": "tokens without samples",
 }
@@ -36,7 +36,7 @@ def test_a_class_passes_every_check(name: str) -> None:
 @pytest.mark.parametrize("name", all_specs())
 def test_every_class_passes_every_check_or_says_why(name: str) -> None:
     row = check(all_specs()[name])
-    stated = ("capture: CaptureError", "share: CaptureError", "heavy operations left")
+    stated = ("capture: CaptureError", "share: AssertionError: not counted")
     assert all(error.startswith(stated) for error in row.errors)
 
 
