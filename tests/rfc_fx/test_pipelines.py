@@ -100,7 +100,6 @@ def flux_without_contexts() -> pipelines.Tiny:
 @pytest.mark.parametrize("build", [flux_without_contexts, pytest.param(pipelines.lumina2, marks=pytest.mark.slow)])
 def test_conditional_and_unconditional_calls_that_nobody_names_keep_separate_state(build: Callable[..., pipelines.Tiny]) -> None:
     pipe, model, prompt = transformed(build)
-    run(pipe, prompt())  # a timestep that rises is learned
     expected = run(pipe, prompt())
     assert len(decided := sorted(phases(model).values())) == 2
     assert all(len(steps) == 8 and "E" in steps for steps in decided)
