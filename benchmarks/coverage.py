@@ -25,7 +25,7 @@ from torch import fx
 import rfc
 import rfc_fx
 from benchmarks.classes.spec import Spec, prediction
-from benchmarks.coverage_rows import Row, in_readme, markdown, read, write
+from benchmarks.coverage_rows import Row, in_readme, markdown, public, read, write
 from rfc_fx.load import one_line
 from rfc_fx.sites import Granularity, block_of, module_path
 from rfc_fx.verify import heavy_outside_sites
@@ -51,7 +51,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
                 warnings.simplefilter("ignore")
                 function()
         except Exception as error:
-            row.errors.append(f"{what}: {type(error).__name__}: {one_line(error)}")
+            row.errors.append(f"{what}: {type(error).__name__}: {public(one_line(error))}")
             if VERBOSE:
                 traceback.print_exc()
             return False

@@ -67,12 +67,12 @@ def markdown(rows: list[Row]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     failed = [row for row in rows if not row.passed]
     lines += ["", f"{len(rows) - len(failed)} of {len(rows)} classes pass every check. (!) marks the others:", ""]
-    lines += [f"* {row.name}: {'; '.join(map(_public, row.errors))}" for row in failed]
+    lines += [f"* {row.name}: {'; '.join(row.errors)}" for row in failed]
     return "\n".join(lines) + "\n"
 
 
-def _public(error: str) -> str:
-    """An error without the folders of this machine."""
+def public(error: str) -> str:
+    """An error without the folders of the machine it was seen on."""
     return re.sub(r"/\S*/site-packages/", "", error)
 
 

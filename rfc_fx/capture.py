@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -18,7 +19,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from rfc.generation import timestep_argument
 from rfc_fx.concrete import Concrete, trace
-from rfc_fx.errors import CaptureError
+from rfc_fx.errors import CaptureError, NestedGraphError
 from rfc_fx.ops import aten, is_mutable, value
 
 log = logging.getLogger("rfc_fx")
@@ -108,15 +109,16 @@ def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         exported = torch.export.export(module, args, kwargs, strict=False)
         if any(is_mutable(node) for node in exported.graph.nodes):
             exported = exported.run_decompositions({})
-        if any(node.op == "get_attr" for node in exported.graph.nodes):
-            raise _SubgraphError(
-                "the forward holds graphs of its own, such as flex attention's score function, that no program can take over"
-            )
+        if nested := next((node for node in exported.graph.nodes if node.op == "get_attr" and node.users), None):
+            raise _nested(nested)
     return exported
 
 
-class _SubgraphError(Exception):
-    """An exported graph that calls other graphs; autocast regions are spelled out when it is traced with values."""
+def _nested(graph: fx.Node) -> NestedGraphError:
+    """The error for a graph inside the graph, with the deepest line of a file that leads to its call."""
+    call = next(iter(graph.users))
+    lines = re.findall(r'File "([^<"][^"]*)", line (\d+)', call.meta.get("stack_trace") or "")
+    return NestedGraphError(str(call.target), ":".join(lines[-1]) if lines else "a line that torch.export did not keep")
 
 
 @contextmanager

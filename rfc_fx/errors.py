@@ -11,12 +11,24 @@ class RFCError(RuntimeError):
     """Base of all errors that this package raises on purpose."""
 
 
+class NestedGraphError(RFCError):
+    """An exported graph that calls other graphs; those of autocast are spelled out when it is traced with values, others are not."""
+
+    def __init__(self, call: str, where: str) -> None:
+        super().__init__(
+            f"the forward calls {call}, which holds a graph of its own that no program can take over; at {where}; "
+            "choose another attention for the model, such as model.set_attention_backend('native'), if it has one"
+        )
+
+
 class CaptureError(RFCError):
     """The model's forward could not be turned into a graph."""
 
     @classmethod
     def from_export(cls, model: nn.Module, error: Exception) -> CaptureError:
         """Point at the deepest line of the model's own code that stood in the way."""
+        if isinstance(error, NestedGraphError):
+            return cls(f"{type(model).__name__}: {error}")
         frames = traceback.extract_tb(error.__traceback__)
         inside = ("/torch/", "/rfc_fx/capture.py", "<")
         own = [frame for frame in frames if not any(part in frame.filename for part in inside)]

@@ -164,7 +164,7 @@ def test_a_generation_never_depends_on_an_earlier_one(build: Callable[..., pipel
             given = dict(call)
             arguments = prompt(given.pop("prompt", 0), given.pop("samples", 1))
             assert torch.equal(run(pipe, arguments, **given), expected[calls.index(call)])
-    assert len(model._compiled) == len({str(result.shape) for result in expected})
+    assert len(model._sets) == len({str(result.shape) for result in expected})
 
 
 @pytest.mark.slow
@@ -175,7 +175,7 @@ def test_programs_of_many_resolutions_are_bounded_and_those_that_went_come_back(
     expected = run(pipe, prompt(), steps=5)
     for width in range(1, MAX_SIGNATURES + 1):
         run(pipe, prompt(), steps=2, width=8 * width, height=8)
-    assert len(model._compiled) == len(model._contexts) == MAX_SIGNATURES
+    assert len(model._sets) == len(model._contexts) == MAX_SIGNATURES
     assert torch.equal(run(pipe, prompt(), steps=5), expected)
 
 
