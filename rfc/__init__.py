@@ -8,6 +8,7 @@ from rfc.generation import Generation
 from rfc.method import FORA, RFC, CachingMethod, FullCompute, Method, TaylorSeer
 from rfc.schedule import RCS, Every, Listed, Schedule
 from rfc.state import Clock
+from rfc.storage import Stored
 
 __all__ = [
     "FORA",
@@ -25,6 +26,7 @@ __all__ = [
     "Projective",
     "Reuse",
     "Schedule",
+    "Stored",
     "Taylor",
     "TaylorSeer",
     "combine",

@@ -26,6 +26,8 @@ from rfc.state import (
     norm,
     scalar_shape,
     shifted_differences,
+    sketch,
+    sketch_spec,
 )
 
 Coefficients = list[Tensor]
@@ -90,6 +92,11 @@ def _checked_order(where: str, order: int, low: int, high: int | None = None) ->
         raise ValueError(f"{where}: order must be {wanted}, got {order!r}")
 
 
+def _checked_sketch(where: str, every: int) -> None:
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"{where}: sketch must be an integer of at least 1 (1 keeps the whole input), got {every!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reuse(Estimator):
     """O_hat(t-k) = O(t): the output of the last full step again (FORA, arXiv 2407.01425)."""
@@ -147,15 +154,18 @@ class RFE(Estimator):
     For m = 1 this is O(t) + kappa (O(t) - O(t+N)) with kappa = ||I(t-k) - I(t)|| / ||I(t) - I(t+N)||, and no norm of O is
     needed; for m = 2, ||d|| comes from three inner products kept at the full step. Where a norm to divide by is zero the
     coefficients are Taylor's (kappa = k/N). Norms are float32, per sample, per token or over the whole tensor.
+    `sketch`: the input's norms are taken over every `sketch`-th token (channel, where norm="token"), and only those are kept.
     """
 
     order: int = 1
     norm: Per = "sample"
+    sketch: int = 1
 
     def __post_init__(self) -> None:
         _checked_order("RFE", self.order, 1, 2)
         if self.norm not in get_args(Per):
             raise ValueError(f"RFE: norm must be one of {', '.join(get_args(Per))}, got {self.norm!r}")
+        _checked_sketch("RFE", self.sketch)
 
     @property
     def orders(self) -> int:
@@ -166,8 +176,8 @@ class RFE(Estimator):
         return True
 
     def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
-        slots = {**_history_slots("O", O, self.order), "I": I}
-        slots["speed"] = SlotSpec(scalar_shape(I.shape, self.norm), torch.float32)
+        slots = {**_history_slots("O", O, self.order), "I": sketch_spec(I, self.sketch, self.norm)}
+        slots["speed"] = SlotSpec(scalar_shape(slots["I"].shape, self.norm), torch.float32)
         if self.order == 2:
             product = SlotSpec(scalar_shape(O.shape, self.norm), torch.float32)
             slots |= {"g11": product, "g12": product, "g22": product}
@@ -175,6 +185,7 @@ class RFE(Estimator):
 
     def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
         f = divided_differences(O, self._history(old, "O"), clock)
+        I = sketch(I, self.sketch, self.norm)
         speed = norm(I.float() - old["I"].float(), self.norm) / clock.k.clamp(min=1)
         new = {**_named("O", f), "I": I, "speed": torch.where(clock.n > 0, speed, torch.zeros_like(speed))}
         if self.order == 2:
@@ -183,6 +194,7 @@ class RFE(Estimator):
 
     def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
         k, speed = clock.k, state["speed"]
+        I = sketch(I, self.sketch, self.norm)
         moved = norm(I.float() - state["I"].float(), self.norm)  # ||I(t-k) - I(t)||
         if self.order == 1:
             return [torch.where(speed > 0, moved / speed, k)]
@@ -201,11 +213,13 @@ class Projective(Estimator):
     O_hat(t-k) = O(t) + sum_i c_i dO_i, with dX_i = X(t + (i-1)N) - X(t + iN), the changes between past full steps.
     Order 1 is the signed form of RFE: it follows a motion that reverses. Exact (up to `ridge`) for affine modules whose
     input stays in the span of its past moves. With no past move at all, c_1 = k/N. Not in the paper.
+    `sketch`: the products are taken over every `sketch`-th token (channel, where per="token"), and only those inputs are kept.
     """
 
     order: int = 2
     per: Literal["sample", "token"] = "sample"
     ridge: float = 1e-4
+    sketch: int = 1
 
     def __post_init__(self) -> None:
         _checked_order("Projective", self.order, 1, 4)
@@ -213,6 +227,7 @@ class Projective(Estimator):
             raise ValueError(f"Projective: per must be sample or token, got {self.per!r}")
         if not isinstance(self.ridge, int | float) or not 1e-5 <= self.ridge < 1:
             raise ValueError(f"Projective: ridge must be in [1e-5, 1), got {self.ridge!r}; smaller is below float32's resolution")
+        _checked_sketch("Projective", self.sketch)
 
     @property
     def orders(self) -> int:
@@ -224,11 +239,13 @@ class Projective(Estimator):
 
     def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
         m = self.order
+        I = sketch_spec(I, self.sketch, self.per)
         inverse = SlotSpec((m, m, *scalar_shape(I.shape, self.per)), torch.float32)
         return {**_history_slots("O", O, m), **_history_slots("I", I, m), "inverse": inverse}
 
     def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
         m = self.order
+        I = sketch(I, self.sketch, self.per)
         outputs = shifted_differences(O, self._history(old, "O"), clock)
         inputs = shifted_differences(I, self._history(old, "I"), clock)
         G = [[inner(a, b, self.per) for b in inputs[1:]] for a in inputs[1:]]
@@ -244,7 +261,7 @@ class Projective(Estimator):
         }
 
     def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
-        dI = I.float() - state["I"].float()
+        dI = sketch(I, self.sketch, self.per).float() - state["I"].float()
         b = torch.stack([inner(dI, past, self.per) for past in self._history(state, "I")[1:]])
         c = (state["inverse"] * b).sum(1).unbind()
         moved = state["inverse"][0, 0] > 0

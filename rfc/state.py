@@ -67,6 +67,26 @@ def scalar_shape(shape: tuple[int, ...], per: Per) -> tuple[int, ...]:
     return tuple(1 if axis in reduced else length for axis, length in enumerate(shape))
 
 
+def sketch_axis(shape: tuple[int, ...], per: Per) -> int:
+    """The axis of a sketch: the longest between samples and channels (the tokens), or the channels where each token is for itself."""
+    if per == "token" or len(shape) < 3:
+        return len(shape) - 1
+    return max(range(1, len(shape) - 1), key=lambda axis: shape[axis])
+
+
+def sketch(I: Float[Tensor, "N *S D"], every: int, per: Per) -> Float[Tensor, "..."]:
+    """Every `every`-th token of I, or every `every`-th channel (`sketch_axis`): enough for inner products and ratios of norms."""
+    if every == 1:
+        return I
+    return I[(slice(None),) * sketch_axis(tuple(I.shape), per) + (slice(None, None, every),)]
+
+
+def sketch_spec(I: SlotSpec, every: int, per: Per) -> SlotSpec:
+    """What `sketch` makes of a tensor that looks like I."""
+    axis = sketch_axis(I.shape, per)
+    return I._replace(shape=tuple(-(-length // every) if i == axis else length for i, length in enumerate(I.shape)))
+
+
 def divided_differences(new: Float[Tensor, "*S"], old: list[Float[Tensor, "*S"]], clock: Clock) -> list[Float[Tensor, "*S"]]:
     """f_0 = new, f_{i+1} = (f_i - f_i,old) / gap: the recursion of TaylorSeer's code, unequal gaps included.
 

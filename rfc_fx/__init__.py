@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, get_args
 
+import torch
 from torch import nn
 
 import rfc
 from rfc.method import CachingMethod
+from rfc.storage import stored
 from rfc_fx.cond import CondModel
 from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, RFCError, SignatureError
 from rfc_fx.explain import Explanation, explain
@@ -49,6 +51,7 @@ def transform(
     decision: Decision = "batch",
     regional: bool = False,
     hoist: bool = False,
+    state_dtype: torch.dtype | None = None,
 ) -> CachedModel:
     """Return `model` with every attention and MLP behind a guard: computed in full, or estimated from its cache.
 
@@ -61,6 +64,7 @@ def transform(
 
     `hoist` (with "host"): what depends on the conditioning alone is computed once per generation, what depends on the timestep alone by a
     program of its own, for all steps at once after `model.prepare(timesteps)`.
+    `state_dtype`: the differences are kept in torch.bfloat16, float16, float8_e4m3fn or int8 (`rfc.Stored`, which can do it to O as well).
 
     Raises TypeError or ValueError for arguments of the wrong kind, CaptureError when the forward cannot be traced, NoSiteError
     when nothing in it can be cached.
@@ -85,6 +89,7 @@ def transform(
         raise ValueError('transform: hoist needs dispatch="host"; a torch.cond is one graph for every step')
     if decision == "per_sample" and dispatch == "cond":
         raise ValueError('transform: decision="per_sample" needs dispatch="host"; one torch.cond has one predicate for the batch')
+    method = stored(method, state_dtype)
     refuse(model)
     kind = CondModel if dispatch == "cond" else PerSampleModel if decision == "per_sample" else CachedModel
     cached = kind(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rfc.generation import Direction, Generation, Phase, timestep_argument, timestep_value
 from rfc.method import CachingMethod
+from rfc.storage import kept_like
 from rfc.streams import Streams, conditioning, stream_name
 from rfc_fx import show
 from rfc_fx.ahead import known
@@ -277,7 +278,8 @@ class CachedModel(nn.Module):
 
     @method.setter
     def method(self, method: CachingMethod) -> None:
-        old, new = self.options.method, method
+        old = self.options.method
+        new = kept_like(old, method)
         same = (
             new.estimator == old.estimator
             and type(new.schedule) is type(old.schedule)

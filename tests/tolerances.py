@@ -39,3 +39,6 @@ WHOLE_CALL = 8 * SAME_GRAPH
 
 INDUCTOR = 1e-4
 """Inductor fuses and reorders float32 reductions (1e-6 a step); estimates extrapolate the difference over up to nine steps."""
+
+ROUNDED_STATE = 0.05
+"""Outputs kept in bfloat16 are off by 2^-9 each; normalization and gates of random weights multiply that on its way through the blocks."""

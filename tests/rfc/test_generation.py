@@ -61,6 +61,18 @@ def test_a_timestep_that_rises_is_told_from_short_generations(timesteps: tuple[f
     assert [generation.step for generation in generations] == lengths
 
 
+def test_a_context_hears_from_another_that_the_timestep_rises() -> None:
+    direction, streams = Direction(), {"cond": [Generation()], "uncond": [Generation()]}
+    for timestep in (0.0, 0.25, 0.5, 0.75, 0.0, 0.25):
+        for generations in streams.values():
+            if direction.ends(generations[-1], timestep):
+                generations.append(generations[-1].successor(EVERY))
+            generations[-1].decide(EVERY, EVERY.numbers(), None, timestep)
+    for generations in streams.values():
+        assert [generation.step for generation in generations][-2:] == [4, 2]
+        assert generations[-2].phases[:2] == generations[-1].phases[:2]
+
+
 def test_steps_in_doubt_keep_one_clock_where_the_next_step_is_full_anyway() -> None:
     for schedule, clock in ((EVERY, (1.0, 0.0, 1.0)), (Every(interval=3, warmup=1), (1.0, 0.0, 0.0))):
         first = Generation()

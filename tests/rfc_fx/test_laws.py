@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, moved, sample
-from tolerances import SAME_GRAPH
+from tolerances import ROUNDED_STATE, SAME_GRAPH
 from torch import Tensor, nn
 
 import rfc
@@ -22,6 +22,8 @@ ESTIMATORS = {
     "rfe2": rfc.RFE(order=2),
     "rfe2-token": rfc.RFE(order=2, norm="token"),
     "projective2": rfc.Projective(order=2),
+    "rfe1-sketch-int8": rfc.Stored(estimator=rfc.RFE(order=1, sketch=4), differences=torch.int8),
+    "taylor2-float8-bfloat16": rfc.Stored(estimator=rfc.Taylor(order=2), differences=torch.float8_e4m3fn, outputs=torch.bfloat16),
 }
 STEPS = 10
 
@@ -126,7 +128,10 @@ def test_law_3_an_estimate_with_unchanged_inputs_is_the_full_output(family: str,
         first, second, third = (sample(cached(**kwargs)) for _ in range(3))
     assert cached.stats.phases == ["FULL", "FULL", "ESTIMATE"]
     assert torch.equal(first, second)
-    assert torch.equal(second, third)
+    if getattr(ESTIMATORS[estimator], "outputs", None) is None:
+        assert torch.equal(second, third)
+    else:  # the output itself is rounded, at every site
+        assert 0 < difference(third, second) <= ROUNDED_STATE
 
 
 @pytest.mark.parametrize("family", FAMILIES)

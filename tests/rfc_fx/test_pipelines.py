@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import rfc
 import rfc.eager
 import rfc_fx
+from rfc_fx.sets import MAX_SIGNATURES
 
 METHOD = rfc.RFC(tau=0.3)
 FAST = ("dit", "pixart_sigma", "sd3", "flux", "wan")
@@ -169,8 +170,6 @@ def test_a_generation_never_depends_on_an_earlier_one(build: Callable[..., pipel
 
 @pytest.mark.slow
 def test_programs_of_many_resolutions_are_bounded_and_those_that_went_come_back() -> None:
-    from rfc_fx.model import MAX_SIGNATURES
-
     pipe, model, prompt = transformed(pipelines.pixart_sigma)
     expected = run(pipe, prompt(), steps=5)
     for width in range(1, MAX_SIGNATURES + 1):

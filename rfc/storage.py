@@ -1,0 +1,116 @@
+"""In what data type a site's state is kept: the differences, and if wanted the output itself, in 16 or 8 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rfc.estimate import Coefficients, Estimator
+from rfc.method import CachingMethod, Method
+from rfc.state import Clock, SlotSpec, State, scalar_shape
+
+SCALED = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+"""Types with a scale for each token, and their largest number."""
+
+STORED = (torch.bfloat16, torch.float16, *SCALED)
+"""Types that a state can be kept in."""
+
+_SCALE = "_scale"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored(Estimator):
+    """An estimator whose state is kept in smaller types: `differences` for dO_i and dI_i, `outputs` for O; None leaves them as they are.
+
+    int8 and float8_e4m3fn carry one float32 scale per token (all but the last axis): X is kept as round(X / s), s = max |X| / 127, or as
+    float8(X / s), s = max |X| / 448. A type that is no smaller than the model's changes nothing. The input I is kept as it is: its move is
+    a small difference of large numbers; a sketch makes it smaller (`RFE.sketch`, `Projective.sketch`).
+    Raises TypeError for other types, for estimators that are none, and with `outputs` for sites that change the type.
+    """
+
+    estimator: Estimator
+    differences: torch.dtype | None = None
+    outputs: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.estimator, Estimator) or isinstance(self.estimator, Stored):
+            raise TypeError(f"Stored: estimator must be an rfc Estimator such as rfc.RFE(order=1), got {self.estimator!r}")
+        for name, dtype in (("differences", self.differences), ("outputs", self.outputs)):
+            if dtype is not None and dtype not in STORED:
+                raise TypeError(f"Stored: {name} must be None or one of {', '.join(map(str, STORED))}, got {dtype!r}")
+
+    @property
+    def orders(self) -> int:
+        return self.estimator.orders
+
+    @property
+    def needs_input(self) -> bool:
+        return self.estimator.needs_input
+
+    def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
+        if self.outputs is not None and I.dtype != O.dtype:
+            raise TypeError(f"Stored: outputs needs sites whose input and output have one type, got {I.dtype} and {O.dtype}; leave it None")
+        kept: dict[str, SlotSpec] = {}
+        for name, spec in self.estimator.slots(I, O).items():
+            dtype = self._dtype(name, spec.dtype)
+            kept[name] = spec._replace(dtype=dtype)
+            if dtype in SCALED:
+                kept[name + _SCALE] = SlotSpec(scalar_shape(spec.shape, "token"), torch.float32)
+        return kept
+
+    def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
+        fresh = self.estimator.refresh(_decoded(old), I, O, clock)
+        kept: dict[str, Tensor] = {}
+        for name, X in fresh.items():
+            dtype = self._dtype(name, O.dtype if name.startswith(("O", "dO")) else X.dtype)
+            if dtype in SCALED:
+                kept[name], kept[name + _SCALE] = scaled(X, dtype)
+            else:
+                kept[name] = X.to(dtype)
+        return kept
+
+    def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
+        return self.estimator.coefficients(_decoded(state), I, clock)
+
+    def estimate(self, state: State, I: Float[Tensor, "N *S D"], clock: Clock) -> Float[Tensor, "N *S D"]:
+        O_hat = self.estimator.estimate(_decoded(state), I, clock)
+        return O_hat if self.outputs is None else O_hat.to(I.dtype)
+
+    def _dtype(self, name: str, given: torch.dtype) -> torch.dtype:
+        wanted = self.outputs if name == "O" else self.differences if name.startswith(("dO", "dI")) else None
+        return wanted if wanted is not None and wanted.itemsize < given.itemsize else given
+
+
+def _decoded(state: State) -> dict[str, Tensor]:
+    """The state as the estimator left it, up to rounding; float32 where it was kept with a scale."""
+    return {
+        name: X.float() * state[name + _SCALE] if name + _SCALE in state else X for name, X in state.items() if not name.endswith(_SCALE)
+    }
+
+
+def scaled(X: Float[Tensor, "*S D"], dtype: torch.dtype) -> tuple[Tensor, Float[Tensor, "*S 1"]]:
+    """X in 8 bits and the scale of each token, so that X is about the first times the second; a token of zeros has scale 0."""
+    largest = SCALED[dtype]
+    wide = X.float()
+    scale = wide.abs().amax(-1, keepdim=True) / largest
+    ratio = torch.where(scale > 0, wide / scale, torch.zeros_like(wide))
+    if dtype is torch.int8:
+        ratio = ratio.round()
+    return ratio.clamp(-largest, largest).to(dtype), scale
+
+
+def stored(method: CachingMethod, differences: torch.dtype | None, outputs: torch.dtype | None = None) -> CachingMethod:
+    """Return the method with its state kept in these types (`Stored`); the method itself when both are None."""
+    if differences is None and outputs is None:
+        return method
+    return Method(estimator=Stored(estimator=method.estimator, differences=differences, outputs=outputs), schedule=method.schedule)
+
+
+def kept_like(old: CachingMethod, new: CachingMethod) -> CachingMethod:
+    """The new method with its state kept as that of the old one, unless it says itself how."""
+    if isinstance(old.estimator, Stored) and not isinstance(new.estimator, Stored):
+        return stored(new, old.estimator.differences, old.estimator.outputs)
+    return new
