@@ -57,6 +57,11 @@ class Estimator(ABC):
         """Whether a skipped step needs the site's input I."""
         return False
 
+    @property
+    def reads_all_inputs(self) -> bool:
+        """Whether a skipped step needs the whole input of every site, so that one site's estimate waits for the one before."""
+        return self.needs_input
+
     @abstractmethod
     def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
         """Return the slots of a site whose input and output look like I and O."""
@@ -143,7 +148,7 @@ class Taylor(Estimator):
 
 def taylor_coefficients(order: int, k: Tensor) -> Coefficients:
     """c_i = k^i / i! for i = 1 .. order."""
-    return [k**i / float(factorial(i)) for i in range(1, order + 1)]
+    return [k, *(k**i / float(factorial(i)) for i in range(2, order + 1))][:order]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +179,10 @@ class RFE(Estimator):
     @property
     def needs_input(self) -> bool:
         return True
+
+    @property
+    def reads_all_inputs(self) -> bool:
+        return self.sketch == 1
 
     def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
         slots = {**_history_slots("O", O, self.order), "I": sketch_spec(I, self.sketch, self.norm)}
@@ -236,6 +245,10 @@ class Projective(Estimator):
     @property
     def needs_input(self) -> bool:
         return True
+
+    @property
+    def reads_all_inputs(self) -> bool:
+        return self.sketch == 1
 
     def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
         m = self.order

@@ -50,6 +50,10 @@ class Stored(Estimator):
     def needs_input(self) -> bool:
         return self.estimator.needs_input
 
+    @property
+    def reads_all_inputs(self) -> bool:
+        return self.estimator.reads_all_inputs
+
     def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
         if self.outputs is not None and I.dtype != O.dtype:
             raise TypeError(f"Stored: outputs needs sites whose input and output have one type, got {I.dtype} and {O.dtype}; leave it None")

@@ -54,12 +54,12 @@ class Captured:
         return [placeholder for placeholder, argument in self.names.items() if argument == self.latent]
 
 
-def named_arguments(forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def named_arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return every argument by name, in the order of the signature, so that equal calls look equal however they were written."""
     try:
-        bound = inspect.signature(forward).bind(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise TypeError(f"forward: {error}; the signature is {inspect.signature(forward)}") from None
+        raise TypeError(f"forward: {error}; the signature is {signature}") from None
     named: dict[str, Any] = {}
     for name, given in bound.arguments.items():
         kind = bound.signature.parameters[name].kind
@@ -235,17 +235,25 @@ _DROPOUT = frozenset({aten.dropout.default, aten.feature_dropout.default})
 
 
 def _clean(graph: fx.Graph) -> None:
-    """Remove checks, dropout and casts that change nothing, then what nobody uses."""
+    """Remove checks, dropout, casts and factors that change nothing, then what nobody uses."""
     for node in list(graph.nodes):
         if node.target in _ASSERTIONS:
             graph.erase_node(node)
-        elif (node.target in _DROPOUT and node.args[2] is False) or (node.target in _CASTS and _changes_nothing(node)):
+        elif (node.target in _DROPOUT and node.args[2] is False) or (node.target in _CASTS and _changes_nothing(node)) or _is_by_one(node):
             source = node.args[0]
             assert isinstance(source, fx.Node)
             node.replace_all_uses_with(source)
             graph.erase_node(node)
     remove_dead(graph)
     graph.lint()
+
+
+def _is_by_one(node: fx.Node) -> bool:
+    """A multiplication or division by the number one (a rescaling that is off): exact, and a division costs more than all around it."""
+    if node.target not in (aten.div.Tensor, aten.mul.Tensor) or not isinstance(node.args[0], fx.Node) or node.kwargs:
+        return False
+    before, after = value(node.args[0]), value(node)
+    return bool(node.args[1] == 1) and isinstance(before, Tensor) and bool(before.dtype == after.dtype)
 
 
 def _changes_nothing(node: fx.Node) -> bool:

@@ -29,8 +29,9 @@ class CondModel(CachedModel):
                 raise RFCError("dispatch='cond': nothing captured yet; pass example_inputs to rfc_fx.transform or call the model once")
             compiled, state, numbers = context.compiled, context.state, self._here_numbers
             assert isinstance(compiled.lowered, Cond)
-            given = dict(zip(self._parameters_in_order, args, strict=False)) | kwargs
-            leaves = pytree.tree_leaves({name: given[name] for name in self._parameters_in_order if name in given})
+            names = tuple(self._signature.parameters)
+            given = dict(zip(names, args, strict=False)) | kwargs
+            leaves = pytree.tree_leaves({name: given[name] for name in names if name in given})
             inputs = compiled.inputs(leaves)
             outputs = compiled.lowered.step(inputs, state, state["progress"], state["log"], numbers)
             return unflatten(outputs, compiled.captured.outputs)

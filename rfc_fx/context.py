@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +12,6 @@ from torch import Tensor
 from rfc.generation import Direction, Generation
 from rfc.schedule import Schedule
 from rfc_fx.ahead import Ahead
-from rfc_fx.guard import zeros
 from rfc_fx.lower import RESTART, Cond
 from rfc_fx.program import Compiled
 from rfc_fx.specialize import Argument, Program
@@ -22,6 +23,7 @@ class Context:
 
     compiled: Compiled
     state: dict[str, Tensor]
+    pools: dict[str, Tensor]
     clock: Tensor
     generation: Generation = field(default_factory=Generation)
     fresh: bool = True
@@ -77,21 +79,33 @@ class Step:
 
     context: Context
     values: dict[Argument, Tensor]
+    call: tuple[tuple[Any, ...], dict[str, Any]]
+    """The arguments of the call, for a step that has to begin anew."""
+    pending: list[str]
+    """Phases before the decision that are still to come."""
+    program: Program | None = None
+    """The program that is due, or ran last."""
+    run: Callable[..., Any] | None = None
+    """What to call for it; None when the step is done."""
+    given: list[Tensor] = field(default_factory=list)
+    output: Any = None
     decision: Tensor | None = None
     timestep: float | None = None
     assumed: float | None = None
     """The timestep whose prepared results are used before the host has seen it."""
 
-    def arguments(self, program: Program) -> list[Tensor]:
-        return [self.values[key] for key in program.arguments]
+    def turn_to(self, program: Program) -> Step:
+        """Make this program the one that is due."""
+        self.program, self.run, self.given = program, program.run, [self.values[key] for key in program.arguments]
+        return self
 
 
 def new_context(compiled: Compiled) -> Context:
     """Empty state with fixed addresses."""
-    state = zeros(compiled.slots, compiled.device)
+    state, pools = compiled.lowered.layout.allocate(compiled.device)
     with torch.inference_mode(False):
         clock = torch.zeros(3, device=compiled.device)
-    for tensor in (*state.values(), clock):
+    for tensor in (*state.values(), *pools.values(), clock):
         torch._dynamo.mark_static_address(tensor)
     kind = CondContext if isinstance(compiled.lowered, Cond) else Context
-    return kind(compiled, state, clock)
+    return kind(compiled, state, pools, clock)

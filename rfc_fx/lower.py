@@ -12,8 +12,9 @@ from torch import Tensor, fx
 
 from rfc.schedule import Numbers
 from rfc.state import Clock, SlotSpec
-from rfc_fx.guard import Guarded
+from rfc_fx.guard import SCHEDULE, Guarded
 from rfc_fx.hoist import Hoisted, hoist
+from rfc_fx.layout import Layout
 from rfc_fx.repeat import share_repeats
 from rfc_fx.specialize import Argument, Program, ahead, prefix, prefix_nodes, specialize
 from rfc_fx.verify import verify_programs
@@ -27,6 +28,7 @@ class Host:
     """PREFIX (where data decides), FULL and ESTIMATE; FULL writes the state in place."""
 
     programs: dict[str, Program]
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Cond:
     """One step for both phases: decision and state in the graph, one torch.cond around the net."""
 
     programs: dict[str, Program]
+    layout: Layout
     step: Callable[[Sequence[Tensor], dict[str, Tensor], Tensor, Tensor, Numbers], tuple[Tensor, ...]]
     """(inputs, state, progress, log, numbers) -> flat outputs; writes state, progress and log."""
 
@@ -41,11 +44,15 @@ class Cond:
 def lower_host(guarded: Guarded, timestep: str | None, *, regional: bool = False, hoists: bool = False) -> Host:
     """Make the programs for one host decision per step.
 
-    `regional`: their repeated blocks are calls of one region. `hoists`: INVARIANT and TIMESTEP do ahead what needs no latent.
+    Where an estimated step is one pass over the state, slots that look alike lie in one pool. `regional`: repeated blocks are calls of
+    one region. `hoists`: INVARIANT and TIMESTEP do ahead what needs no latent.
     """
     hoisted = hoist(guarded, timestep, prefix_nodes(guarded)) if hoists else None
     outside = set() if hoisted is None else hoisted.nodes
-    full, estimate = (specialize(guarded, phase, hoisted=outside) for phase in ("FULL", "ESTIMATE"))
+    one_pass = not regional and not guarded.method.estimator.reads_all_inputs
+    alone = {slot for slot in guarded.slots if slot.startswith(f"{SCHEDULE}.")}
+    layout = Layout.pooled(guarded.slots, alone) if one_pass else Layout(guarded.slots)
+    full, estimate = (specialize(guarded, phase, hoisted=outside, layout=layout) for phase in ("FULL", "ESTIMATE"))
     programs = _with_prefix(guarded, full, estimate, timestep, outside)
     if hoisted is not None:
         programs = _ahead(guarded, hoisted, programs) | programs
@@ -53,7 +60,7 @@ def lower_host(guarded: Guarded, timestep: str | None, *, regional: bool = False
     if regional:
         captured = guarded.outlined.captured
         programs = {phase: replace(program, regional=share_repeats(program, captured)) for phase, program in programs.items()}
-    return Host(programs)
+    return Host(programs, layout)
 
 
 def _carried(programs: Iterable[Program]) -> dict[str, None]:
@@ -155,7 +162,7 @@ def lower_cond(guarded: Guarded, timestep: str | None) -> Cond:
         return tuple(results[:outputs])
 
     step.__code__ = step.__code__.replace()  # its own code object: torch.compile counts recompiles per code object
-    return Cond(programs, step)
+    return Cond(programs, Layout(guarded.slots | progress_slots()), step)
 
 
 def unflatten(outputs: Sequence[Tensor], spec: pytree.TreeSpec) -> object:

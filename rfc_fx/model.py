@@ -25,6 +25,7 @@ from rfc_fx.ahead import known
 from rfc_fx.capture import named_arguments
 from rfc_fx.context import Context, Step, new_context
 from rfc_fx.errors import RFCError
+from rfc_fx.frames import between_programs
 from rfc_fx.guard import Guarded
 from rfc_fx.lower import unflatten
 from rfc_fx.program import Compiled, Options, Plan, build, signature
@@ -64,7 +65,7 @@ class CachedModel(nn.Module):
         self._may_have_changed = False
         self._prepared: Context | None = None
         self._here_numbers: dict[str, Tensor] = {}
-        self._parameters_in_order = tuple(inspect.signature(model.forward).parameters)
+        self._signature = inspect.signature(model.forward)
         self._timestep = timestep_argument(model.forward)
         if self._timestep is None:
             log.warning("%s: no timestep argument found; call reset() before every generation", type(model).__name__)
@@ -72,7 +73,7 @@ class CachedModel(nn.Module):
 
     # ---- the call ----------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable(recursive=False)
+    @between_programs
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step: the same call and the same result type as the model's.
 
@@ -81,17 +82,12 @@ class CachedModel(nn.Module):
         with torch.no_grad():
             step = self._begin(args, kwargs)
             try:
-                for phase in (*AHEAD, "PREFIX"):
-                    if (first := self._due(step, phase)) is not None:
-                        self._share(step, first, first.run(*step.arguments(first)))
-                program = self._decide(step)
-                if program is None:
-                    return CachedModel.forward(self, *args, **kwargs)
-                outputs = program.run(*step.arguments(program))
+                while step.run is not None:
+                    step = self._advance(step, step.run(*step.given))
             except BaseException:
                 step.context.end()  # the step counted, but some of its sites may not be refreshed
                 raise
-            return self._finish(step, outputs)
+            return step.output
 
     @torch.compiler.disable
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
@@ -103,23 +99,42 @@ class CachedModel(nn.Module):
             ("input", name): t for name, t in zip(compiled.captured.names, compiled.inputs(leaves), strict=True)
         }
         values |= {("state", slot): tensor for slot, tensor in context.state.items()}
-        step = Step(context, values)
+        values |= {("pool", name): tensor for name, tensor in context.pools.items()}
+        step = Step(context, values, (args, kwargs), [*AHEAD, "PREFIX"])
         if context.fresh:
             context.begin()
         if "PREFIX" not in compiled.programs and compiled.timestep is not None:
             step.timestep = timestep_value(values["input", compiled.timestep])
         if self._restart_if_noise_grew(step) and self._forget_if_changed():
-            step = self._begin(args, kwargs)
+            again: Step = self._begin(args, kwargs)
+            return again
         self._set_clock(step)
-        return step
+        return self._next(step)
 
     @torch.compiler.disable
+    def _advance(self, step: Step, results: Any) -> Step:
+        """Take what a program returned, and turn to the next; the step that comes back may be a new one."""
+        assert step.program is not None
+        if step.program.phase in ("FULL", "ESTIMATE"):
+            step.output, step.run = unflatten(results, step.context.compiled.captured.outputs), None
+            return step
+        self._share(step, step.program, results)
+        return self._next(step)
+
+    def _next(self, step: Step) -> Step:
+        """The step with the program that is due; a new step where this one has to begin anew."""
+        while step.pending:
+            if (program := self._due(step, step.pending.pop(0))) is not None:
+                return step.turn_to(program)
+        chosen = self._decide(step)
+        again: Step = self._begin(*step.call) if chosen is None else step.turn_to(chosen)
+        return again
+
     def _due(self, step: Step, phase: str) -> Program | None:
         """The program of that phase, unless there is none or its results are known."""
         program = step.context.compiled.programs.get(phase)
         return None if program is None or (phase in AHEAD and known(step, phase, self._timesteps)) else program
 
-    @torch.compiler.disable
     def _share(self, step: Step, program: Program, results: Any) -> None:
         names = [name.removeprefix("carry:") for name in program.results]
         if program.phase == "INVARIANT":
@@ -131,7 +146,6 @@ class CachedModel(nn.Module):
             else:
                 step.values["carry", name] = tensor
 
-    @torch.compiler.disable
     def _decide(self, step: Step) -> Program | None:
         """The one decision of a step; PREFIX's error and the timestep come to the host in one transfer.
 
@@ -157,10 +171,6 @@ class CachedModel(nn.Module):
         schedule = self.options.method.schedule
         phase: Phase = context.generation.decide(schedule, self._numbers_on(torch.device("cpu")), eps, step.timestep)
         return context.compiled.programs[phase]
-
-    @torch.compiler.disable
-    def _finish(self, step: Step, outputs: Any) -> Any:
-        return unflatten(outputs, step.context.compiled.captured.outputs)
 
     def _restart_if_noise_grew(self, step: Step) -> bool:
         context = step.context
@@ -197,7 +207,7 @@ class CachedModel(nn.Module):
         """The state set and the flat arguments of a call."""
         if self.model.training:
             raise RFCError(f"{type(self.model).__name__} is in training mode; call .eval() first: dropout is not part of a cached step")
-        arguments = named_arguments(self.model.forward, args, kwargs)
+        arguments = named_arguments(self._signature, args, kwargs)
         compiled, key, leaves = self._lookup(arguments)
         name = getattr(self._here, "name", None)
         named = self._stream(key, compiled, arguments) if name is None else self._own(name)

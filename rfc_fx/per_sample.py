@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rfc_fx.capture import latent_argument, named_arguments
 from rfc_fx.errors import SignatureError
+from rfc_fx.frames import between_programs
 from rfc_fx.model import CachedModel
 from rfc_fx.program import Options, Plan, signature
 from rfc_fx.structure import refuse
@@ -27,7 +28,7 @@ class PerSampleModel(CachedModel):
         super().__init__(model, options)
         self._wholes: dict[Any, Whole] = {}
 
-    @torch.compiler.disable(recursive=False)
+    @between_programs
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step of every sample; see `CachedModel.forward`."""
         whole, samples = self._samples(args, kwargs)
@@ -48,7 +49,7 @@ class PerSampleModel(CachedModel):
         """The samples of a call, and how their results go together."""
         if self._may_have_changed:
             self._forget_if_changed()
-        arguments = named_arguments(self.model.forward, args, kwargs)
+        arguments = named_arguments(self._signature, args, kwargs)
         count = batch_size(arguments, type(self.model).__name__)
         shape, _ = signature(arguments, self.model)
         if (found := self._wholes.get(shape)) is None:

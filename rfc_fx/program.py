@@ -18,7 +18,7 @@ from rfc.state import SlotSpec
 from rfc_fx.capture import Captured, capture
 from rfc_fx.errors import SignatureError
 from rfc_fx.guard import Guarded, guard
-from rfc_fx.lower import Cond, Host, lower_cond, lower_host, progress_slots
+from rfc_fx.lower import Cond, Host, lower_cond, lower_host
 from rfc_fx.ops import flops, value
 from rfc_fx.outline import outline
 from rfc_fx.sites import Found, Granularity, find_sites, watched
@@ -91,7 +91,6 @@ class Compiled:
     lowered: Host | Cond
     timestep: str | None
     """Placeholder that carries the timestep, None when the model has no such argument."""
-    slots: dict[str, SlotSpec]
     plan: Plan
     device: torch.device
     seconds: float
@@ -126,10 +125,10 @@ def build(model: nn.Module, arguments: Mapping[str, Any], options: Options, time
         if options.dispatch == "host"
         else lower_cond(guarded, named)
     )
-    slots = guarded.slots | (progress_slots() if options.dispatch == "cond" else {})
+    slots = lowered.layout.slots
     device = guarded.watched.I.meta["val"].device
     compiled = Compiled(
-        captured, found, guarded, lowered, named, slots, _plan(guarded, lowered.programs, slots), device, time.perf_counter() - start
+        captured, found, guarded, lowered, named, _plan(guarded, lowered.programs, slots), device, time.perf_counter() - start
     )
     log.info(
         "%s: %d sites, %d rejected, %.1f MiB of state per context, ESTIMATE %.1f %% of FULL's FLOPs, captured in %.1f s",
@@ -143,7 +142,7 @@ def build(model: nn.Module, arguments: Mapping[str, Any], options: Options, time
     return compiled
 
 
-def _plan(guarded: Guarded, programs: dict[str, Program], slots: dict[str, SlotSpec]) -> Plan:
+def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, SlotSpec]) -> Plan:
     rows = [SlotRow(name, spec.shape, spec.dtype, prod(spec.shape) * spec.dtype.itemsize) for name, spec in slots.items()]
     cost = {phase: flops(program.graph.nodes) for phase, program in programs.items()}
     shared = cost.get("PREFIX", 0) + cost.get("TIMESTEP", 0)

@@ -16,12 +16,14 @@ from rfc.generation import Phase
 from rfc.state import Clock, SlotSpec
 from rfc_fx.capture import remove_dead
 from rfc_fx.guard import SCHEDULE, Guarded, select, spec_of
+from rfc_fx.layout import Layout
 from rfc_fx.ops import aten, is_view, value
 from rfc_fx.outline import graph_module
+from rfc_fx.sketch import push_slices
 
-Kind = Literal["input", "carry", "state", "clock"]
+Kind = Literal["input", "carry", "state", "pool", "clock"]
 Argument = tuple[Kind, str]
-"""What a program reads: a tensor argument of the model, a result of a program before it, a slot of the state, or the clock."""
+"""What a program reads: a tensor argument of the model, a result of a program before it, a slot of the state, a pool of them, the clock."""
 
 CLOCK: Argument = ("clock", "clock")
 
@@ -65,11 +67,12 @@ class Program:
     def read(self) -> list[str]:
         """Slots the program reads."""
         pairs = zip(self._placeholders(), self.arguments, strict=True)
-        return [
+        alone = [
             name
             for node, (kind, name) in pairs
             if kind == "state" and any(u.target is not aten.copy_.default or u.args[1] is node for u in node.users)
         ]
+        return alone + [str(node.meta["in_pool"]) for node in self.graph.nodes if "in_pool" in node.meta]
 
     def _placeholders(self) -> list[fx.Node]:
         return [node for node in self.graph.nodes if node.op == "placeholder"]
@@ -78,14 +81,16 @@ class Program:
 class _Builder:
     """A program under construction: arguments appear as they are first asked for."""
 
-    def __init__(self, guarded: Guarded, phase: str, done: set[fx.Node]) -> None:
+    def __init__(self, guarded: Guarded, phase: str, done: set[fx.Node], layout: Layout | None = None) -> None:
         self.guarded, self.phase, self.done = guarded, phase, done
+        self.layout = Layout({}) if layout is None else layout
         self.graph = fx.Graph()
         self.anchor = self.graph.create_node("placeholder", "end_of_arguments")
         self.arguments: dict[Argument, fx.Node] = {}
         self.env: dict[fx.Node, Any] = {}
         self.traces: dict[Any, fx.GraphModule] = {}
         self._clock: list[fx.Node] = []
+        self._rows: dict[str, fx.Node] = {}
 
     def argument(self, kind: Kind, name: str, spec: SlotSpec | None = None, meta: dict[str, Any] | None = None) -> fx.Node:
         """The placeholder of an argument, made at its first use."""
@@ -98,14 +103,25 @@ class _Builder:
 
     def state(self, owner: str) -> dict[str, fx.Node]:
         """The slots of one owner."""
-        names = self.guarded.site_slots(owner)
-        return {name: self.argument("state", f"{owner}.{name}", self.guarded.slots[f"{owner}.{name}"]) for name in names}
+        return {name: self._slot(f"{owner}.{name}") for name in self.guarded.site_slots(owner)}
+
+    def _slot(self, name: str) -> fx.Node:
+        spec = self.guarded.slots[name]
+        if name not in self.layout.places:
+            return self.argument("state", name, spec)
+        if name not in self._rows:
+            pool, row = self.layout.places[name]
+            self._rows[name] = self.graph.call_function(aten.select.int, (self.argument("pool", pool.name, pool.spec), -2, row))
+            self._rows[name].meta = {"slot": spec, "in_pool": name}
+        return self._rows[name]
 
     def clock(self) -> list[fx.Node]:
         """k, N and n as 0-d tensors."""
         if not self._clock:
             packed = self.argument(*CLOCK)
             self._clock = [self.graph.call_function(aten.select.int, (packed, 0, i)) for i in range(3)]
+            for node in self._clock:
+                node.meta = {"slot": _CLOCK_SPECS[0]}
         return self._clock
 
     def get(self, node: fx.Node) -> fx.Node:
@@ -116,10 +132,17 @@ class _Builder:
             elif node.op == "get_attr" or (node in self.done and is_view(node)):
                 self.env[node] = self.graph.node_copy(node, self.get)
             elif node in self.done:
-                self.env[node] = self.argument("carry", node.name, meta=node.meta)
+                self.env[node] = self.argument("carry", node.name, meta={**node.meta, "val": value(node).contiguous()})
             else:
                 self.env[node] = self.graph.node_copy(node, self.get)
+                if node.target is aten.view.default and not value(node.all_input_nodes[0]).is_contiguous():
+                    self.env[node].target = aten.reshape.default  # what is carried is contiguous: the view was legal for what it was
         return self.env[node]  # type: ignore[no-any-return]
+
+    def carried(self, node: fx.Node) -> fx.Node:
+        """A result for the programs that follow, contiguous: what walks over tokens must not walk over another layout."""
+        made = self.get(node)
+        return made if value(node).is_contiguous() else self.graph.call_function(aten.contiguous.default, (made,))
 
     def like(self, result: fx.Node, traced: fx.Node) -> fx.Node:
         """The result with the strides of what was traced: views after it were chosen for those."""
@@ -155,6 +178,7 @@ class _Builder:
             elif node.op == "get_attr":
                 constant = getattr(traced, str(node.target))
                 inner[node] = self.graph.call_function(aten.full.default, ([], constant.item()), {"dtype": constant.dtype})
+                inner[node].meta = {"slot": SlotSpec((), constant.dtype)}
             else:
                 inner[node] = self.graph.node_copy(node, lambda n: inner[n])
         raise AssertionError("a traced function has an output")
@@ -163,6 +187,8 @@ class _Builder:
         """Close the graph, drop what is unused and make it executable."""
         self.graph.output(tuple(outputs))
         self.graph.erase_node(self.anchor)
+        if self.phase == "ESTIMATE":
+            push_slices(self.graph)
         remove_dead(self.graph)
         unused = [key for key, node in self.arguments.items() if not node.users]
         for key in unused:
@@ -197,13 +223,14 @@ def specialize(
     *,
     writes: Literal["in_place", "returned"] = "in_place",
     hoisted: AbstractSet[fx.Node] = frozenset(),
+    layout: Layout | None = None,
 ) -> Program:
-    """Return the program of one phase. `hoisted`: nodes that are computed before the step.
+    """Return the program of one phase. `hoisted`: nodes that are computed before the step; `layout`: the pools that ESTIMATE reads.
 
     FULL computes every site and refreshes its state: in place as soon as a site's output is there, or returned after the
     outputs, in the order of `guarded.slots`. ESTIMATE reads state and writes nothing.
     """
-    build = _Builder(guarded, phase, prefix_nodes(guarded) | hoisted)
+    build = _Builder(guarded, phase, prefix_nodes(guarded) | hoisted, layout if phase == "ESTIMATE" else None)
     by_name = {site.name: site for site in guarded.sites}
     new: dict[str, fx.Node] = {}
     estimator, forecaster = guarded.method.estimator, guarded.method.schedule.forecaster
@@ -273,7 +300,7 @@ def specialize(
 def ahead(guarded: Guarded, phase: str, nodes: Sequence[fx.Node], done: AbstractSet[fx.Node] = frozenset()) -> Program:
     """The program that computes hoisted nodes; `done`: those computed by a program before it."""
     build = _Builder(guarded, phase, set(done))
-    return build.finish([build.get(node) for node in nodes], [f"carry:{node.name}" for node in nodes])
+    return build.finish([build.carried(node) for node in nodes], [f"carry:{node.name}" for node in nodes])
 
 
 def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None, hoisted: AbstractSet[fx.Node] = frozenset()) -> Program | None:
@@ -304,7 +331,7 @@ def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None, hoist
         noise = build.graph.call_function(aten.to.dtype, (noise, torch.float32))
         decision = build.graph.call_function(aten.cat.default, ([decision, noise],))
     names = list(carries)
-    return build.finish([decision, *(build.get(by_name[name]) for name in names)], ["decision", *(f"carry:{n}" for n in names)])
+    return build.finish([decision, *(build.carried(by_name[name]) for name in names)], ["decision", *(f"carry:{n}" for n in names)])
 
 
 _CLOCK_SPECS = [SlotSpec((), torch.float32)] * 3

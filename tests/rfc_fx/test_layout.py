@@ -1,0 +1,131 @@
+"""State in pools, slices moved to where they save work, and a step that torch.compile does not look at again."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, moved
+from torch import fx
+
+import rfc
+import rfc_fx
+from rfc.state import SlotSpec
+from rfc_fx.layout import Layout
+from rfc_fx.ops import aten, shape
+from rfc_fx.sketch import push_slices
+
+SKETCHED = rfc.RFE(order=1, sketch=4)
+TYPES = (torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn)
+
+
+def method(estimator: rfc.Estimator) -> rfc.Method:
+    return rfc.Method(estimator=estimator, schedule=rfc.RCS(tau=float("inf"), warmup=3))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_slots_that_look_alike_lie_row_beside_row_and_never_overlap(dtype: torch.dtype) -> None:
+    alike, other = SlotSpec((2, 3, 4), dtype), SlotSpec((2, 3, 1), torch.float32)
+    slots = {
+        "a.O": alike,
+        "a.dO1": alike,
+        "b.O": alike,
+        "b.dO1": alike,
+        "a.s": other,
+        "b.s": other,
+        "alone": alike,
+        "single": SlotSpec((), dtype),
+    }
+    tensors, pools = Layout.pooled(slots, {"alone"}).allocate(torch.device("cpu"))
+    assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == {name: tuple(spec) for name, spec in slots.items()}
+    assert {name: tuple(pool.shape) for name, pool in pools.items()} == {"pool_0": (2, 3, 4, 4), "pool_1": (2, 3, 2, 1)}
+    for number, name in enumerate(("a.O", "a.dO1", "b.O", "b.dO1")):
+        tensors[name].fill_(number + 1)
+    assert pools["pool_0"].float()[1, 2, :, 0].tolist() == [1, 2, 3, 4]
+    assert not tensors["alone"].float().any()
+    storages = [t.untyped_storage()._cdata for t in (*tensors.values(), *pools.values())]
+    assert len(set(storages)) == len(storages)  # what a compiler takes for one storage, it takes for overlapping
+
+
+@pytest.mark.parametrize("family", ["dit", "flux", "wan"])
+def test_an_estimated_step_is_handed_pools_where_it_is_one_pass_over_the_state(family: str) -> None:
+    model, kwargs = FAMILIES[family]()
+    for estimator, pooled in ((rfc.Taylor(order=2), True), (SKETCHED, True), (rfc.RFE(order=1), False)):
+        cached = rfc_fx.transform(model, moved(kwargs, 0), method=method(estimator))
+        kinds = Counter(kind for kind, _ in cached.programs["ESTIMATE"].arguments)
+        slots = [slot for slot in cached.compiled.guarded.slots if not slot.startswith("schedule.")]
+        assert (kinds["pool"] > 0) is pooled
+        assert (kinds["state"] == 0) is pooled
+        assert not pooled or kinds["pool"] <= len(slots) / 3
+        assert {*cached.programs["ESTIMATE"].read()} == {*slots}
+        assert cached.programs["FULL"].written().count(slots[0]) == 1
+
+
+def test_a_sketched_estimate_normalizes_the_tokens_of_the_sketch_alone() -> None:
+    model, kwargs = FAMILIES["dit"]()
+    norms = {}
+    for name, estimator in (("whole", rfc.RFE(order=1)), ("sketched", SKETCHED)):
+        cached = rfc_fx.transform(model, moved(kwargs, 0), method=method(estimator))
+        graph = cached.programs["ESTIMATE"].graph
+        norms[name] = Counter(shape(node)[1] for node in graph.nodes if node.target is aten.layer_norm.default)
+    assert norms["whole"] == {16: 4}  # three sites behind the first, whose input PREFIX has, and the head
+    assert norms["sketched"] == {4: 3, 16: 1}
+
+
+def graph_of(function: Any, *shapes: tuple[int, ...]) -> fx.Graph:
+    return torch.export.export(function, tuple(torch.randn(s) for s in shapes), strict=False).graph
+
+
+class Chain(torch.nn.Module):
+    def forward(self, x: torch.Tensor, gate: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = x + gate * torch.nn.functional.layer_norm(y, (8,))
+        turned = x.transpose(1, 2).relu()  # a transposition stands in the way
+        return x[:, ::3].exp(), x[:, ::2] - y[:, ::2], turned[:, ::2], x
+
+
+def test_slices_move_up_to_where_something_stands_in_the_way_and_change_no_value() -> None:
+    inputs = [torch.randn(2, 12, 8), torch.randn(2, 1, 8), torch.randn(2, 12, 8)]
+    exported = torch.export.export(Chain(), tuple(inputs), strict=False)
+    module = exported.module()
+    expected = module(*inputs)
+    push_slices(module.graph)
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+    for got, wanted in zip(module(*inputs), expected, strict=True):
+        assert torch.equal(got, wanted)
+    slices = [node for node in module.graph.nodes if node.target is aten.slice.Tensor]
+    assert {str(node.args[0]) for node in slices} == {"x", "y", "transpose"}
+    assert sorted(shape(node)[1] for node in module.graph.nodes if node.target is aten.layer_norm.default) == [4, 6, 12]
+
+
+def test_a_slice_with_bounds_stays_where_it_is() -> None:
+    class Bounded(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.exp()[:, 1:9:2]
+
+    graph = graph_of(Bounded(), (2, 12, 8))
+    before = str(graph)
+    push_slices(graph)
+    assert str(graph) == before
+
+
+def test_between_the_programs_torch_compile_decides_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, kwargs = FAMILIES["dit"]()
+    cached = rfc_fx.transform(model, method=method(rfc.RFE(order=1)))
+    step = torch.compile(cached, fullgraph=True, backend="eager")
+    looked: list[str] = []
+    original = torch._dynamo.trace_rules.check
+
+    def check(item: Any, is_inlined_call: bool = False, frame: Any = None) -> bool:
+        if frame is not None:
+            looked.append(item.co_qualname)
+        return original(item, is_inlined_call, frame)
+
+    monkeypatch.setattr(torch._dynamo.trace_rules, "check", check)
+    for i in range(8):
+        if i == 5:
+            looked.clear()
+        step(**moved(kwargs, i, 8))
+    assert cached.stats.phases[4:] == ["ESTIMATE"] * 4
+    assert looked == []
