@@ -13,6 +13,7 @@ from typing import get_args
 
 import typer
 
+from benchmarks.readme import between_marks
 from rfc_fx.record import versions
 from rfc_fx.sites import Granularity
 
@@ -103,16 +104,9 @@ def _counted(reasons: Iterable[str]) -> list[str]:
     return [f"{count} x {reason}" for reason, count in counts.items()]
 
 
-MARKS = ("<!-- coverage: begin -->\n", "<!-- coverage: end -->\n")
-
-
 def in_readme(text: str, rows: list[Row]) -> str:
     """README with the table between its marks."""
-    before, _, rest = text.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not end:
-        raise typer.BadParameter(f"no marks {MARKS[0].strip()} and {MARKS[1].strip()} in the README")
-    return f"{before}{MARKS[0]}{markdown(rows)}{MARKS[1]}{after}"
+    return between_marks(text, "coverage", markdown(rows))
 
 
 def read(out: Path, *, same_versions: bool = False) -> list[Row]:

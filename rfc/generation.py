@@ -35,7 +35,7 @@ class Direction:
         Two generations in a row that never left one timestep, each ended by a move against the direction, were none: the timestep
         goes the other way, and the second takes the first in as its beginning. Other contexts hear of it at their next step.
         """
-        if generation.before is not None and generation.before.continues(generation.timestep, self):
+        if generation.before is not None and generation.step and generation.before.continues(generation.timestep, self):
             generation.absorb()
         if generation.continues(timestep, self):
             return False

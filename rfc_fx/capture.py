@@ -88,7 +88,7 @@ def capture(model: nn.Module, arguments: Mapping[str, Any]) -> Captured:
 
     Raises CaptureError with the model's file and line when the forward cannot be traced or writes to its own buffers.
     """
-    kwargs = dict(arguments)
+    kwargs = _each_its_own(arguments)
     if not any(leaf.is_meta for leaf in pytree.tree_leaves(kwargs) if isinstance(leaf, Tensor)):
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -101,6 +101,20 @@ def capture(model: nn.Module, arguments: Mapping[str, Any]) -> Captured:
         captured = _with_values(model, kwargs, error)
     _clean(captured.graph)
     return captured
+
+
+def _each_its_own(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with a copy of each tensor that is passed twice: torch.export would read one for both, in later calls too."""
+    seen: set[int] = set()
+
+    def own(tensor: Tensor) -> Tensor:
+        if id(tensor) in seen:
+            return tensor.clone()
+        seen.add(id(tensor))
+        return tensor
+
+    given: dict[str, Any] = pytree.tree_map_only(Tensor, own, dict(arguments))
+    return given
 
 
 def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:

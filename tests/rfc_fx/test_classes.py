@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import latency
 from benchmarks.coverage import all_specs, check
 from benchmarks.coverage_rows import in_readme, read
 
@@ -55,12 +56,13 @@ def test_a_forward_that_no_program_can_take_over_is_refused_with_what_stands_in_
     assert all(part in error for part in said)
 
 
-def test_the_table_of_the_readme_is_that_of_the_last_run() -> None:
+def test_the_tables_of_the_readme_are_those_of_the_last_runs() -> None:
     root = Path(__file__).parents[2]
     rows = read(root / "benchmarks" / "results" / "coverage")
     text = (root / "README.md").read_text()
     assert in_readme(text, rows) == text
     assert [row.name for row in rows] == list(all_specs())
+    assert latency.in_readme(text, root / "benchmarks" / "results" / "latency") == text
 
 
 def test_the_package_names_no_class() -> None:

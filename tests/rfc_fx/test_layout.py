@@ -1,5 +1,6 @@
 """State in pools, slices moved to where they save work, and a step that torch.compile does not look at again."""
 
+import logging
 from collections import Counter
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from families import FAMILIES, moved
 from torch import fx
+from torch._inductor import compile_fx, metrics
+from torch._inductor.utils import fresh_cache
 
 import rfc
 import rfc_fx
@@ -129,3 +132,52 @@ def test_between_the_programs_torch_compile_decides_nothing_anew(monkeypatch: py
         step(**moved(kwargs, i, 8))
     assert cached.stats.phases[4:] == ["ESTIMATE"] * 4
     assert looked == []
+
+
+def estimate_bytes(layers: int) -> tuple[int, int]:
+    """(bytes that Inductor counts for the kernels of an estimated step, bytes of state)."""
+    model, kwargs = FAMILIES["dit"](layers)
+    cached = rfc_fx.transform(model, method=rfc.Method(estimator=rfc.Taylor(order=1), schedule=rfc.Listed(steps=[0, 1])), hoist=True)
+    run = cached.trace(**kwargs)
+    program = cached.programs["ESTIMATE"].run
+    given: list[Any] = []
+    hook = program.register_forward_pre_hook(lambda _, arguments: given.extend(arguments))
+    for i in range(3):
+        cached(**moved(kwargs, i))
+    hook.remove()
+    torch._dynamo.reset()
+    metrics.reset()
+    with torch.no_grad(), fresh_cache():  # what comes from a cache is not counted
+        torch.compile(program, fullgraph=True)(*given)
+    return metrics.num_bytes_accessed, run.state_bytes
+
+
+@pytest.mark.compile
+def test_an_estimated_step_reads_each_state_tensor_once_and_writes_nothing_for_a_site() -> None:
+    """Each further block costs its state and its modulation (six rows of 16 channels per sample): no copy, no pass over the stream."""
+    before = compile_fx.inductor_metrics_log.level
+    compile_fx.inductor_metrics_log.setLevel(logging.INFO)  # Inductor counts where it would log the count
+    try:
+        few, many = estimate_bytes(2), estimate_bytes(4)
+    finally:
+        compile_fx.inductor_metrics_log.setLevel(before)
+    state = many[1] - few[1]
+    modulation = 2 * (2 * 6 * 16 * 4)
+    assert state <= many[0] - few[0] <= state + 2 * modulation
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=str)
+def test_state_dtype_makes_the_state_smaller_as_the_plan_says_and_another_threshold_keeps_it(dtype: torch.dtype) -> None:
+    model, kwargs = FAMILIES["dit"]()
+    plain, small = (rfc_fx.transform(model, kwargs, method=rfc.RFC(tau=0.3), state_dtype=kept) for kept in (None, dtype))
+    sizes = [{row.name: row.bytes for row in cached.plan().slots} for cached in (plain, small)]
+    for name, size in sizes[0].items():
+        smaller = name.endswith(".dO1") and not name.startswith("schedule.")
+        assert sizes[1][name] == (size * dtype.itemsize // 4 if smaller else size)
+    small.method = rfc.RFC(tau=float("inf"))
+    with torch.no_grad():
+        for i in range(5):
+            small(**moved(kwargs, i))
+    assert small.stats.phases == ["FULL"] * 3 + ["ESTIMATE"] * 2
+    with pytest.raises(TypeError, match="differences must be None or one of torch"):
+        rfc_fx.transform(model, state_dtype=torch.float64)

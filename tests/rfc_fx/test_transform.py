@@ -307,3 +307,26 @@ def test_an_uncompiled_call_that_fails_leaves_no_half_written_generation() -> No
         cached(**{**kwargs, "hidden_states": torch.randn(2, 4, 8, 7)})
     assert torch.equal(generation(cached, kwargs), expected)
     assert torch.equal(generation(model, kwargs, 2), generation(rfc_fx.transform(model, method=rfc.FullCompute()), kwargs, 2))
+
+
+class TwoTimes(nn.Module):
+    """Two arguments that a pipeline may pass as one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        x = hidden_states * timestep.reshape(-1, 1, 1) + sigma.reshape(-1, 1, 1)
+        for block in self.blocks:
+            x = x + block(nn.functional.layer_norm(x, (8,)))
+        return x
+
+
+@torch.no_grad()
+def test_one_tensor_passed_for_two_arguments_is_two_arguments_in_later_calls() -> None:
+    model, x, t = TwoTimes().eval(), torch.randn(2, 4, 8), torch.tensor([0.5, 0.5])
+    cached = rfc_fx.transform(model, {"hidden_states": x, "timestep": t, "sigma": t}, method=rfc.RFC(tau=0.0))
+    for timestep, sigma in ((t, t), (t, t - 0.25), (t - 0.25, t)):
+        assert torch.equal(cached(x, timestep, sigma), model(x, timestep, sigma))
+    assert len(cached._sets) == 1
