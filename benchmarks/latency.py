@@ -85,7 +85,7 @@ def schedule(steps: int, nfc: int) -> rfc.RCS:
     raise typer.BadParameter(f"no equal gaps give {nfc} full steps of {steps}")
 
 
-def variants(model: Any, names: list[str], plan: rfc.RCS, calls: Calls) -> list[Variant]:
+def variants(model: Any, names: list[str], plan: rfc.RCS, calls: Calls, *, per_sample: bool = False) -> list[Variant]:
     """Full computation, and for each estimator the eager twin (where its state is the paper's) and the compiled graph, hoisted and not."""
     made = [Variant("full, eager", model), Variant("full, compiled", torch.compile(model, fullgraph=True))]
     timesteps = torch.stack([call["timestep"].flatten()[0] for call in calls])
@@ -99,6 +99,9 @@ def variants(model: Any, names: list[str], plan: rfc.RCS, calls: Calls) -> list[
         hoisted = rfc_fx.transform(model, method=method, hoist=True)
         hoisted.prepare(timesteps)
         made.append(Variant(f"{name}, hoisted, compiled", torch.compile(hoisted, fullgraph=True), hoisted))
+        if per_sample:
+            alone = rfc_fx.transform(model, method=method, decision="per_sample")
+            made.append(Variant(f"{name}, per sample, compiled", torch.compile(alone, fullgraph=True), alone))
     return made
 
 
@@ -135,8 +138,9 @@ def record(made: list[Variant], steps: int, nfc: int) -> dict[str, Any]:
 
 def markdown(rows: dict[str, Any], settings: dict[str, Any]) -> str:
     """The rows as a table."""
+    samples = "1 sample" if settings["samples"] == 1 else f"{settings['samples']} samples"
     lines = [
-        f"{settings['what']}; {settings['samples']} samples with guidance, {settings['nfc']} of {settings['steps']} steps full, "
+        f"{settings['what']}; {samples} with guidance, {settings['nfc']} of {settings['steps']} steps full, "
         f"{settings['device']} ({settings['threads']} threads), {settings['dtype']}, torch {settings['versions']['torch']}, "
         f"{settings['rounds']} interleaved generations each",
         "",
@@ -171,6 +175,7 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     out: Annotated[Path, typer.Option(help="folder for MODEL-SAMPLES.json and .md")] = Path("out/latency"),
+    per_sample: Annotated[bool, typer.Option("--per-sample", help="also time decision='per_sample'")] = False,
     readme: Annotated[Path | None, typer.Option(help="time nothing; write the tables of --out into this README")] = None,
 ) -> None:
     """Time full, estimated and whole generations of a model, and write them as JSON and Markdown."""
@@ -191,7 +196,7 @@ def main(
         {name: t.to(where, kind if t.is_floating_point() else t.dtype) for name, t in call.items()}
         for call in workload.calls(net, samples, steps)
     ]
-    made = variants(net, names, schedule(steps, nfc), calls)
+    made = variants(net, names, schedule(steps, nfc), calls, per_sample=per_sample)
     for variant in track(made, "warm-up and compilation"):
         variant.run(calls[: min(steps, 8)], where, count=False)
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
