@@ -113,6 +113,14 @@ def stored(method: CachingMethod, differences: torch.dtype | None, outputs: torc
     return Method(estimator=Stored(estimator=method.estimator, differences=differences, outputs=outputs), schedule=method.schedule)
 
 
+def stored_anew(method: CachingMethod, differences: torch.dtype | None) -> CachingMethod:
+    """The method with its differences kept in this type, whatever type they are kept in now; outputs as they are."""
+    if not isinstance(method.estimator, Stored):
+        return stored(method, differences)
+    plain = Method(estimator=method.estimator.estimator, schedule=method.schedule)
+    return stored(plain, differences, method.estimator.outputs)
+
+
 def kept_like(old: CachingMethod, new: CachingMethod) -> CachingMethod:
     """The new method with its state kept as that of the old one, unless it says itself how."""
     if isinstance(old.estimator, Stored) and not isinstance(new.estimator, Stored):

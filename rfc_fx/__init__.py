@@ -15,8 +15,9 @@ from torch import nn
 import rfc
 from rfc.method import CachingMethod
 from rfc.storage import stored
+from rfc_fx.budget import Choice, parse_bytes
 from rfc_fx.cond import CondModel
-from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, RFCError, SignatureError
+from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, RFCError, SignatureError, StateBudgetError
 from rfc_fx.explain import Explanation, explain
 from rfc_fx.model import CachedModel, NothingSkippedWarning
 from rfc_fx.per_sample import PerSampleModel
@@ -36,6 +37,7 @@ __all__ = [
     "Plan",
     "RFCError",
     "SignatureError",
+    "StateBudgetError",
     "explain",
     "transform",
 ]
@@ -46,17 +48,19 @@ def transform(
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
     *,
     method: CachingMethod | None = None,
-    granularity: Granularity = "module",
+    granularity: Choice = "module",
     dispatch: Dispatch = "host",
     decision: Decision = "batch",
     regional: bool = False,
     hoist: bool = False,
     state_dtype: torch.dtype | None = None,
+    state_budget: int | str | None = None,
 ) -> CachedModel:
     """Return `model` with every attention and MLP behind a guard: computed in full, or estimated from its cache.
 
     `example_inputs` (keyword arguments as a mapping, or positional ones as a tuple) captures at once; without them the first call does.
-    `method` defaults to `rfc.RFC()`. `granularity` is what one estimate stands for: "module" (the paper), "block" or "stack".
+    `method` defaults to `rfc.RFC()`. `granularity` is what one estimate stands for: "module" (the paper), "block" or "stack"; "auto" is the
+    finest of them whose state fits `state_budget`.
     `dispatch`: "host" makes PREFIX, FULL and ESTIMATE with one host decision a step; "cond" one graph with one torch.cond.
     `decision` (with "host"): "batch" decides once a step for all samples; "per_sample" runs each sample for itself, with programs of a
     batch of one, so that no result depends on batch mates; what batching gains is lost (README, "Limits").
@@ -65,9 +69,10 @@ def transform(
     `hoist` (with "host"): what depends on the conditioning alone is computed once per generation, what depends on the timestep alone by a
     program of its own, for all steps at once after `model.prepare(timesteps)`.
     `state_dtype`: the differences are kept in torch.bfloat16, float16, float8_e4m3fn or int8 (`rfc.Stored`, which can do it to O as well).
+    `state_budget`: bytes, or "2GiB", that the state of one context may take (a pipeline with guidance has one context or two).
 
     Raises TypeError or ValueError for arguments of the wrong kind, CaptureError when the forward cannot be traced, NoSiteError
-    when nothing in it can be cached.
+    when nothing in it can be cached, StateBudgetError when its state would take more than the budget.
     """
     method = rfc.RFC() if method is None else method
     if not isinstance(model, nn.Module):
@@ -77,7 +82,7 @@ def transform(
     if not isinstance(method, CachingMethod):
         raise TypeError(f"transform: method must be an rfc method such as rfc.RFC(tau=0.1), got {method!r}")
     for name, value, known in (
-        ("granularity", granularity, get_args(Granularity)),
+        ("granularity", granularity, (*get_args(Granularity), "auto")),
         ("dispatch", dispatch, get_args(Dispatch)),
         ("decision", decision, get_args(Decision)),
     ):
@@ -89,12 +94,22 @@ def transform(
         raise ValueError('transform: hoist needs dispatch="host"; a torch.cond is one graph for every step')
     if decision == "per_sample" and dispatch == "cond":
         raise ValueError('transform: decision="per_sample" needs dispatch="host"; one torch.cond has one predicate for the batch')
+    if granularity == "auto" and state_budget is None:
+        raise ValueError("transform: granularity=\"auto\" needs a state_budget, such as state_budget='2GiB'")
+    budget = None if state_budget is None else parse_bytes(state_budget)
     method = stored(method, state_dtype)
     refuse(model)
     kind = CondModel if dispatch == "cond" else PerSampleModel if decision == "per_sample" else CachedModel
-    cached = kind(
-        model, Options(method=method, granularity=granularity, dispatch=dispatch, decision=decision, regional=regional, hoist=hoist)
+    options = Options(
+        method=method,
+        granularity=granularity,
+        dispatch=dispatch,
+        decision=decision,
+        regional=regional,
+        hoist=hoist,
+        state_budget=budget,
     )
+    cached = kind(model, options)
     if example_inputs is not None:
         args, kwargs = ((), example_inputs) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
         cached.trace(*args, **kwargs)

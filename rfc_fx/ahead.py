@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
     from rfc_fx.context import Step
 
 log = logging.getLogger("rfc_fx")
+
+READINGS: tuple[Callable[[Tensor, torch.dtype, float], Tensor], ...] = (
+    lambda t, dtype, most: t.to(dtype),
+    lambda t, dtype, most: t.to(dtype) / most,
+    lambda t, dtype, most: (t / most).to(dtype),
+    lambda t, dtype, most: (most - t.to(dtype)) / most,
+    lambda t, dtype, most: 1 - t.to(dtype) / most,
+    lambda t, dtype, most: most - t.to(dtype),
+)
+"""What pipelines make of a scheduler's timesteps before they hand them to the model; `most` are the training steps."""
 
 
 @dataclass
@@ -41,6 +52,8 @@ class Ahead:
     trusted: bool = True
     """Whether the steps have come in that order so far."""
     made_for: Tensor | None = None
+    coming: Tensor | None = None
+    """Timesteps of the generation, read from a scheduler after its first step."""
 
     def holds(self, programs: Mapping[str, Program], timestep: str | None, values: Mapping[Argument, Tensor]) -> bool:
         """Whether the results are those of the present conditioning; if not, note it and forget them."""
@@ -82,6 +95,40 @@ class Ahead:
         self.order = steps.tolist()
         self.rows = {value: i for i, value in reversed(list(enumerate(self.order)))}
         self.made_for = timesteps
+
+
+class Following:
+    """A pipeline, or a scheduler, whose timesteps the coming generations will have."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = weakref.ref(source)
+        if not hasattr(self._scheduler(), "set_timesteps"):
+            raise TypeError(f"follow: expected a pipeline with a scheduler, or a scheduler, got {type(source).__name__}")
+
+    def first_step_decided(self, step: Step) -> None:
+        """After the first step of a generation, note the timesteps that the others will have."""
+        context = step.context
+        name = context.compiled.timestep
+        if context.generation.step == 1 and step.timestep is not None and name is not None and "TIMESTEP" in context.compiled.programs:
+            context.ahead.coming = self.coming(step.timestep, step.values["input", name].dtype)
+
+    def coming(self, first: float, dtype: torch.dtype) -> Tensor | None:
+        """The timesteps from the first one on, as the model is called with them; None where that cannot be told."""
+        timesteps = getattr(self._scheduler(), "timesteps", None)
+        if not isinstance(timesteps, Tensor):
+            return None
+        most = float(getattr(self._scheduler().config, "num_train_timesteps", 1000))
+        with torch.inference_mode(False):
+            for read in READINGS:
+                called = read(timesteps.detach().cpu(), dtype, most)
+                if (places := (called.double() == first).nonzero()).numel():
+                    return called[int(places[0]) :].clone()
+        log.info("follow: the model is called with timestep %g, which is none of the scheduler's; computed step by step", first)
+        return None
+
+    def _scheduler(self) -> Any:
+        source = self._source()
+        return getattr(source, "scheduler", source)
 
 
 def known(step: Step, phase: str, timesteps: Tensor | None) -> bool:

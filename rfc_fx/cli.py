@@ -22,7 +22,9 @@ from typer.core import TyperGroup
 
 import rfc
 from rfc.method import CachingMethod
+from rfc.storage import STORED, stored
 from rfc_fx import pictures
+from rfc_fx.budget import Choice, parse_bytes
 from rfc_fx.compare import FULL, Comparison, Row, Settings, Timing, Variant, compare
 from rfc_fx.doctor import examine
 from rfc_fx.errors import RFCError
@@ -34,6 +36,10 @@ from rfc_fx.sites import Granularity
 
 DIGITS_TAU = 0.15
 """RFC's threshold that gives about 14 full computations in 50 steps on the digits model."""
+
+GRANULARITIES = (*get_args(Granularity), "auto")
+
+STATE_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORED}
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -136,6 +142,23 @@ def parse_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def parse_state_dtype(name: str | None) -> torch.dtype | None:
+    """The type that differences are kept in; None for the model's own."""
+    if name is not None and name not in STATE_DTYPES:
+        raise OptionError(f"--state-dtype must be one of {', '.join(STATE_DTYPES)}, got {name}")
+    return None if name is None else STATE_DTYPES[name]
+
+
+def parse_budget(size: str | None, granularity: str) -> int | None:
+    """Bytes of `--state-budget`, which `--granularity auto` needs."""
+    if size is None and granularity == "auto":
+        raise OptionError("--granularity auto needs --state-budget, such as --state-budget 2GiB")
+    try:
+        return None if size is None else parse_bytes(size)
+    except ValueError as error:
+        raise OptionError(f"--{str(error).replace('_', '-', 1)}") from error
+
+
 def parse_device(name: str) -> torch.device:
     """The device of that name, if this machine has it."""
     try:
@@ -178,7 +201,9 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True) on the graph side")] = True,
     rounds: Annotated[int, typer.Option(help="how often every seed is drawn and timed")] = 1,
-    granularity: Annotated[str, typer.Option(help=", ".join(get_args(Granularity)))] = "module",
+    granularity: Annotated[str, typer.Option(help=f"{', '.join(GRANULARITIES)} (the finest that fits --state-budget)")] = "module",
+    state_dtype: Annotated[str | None, typer.Option(help=f"of the differences: {', '.join(STATE_DTYPES)}")] = None,
+    state_budget: Annotated[str | None, typer.Option(help="most bytes of state a context may take, such as 2GiB")] = None,
     dispatch: Annotated[str, typer.Option(help=", ".join(get_args(Dispatch)))] = "host",
     decision: Annotated[str, typer.Option(help=", ".join(get_args(Decision)))] = "batch",
     hoist: Annotated[bool, typer.Option(help="compute ahead of the steps what needs no latent (host dispatch)")] = False,
@@ -190,7 +215,9 @@ def generate(
         steps=_at_least("--steps", steps, 1),
         rounds=_at_least("--rounds", rounds, 1),
         compile=compile,
-        granularity=_known("--granularity", granularity, get_args(Granularity)),
+        granularity=_known("--granularity", granularity, GRANULARITIES),
+        state_dtype=parse_state_dtype(state_dtype),
+        state_budget=parse_budget(state_budget, granularity),
         dispatch=_known("--dispatch", dispatch, get_args(Dispatch)),
         decision=_known("--decision", decision, get_args(Decision)),
         hoist=hoist,
@@ -332,7 +359,9 @@ def inspect(
     model: Annotated[str, typer.Argument(help="digits, a folder in diffusers' layout (transformer or pipeline), or a Hub id")] = "digits",
     method: Annotated[str, typer.Option(help="fora, taylorseer, rfc, projective")] = "rfc",
     order: Annotated[int | None, typer.Option(help="order of the forecast (default: the method's own)")] = None,
-    granularity: Annotated[str, typer.Option(help=", ".join(get_args(Granularity)))] = "module",
+    granularity: Annotated[str, typer.Option(help=f"{', '.join(GRANULARITIES)} (the finest that fits --state-budget)")] = "module",
+    state_dtype: Annotated[str | None, typer.Option(help=f"of the differences: {', '.join(STATE_DTYPES)}")] = None,
+    state_budget: Annotated[str | None, typer.Option(help="most bytes of state a context may take, such as 2GiB")] = None,
     block: Annotated[str | None, typer.Option(help="print the graph of this module path, e.g. transformer_blocks.0")] = None,
     draw: Annotated[Path | None, typer.Option(help="draw that graph to a .svg, .png or .pdf file")] = None,
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
@@ -340,10 +369,12 @@ def inspect(
 ) -> None:
     """Print a model's sites, what was rejected and why, state and FLOPs, and the guarded graph of one block."""
     chosen = new_method(method, tau=rfc.RFC().tau, order=order, interval=4)
-    size: Granularity = _known("--granularity", granularity, get_args(Granularity))
+    chosen = stored(chosen, parse_state_dtype(state_dtype))
+    size: Choice = _known("--granularity", granularity, GRANULARITIES)
+    budget = parse_budget(state_budget, granularity)
     transformer, inputs = load_with_inputs(model, parse_dtype(dtype), parse_device(device))
     console = Console(soft_wrap=True)
-    for part in inspect_model(transformer, inputs, chosen, size, block, draw):
+    for part in inspect_model(transformer, inputs, chosen, size, block, draw, budget):
         console.print(part)
 
 

@@ -19,11 +19,11 @@ from rfc.eager import CachedEager, cached
 from rfc.generation import Generation
 from rfc.method import RFC, CachingMethod, Method
 from rfc.schedule import RCS
+from rfc_fx.budget import Choice
 from rfc_fx.load import Source, Tick
 from rfc_fx.model import CachedModel, NothingSkippedWarning
 from rfc_fx.program import Decision, Dispatch
 from rfc_fx.show import pattern
-from rfc_fx.sites import Granularity
 
 FULL = "full"
 """Name of the row without caching."""
@@ -42,7 +42,10 @@ class Settings:
     steps: int = 50
     rounds: int = 1
     compile: bool = True
-    granularity: Granularity = "module"
+    granularity: Choice = "module"
+    state_dtype: torch.dtype | None = None
+    """Of the differences, on the graph side; the eager twin keeps the model's."""
+    state_budget: int | None = None
     dispatch: Dispatch = "host"
     decision: Decision = "batch"
     """The eager twin always decides for the batch."""
@@ -137,6 +140,8 @@ def variants(source: Source, methods: Mapping[str, CachingMethod], settings: Set
             plain,
             method=method,
             granularity=settings.granularity,
+            state_dtype=settings.state_dtype,
+            state_budget=settings.state_budget,
             dispatch=settings.dispatch,
             decision=settings.decision,
             hoist=settings.hoist,
@@ -282,6 +287,8 @@ def _notes(of: Comparison) -> Iterator[str]:
         yield f"the eager twin decides for the batch; only the graph side uses decision {of.settings.decision}"
     if of.settings.granularity != "module":
         yield f"the eager twin works on modules; only the graph side uses granularity {of.settings.granularity}"
+    if of.settings.state_dtype is not None:
+        yield f"the eager twin keeps its state in the model's type; only the graph side keeps differences in {of.settings.state_dtype}"
     if generations < 3:
         yield f"{generations} counted generation{'s' if generations > 1 else ''}: too few for a median; use more --seeds or --rounds"
     if not of.settings.compile:

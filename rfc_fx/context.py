@@ -34,7 +34,7 @@ class Context:
         """Forget the last generation; what FULL wrote then is masked by the clock until it is written again."""
         self.generation = Generation() if generation is None else generation
         self.fresh = False
-        self.ahead.stale = True
+        self.ahead.stale, self.ahead.coming = True, None
 
     def record(self, schedule: Schedule) -> Generation:
         """What the current generation did."""

@@ -45,6 +45,10 @@ class NoSiteError(RFCError):
     """The graph has no residual branch that could be estimated: caching would silently do nothing."""
 
 
+class StateBudgetError(RFCError):
+    """The state of one context takes more memory than it was given."""
+
+
 class IllegalGraphError(RFCError):
     """A pass produced a graph that breaks a law; a defect of this package."""
 

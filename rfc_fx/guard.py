@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,19 +61,24 @@ def guard(outlined: Outlined, watched: Site, method: CachingMethod) -> Guarded:
             env[node] = graph.call_function(select, (phase, copy), {"I": env[site.I], "base": base, "site": site.name})
             env[node].meta = {"val": node.meta["val"]}
     sites = [Site(s.name, env[s.I], raw[s.output], None if s.base is None else env[s.base]) for s in outlined.sites]
-    slots: dict[str, SlotSpec] = {}
-    for site in sites:
-        O = SlotSpec(shape(site.output), value(site.output).dtype)
-        for name, spec in method.estimator.slots(spec_of(site.I), O).items():
-            slots[f"{site.name}.{name}"] = spec
     first = next(site for site in sites if site.name == watched.name)
-    forecaster = method.schedule.forecaster
-    if forecaster is not None:
-        for name, spec in forecaster.slots(spec_of(first.I), spec_of(first.I)).items():
-            slots[f"{SCHEDULE}.{name}"] = spec
+    slots = state_slots(sites, first, method)
     captured = outlined.captured
     module = graph_module(captured.model, graph, captured.constants, outlined.regions, "Guarded")
     return Guarded(outlined, module, sites, first, method, slots)
+
+
+def state_slots(sites: Iterable[Site], watched: Site, method: CachingMethod) -> dict[str, SlotSpec]:
+    """The state tensors of the sites, and of the schedule at the site it watches."""
+    slots: dict[str, SlotSpec] = {}
+    for site in sites:
+        for name, spec in method.estimator.slots(spec_of(site.I), spec_of(site.output)).items():
+            slots[f"{site.name}.{name}"] = spec
+    forecaster = method.schedule.forecaster
+    if forecaster is not None:
+        for name, spec in forecaster.slots(spec_of(watched.I), spec_of(watched.I)).items():
+            slots[f"{SCHEDULE}.{name}"] = spec
+    return slots
 
 
 def spec_of(node: fx.Node) -> SlotSpec:

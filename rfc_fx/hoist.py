@@ -6,15 +6,16 @@ the modulation of every block (adaLN) on the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from math import prod
+from typing import NamedTuple
 
 from torch import Tensor, fx
 
 from rfc_fx.guard import Guarded, select
-from rfc_fx.ops import CASTS, aten, is_heavy, is_mutable, is_view, shape, value
+from rfc_fx.ops import CASTS, aten, flops, is_heavy, is_mutable, is_view, shape, value
 
 LARGE = 4096
 """Elementwise work on so many elements is worth a table; on fewer, a kernel that recomputes it costs nothing."""
@@ -50,6 +51,48 @@ class Hoisted:
     def bytes(nodes: Iterable[fx.Node]) -> int:
         """Bytes of the nodes' tensors."""
         return sum(prod(shape(node)) * value(node).dtype.itemsize for node in nodes)
+
+
+class Dependence(NamedTuple):
+    """What of a model depends on one kind of argument and on nothing above it."""
+
+    level: Level
+    operations: int
+    """Without views; all of a site's work counts as its parts."""
+    flops: int
+    weight_bytes: int
+    ahead: int
+    """Operations that `hoist=True` computes ahead of the steps."""
+    kept_bytes: int
+    """Bytes of their results that the steps read; for the timestep, of one step."""
+
+
+def dependence(guarded: Guarded, timestep: str | None, prefix: set[fx.Node]) -> list[Dependence]:
+    """Count operations, FLOPs and weights by what they depend on, and what hoisting would move ahead of the steps."""
+    level = levels(guarded, timestep)
+    hoisted = hoist(guarded, timestep, prefix)
+    moved = {Level.INVARIANT: hoisted.invariant, Level.TIMESTEP: hoisted.timestep, Level.LATENT: {}}
+    results = {Level.INVARIANT: hoisted.invariant_results, Level.TIMESTEP: hoisted.timestep_results, Level.LATENT: []}
+    rows = []
+    for kind in Level:
+        nodes = [node for node in guarded.module.graph.nodes if level[node] is kind and node.op in ("call_function", "call_module")]
+        work = [node for node in _with_regions(nodes) if node.op == "call_function" and node.target is not select and not is_view(node)]
+        weights = {source.target: source for node in work for source in node.all_input_nodes if source.op == "get_attr"}
+        ahead = [node for node in moved[kind] if not is_view(node)]
+        rows.append(Dependence(kind, len(work), flops(work), Hoisted.bytes(weights.values()), len(ahead), Hoisted.bytes(results[kind])))
+    return rows
+
+
+def _with_regions(nodes: Iterable[fx.Node]) -> Iterator[fx.Node]:
+    """The nodes, with those of called graphs in the place of the calls."""
+    for node in nodes:
+        owner = node.graph.owning_module
+        if node.op == "call_module" and owner is not None:
+            called = owner.get_submodule(str(node.target))
+            assert isinstance(called, fx.GraphModule)
+            yield from _with_regions(called.graph.nodes)
+        else:
+            yield node
 
 
 def levels(guarded: Guarded, timestep: str | None) -> dict[fx.Node, Level]:

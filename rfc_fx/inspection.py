@@ -16,8 +16,10 @@ from torch import nn
 import rfc_fx
 from rfc.method import CachingMethod
 from rfc_fx import show
+from rfc_fx.budget import Choice
 from rfc_fx.errors import NoSiteError, RFCError
 from rfc_fx.explain import explanation
+from rfc_fx.hoist import Level
 from rfc_fx.load import (
     LoadError,
     PipelineSource,
@@ -49,13 +51,20 @@ def load_with_inputs(name: str, dtype: torch.dtype, device: torch.device) -> tup
 
 
 def inspect_model(
-    model: nn.Module, inputs: dict[str, Any], method: CachingMethod, granularity: Granularity, block: str | None, draw: Path | None = None
+    model: nn.Module,
+    inputs: dict[str, Any],
+    method: CachingMethod,
+    granularity: Choice,
+    block: str | None,
+    draw: Path | None = None,
+    state_budget: int | None = None,
 ) -> Iterator[RenderableType]:
     """Sites, rejections, state per granularity and the guarded graph of one block, as rich renderables; `draw`: that graph as a picture.
 
     Raises RFCError when the model has no site at this granularity, `block` is in no site's path, or the picture cannot be written.
     """
-    chosen = rfc_fx.transform(model, inputs, method=method, granularity=granularity)
+    chosen = rfc_fx.transform(model, inputs, method=method, granularity=granularity, state_budget=state_budget)
+    granularity = chosen.compiled.found.granularity
     wanted = _block_to_show(chosen, block)
     graph = _block_graph(chosen, wanted)
     if draw is not None:
@@ -70,6 +79,7 @@ def inspect_model(
                 reasons[other] = one_line(error)
     yield _sites(chosen, granularity)
     yield _rejections(chosen)
+    yield _dependence(chosen)
     yield _state(chosen)
     yield _granularities(made, reasons, method)
     yield graph
@@ -97,6 +107,19 @@ def _rejections(model: CachedModel) -> RenderableType:
     return table
 
 
+def _dependence(model: CachedModel) -> Table:
+    """What depends on what, and what `hoist=True` computes ahead of the steps."""
+    names = {Level.INVARIANT: "conditioning", Level.TIMESTEP: "timestep", Level.LATENT: "latent"}
+    table = Table(title="what depends on what, and what hoist=True computes ahead of the steps", title_justify="left")
+    for column in ("on", "operations", "MFLOP", "weights", "ahead", "kept"):
+        table.add_column(column, justify="left" if column == "on" else "right", no_wrap=True)
+    for row in model.plan().dependence:
+        ahead = str(row.ahead) if row.level is not Level.LATENT else "-"
+        kept = show.mib(row.kept_bytes) + (" a step" if row.level is Level.TIMESTEP else "") if row.kept_bytes else "-"
+        table.add_row(names[row.level], str(row.operations), f"{row.flops / 1e6:,.2f}", show.mib(row.weight_bytes), ahead, kept)
+    return table
+
+
 def _state(model: CachedModel) -> Table:
     """State tensors by slot: the part of the name after the site."""
     kinds: dict[tuple[str, str, str], list[int]] = {}
@@ -112,13 +135,14 @@ def _state(model: CachedModel) -> Table:
 
 
 def _granularities(made: dict[Granularity, CachedModel], reasons: dict[Granularity, str], method: CachingMethod) -> Table:
-    table = Table(title=f"by granularity, {method}", title_justify="left")
-    for column in ("granularity", "sites", "state tensors", "state per context", "bytes", "FLOPs of ESTIMATE / FULL"):
-        table.add_column(column, justify="left" if column == "granularity" else "right")
+    table = Table(title=f"state per context and cost by granularity, {method}", title_justify="left")
+    for column in ("granularity", "sites", "bytes", "state", "in bfloat16", "in int8", "FLOPs share"):
+        table.add_column(column, justify="left" if column == "granularity" else "right", no_wrap=column == "granularity")
     for name in get_args(Granularity):
         if name in made:
             plan = made[name].plan()
-            cells = (len(plan.sites), len(plan.slots), show.mib(plan.state_bytes), plan.state_bytes, f"{plan.estimate_share:.2%}")
+            smaller = (show.mib(plan.alternatives[name][dtype]) for dtype in (torch.bfloat16, torch.int8))
+            cells = (len(plan.sites), plan.state_bytes, show.mib(plan.state_bytes), *smaller, f"{plan.estimate_share:.2%}")
             table.add_row(name, *map(str, cells))
         else:
             table.add_row(name, "none", escape(reasons[name]))

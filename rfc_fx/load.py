@@ -117,6 +117,8 @@ class PipelineSource:
         """The pipeline with `model` for a transformer."""
         own = self.pipe.transformer
         self.pipe.transformer = model
+        if callable(follow := getattr(model, "follow", None)) and hasattr(self.pipe, "scheduler"):
+            follow(self.pipe)
         try:
             yield
         finally:

@@ -21,7 +21,7 @@ from rfc.method import CachingMethod
 from rfc.storage import kept_like
 from rfc.streams import Streams, conditioning, stream_name
 from rfc_fx import show
-from rfc_fx.ahead import known
+from rfc_fx.ahead import Following, known
 from rfc_fx.capture import named_arguments
 from rfc_fx.context import Context, Step, new_context
 from rfc_fx.errors import RFCError
@@ -54,6 +54,7 @@ class CachedModel(nn.Module):
         self.options = options
         self._numbers: dict[torch.device, dict[str, Tensor]] = {}
         self._timesteps: Tensor | None = None
+        self._following: Following | None = None
         self._sets = ProgramSets()
         self._contexts: dict[tuple[str, Key], Context] = {}
         self._streams: dict[tuple[Key, str], Streams] = {}
@@ -133,7 +134,8 @@ class CachedModel(nn.Module):
     def _due(self, step: Step, phase: str) -> Program | None:
         """The program of that phase, unless there is none or its results are known."""
         program = step.context.compiled.programs.get(phase)
-        return None if program is None or (phase in AHEAD and known(step, phase, self._timesteps)) else program
+        timesteps = self._timesteps if self._following is None else step.context.ahead.coming
+        return None if program is None or (phase in AHEAD and known(step, phase, timesteps)) else program
 
     def _share(self, step: Step, program: Program, results: Any) -> None:
         names = [name.removeprefix("carry:") for name in program.results]
@@ -170,6 +172,8 @@ class CachedModel(nn.Module):
                 return None
         schedule = self.options.method.schedule
         phase: Phase = context.generation.decide(schedule, self._numbers_on(torch.device("cpu")), eps, step.timestep)
+        if self._following is not None:
+            self._following.first_step_decided(step)
         return context.compiled.programs[phase]
 
     def _restart_if_noise_grew(self, step: Step) -> bool:
@@ -266,6 +270,7 @@ class CachedModel(nn.Module):
         With `hoist=True` what depends on the timestep alone is then computed for all steps at once, when a generation begins.
         A step at another timestep computes its own; the results are the same up to the rounding of batched products.
         """
+        self._following = None
         if timesteps is None:
             self._timesteps = None
             return
@@ -274,6 +279,14 @@ class CachedModel(nn.Module):
         if given.dim() != 1 or not given.numel():
             raise ValueError(f"prepare: timesteps must have shape (S,) with S at least 1, got {tuple(given.shape)}")
         self._timesteps = given
+
+    def follow(self, pipeline: Any) -> None:
+        """Take the timesteps of every coming generation from this pipeline's scheduler (or from a scheduler), instead of `prepare`.
+
+        The first step of a generation computes its own modulation, and tells what the pipeline makes of the scheduler's timesteps
+        (FLUX divides by 1000, Z-Image counts from 0 to 1); the other steps read a table. Raises TypeError where there is no scheduler.
+        """
+        self._following = Following(pipeline)
 
     def trace(self, *args: Any, **kwargs: Any) -> Plan:
         """Capture for these arguments without running a step; return the plan."""
@@ -340,9 +353,11 @@ class CachedModel(nn.Module):
     def plan(self) -> Plan:
         """Sites, state tensors with bytes, and the FLOPs share of ESTIMATE, before the first run.
 
+        `plan().alternatives["block"][torch.int8]` are the bytes that another granularity and `state_dtype` would take.
+
         Raises RFCError when nothing has been captured: pass `example_inputs` to `transform`, or call the model once.
         """
-        return self._latest().plan
+        return self._latest().whole_plan
 
     def summary(self) -> show.Summary:
         """What was computed, what was skipped and what it held in memory; print it."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import Any, Literal, NamedTuple
 
@@ -15,14 +16,16 @@ from torch import Tensor, nn
 
 from rfc.method import CachingMethod
 from rfc.state import SlotSpec
+from rfc_fx.budget import Alternatives, Choice, alternatives, sites_within
 from rfc_fx.capture import Captured, capture
 from rfc_fx.errors import SignatureError
 from rfc_fx.guard import Guarded, guard
+from rfc_fx.hoist import Dependence, dependence
 from rfc_fx.lower import Cond, Host, lower_cond, lower_host
 from rfc_fx.ops import flops, value
 from rfc_fx.outline import outline
-from rfc_fx.sites import Found, Granularity, find_sites, watched
-from rfc_fx.specialize import AHEAD, Program
+from rfc_fx.sites import Found, watched
+from rfc_fx.specialize import AHEAD, Program, prefix_nodes
 from rfc_fx.verify import verify_guarded
 
 log = logging.getLogger("rfc_fx")
@@ -36,7 +39,7 @@ class Options:
     """How a model is transformed."""
 
     method: CachingMethod
-    granularity: Granularity
+    granularity: Choice
     dispatch: Dispatch
     decision: Decision = "batch"
     """Who decides: the batch by its mean, or each sample for itself (`rfc_fx.per_sample`)."""
@@ -44,6 +47,8 @@ class Options:
     """Repeated blocks are compiled once (`rfc_fx.repeat`)."""
     hoist: bool = False
     """What needs no latent is computed ahead of the steps (`rfc_fx.hoist`)."""
+    state_budget: int | None = None
+    """Bytes that the state of one context may take."""
 
 
 class SlotRow(NamedTuple):
@@ -74,6 +79,10 @@ class Plan:
     """Of TIMESTEP, per step; after `prepare` one batched product for all steps."""
     timestep_bytes: int = 0
     """Bytes of what TIMESTEP computes for one step; after `prepare` a table holds as much for every step."""
+    alternatives: Alternatives = field(default_factory=dict)
+    """Bytes of state of one context, had another granularity or `state_dtype` been chosen (without the bookkeeping of "cond")."""
+    dependence: tuple[Dependence, ...] = ()
+    """What depends on the conditioning alone, on the timestep, and on the latent."""
 
     @property
     def estimate_share(self) -> float:
@@ -100,6 +109,12 @@ class Compiled:
         """The programs by phase."""
         return self.lowered.programs
 
+    @cached_property
+    def whole_plan(self) -> Plan:
+        """The plan with what other granularities and types would take, and what depends on what."""
+        depends = dependence(self.guarded, self.timestep, prefix_nodes(self.guarded))
+        return replace(self.plan, alternatives=alternatives(self.captured, self.guarded.method), dependence=tuple(depends))
+
     def inputs(self, leaves: list[Any]) -> list[Tensor]:
         """The tensor arguments in the order of the placeholders."""
         return [leaves[position] for position in self.captured.inputs]
@@ -115,7 +130,7 @@ def build(model: nn.Module, arguments: Mapping[str, Any], options: Options, time
             "a plain number would be a constant of the graph, and every step would be captured anew"
         )
     captured = capture(model, arguments)
-    found = find_sites(captured, options.granularity, needs_input=options.method.estimator.needs_input)
+    found = sites_within(captured, options.granularity, options.method, options.state_budget)
     outlined = outline(captured, found.sites)
     guarded = guard(outlined, watched(found.sites, captured), options.method)
     verify_guarded(guarded)

@@ -29,6 +29,8 @@ def summary(of: Comparison) -> dict[str, Any]:
             "regional": of.settings.regional,
             "compile": of.settings.compile,
             "granularity": of.settings.granularity,
+            "state_dtype": None if of.settings.state_dtype is None else str(of.settings.state_dtype).removeprefix("torch."),
+            "state_budget_bytes": of.settings.state_budget,
             "decision": of.settings.decision,
             "hoist": of.settings.hoist,
             "dispatch": of.settings.dispatch,

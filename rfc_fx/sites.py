@@ -48,6 +48,7 @@ class Found(NamedTuple):
 
     sites: list[Site]
     rejected: list[Rejected]
+    granularity: Granularity = "module"
 
 
 class _Residual(NamedTuple):
@@ -128,7 +129,7 @@ def find_sites(captured: Captured, granularity: Granularity = "module", *, needs
         raise NoSiteError(
             f"{type(captured.model).__name__}: no site found in {len(ancestry.index)} nodes, so nothing could be cached:\n{listing}"
         )
-    return Found(sites, rejected)
+    return Found(sites, rejected, granularity)
 
 
 def needed_sites(graph: fx.Graph, sites: Sequence[Site], needs_input: bool) -> list[Site]:

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import diffusers
+import pipelines
 import pytest
 import torch
 import torch._dynamo.testing
 from families import FAMILIES, moved, sample
+from pipelines import PIPELINES
 from tolerances import INDUCTOR, PREPARED, SAME_GRAPH
 
 import rfc
@@ -200,3 +203,44 @@ def test_bad_arguments_are_refused() -> None:
         rfc_fx.transform(model, dispatch="cond", hoist=True)
     with pytest.raises(ValueError, match=r"prepare: timesteps must have shape \(S,\) with S at least 1, got \(0,\)"):
         rfc_fx.transform(model, kwargs, hoist=True).prepare([])
+
+
+FOLLOWED = {
+    "dit": "as it is",
+    "flux": "divided by 1000",
+    "z_image": "(1000 - t) / 1000",
+    "lumina2": "1 - t / 1000",
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("dit", "flux") else pytest.mark.slow) for name in FOLLOWED])
+def test_a_model_that_follows_its_pipeline_computes_modulation_by_itself_in_first_steps_only(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the pipeline makes of the scheduler's timesteps; the second generation is the first one, bit for bit."""
+    pipe, arguments = PIPELINES[name]()
+    model, method = pipe.transformer, rfc.RFC(tau=0.3)
+    pipe.transformer = rfc_fx.transform(model, method=method)
+    expected = pipelines.run(pipe, arguments(0, 1))
+    pipe.transformer = cached = rfc_fx.transform(model, method=method, hoist=True)
+    cached.follow(pipe)
+    ran = counted(monkeypatch, cached)
+    images = [pipelines.run(pipe, arguments(0, 1)) for _ in range(2)]
+    assert float((images[0] - expected).norm() / expected.norm()) < PREPARED
+    assert torch.equal(*images)
+    assert ran.count("TIMESTEP") == 2 * len(cached.contexts)
+    other = pipelines.run(pipe, arguments(0, 1), steps=6)
+    assert ran.count("TIMESTEP") == 3 * len(cached.contexts)
+    cached.prepare(None)
+    assert float((pipelines.run(pipe, arguments(0, 1), steps=6) - other).norm() / other.norm()) < PREPARED
+
+
+def test_what_has_no_scheduler_cannot_be_followed_and_a_strange_timestep_is_computed_step_by_step() -> None:
+    model, kwargs = FAMILIES["dit"]()
+    cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.3), hoist=True)
+    with pytest.raises(TypeError, match="follow: expected a pipeline with a scheduler, or a scheduler, got DiTTransformer2DModel"):
+        cached.follow(model)
+    scheduler = diffusers.DDIMScheduler()
+    scheduler.set_timesteps(7)
+    cached.follow(scheduler)
+    assert largest(run(cached, kwargs), run(rfc_fx.transform(model, method=rfc.RFC(tau=0.3)), kwargs)) < PREPARED

@@ -1,0 +1,86 @@
+"""Budget: how many bytes of state each granularity and data type would take, and the finest granularity that a budget allows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from math import prod
+from typing import Literal, get_args
+
+import torch
+
+from rfc.method import CachingMethod
+from rfc.state import SlotSpec
+from rfc.storage import STORED, stored_anew
+from rfc_fx.capture import Captured
+from rfc_fx.errors import NoSiteError, StateBudgetError
+from rfc_fx.guard import state_slots
+from rfc_fx.sites import Found, Granularity, find_sites, watched
+
+Choice = Granularity | Literal["auto"]
+"""What `transform` may be asked for."""
+
+Alternatives = Mapping[Granularity, Mapping[torch.dtype | None, int]]
+"""Bytes of state of one context by granularity and `state_dtype`; a granularity without a site is not in it."""
+
+_UNITS = {"": 1, **{f"{prefix}B": 1000**i for i, prefix in enumerate(("", "K", "M", "G", "T"))}}
+_UNITS |= {f"{prefix}iB": 1024**i for i, prefix in enumerate(("K", "M", "G", "T"), start=1)}
+
+
+def parse_bytes(size: int | str) -> int:
+    """Return "2GiB", "500 MB" or a number of bytes as bytes; ValueError for anything else."""
+    units = {unit.upper(): factor for unit, factor in _UNITS.items()}
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Z]*)\s*", str(size).upper())
+    count = 0 if found is None or found[2] not in units or isinstance(size, bool | float) else round(float(found[1]) * units[found[2]])
+    if count < 1:
+        raise ValueError(f"state_budget must be a number of bytes such as 2147483648, '2GiB' or '500 MB', got {size!r}")
+    return count
+
+
+def state_bytes(slots: Mapping[str, SlotSpec]) -> int:
+    """Bytes of the slots."""
+    return sum(prod(spec.shape) * spec.dtype.itemsize for spec in slots.values())
+
+
+def alternatives(captured: Captured, method: CachingMethod) -> dict[Granularity, dict[torch.dtype | None, int]]:
+    """Bytes of state for every granularity with a site and every type of the differences; None is the method as it is."""
+    found: dict[Granularity, dict[torch.dtype | None, int]] = {}
+    for granularity in get_args(Granularity):
+        try:
+            sites = find_sites(captured, granularity, needs_input=method.estimator.needs_input).sites
+        except NoSiteError:
+            continue
+        first = watched(sites, captured)
+        ways = {dtype: method if dtype is None else stored_anew(method, dtype) for dtype in (None, *STORED)}
+        found[granularity] = {dtype: state_bytes(state_slots(sites, first, way)) for dtype, way in ways.items()}
+    return found
+
+
+def sites_within(captured: Captured, wanted: Choice, method: CachingMethod, budget: int | None) -> Found:
+    """The sites of the wanted granularity; for "auto" of the finest one whose state fits.
+
+    Raises StateBudgetError that lists what each would take when none fits, NoSiteError when nothing can be cached.
+    """
+    needs_input = method.estimator.needs_input
+    for granularity in get_args(Granularity) if wanted == "auto" else (wanted,):
+        try:
+            found = find_sites(captured, granularity, needs_input=needs_input)
+        except NoSiteError:
+            if wanted != "auto":
+                raise
+            continue
+        if budget is None or state_bytes(state_slots(found.sites, watched(found.sites, captured), method)) <= budget:
+            return found
+    sizes = alternatives(captured, method)
+    if not sizes:
+        find_sites(captured, needs_input=needs_input)  # says why there is none
+    raise StateBudgetError(
+        f"{type(captured.model).__name__}: granularity={wanted!r} needs more state per context than state_budget={budget:,} bytes: "
+        + "; ".join(f"{name} {_listed(by_type)}" for name, by_type in sizes.items())
+        + f"; pass a larger state_budget, a smaller state_dtype{'' if wanted == 'auto' else ', granularity=' + repr('auto')}"
+    )
+
+
+def _listed(by_type: Mapping[torch.dtype | None, int]) -> str:
+    shown = {None: "", torch.bfloat16: " in bfloat16", torch.int8: " in int8"}
+    return ", ".join(f"{by_type[dtype]:,}{where}" for dtype, where in shown.items())
