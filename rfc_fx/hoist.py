@@ -15,7 +15,7 @@ from typing import NamedTuple
 from torch import Tensor, fx
 
 from rfc_fx.guard import Guarded, select
-from rfc_fx.ops import CASTS, aten, flops, is_heavy, is_mutable, is_view, shape, value
+from rfc_fx.ops import CASTS, aten, base_of, flops, is_heavy, is_mutable, is_view, shape, value
 
 LARGE = 4096
 """Elementwise work on so many elements is worth a table; on fewer, a kernel that recomputes it costs nothing."""
@@ -133,7 +133,7 @@ def hoist(guarded: Guarded, timestep: str | None, prefix: set[fx.Node]) -> Hoist
     }
     chosen: dict[Level, dict[fx.Node, None]] = {}
     for kind, users in sources.items():
-        edges = (_base(source) for user in users for source in user.all_input_nodes if level[source] is kind)
+        edges = (base_of(source) for user in users for source in user.all_input_nodes if level[source] is kind)
         closures = [_closure(node, level) for node in dict.fromkeys(edges) if _is_computed(node)]
         worth = [closure for closure in closures if any(_is_work(node, kind) for node in closure)]
         chosen[kind] = dict.fromkeys(sorted({node for closure in worth for node in closure}, key=order.__getitem__))
@@ -143,7 +143,7 @@ def hoist(guarded: Guarded, timestep: str | None, prefix: set[fx.Node]) -> Hoist
 
 def _read_outside(nodes: dict[fx.Node, None]) -> list[fx.Node]:
     """Tensors among the nodes that others read, behind views."""
-    read = (_base(node) for node in nodes if any(user not in nodes for user in node.users))
+    read = (base_of(node) for node in nodes if any(user not in nodes for user in node.users))
     return [node for node in dict.fromkeys(read) if node in nodes]
 
 
@@ -185,13 +185,6 @@ def _is_work(node: fx.Node, kind: Level) -> bool:
         return True
     free = is_view(node) or node.target in CASTS or not node.all_input_nodes
     return kind is Level.INVARIANT and not free and prod(shape(node)) >= LARGE
-
-
-def _base(node: fx.Node) -> fx.Node:
-    """The node a view is a view of."""
-    while is_view(node) and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    return node
 
 
 def _is_random(node: fx.Node) -> bool:

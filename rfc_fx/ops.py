@@ -149,6 +149,13 @@ def is_view(node: fx.Node) -> bool:
     return any(result.alias_info is not None for result in schema.returns) or node.target in VIEWS
 
 
+def base_of(node: fx.Node) -> fx.Node:
+    """The node a view is a view of."""
+    while is_view(node) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
 def is_mutable(node: fx.Node) -> bool:
     """Whether an operation writes to one of its arguments."""
     schema = getattr(node.target, "_schema", None)

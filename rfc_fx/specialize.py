@@ -17,7 +17,7 @@ from rfc.state import Clock, SlotSpec
 from rfc_fx.capture import remove_dead
 from rfc_fx.guard import SCHEDULE, Guarded, select, spec_of
 from rfc_fx.layout import Layout
-from rfc_fx.ops import aten, is_view, value
+from rfc_fx.ops import aten, base_of, is_heavy, is_view, value
 from rfc_fx.outline import graph_module
 from rfc_fx.sketch import push_slices
 
@@ -217,6 +217,43 @@ def prefix_nodes(guarded: Guarded) -> set[fx.Node]:
     return {node for node in seen if node.op not in ("placeholder", "get_attr")}
 
 
+LIGHT = 16
+"""Elementwise operations and reductions that are cheaper to do again than to keep a tensor of the stream for."""
+
+
+def remade(guarded: Guarded, shared: AbstractSet[fx.Node], hoisted: AbstractSet[fx.Node]) -> set[fx.Node]:
+    """What PREFIX computes and FULL and ESTIMATE compute again, from what is carried to them anyway.
+
+    Typically the first site's input, made from the residual stream and the modulation: a result of PREFIX lives as long as the step does,
+    so each that is carried adds to the memory of a full step.
+    """
+    made = shared - hoisted
+    read = {site.I for site in guarded.sites} | {
+        source for node in guarded.module.graph.nodes if node not in made for source in node.all_input_nodes
+    }
+    order = [node for node in guarded.module.graph.nodes if node in made]
+    bases = {base_of(node) for node in order if node in read}
+    again: set[fx.Node] = set()
+    for node in reversed([node for node in order if node in bases]):
+        closure = _closure(node, made, bases - {node})
+        if not any(map(is_heavy, closure)) and sum(not is_view(one) for one in closure) <= LIGHT:
+            bases.remove(node)
+            again |= closure
+    return again
+
+
+def _closure(node: fx.Node, made: AbstractSet[fx.Node], stop: AbstractSet[fx.Node]) -> set[fx.Node]:
+    """The node and what it is made from, up to what is there: results of other programs, arguments and weights."""
+    found: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        one = pending.pop()
+        if one in made and one not in stop and one not in found:
+            found.add(one)
+            pending.extend(one.all_input_nodes)
+    return found
+
+
 def specialize(
     guarded: Guarded,
     phase: Phase,
@@ -230,7 +267,9 @@ def specialize(
     FULL computes every site and refreshes its state: in place as soon as a site's output is there, or returned after the
     outputs, in the order of `guarded.slots`. ESTIMATE reads state and writes nothing.
     """
-    build = _Builder(guarded, phase, prefix_nodes(guarded) | hoisted, layout if phase == "ESTIMATE" else None)
+    shared = prefix_nodes(guarded)
+    done = (shared | hoisted) - remade(guarded, shared, hoisted)
+    build = _Builder(guarded, phase, done, layout if phase == "ESTIMATE" else None)
     by_name = {site.name: site for site in guarded.sites}
     new: dict[str, fx.Node] = {}
     estimator, forecaster = guarded.method.estimator, guarded.method.schedule.forecaster
