@@ -5,10 +5,10 @@ WORKERS ?= 2
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format bench-smoke clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: .venv/.installed  ## draw digits with the shipped model into out/demo
 	$(BIN)/rfc-fx generate --out out/demo
@@ -26,6 +26,9 @@ lint: .venv/.installed  ## ruff, mypy, import-linter
 format: .venv/.installed  ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+bench-smoke: .venv/.installed  ## compare the digits model's ratios and counts with the committed ones, minutes; UPDATE=--update writes them
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.smoke $(UPDATE)
 
 clean:  ## remove caches and build outputs (.venv and out/ stay)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

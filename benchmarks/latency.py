@@ -2,7 +2,12 @@
 
 Every variant runs the same steps in full (`--nfc` of `--steps`, at equal gaps), so the times compare ways to run, not decisions. All take
 turns in one process, a generation each, after one warm-up generation; a step is timed on the host (with a synchronization on CUDA) and
-filed under the phase it took. Medians with the 10th and 90th percentile; a ratio is a ratio of medians.
+filed under the phase it took. Medians with the 10th and 90th percentile; a ratio is a ratio of medians. Rivals (`benchmarks/rivals.py`)
+that cannot be told which steps are full run as many. Compiled graphs, graph breaks, recompiles and seconds are Dynamo's own counts, by
+difference; the seconds are of compiling, with whatever torch had in its caches on disk. Host reads, counted in one more generation
+without torch.compile, are calls that wait for a value that depends on the arguments or weights; on a CPU, where a read costs nothing,
+there are more of them: hoisted steps look at the timestep that lies on the host. Peak memory is what a CUDA device held at most beyond
+what was there when a generation began; on a CPU it is not measured.
 """
 
 from __future__ import annotations
@@ -10,9 +15,8 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import time
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,8 +29,14 @@ from rich.table import Table
 import rfc
 import rfc.eager
 import rfc_fx
+from benchmarks import plots, rivals, roofline
 from benchmarks.readme import between_marks
+from benchmarks.tables import markdown as markdown
+from benchmarks.timing import Variant as Variant
+from benchmarks.timing import figures as figures
+from benchmarks.timing import keep_all_compilation_metrics
 from benchmarks.workloads import WORKLOADS, Calls
+from rfc.generation import Generation
 from rfc_fx.record import versions
 
 ESTIMATORS: dict[str, rfc.Estimator] = {
@@ -42,40 +52,6 @@ ESTIMATORS: dict[str, rfc.Estimator] = {
 CHOSEN = ("Taylor m=1", "RFE m=1", "RFE m=1, sketch 16, int8")
 
 
-@dataclass
-class Variant:
-    """One way to run a generation, and its times."""
-
-    name: str
-    call: Any
-    cache: Any = None
-    """What records the phases; None for the model without caching."""
-    steps_ms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    generations_ms: list[float] = field(default_factory=list)
-    first_s: float = 0.0
-    """Seconds of the warm-up generation, compilation included."""
-
-    @torch.no_grad()
-    def run(self, calls: Calls, device: torch.device, *, count: bool) -> None:
-        """One generation; every step timed for itself."""
-        if self.cache is not None:
-            self.cache.reset()
-        times: list[tuple[str, float]] = []
-        begin = time.perf_counter()
-        for arguments in calls:
-            start = time.perf_counter()
-            self.call(**arguments)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append((self.cache.stats.phases[-1] if self.cache is not None else "FULL", (time.perf_counter() - start) * 1e3))
-        if not count:
-            self.first_s = time.perf_counter() - begin
-            return
-        self.generations_ms.append(sum(elapsed for _, elapsed in times))
-        for phase, elapsed in times:
-            self.steps_ms[phase].append(elapsed)
-
-
 def schedule(steps: int, nfc: int) -> rfc.RCS:
     """A data-driven schedule (PREFIX, its error and the decision are part of every step) that makes exactly `nfc` of `steps` full."""
     for warmup in range(2, nfc + 1):
@@ -83,6 +59,12 @@ def schedule(steps: int, nfc: int) -> rfc.RCS:
             if warmup + (steps - warmup) // interval == nfc:
                 return rfc.RCS(tau=float("inf"), warmup=warmup, max_skip=interval - 1)
     raise typer.BadParameter(f"no equal gaps give {nfc} full steps of {steps}")
+
+
+def full_steps(plan: rfc.Schedule, steps: int) -> list[int]:
+    """The steps that a schedule makes full where its error is nought."""
+    generation, numbers = Generation(), plan.numbers()
+    return [step for step in range(steps) if generation.decide(plan, numbers, 0.0, None) == "FULL"]
 
 
 def variants(model: Any, names: list[str], plan: rfc.RCS, calls: Calls, *, per_sample: bool = False) -> list[Variant]:
@@ -105,12 +87,6 @@ def variants(model: Any, names: list[str], plan: rfc.RCS, calls: Calls, *, per_s
     return made
 
 
-def figures(values: list[float]) -> dict[str, float]:
-    """Median and spread in milliseconds."""
-    tenths = statistics.quantiles(values, n=10) if len(values) > 1 else [values[0]] * 9
-    return {"median_ms": statistics.median(values), "p10_ms": tenths[0], "p90_ms": tenths[-1], "samples": len(values)}
-
-
 def record(made: list[Variant], steps: int, nfc: int) -> dict[str, Any]:
     """Times by variant, and what they are against compiled full computation."""
     full = next(variant for variant in made if variant.name == "full, compiled")
@@ -120,49 +96,95 @@ def record(made: list[Variant], steps: int, nfc: int) -> dict[str, Any]:
         generation = statistics.median(variant.generations_ms)
         rows[variant.name] = {
             "generation": figures(variant.generations_ms),
-            **{phase: figures(values) for phase, values in variant.steps_ms.items()},
+            **{phase: figures(values) for phase, values in variant.steps_ms.items() if values},
             "first_generation_with_compilation_s": variant.first_s,
             "speedup_vs_compiled_full": whole / generation,
+            **_cached(variant, whole / generation, step, steps),
+            **_state(variant),
+            **_compilation(variant),
+            **({"peak_bytes": variant.peak_bytes} if variant.peak_bytes is not None else {}),
+            **({"notes": variant.notes} if variant.notes else {}),
         }
-        if variant.cache is not None:
-            rows[variant.name] |= {
-                "nfc": variant.cache.stats.nfc,
-                "share_of_bound": whole / generation / (steps / nfc),
-                "estimate_share_of_compiled_full": statistics.median(variant.steps_ms["ESTIMATE"]) / step,
-            }
-        if isinstance(variant.cache, rfc_fx.CachedModel):
-            plan = variant.cache.plan()
-            rows[variant.name] |= {"state_bytes": plan.state_bytes, "estimate_flops_share": plan.estimate_share}
     return rows
 
 
-def markdown(rows: dict[str, Any], settings: dict[str, Any]) -> str:
-    """The rows as a table."""
-    samples = "1 sample" if settings["samples"] == 1 else f"{settings['samples']} samples"
-    lines = [
-        f"{settings['what']}; {samples} with guidance, {settings['nfc']} of {settings['steps']} steps full, "
-        f"{settings['device']} ({settings['threads']} threads), {settings['dtype']}, torch {settings['versions']['torch']}, "
-        f"{settings['rounds']} interleaved generations each",
-        "",
-        "| variant | FULL ms | ESTIMATE ms | of compiled full | generation ms (p10-p90) | vs compiled full | of the bound | state MiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in rows.items():
-        cells = [name, *(f"{row[phase]['median_ms']:.1f}" if phase in row else "-" for phase in ("FULL", "ESTIMATE"))]
-        cells.append(f"{row['estimate_share_of_compiled_full']:.1%}" if "nfc" in row else "-")
-        generation = row["generation"]
-        cells.append(f"{generation['median_ms']:.0f} ({generation['p10_ms']:.0f}-{generation['p90_ms']:.0f})")
-        cells.append(f"{row['speedup_vs_compiled_full']:.2f}x")
-        cells.append(f"{row['share_of_bound']:.0%}" if "nfc" in row else "-")
-        cells.append(f"{row['state_bytes'] / 2**20:.1f}" if "state_bytes" in row else "-")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def _cached(variant: Variant, speedup: float, full_ms: float, steps: int) -> dict[str, Any]:
+    """What only a model behind a cache has."""
+    if variant.cache is None:
+        return {}
+    stats = variant.cache.stats
+    row: dict[str, Any] = {"nfc": stats.nfc, "full_steps": [step for step, phase in enumerate(stats.phases) if phase == "FULL"]}
+    row["share_of_bound"] = speedup / (steps / stats.nfc)
+    if variant.steps_ms.get("ESTIMATE"):
+        row["estimate_share_of_compiled_full"] = statistics.median(variant.steps_ms["ESTIMATE"]) / full_ms
+    if variant.reads is not None:
+        row["host_reads"] = variant.reads
+    return row
+
+
+def _state(variant: Variant) -> dict[str, Any]:
+    if isinstance(variant.cache, rfc_fx.CachedModel):
+        plan = variant.cache.plan()
+        return {
+            "state_bytes": plan.state_bytes,
+            "estimate_flops_share": plan.estimate_share,
+            "capture_s": variant.cache.compiled.seconds,
+        }
+    return {"state_bytes": variant.cache.state_bytes()} if isinstance(variant.cache, rivals.Rival) else {}
+
+
+def _compilation(variant: Variant) -> dict[str, Any]:
+    if not variant.compiles:
+        return {}
+    both = variant.warming + variant.counting
+    return {
+        "graphs": both.graphs,
+        "graph_breaks": both.graph_breaks,
+        "recompiles": both.recompiles,
+        "frames_given_up": both.frames_given_up,
+        "recompiles_while_counting": variant.counting.recompiles,
+        "compile_s": both.seconds,
+    }
 
 
 def in_readme(text: str, out: Path) -> str:
     """README with the tables of a folder's results between its marks."""
     records = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
     return between_marks(text, "latency", "\n".join(markdown(record["variants"], record["settings"]) for record in records))
+
+
+def timed(made: list[Variant], calls: Calls, where: torch.device, rounds: int) -> dict[str, str]:
+    """Warm up, time in turns and audit; what a rival stumbles over is returned, and it is taken off the list."""
+    refused: dict[str, str] = {}
+    counted = partial(Variant.run, calls=calls, device=where, count=True)
+    turns: list[tuple[str, Callable[[Variant], None]]] = [
+        ("warm-up and compilation", partial(Variant.warm_up, calls=calls, device=where)),
+        *((f"round {number + 1} of {rounds}", counted) for number in range(rounds)),
+        ("audit", partial(Variant.audit, calls=calls)),
+    ]
+    for what, turn in turns:
+        for variant in track(list(made), what):
+            try:
+                turn(variant)
+            except Exception as error:
+                if not isinstance(variant.cache, rivals.Rival):
+                    raise
+                refused[variant.name] = rivals.reason(error)
+                made.remove(variant)
+    return refused
+
+
+def checked(model: str, methods: str, dtype: str, device: str) -> tuple[list[str], torch.dtype, torch.device]:
+    """(names of estimators, dtype, device); raises BadParameter for what is unknown."""
+    if model not in WORKLOADS:
+        raise typer.BadParameter(f"unknown model {model!r}; known: {', '.join(WORKLOADS)}")
+    names = [name.strip() for name in methods.split(";")]
+    if unknown := [name for name in names if name not in ESTIMATORS]:
+        raise typer.BadParameter(f"unknown methods {', '.join(unknown)}; known: {'; '.join(ESTIMATORS)}")
+    kind = getattr(torch, dtype, None)
+    if kind not in (torch.float32, torch.bfloat16, torch.float16):
+        raise typer.BadParameter(f"unknown dtype {dtype!r}; known: float32, bfloat16, float16")
+    return names, kind, torch.device(device)
 
 
 def main(
@@ -174,61 +196,87 @@ def main(
     rounds: Annotated[int, typer.Option(help="generations of every variant", min=1)] = 3,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
-    out: Annotated[Path, typer.Option(help="folder for MODEL-SAMPLES.json and .md")] = Path("out/latency"),
+    out: Annotated[Path, typer.Option(help="folder for MODEL-SAMPLES.json, .md and .png")] = Path("out/latency"),
     per_sample: Annotated[bool, typer.Option("--per-sample", help="also time decision='per_sample'")] = False,
+    with_rivals: Annotated[
+        bool | None,
+        typer.Option("--rivals/--no-rivals", help="also time cache-dit and diffusers' hooks; default: if cache-dit is installed"),
+    ] = None,
+    with_roofline: Annotated[
+        bool, typer.Option("--roofline/--no-roofline", help="also count the bytes of every program: each is compiled once more")
+    ] = False,
     readme: Annotated[Path | None, typer.Option(help="time nothing; write the tables of --out into this README")] = None,
 ) -> None:
-    """Time full, estimated and whole generations of a model, and write them as JSON and Markdown."""
+    """Time full, estimated and whole generations of a model, and write them as JSON, Markdown and pictures."""
     if readme is not None:
         readme.write_text(in_readme(readme.read_text(), out))
         return
-    if model not in WORKLOADS:
-        raise typer.BadParameter(f"unknown model {model!r}; known: {', '.join(WORKLOADS)}")
-    names = [name.strip() for name in methods.split(";")]
-    if unknown := [name for name in names if name not in ESTIMATORS]:
-        raise typer.BadParameter(f"unknown methods {', '.join(unknown)}; known: {'; '.join(ESTIMATORS)}")
-    kind = getattr(torch, dtype, None)
-    if kind not in (torch.float32, torch.bfloat16, torch.float16):
-        raise typer.BadParameter(f"unknown dtype {dtype!r}; known: float32, bfloat16, float16")
-    workload, where = WORKLOADS[model], torch.device(device)
+    names, kind, where = checked(model, methods, dtype, device)
+    workload, plan = WORKLOADS[model], schedule(steps, nfc)
     net = workload.model().to(where, kind)
     calls = [
         {name: t.to(where, kind if t.is_floating_point() else t.dtype) for name, t in call.items()}
         for call in workload.calls(net, samples, steps)
     ]
-    made = variants(net, names, schedule(steps, nfc), calls, per_sample=per_sample)
-    for variant in track(made, "warm-up and compilation"):
-        variant.run(calls[: min(steps, 8)], where, count=False)
-    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    for _ in track(range(rounds), "rounds"):
-        for variant in made:
-            variant.run(calls, where, count=True)
+    keep_all_compilation_metrics()
+    wanted, refused = full_steps(plan, steps), dict[str, str]()
+    others: list[Variant] = []
+    if with_rivals or (with_rivals is None and rivals.installed()):
+        torch._dynamo.config.recompile_limit = rivals.RECOMPILE_LIMIT
+        others, refused = rivals.rivals(net, calls, wanted)
+    made = variants(net, names, plan, calls, per_sample=per_sample) + others
+    refused |= timed(made, calls, where, rounds)
+    for variant in made:
+        if isinstance(variant.cache, rivals.Rival):
+            variant.notes = variant.cache.verdict(wanted, steps)
     settings = {
         "model": model,
         "what": workload.what,
+        "guidance": workload.guidance,
         "samples": samples,
         "steps": steps,
         "nfc": nfc,
+        "full_steps": wanted,
         "rounds": rounds,
         "device": device,
         "dtype": dtype,
         "threads": torch.get_num_threads(),
-        "graphs_compiled_while_counting": torch._dynamo.utils.counters["stats"]["unique_graphs"] - compiled,
-        "versions": versions(),
+        "graphs_compiled_while_counting": sum(variant.counting.graphs for variant in made),
+        "recompile_limit": torch._dynamo.config.recompile_limit,
+        "refused": refused,
+        "versions": versions() | {"cache_dit": rivals.cache_dit_version()},
         "protocol": __doc__,
     }
     rows = record(made, steps, nfc)
-    out.mkdir(parents=True, exist_ok=True)
-    table = markdown(rows, settings)
-    for suffix, text in (("json", json.dumps({"settings": settings, "variants": rows}, indent=1) + "\n"), ("md", table)):
-        part = out / f".{model}-{samples}.{suffix}"
+    if with_roofline:
+        settings["machine"] = roofline.machine(where, kind)
+        for variant in made:
+            if isinstance(variant.cache, rfc_fx.CachedModel):
+                rows[variant.name]["programs"] = roofline.programs(variant.cache, calls)
+    written(out / f"{model}-{samples}", rows, settings)
+    shown(rows, settings)
+
+
+def written(where: Path, rows: dict[str, Any], settings: dict[str, Any]) -> None:
+    """MODEL-SAMPLES as .json, .md and .png, each whole or not at all; -roofline.png where programs were counted."""
+    where.parent.mkdir(parents=True, exist_ok=True)
+    kept = {"settings": settings, "variants": rows}
+    for suffix, text in (("json", json.dumps(kept, indent=1) + "\n"), ("md", markdown(rows, settings))):
+        part = where.with_name(f".{where.name}.{suffix}")
         part.write_text(text)
-        os.replace(part, out / f"{model}-{samples}.{suffix}")
-    shown = Table("variant", "FULL ms", "ESTIMATE ms", "generation ms", "vs compiled full", title=workload.what)
+        os.replace(part, where.with_name(f"{where.name}.{suffix}"))
+    plots.draw(where.with_name(f"{where.name}.json"))
+
+
+def shown(rows: dict[str, Any], settings: dict[str, Any]) -> None:
+    """The times on the console, and what did not run."""
+    table = Table("variant", "FULL ms", "ESTIMATE ms", "generation ms", "vs compiled full", "notes", title=settings["what"])
     for name, row in rows.items():
         cells = [f"{row[phase]['median_ms']:.1f}" if phase in row else "-" for phase in ("FULL", "ESTIMATE", "generation")]
-        shown.add_row(name, *cells, f"{row['speedup_vs_compiled_full']:.2f}x")
-    Console().print(shown)
+        table.add_row(name, *cells, f"{row['speedup_vs_compiled_full']:.2f}x", "; ".join(row.get("notes", [])))
+    for name, why in settings["refused"].items():
+        table.add_row(name, "-", "-", "-", "-", f"not run. {why}")
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from torch import Tensor, fx
 
 from rfc_fx.guard import Guarded, select
-from rfc_fx.ops import CASTS, aten, base_of, flops, is_heavy, is_mutable, is_view, shape, value
+from rfc_fx.ops import CASTS, aten, base_of, flops, has_known_shape, is_heavy, is_mutable, is_view, shape, value
 
 LARGE = 4096
 """Elementwise work on so many elements is worth a table; on fewer, a kernel that recomputes it costs nothing."""
@@ -134,7 +134,7 @@ def hoist(guarded: Guarded, timestep: str | None, prefix: set[fx.Node]) -> Hoist
     chosen: dict[Level, dict[fx.Node, None]] = {}
     for kind, users in sources.items():
         edges = (base_of(source) for user in users for source in user.all_input_nodes if level[source] is kind)
-        closures = [_closure(node, level) for node in dict.fromkeys(edges) if _is_computed(node)]
+        closures = [_closure(node, level) for node in dict.fromkeys(edges) if _is_computed(node) and has_known_shape(node)]
         worth = [closure for closure in closures if any(_is_work(node, kind) for node in closure)]
         chosen[kind] = dict.fromkeys(sorted({node for closure in worth for node in closure}, key=order.__getitem__))
     results = {kind: _read_outside(nodes) for kind, nodes in chosen.items()}
@@ -181,6 +181,8 @@ def _is_computed(node: fx.Node) -> bool:
 
 
 def _is_work(node: fx.Node, kind: Level) -> bool:
+    if not has_known_shape(node):
+        return False
     if is_heavy(node):
         return True
     free = is_view(node) or node.target in CASTS or not node.all_input_nodes

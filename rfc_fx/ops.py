@@ -24,6 +24,12 @@ def shape(node: Any) -> tuple[int, ...]:
     return tuple(int(length) for length in tensor.shape) if isinstance(tensor, Tensor) else ()
 
 
+def has_known_shape(node: fx.Node) -> bool:
+    """Whether no length of a node's tensor depends on values, as those of nonzero do."""
+    tensor = value(node)
+    return not isinstance(tensor, Tensor) or all(isinstance(length, int) for length in tensor.shape)
+
+
 def _linear(node: fx.Node) -> int:
     return 2 * prod(shape(node)) * shape(node.args[0])[-1]
 

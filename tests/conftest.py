@@ -1,6 +1,7 @@
 """One thread, fixed seeds, hypothesis without randomness or deadlines, and the helpers in `tests/` importable by name."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,10 @@ settings.load_profile("specification")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_recompiles() -> Iterator[None]:
+    """A frame that torch.compile compiles again because a guard failed is an error."""
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield

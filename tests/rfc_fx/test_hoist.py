@@ -171,6 +171,7 @@ def test_work_that_cannot_be_batched_is_done_step_by_step(monkeypatch: pytest.Mo
     assert largest(run(cached, kwargs), expected) < SAME_GRAPH
 
 
+@pytest.mark.usefixtures("no_recompiles")
 def test_every_program_is_one_frame_whatever_is_prepared() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -184,7 +185,6 @@ def test_every_program_is_one_frame_whatever_is_prepared() -> None:
         assert largest(run(compiled, kwargs), run(plain, kwargs)) < PREPARED
     assert counter.frame_count == len(cached.programs) == 5
     assert not torch._dynamo.utils.counters["graph_break"]
-    assert not torch._dynamo.utils.counters["recompiles"]
 
 
 @pytest.mark.compile

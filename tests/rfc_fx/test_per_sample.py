@@ -63,6 +63,7 @@ def test_all_steps_full_give_the_models_own_results() -> None:
     assert isinstance(cached(**kwargs, return_dict=False), tuple)
 
 
+@pytest.mark.usefixtures("no_recompiles")
 def test_every_batch_size_runs_on_the_same_frames() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -75,7 +76,6 @@ def test_every_batch_size_runs_on_the_same_frames() -> None:
         generation(compiled, rows(kwargs, chosen), torch.linspace(0.01, 0.3, len(chosen)))
     assert counter.frame_count == 3
     assert not torch._dynamo.utils.counters["graph_break"]
-    assert not torch._dynamo.utils.counters["recompiles"]
     assert sorted(cached.contexts) == [f"default[{i}]" for i in range(4)]
 
 

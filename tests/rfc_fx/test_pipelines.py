@@ -425,6 +425,7 @@ def frames() -> Iterator[Any]:
     torch._dynamo.reset()
 
 
+@pytest.mark.usefixtures("no_recompiles")
 @pytest.mark.parametrize(
     ("build", "in_place"),
     [(pipelines.pixart_sigma, True), (pipelines.flux, False)],
@@ -444,12 +445,10 @@ def test_a_compiled_pipeline_has_three_frames_no_break_and_no_recompile(
         assert torch.equal(run(pipe, prompt(seed), seed=seed, steps=steps), plain[seed // 2])
         assert frames.frame_count == 3
     assert not torch._dynamo.utils.counters["graph_break"]
-    assert not torch._dynamo.utils.counters["recompiles"]
     if in_place:
         run(pipe, prompt(0, 2))  # another batch size: programs of its own
         assert frames.frame_count == 6
         assert not torch._dynamo.utils.counters["graph_break"]
-        assert not torch._dynamo.utils.counters["recompiles"]
 
 
 @pytest.mark.compile
