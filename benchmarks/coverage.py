@@ -121,6 +121,11 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
 
         return run
 
+    def hoisted() -> None:
+        plain, ahead = (rfc_fx.transform(model, method=skips, hoist=hoist) for hoist in (False, True))
+        worst = max(difference(ahead(**call), plain(**call)) for call in calls(spec, arguments, 4))
+        assert worst == 0, f"with hoist=True the outputs differ by {worst:.1e}"
+
     def compiled() -> None:
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
@@ -157,6 +162,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
         attempt("estimate", estimate)
         for name in get_args(Granularity):
             attempt(f"granularity {name}", granularity(name))
+        attempt("hoist", hoisted)
         if compiles:
             attempt("compile", compiled)
         if meta:

@@ -270,13 +270,15 @@ def written(where: Path, rows: dict[str, Any], settings: dict[str, Any]) -> None
 
 def shown(rows: dict[str, Any], settings: dict[str, Any]) -> None:
     """The times on the console, and what did not run."""
-    table = Table("variant", "FULL ms", "ESTIMATE ms", "generation ms", "vs compiled full", "notes", title=settings["what"])
+    table = Table("variant", "FULL ms", "ESTIMATE ms", "generation ms", "vs compiled full", title=settings["what"])
     for name, row in rows.items():
         cells = [f"{row[phase]['median_ms']:.1f}" if phase in row else "-" for phase in ("FULL", "ESTIMATE", "generation")]
-        table.add_row(name, *cells, f"{row['speedup_vs_compiled_full']:.2f}x", "; ".join(row.get("notes", [])))
-    for name, why in settings["refused"].items():
-        table.add_row(name, "-", "-", "-", "-", f"not run. {why}")
-    Console().print(table)
+        table.add_row(name, *cells, f"{row['speedup_vs_compiled_full']:.2f}x")
+    console = Console()
+    console.print(table)
+    notes = [f"{name}: {'; '.join(row['notes'])}" for name, row in rows.items() if "notes" in row]
+    for line in (*notes, *(f"{name}: not run. {why}" for name, why in settings["refused"].items())):
+        console.print(line, markup=False, highlight=False)
 
 
 if __name__ == "__main__":

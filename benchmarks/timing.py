@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import statistics
 import time
 from collections import Counter, defaultdict
@@ -66,8 +67,8 @@ def keep_all_compilation_metrics() -> None:
 
 def compiled_alone(function: Any) -> Any:
     """`torch.compile` that shares no compiled code with other calls of it: no other copy of a model counts as a recompile."""
-    compile: Any = torch.compile  # the annotations of torch 2.13 leave isolate_recompiles out
-    return compile(function, isolate_recompiles=True)
+    compile: Any = torch.compile  # the annotations of torch 2.13 leave isolate_recompiles out, torch 2.11 does not have it
+    return compile(function, **({"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(compile).parameters else {}))
 
 
 class Reads(TorchFunctionMode):
@@ -187,5 +188,5 @@ def _peak_of(device: torch.device) -> Callable[[], int | None]:
 
 def figures(values: list[float]) -> dict[str, float]:
     """Median and spread in milliseconds."""
-    tenths = statistics.quantiles(values, n=10) if len(values) > 1 else [values[0]] * 9
+    tenths = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else [values[0]] * 9  # never beyond what was seen
     return {"median_ms": statistics.median(values), "p10_ms": tenths[0], "p90_ms": tenths[-1], "samples": len(values)}

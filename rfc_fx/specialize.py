@@ -142,7 +142,11 @@ class _Builder:
     def carried(self, node: fx.Node) -> fx.Node:
         """A result for the programs that follow, contiguous: what walks over tokens must not walk over another layout."""
         made = self.get(node)
-        return made if value(node).is_contiguous() else self.graph.call_function(aten.contiguous.default, (made,))
+        if value(node).is_contiguous():
+            return made
+        result = self.graph.call_function(aten.contiguous.default, (made,))
+        result.meta = {"val": value(node).contiguous()}
+        return result
 
     def like(self, result: fx.Node, traced: fx.Node) -> fx.Node:
         """The result with the strides of what was traced: views after it were chosen for those."""

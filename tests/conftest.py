@@ -30,6 +30,15 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def captured_once() -> Iterator[None]:
+    """All transformations of one model, in all tests of a file, share its capture."""
+    from benchmarks.coverage import captured_once
+
+    with captured_once():
+        yield
+
+
 @pytest.fixture
 def no_recompiles() -> Iterator[None]:
     """A frame that torch.compile compiles again because a guard failed is an error."""

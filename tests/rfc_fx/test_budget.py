@@ -13,6 +13,8 @@ import rfc_fx
 from rfc_fx.budget import parse_bytes
 from rfc_fx.sites import Granularity
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 METHOD = rfc.RFC(tau=float("inf"))
 
 

@@ -244,3 +244,28 @@ def test_what_has_no_scheduler_cannot_be_followed_and_a_strange_timestep_is_comp
     scheduler.set_timesteps(7)
     cached.follow(scheduler)
     assert largest(run(cached, kwargs), run(rfc_fx.transform(model, method=rfc.RFC(tau=0.3)), kwargs)) < PREPARED
+
+
+class Turned(torch.nn.Module):
+    """What is made of the text does not lie in memory as its axes go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = torch.nn.Linear(8, 8)
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        x, mix = hidden_states * timestep.reshape(-1, 1, 1), self.read(text).transpose(1, 2).relu()
+        for block in self.blocks:
+            x = x + block(torch.nn.functional.layer_norm(x, (8,)) @ mix)
+        return x
+
+
+def test_a_hoisted_result_that_is_not_contiguous_is_handed_on_contiguous() -> None:
+    torch.manual_seed(0)
+    model, call = Turned().eval(), {"timestep": torch.tensor([0.5, 0.5]), "text": torch.randn(2, 8, 8)}
+    plain, cached = (rfc_fx.transform(model, method=rfc.RFC(tau=float("inf"), warmup=2), hoist=hoist) for hoist in (False, True))
+    x = torch.randn(2, 4, 8)
+    with torch.no_grad():
+        assert all(torch.equal(cached(x * step, **call), plain(x * step, **call)) for step in range(1, 5))
+    assert cached.plan().invariant_bytes == 2 * 8 * 8 * 4

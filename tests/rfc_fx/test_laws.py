@@ -1,6 +1,7 @@
 """The laws of the design, for five families: full is the model, and every form of a method gives the same numbers."""
 
 import random
+from functools import cache
 from typing import Any
 
 import pytest
@@ -26,6 +27,11 @@ ESTIMATORS = {
     "taylor2-float8-bfloat16": rfc.Stored(estimator=rfc.Taylor(order=2), differences=torch.float8_e4m3fn, outputs=torch.bfloat16),
 }
 STEPS = 10
+
+pytestmark = pytest.mark.usefixtures("captured_once")
+
+MADE = {name: cache(build) for name, build in FAMILIES.items()}
+"""One model of each family: no test here changes it."""
 
 
 def listed(estimator: rfc.Estimator, phases: str) -> rfc.Method:
@@ -68,7 +74,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("dispatch", ["host", "cond"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_law_1_all_full_is_the_model_bit_for_bit(family: str, dispatch: Any, granularity: Any) -> None:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = MADE[family]()
     cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.0), granularity=granularity, dispatch=dispatch)
     assert torch.equal(generation(cached, kwargs, 4), generation(model, kwargs, 4))
     assert cached.stats.phases == ["FULL"] * 4
@@ -77,7 +83,7 @@ def test_law_1_all_full_is_the_model_bit_for_bit(family: str, dispatch: Any, gra
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_law_2_twin_guarded_and_programs_agree_for_random_phases(family: str, estimator: str) -> None:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = MADE[family]()
     method = ESTIMATORS[estimator]
     cached = rfc_fx.transform(model, moved(kwargs, 0, STEPS), method=listed(method, "F"))
     for phases in strings(3):
@@ -91,7 +97,7 @@ def test_law_2_twin_guarded_and_programs_agree_for_random_phases(family: str, es
 @pytest.mark.parametrize("granularity", ["module", "block", "stack"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_law_2_guarded_host_and_cond_agree_at_every_granularity(family: str, granularity: Any) -> None:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = MADE[family]()
     method = rfc.RFE(order=2)
     host, cond = (
         rfc_fx.transform(model, moved(kwargs, 0, STEPS), method=listed(method, "F"), granularity=granularity, dispatch=dispatch)
@@ -107,7 +113,7 @@ def test_law_2_guarded_host_and_cond_agree_at_every_granularity(family: str, gra
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_law_2_data_driven_decisions_are_the_same_in_twin_host_and_cond(family: str) -> None:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = MADE[family]()
     forms: list[nn.Module] = [rfc.eager.cached(model, rfc.RFC(tau=0.3, order=2))]
     forms += [rfc_fx.transform(model, method=rfc.RFC(tau=0.3, order=2), dispatch=dispatch) for dispatch in ("host", "cond")]
     twin, host, cond = ((generation(form, kwargs), form.stats) for form in forms)
@@ -122,7 +128,7 @@ def test_law_2_data_driven_decisions_are_the_same_in_twin_host_and_cond(family: 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("family", ["dit", "flux"])
 def test_law_3_an_estimate_with_unchanged_inputs_is_the_full_output(family: str, estimator: str) -> None:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = MADE[family]()
     cached = rfc_fx.transform(model, method=listed(ESTIMATORS[estimator], "FFE"))
     with torch.no_grad():
         first, second, third = (sample(cached(**kwargs)) for _ in range(3))
@@ -136,7 +142,7 @@ def test_law_3_an_estimate_with_unchanged_inputs_is_the_full_output(family: str,
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_law_4_tau_zero_is_always_full_and_tau_infinite_never_after_warm_up(family: str) -> None:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = MADE[family]()
     cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.0))
     generation(cached, kwargs, 6)
     assert cached.stats.phases == ["FULL"] * 6
@@ -148,7 +154,7 @@ def test_law_4_tau_zero_is_always_full_and_tau_infinite_never_after_warm_up(fami
 @pytest.mark.parametrize("dispatch", ["host", "cond"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_law_7_weights_are_shared_and_state_is_what_the_plan_announced(family: str, dispatch: Any) -> None:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = MADE[family]()
     before = {id(parameter) for parameter in model.parameters()}
     cached = rfc_fx.transform(model, moved(kwargs, 0), method=rfc.RFC(order=2), dispatch=dispatch)
     announced = cached.plan()
@@ -163,7 +169,7 @@ def test_law_7_weights_are_shared_and_state_is_what_the_plan_announced(family: s
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_state_keeps_its_addresses_over_generations(family: str) -> None:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = MADE[family]()
     cached = rfc_fx.transform(model, moved(kwargs, 0), method=rfc.RFC(tau=0.3))
     (context,) = cached._contexts.values()
     before = {name: tensor.data_ptr() for name, tensor in context.state.items()}
@@ -175,7 +181,7 @@ def test_state_keeps_its_addresses_over_generations(family: str) -> None:
 @pytest.mark.parametrize("dispatch", ["host", "cond"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_law_9_a_result_never_depends_on_an_earlier_generation(family: str, dispatch: Any) -> None:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = MADE[family]()
     method = rfc.RFC(tau=0.3, order=2)
     fresh = rfc_fx.transform(model, method=method, dispatch=dispatch)
     expected = generation(fresh, kwargs)
@@ -189,7 +195,7 @@ def test_law_9_a_result_never_depends_on_an_earlier_generation(family: str, disp
 
 def test_estimate_does_no_work_of_a_site_and_its_share_is_counted() -> None:
     for family, largest in (("dit", 0.25), ("pixart", 0.15), ("sd3", 0.1), ("flux", 0.1), ("wan", 0.1)):
-        model, kwargs = FAMILIES[family]()
+        model, kwargs = MADE[family]()
         cached = rfc_fx.transform(model, kwargs, method=rfc.RFC())
         assert not [node for node in cached.programs["ESTIMATE"].graph.nodes if node.op == "call_module"]
         assert 0 < cached.plan().estimate_share < largest
