@@ -116,9 +116,9 @@ def test_a_table_has_a_dash_where_a_record_has_nothing() -> None:
 
 
 def test_the_readme_gets_the_table_of_every_record() -> None:
-    text = latency.in_readme("a\n<!-- latency: begin -->\nold\n<!-- latency: end -->\nb\n", RESULTS)
+    text = latency.in_readme("a\n<!-- latency: begin -->\na stale table\n<!-- latency: end -->\nb\n", RESULTS)
     assert (text[:2], text[-2:]) == ("a\n", "b\n")
-    assert "old" not in text
+    assert "stale" not in text
     assert text.count("| full, compiled |") == len(list(RESULTS.glob("*.json")))
 
 
