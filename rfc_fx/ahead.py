@@ -53,7 +53,7 @@ class Ahead:
     """Whether the steps have come in that order so far."""
     made_for: Tensor | None = None
     coming: Tensor | None = None
-    """Timesteps of the generation, read from a scheduler after its first step."""
+    """Timesteps of the generation, read from a scheduler after its leading steps."""
 
     def holds(self, programs: Mapping[str, Program], timestep: str | None, values: Mapping[Argument, Tensor]) -> bool:
         """Whether the results are those of the present conditioning; if not, note it and forget them."""
@@ -97,6 +97,10 @@ class Ahead:
         self.made_for = timesteps
 
 
+LEADING = 3
+"""Steps of a generation that compute their own modulation: after so many it is known whether the sampler's timestep rises."""
+
+
 class Following:
     """A pipeline, or a scheduler, whose timesteps the coming generations will have."""
 
@@ -105,15 +109,16 @@ class Following:
         if not hasattr(self._scheduler(), "set_timesteps"):
             raise TypeError(f"follow: expected a pipeline with a scheduler, or a scheduler, got {type(source).__name__}")
 
-    def first_step_decided(self, step: Step) -> None:
-        """After the first step of a generation, note the timesteps that the others will have."""
+    def decided(self, step: Step) -> None:
+        """After the leading steps of a generation, note the timesteps that the others will have."""
         context = step.context
         name = context.compiled.timestep
-        if context.generation.step == 1 and step.timestep is not None and name is not None and "TIMESTEP" in context.compiled.programs:
-            context.ahead.coming = self.coming(step.timestep, step.values["input", name].dtype)
+        done = context.generation.step
+        if done == LEADING and step.timestep is not None and name is not None and "TIMESTEP" in context.compiled.programs:
+            context.ahead.coming = self.coming(step.timestep, done - 1, step.values["input", name].dtype)
 
-    def coming(self, first: float, dtype: torch.dtype) -> Tensor | None:
-        """The timesteps from the first one on, as the model is called with them; None where that cannot be told."""
+    def coming(self, timestep: float, place: int, dtype: torch.dtype) -> Tensor | None:
+        """The timesteps of a generation whose step `place` has this one, as the model is called with them; None where unknown."""
         timesteps = getattr(self._scheduler(), "timesteps", None)
         if not isinstance(timesteps, Tensor):
             return None
@@ -121,9 +126,10 @@ class Following:
         with torch.inference_mode(False):
             for read in READINGS:
                 called = read(timesteps.detach().cpu(), dtype, most)
-                if (places := (called.double() == first).nonzero()).numel():
-                    return called[int(places[0]) :].clone()
-        log.info("follow: the model is called with timestep %g, which is none of the scheduler's; computed step by step", first)
+                if found := (called.double() == timestep).nonzero().flatten().tolist():  # several where a sampler calls twice per step
+                    at = next((one for one in found if one >= place), found[-1])
+                    return called[max(0, at - place) :].clone()
+        log.info("follow: the model is called with timestep %g, which is none of the scheduler's; computed step by step", timestep)
         return None
 
     def _scheduler(self) -> Any:

@@ -173,7 +173,7 @@ class CachedModel(nn.Module):
         schedule = self.options.method.schedule
         phase: Phase = context.generation.decide(schedule, self._numbers_on(torch.device("cpu")), eps, step.timestep)
         if self._following is not None:
-            self._following.first_step_decided(step)
+            self._following.decided(step)
         return context.compiled.programs[phase]
 
     def _restart_if_noise_grew(self, step: Step) -> bool:
@@ -283,7 +283,7 @@ class CachedModel(nn.Module):
     def follow(self, pipeline: Any) -> None:
         """Take the timesteps of every coming generation from this pipeline's scheduler (or from a scheduler), instead of `prepare`.
 
-        The first step of a generation computes its own modulation, and tells what the pipeline makes of the scheduler's timesteps
+        The first three steps of a generation compute their own modulation, and tell what the pipeline makes of the scheduler's timesteps
         (FLUX divides by 1000, Z-Image counts from 0 to 1); the other steps read a table. Raises TypeError where there is no scheduler.
         """
         self._following = Following(pipeline)

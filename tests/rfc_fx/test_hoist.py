@@ -14,6 +14,7 @@ from tolerances import INDUCTOR, PREPARED, SAME_GRAPH
 import rfc
 import rfc_fx
 from rfc_fx import ahead
+from rfc_fx.ahead import LEADING
 from rfc_fx.hoist import Level, hoist, levels
 from rfc_fx.ops import is_heavy
 from rfc_fx.specialize import AHEAD, prefix_nodes
@@ -214,7 +215,7 @@ FOLLOWED = {
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("dit", "flux") else pytest.mark.slow) for name in FOLLOWED])
-def test_a_model_that_follows_its_pipeline_computes_modulation_by_itself_in_first_steps_only(
+def test_a_model_that_follows_its_pipeline_computes_modulation_by_itself_in_leading_steps_only(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the pipeline makes of the scheduler's timesteps; the second generation is the first one, bit for bit."""
@@ -225,12 +226,14 @@ def test_a_model_that_follows_its_pipeline_computes_modulation_by_itself_in_firs
     pipe.transformer = cached = rfc_fx.transform(model, method=method, hoist=True)
     cached.follow(pipe)
     ran = counted(monkeypatch, cached)
-    images = [pipelines.run(pipe, arguments(0, 1)) for _ in range(2)]
+    images = [pipelines.run(pipe, arguments(0, 1))]
+    ran.clear()  # in the very first generation, steps begin anew until it is known that the timestep rises
+    images.append(pipelines.run(pipe, arguments(0, 1)))
     assert float((images[0] - expected).norm() / expected.norm()) < PREPARED
     assert torch.equal(*images)
-    assert ran.count("TIMESTEP") == 2 * len(cached.contexts)
+    assert ran.count("TIMESTEP") == LEADING * len(cached.contexts)
     other = pipelines.run(pipe, arguments(0, 1), steps=6)
-    assert ran.count("TIMESTEP") == 3 * len(cached.contexts)
+    assert ran.count("TIMESTEP") == 2 * LEADING * len(cached.contexts)
     cached.prepare(None)
     assert float((pipelines.run(pipe, arguments(0, 1), steps=6) - other).norm() / other.norm()) < PREPARED
 
