@@ -105,9 +105,9 @@ class Following:
     """A pipeline, or a scheduler, whose timesteps the coming generations will have."""
 
     def __init__(self, source: Any) -> None:
-        self._source = weakref.ref(source)
-        if not hasattr(self._scheduler(), "set_timesteps"):
+        if not hasattr(getattr(source, "scheduler", source), "set_timesteps"):
             raise TypeError(f"follow: expected a pipeline with a scheduler, or a scheduler, got {type(source).__name__}")
+        self._source = weakref.ref(source)
 
     def decided(self, step: Step) -> None:
         """After the leading steps of a generation, note the timesteps that the others will have."""

@@ -241,8 +241,9 @@ def test_a_model_that_follows_its_pipeline_computes_modulation_by_itself_in_lead
 def test_what_has_no_scheduler_cannot_be_followed_and_a_strange_timestep_is_computed_step_by_step() -> None:
     model, kwargs = FAMILIES["dit"]()
     cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.3), hoist=True)
-    with pytest.raises(TypeError, match="follow: expected a pipeline with a scheduler, or a scheduler, got DiTTransformer2DModel"):
-        cached.follow(model)
+    for wrong, name in ((model, "DiTTransformer2DModel"), ("pipe", "str"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"follow: expected a pipeline with a scheduler, or a scheduler, got {name}"):
+            cached.follow(wrong)
     scheduler = diffusers.DDIMScheduler()
     scheduler.set_timesteps(7)
     cached.follow(scheduler)
