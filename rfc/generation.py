@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from rfc.schedule import Schedule
+from rfc.schedule import Every, Listed, Numbers, Schedule
 from rfc.state import Clock
 
 Phase = Literal["FULL", "ESTIMATE"]
@@ -113,17 +114,24 @@ class Generation:
 
     def decide(self, schedule: Schedule, numbers: dict[str, Tensor], eps: float | None, timestep: float | None) -> Phase:
         """Return the phase of the coming step and count it. `eps` is the schedule's error at this step, None without data."""
-        known = eps is not None and self.anchors > 0
+        anchored = self.anchors > 0
+        known = eps is not None and anchored
         self.since += 1
-        if known:  # float32, as a compiled decision adds it
-            self.total = float(torch.tensor(self.total) + torch.tensor(eps))
-        step, k, total = (torch.tensor(float(value)) for value in (self.step, self.since, self.total))
-        phase: Phase = "FULL" if bool(schedule.full(numbers, step, k, total)) else "ESTIMATE"
+        total = self.total
+        if known:
+            self.total = _add(total, eps)
+        if not schedule.is_lagged:
+            total = self.total
+        if isinstance(schedule, Every | Listed):
+            full = _is_planned(schedule, self.step, self.since)
+        else:
+            full = _is_full(schedule, numbers, self.step, self.since, total)
+        phase: Phase = "FULL" if full else "ESTIMATE"
         self.phases.append(phase)
         self.eps.append(eps if known else None)
-        self.totals.append(self.total if known else None)
-        self.moved = self.moved or (self.timestep is not None and timestep != self.timestep)
-        self.timestep = timestep
+        self.totals.append(total if known or (anchored and schedule.is_lagged) else None)
+        if timestep is not None:
+            self._move_to(timestep)
         self.could_skip = self.could_skip or schedule.can_skip(self.step)
         if phase == "FULL":
             self.gap = self.since if self.anchors else 0
@@ -131,9 +139,43 @@ class Generation:
             self.since, self.total = 0, 0.0
         return phase
 
+    def follows(self, timestep: float, direction: Direction) -> bool:
+        """Whether the latest step, whose timestep was not known when it was decided, belonged to this generation; if so, it is noted."""
+        belonged = self.continues(timestep, direction)
+        if belonged:
+            self._move_to(timestep)
+        return belonged
+
+    def _move_to(self, timestep: float) -> None:
+        self.moved = self.moved or (self.timestep is not None and timestep != self.timestep)
+        self.timestep = timestep
+
+    def learn(self, eps: float) -> None:
+        """Take in the error of the latest step, which was decided without it (`Schedule.is_lagged`)."""
+        was_full = self.phases[-1] == "FULL"
+        if self.anchors > was_full:
+            self.eps[-1] = eps
+            if not was_full:
+                self.total = _add(self.total, eps)
+
     def never_skipped(self) -> bool:
         """Whether every step was full although the schedule could have skipped one."""
         return self.could_skip and self.nfc == self.step
+
+
+def _add(total: float, eps: float | None) -> float:
+    """In float32, as a compiled decision adds."""
+    return float(torch.tensor((total, eps)).sum())
+
+
+def _is_full(schedule: Schedule, numbers: Numbers, step: int, since: int, total: float) -> bool:
+    return bool(schedule.full(numbers, *torch.tensor([step, since, total], dtype=torch.float32).unbind()))
+
+
+@lru_cache(maxsize=4096)
+def _is_planned(schedule: Schedule, step: int, since: int) -> bool:
+    """The same for a rule that needs no data: what it says of a step, it says in every generation."""
+    return _is_full(schedule, schedule.numbers(), step, since, 0.0)
 
 
 def clock_tensors(values: tuple[float, float, float], device: torch.device) -> Clock:

@@ -35,6 +35,11 @@ class Schedule(ABC):
         """The forecaster of the first site's input that the rule watches, or None when the rule needs no data."""
         return None
 
+    @property
+    def is_lagged(self) -> bool:
+        """Whether a step's own error counts from the step after it on, so that no step waits for its own data."""
+        return False
+
     def error(self, I: Tensor, state: State, clock: Clock) -> Tensor:
         """Return this step's contribution to the accumulated error, a 0-d float32 tensor."""
         return torch.zeros((), device=I.device)
@@ -132,6 +137,7 @@ class RCS(Schedule):
     eps(t-j) = ||I(t-j) - I_T(t-j)||_1 / ||I(t-j)||_1 with I_T the Taylor forecast of order m; full when sum_{j=1..k} eps > tau.
     Decided before any block runs. One decision per batch, from the mean (or the max) over samples. `max_skip` caps the
     number of steps skipped in a row. An eps that is not a number makes the step full.
+    `lagged` (not in the paper): a step is decided by the errors up to the step before, so that a device never waits for the host.
     """
 
     tau: float
@@ -139,6 +145,7 @@ class RCS(Schedule):
     max_skip: int | None = None
     order: int = 1
     over: Literal["mean", "max"] = "mean"
+    lagged: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.tau, bool) or not isinstance(self.tau, int | float) or math.isnan(self.tau) or self.tau < 0:
@@ -153,6 +160,10 @@ class RCS(Schedule):
     @property
     def forecaster(self) -> Taylor:
         return Taylor(order=self.order)
+
+    @property
+    def is_lagged(self) -> bool:
+        return self.lagged
 
     def error(self, I: Float[Tensor, "N *S D"], state: State, clock: Clock) -> Float[Tensor, ""]:
         """eps: relative L1 error of the forecast of I, per sample in float32, then reduced over the batch."""

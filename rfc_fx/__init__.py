@@ -53,6 +53,7 @@ def transform(
     decision: Decision = "batch",
     regional: bool = False,
     hoist: bool = False,
+    speculate: bool | None = None,
     state_dtype: torch.dtype | None = None,
     state_budget: int | str | None = None,
 ) -> CachedModel:
@@ -68,6 +69,8 @@ def transform(
 
     `hoist` (with "host"): what depends on the conditioning alone is computed once per generation, what depends on the timestep alone by a
     program of its own, for all steps at once after `model.prepare(timesteps)`.
+    `speculate` (with "host"): ESTIMATE runs while the decision travels to the host, and for nothing where FULL is decided; None does so on
+    CUDA devices up to 512 MiB of state.
     `state_dtype`: the differences are kept in torch.bfloat16, float16, float8_e4m3fn or int8 (`rfc.Stored`, which can do it to O as well).
     `state_budget`: bytes, or "2GiB", that the state of one context may take (a pipeline with guidance has one context or two).
 
@@ -88,12 +91,14 @@ def transform(
     ):
         if value not in known:
             raise ValueError(f"transform: {name} must be one of {', '.join(known)}, got {value!r}")
-    if regional and dispatch == "cond":
-        raise ValueError('transform: regional needs dispatch="host"; the branches of a torch.cond are compiled whole')
-    if hoist and dispatch == "cond":
-        raise ValueError('transform: hoist needs dispatch="host"; a torch.cond is one graph for every step')
-    if decision == "per_sample" and dispatch == "cond":
-        raise ValueError('transform: decision="per_sample" needs dispatch="host"; one torch.cond has one predicate for the batch')
+    for wanted, what, why in (
+        (regional, "regional", "the branches of a torch.cond are compiled whole"),
+        (hoist, "hoist", "a torch.cond is one graph for every step"),
+        (speculate, "speculate", "a torch.cond is decided on the device"),
+        (decision == "per_sample", 'decision="per_sample"', "one torch.cond has one predicate for the batch"),
+    ):
+        if wanted and dispatch == "cond":
+            raise ValueError(f'transform: {what} needs dispatch="host"; {why}')
     if granularity == "auto" and state_budget is None:
         raise ValueError("transform: granularity=\"auto\" needs a state_budget, such as state_budget='2GiB'")
     budget = None if state_budget is None else parse_bytes(state_budget)
@@ -107,6 +112,7 @@ def transform(
         decision=decision,
         regional=regional,
         hoist=hoist,
+        speculate=speculate,
         state_budget=budget,
     )
     cached = kind(model, options)

@@ -41,10 +41,12 @@ class Ahead:
     stale: bool = True
     seen: dict[str, Seen] = field(default_factory=dict)
     """The conditioning they were made from, by placeholder."""
+    read: set[str] | None = None
+    """The placeholders of that conditioning; None before it was needed."""
     held: dict[str, Tensor] = field(default_factory=dict)
     """What INVARIANT computed, at fixed addresses, by carry."""
-    table: dict[str, Tensor] = field(default_factory=dict)
-    """What TIMESTEP computed for every prepared step, steps outermost, by carry."""
+    table: list[dict[Argument, Tensor]] = field(default_factory=list)
+    """What TIMESTEP computed for every prepared step, by carry."""
     rows: dict[float, int] = field(default_factory=dict)
     """Prepared timestep -> its row of the table."""
     order: list[float] = field(default_factory=list)
@@ -57,8 +59,10 @@ class Ahead:
 
     def holds(self, programs: Mapping[str, Program], timestep: str | None, values: Mapping[Argument, Tensor]) -> bool:
         """Whether the results are those of the present conditioning; if not, note it and forget them."""
-        arguments = (key for phase in AHEAD if phase in programs for key in programs[phase].arguments)
-        names = {name for kind, name in arguments if kind == "input" and name != timestep}
+        if self.read is None:
+            arguments = (key for phase in AHEAD if phase in programs for key in programs[phase].arguments)
+            self.read = {name for kind, name in arguments if kind == "input" and name != timestep}
+        names = self.read
         if not self.stale and all(name in self.seen and self.seen[name].equals(values["input", name]) for name in names):
             return True
         self.seen = {name: Seen.now(values["input", name]) for name in names}
@@ -91,7 +95,8 @@ class Ahead:
             log.info("TIMESTEP cannot be batched (%s); computed step by step", str(error).splitlines()[0])
             results = tuple(torch.stack(parts) for parts in zip(*map(one, batched), strict=True))
         names = [name.removeprefix("carry:") for name in program.results]
-        self.table = {name: result.contiguous() for name, result in zip(names, results, strict=True)}
+        columns = [result.contiguous().unbind() for result in results]
+        self.table = [{("carry", name): tensor for name, tensor in zip(names, row, strict=True)} for row in zip(*columns, strict=True)]
         self.order = steps.tolist()
         self.rows = {value: i for i, value in reversed(list(enumerate(self.order)))}
         self.made_for = timesteps
@@ -150,7 +155,7 @@ def known(step: Step, phase: str, timesteps: Tensor | None) -> bool:
     row = _row(step, timesteps)
     if row is None:
         return False
-    step.values |= {("carry", name): rows[row] for name, rows in ahead.table.items()}
+    step.values |= ahead.table[row]
     return True
 
 
@@ -163,7 +168,7 @@ def _row(step: Step, timesteps: Tensor | None) -> int | None:
         ahead.fill(compiled.programs["TIMESTEP"], compiled.timestep, step.values, timesteps)
     given = step.values["input", compiled.timestep]
     if _on_host(given) or "PREFIX" not in compiled.programs:
-        low, high = (float(end) for end in torch.aminmax(given))
+        low, high = step.ends()
         return ahead.rows.get(high) if low == high else None
     place = step.context.generation.step  # the timestep comes to the host with the decision, which checks this
     if place >= len(ahead.order):

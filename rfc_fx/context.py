@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 from rfc.generation import Direction, Generation
 from rfc.schedule import Schedule
 from rfc_fx.ahead import Ahead
+from rfc_fx.calls import ends
 from rfc_fx.lower import RESTART, Cond
+from rfc_fx.mailbox import Mailbox
 from rfc_fx.program import Compiled
 from rfc_fx.specialize import Argument, Program
 
@@ -29,11 +32,24 @@ class Context:
     fresh: bool = True
     """The next call begins a new generation."""
     ahead: Ahead = field(default_factory=Ahead)
+    mail: Mailbox = field(default_factory=Mailbox)
+    """The decision's numbers on their way to the host."""
+    is_blind: bool = False
+    """The host has not seen the timestep that they bring."""
+    assumed: float | None = None
+    """What it took that timestep for."""
+
+    @cached_property
+    def own(self) -> dict[Argument, Tensor]:
+        """What every step of this context reads: its state."""
+        pools: dict[Argument, Tensor] = {("pool", name): tensor for name, tensor in self.pools.items()}
+        return pools | {("state", slot): tensor for slot, tensor in self.state.items()}
 
     def begin(self, generation: Generation | None = None) -> None:
         """Forget the last generation; what FULL wrote then is masked by the clock until it is written again."""
         self.generation = Generation() if generation is None else generation
         self.fresh = False
+        self.mail.empty()
         self.ahead.stale, self.ahead.coming = True, None
 
     def record(self, schedule: Schedule) -> Generation:
@@ -43,6 +59,7 @@ class Context:
     def end(self) -> None:
         """Let the next call begin a new generation; the record of this one stays readable."""
         self.fresh = True
+        self.mail.empty()
 
     def is_over(self, timestep: float | None, direction: Direction) -> bool:
         """Whether a call at `timestep` would begin a new generation."""
@@ -89,14 +106,32 @@ class Step:
     """What to call for it; None when the step is done."""
     given: list[Tensor] = field(default_factory=list)
     output: Any = None
-    decision: Tensor | None = None
+    is_guessing: bool = False
+    """Whether the program that is due runs before the decision is known."""
+    guess: Any = None
+    """What it returned."""
     timestep: float | None = None
     assumed: float | None = None
     """The timestep whose prepared results are used before the host has seen it."""
 
+    _ends: tuple[float, float] | None = None
+
+    def ends(self) -> tuple[float, float]:
+        """Smallest and largest timestep of the batch, read once."""
+        if self._ends is None:
+            assert self.context.compiled.timestep is not None
+            self._ends = ends(self.values["input", self.context.compiled.timestep])
+        return self._ends
+
     def turn_to(self, program: Program) -> Step:
         """Make this program the one that is due."""
         self.program, self.run, self.given = program, program.run, [self.values[key] for key in program.arguments]
+        return self
+
+    def finish(self, results: Sequence[Tensor]) -> Step:
+        """Take the model's outputs: what a CUDA graph returned lies where its next run will write, and samplers keep earlier outputs."""
+        kept = [result.clone() for result in results] if self.context.clock.is_cuda else results
+        self.output, self.run = self.context.compiled.unflatten(kept), None
         return self
 
 

@@ -132,8 +132,9 @@ def lower_cond(guarded: Guarded, timestep: str | None) -> Cond:
             for name, tensor in zip(first.results[1:], shared[1:], strict=True):
                 # contiguous: Inductor may lay an operand of torch.cond out otherwise than it told the branches
                 values["carry", name.removeprefix("carry:")] = tensor.contiguous()
-        total = total + eps
-        is_full = decide(numbers, number, k, total)
+        before, total = total, total + eps
+        weighed = before if schedule.is_lagged else total
+        is_full = decide(numbers, number, k, weighed)
 
         def compute() -> tuple[Tensor, ...]:
             results = full.module(*arguments(full, values))
@@ -153,7 +154,7 @@ def lower_cond(guarded: Guarded, timestep: str | None) -> Cond:
             for slot, new in zip(slots, results[outputs:], strict=False):
                 state[slot].copy_(new)
         ran = is_full.to(torch.float32)
-        row = torch.stack([ran, torch.where(known, eps, torch.full_like(eps, float("nan"))), total]).reshape(1, 3)
+        row = torch.stack([ran, torch.where(known, eps, torch.full_like(eps, float("nan"))), weighed]).reshape(1, 3)
         log.index_copy_(0, number.clamp(max=LOG_STEPS - 1).long().reshape(1), row)
         gap = torch.where(is_full, torch.where(known, k, torch.zeros_like(k)), gap)
         zero = torch.zeros_like(k)

@@ -19,21 +19,25 @@ from torch import Tensor, nn
 from rfc.generation import Direction, Generation, Phase, timestep_argument, timestep_value
 from rfc.method import CachingMethod
 from rfc.storage import kept_like
-from rfc.streams import Streams, conditioning, stream_name
+from rfc.streams import Streams, stream_name
 from rfc_fx import show
 from rfc_fx.ahead import Following, known
+from rfc_fx.calls import Call, Form, new_call
 from rfc_fx.capture import named_arguments
 from rfc_fx.context import Context, Step, new_context
 from rfc_fx.errors import RFCError
 from rfc_fx.frames import between_programs
 from rfc_fx.guard import Guarded
-from rfc_fx.lower import unflatten
 from rfc_fx.program import Compiled, Options, Plan, build, signature
-from rfc_fx.sets import Key, ProgramSets
-from rfc_fx.specialize import AHEAD, CLOCK, Argument, Program
+from rfc_fx.sets import MAX_SIGNATURES, Key, ProgramSets
+from rfc_fx.specialize import AHEAD, CLOCK, Program
 from rfc_fx.structure import Fingerprint, fingerprint, refuse
 
 log = logging.getLogger("rfc_fx")
+
+
+GUESSED_BYTES = 512 << 20
+"""Up to so much state, an ESTIMATE that ran for nothing costs a device less than waiting for each decision."""
 
 
 class NothingSkippedWarning(UserWarning):
@@ -56,6 +60,7 @@ class CachedModel(nn.Module):
         self._timesteps: Tensor | None = None
         self._following: Following | None = None
         self._sets = ProgramSets()
+        self._forms: list[Form] = []
         self._contexts: dict[tuple[str, Key], Context] = {}
         self._streams: dict[tuple[Key, str], Streams] = {}
         self._direction = Direction()
@@ -96,16 +101,16 @@ class CachedModel(nn.Module):
             self._forget_if_changed()
         context, leaves = self._enter(args, kwargs)
         compiled = context.compiled
-        values: dict[Argument, Tensor] = {
-            ("input", name): t for name, t in zip(compiled.captured.names, compiled.inputs(leaves), strict=True)
-        }
-        values |= {("state", slot): tensor for slot, tensor in context.state.items()}
-        values |= {("pool", name): tensor for name, tensor in context.pools.items()}
+        if context.mail.is_full:  # of the step before, which did not wait for it
+            self._learn(context)
+        if context.clock.is_cuda:
+            torch.compiler.cudagraph_mark_step_begin()
+        values = context.own | dict(zip(compiled.placeholders, compiled.inputs(leaves), strict=True))
         step = Step(context, values, (args, kwargs), [*AHEAD, "PREFIX"])
         if context.fresh:
             context.begin()
-        if "PREFIX" not in compiled.programs and compiled.timestep is not None:
-            step.timestep = timestep_value(values["input", compiled.timestep])
+        if self._knows_timestep(step):
+            step.timestep = step.ends()[1]
         if self._restart_if_noise_grew(step) and self._forget_if_changed():
             again: Step = self._begin(args, kwargs)
             return again
@@ -116,20 +121,40 @@ class CachedModel(nn.Module):
     def _advance(self, step: Step, results: Any) -> Step:
         """Take what a program returned, and turn to the next; the step that comes back may be a new one."""
         assert step.program is not None
-        if step.program.phase in ("FULL", "ESTIMATE"):
-            step.output, step.run = unflatten(results, step.context.compiled.captured.outputs), None
-            return step
-        self._share(step, step.program, results)
-        return self._next(step)
+        if step.program.phase not in ("FULL", "ESTIMATE"):
+            self._share(step, step.program, results)
+            return self._next(step)
+        if step.is_guessing:
+            step.guess, step.is_guessing = results, False
+            return self._turn(step, self._decide(step))
+        return step.finish(results)
 
     def _next(self, step: Step) -> Step:
         """The step with the program that is due; a new step where this one has to begin anew."""
         while step.pending:
             if (program := self._due(step, step.pending.pop(0))) is not None:
                 return step.turn_to(program)
-        chosen = self._decide(step)
-        again: Step = self._begin(*step.call) if chosen is None else step.turn_to(chosen)
-        return again
+        if self._may_guess(step):
+            step.is_guessing = True
+            return step.turn_to(step.context.compiled.programs["ESTIMATE"])
+        return self._turn(step, self._decide(step))
+
+    def _turn(self, step: Step, chosen: Program | None) -> Step:
+        """The step with the chosen program; done, where that has run already; a new step where none was chosen."""
+        if chosen is None:
+            again: Step = self._begin(*step.call)
+            return again
+        if chosen.phase == "ESTIMATE" and step.guess is not None:
+            return step.finish(step.guess)
+        return step.turn_to(chosen)
+
+    def _may_guess(self, step: Step) -> bool:
+        """Whether ESTIMATE, which writes nothing, runs while the decision travels to the host; in vain where FULL is decided."""
+        context, schedule = step.context, self.options.method.schedule
+        if not context.mail.is_full or schedule.is_lagged or context.generation.step < schedule.warmup:
+            return False
+        wanted = self.options.speculate
+        return context.clock.is_cuda and context.compiled.plan.state_bytes <= GUESSED_BYTES if wanted is None else wanted
 
     def _due(self, step: Step, phase: str) -> Program | None:
         """The program of that phase, unless there is none or its results are known."""
@@ -144,7 +169,8 @@ class CachedModel(nn.Module):
             results = [step.context.ahead.held[name] for name in names]
         for name, tensor in zip(names, results, strict=True):
             if name == "decision":
-                step.decision = tensor
+                step.context.mail.post(tensor)
+                step.context.is_blind, step.context.assumed = not self._knows_timestep(step), step.assumed
             else:
                 step.values["carry", name] = tensor
 
@@ -155,8 +181,9 @@ class CachedModel(nn.Module):
         """
         context = step.context
         eps: float | None = None
-        if step.decision is not None:
-            eps, *noise = step.decision.tolist()
+        schedule = self.options.method.schedule
+        if context.mail.is_full and not schedule.is_lagged:
+            eps, *noise = context.mail.read()
             step.timestep = noise[0] if noise else None
             if step.assumed is not None and {*noise} != {step.assumed}:  # not the order that was prepared
                 context.ahead.trusted = False
@@ -170,11 +197,32 @@ class CachedModel(nn.Module):
                 self._set_clock(step)
             elif context.generation.clock() != clock:  # the generation is longer than was known when eps was measured
                 return None
-        schedule = self.options.method.schedule
         phase: Phase = context.generation.decide(schedule, self._numbers_on(torch.device("cpu")), eps, step.timestep)
         if self._following is not None:
             self._following.decided(step)
         return context.compiled.programs[phase]
+
+    def _knows_timestep(self, step: Step) -> bool:
+        """Whether the host looks at the timestep itself, as no decision brings it in time."""
+        compiled = step.context.compiled
+        if compiled.timestep is None:
+            return False
+        lagged = self.options.method.schedule.is_lagged and step.values["input", compiled.timestep].device.type == "cpu"
+        return lagged or "PREFIX" not in compiled.programs
+
+    def _learn(self, context: Context) -> None:
+        """Take in the error of the step before and, where the host did not see it, its timestep; RFCError where that began a generation."""
+        eps, *noise = context.mail.read()
+        context.generation.learn(eps)
+        as_prepared = context.assumed is None or {*noise} == {context.assumed}
+        if not context.is_blind or not noise or (as_prepared and context.generation.follows(noise[0], self._direction)):
+            return
+        context.end()
+        raise RFCError(
+            f"{type(self.model).__name__}: a step at timestep {noise[0]:g} was taken for the next one of the generation before: lagged "
+            "decisions read a timestep on the device one step late; call reset() before every generation, prepare() the timesteps as they "
+            "come, or pass the timestep as a CPU tensor"
+        )
 
     def _restart_if_noise_grew(self, step: Step) -> bool:
         context = step.context
@@ -201,7 +249,7 @@ class CachedModel(nn.Module):
         changed = len(self._sets) > 0 and now != self._made_from
         if changed:
             log.warning("%s was changed since it was captured; it is captured anew", type(self.model).__name__)
-            for held in (self._sets, self._contexts, self._streams):
+            for held in (self._sets, self._contexts, self._streams, self._forms):
                 held.clear()
             self._last = self._prepared = None
         self._made_from = now
@@ -211,13 +259,25 @@ class CachedModel(nn.Module):
         """The state set and the flat arguments of a call."""
         if self.model.training:
             raise RFCError(f"{type(self.model).__name__} is in training mode; call .eval() first: dropout is not part of a cached step")
-        arguments = named_arguments(self._signature, args, kwargs)
-        compiled, key, leaves = self._lookup(arguments)
+        call = self._recognise(args, kwargs)
         name = getattr(self._here, "name", None)
-        named = self._stream(key, compiled, arguments) if name is None else self._own(name)
-        return self._context(named, key, compiled), leaves
+        return self._context(self._stream(call) if name is None else self._own(name), call), call.leaves
 
     # ---- programs and state ------------------------------------------------------------------------------------------
+
+    def _recognise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """The call with its programs; one that is written as an earlier one was, and differs in values alone, is recognised at once."""
+        for form in self._forms:
+            call = form.match(self._sets.get(form.key), args, kwargs)
+            if call is not None and self._sets.holds(form.key, call.leaves):
+                self._sets.use(form.key)
+                return call
+        arguments = named_arguments(self._signature, args, kwargs)
+        compiled, key, leaves = self._lookup(arguments)
+        call = new_call(key, compiled, leaves, arguments, self._timestep)
+        if (new := Form.of(call, arguments, args, kwargs)) is not None:
+            self._forms = [new, *self._forms][:MAX_SIGNATURES]
+        return call
 
     def _lookup(self, arguments: dict[str, Any]) -> tuple[Compiled, Key, list[Any]]:
         shape, leaves = signature(arguments, self.model)
@@ -231,30 +291,29 @@ class CachedModel(nn.Module):
                 compiled = build(self.model, arguments, self.options, self._timestep)
             key = self._sets.add(shape, leaves, compiled)
             dropped = self._sets.evict()
+            self._forms = [form for form in self._forms if form.key not in dropped]
             self._contexts = {name: context for name, context in self._contexts.items() if name[1] not in dropped}
             self._streams = {name: streams for name, streams in self._streams.items() if name[0] not in dropped}
         return self._sets.use(key), key, leaves
 
-    def _stream(self, key: Key, compiled: Compiled, arguments: dict[str, Any]) -> str:
+    def _stream(self, call: Call) -> str:
         """Name of the context of a call outside `cache_context`: conditional and unconditional calls get one each."""
-        timestep = arguments.get(self._timestep) if self._timestep is not None else None
 
         def over(place: int) -> bool:
-            context = self._contexts.get((self._own(stream_name(place)), key))
-            return context is None or context.is_over(timestep_value(timestep), self._direction)
+            context = self._contexts.get((self._own(stream_name(place)), call.key))
+            return context is None or context.is_over(timestep_value(call.timestep), self._direction)
 
-        latent = compiled.captured.latent
-        streams = self._streams.setdefault((key, self._own("")), Streams())
-        return self._own(stream_name(streams.find(conditioning(arguments, latent, self._timestep), over)))
+        streams = self._streams.setdefault((call.key, self._own("")), Streams())
+        return self._own(stream_name(streams.find(call.conditioning, over)))
 
     def _own(self, name: str) -> str:
         """What the context of that name is called for the present call."""
         return name
 
-    def _context(self, name: str, key: Any, compiled: Compiled) -> Context:
-        context = self._contexts.get((name, key))
+    def _context(self, name: str, call: Call) -> Context:
+        context = self._contexts.get((name, call.key))
         if context is None:
-            context = self._contexts[name, key] = new_context(compiled)
+            context = self._contexts[name, call.key] = new_context(call.compiled)
         self._last = context
         return context
 
@@ -308,6 +367,7 @@ class CachedModel(nn.Module):
             and type(new.schedule) is type(old.schedule)
             and (new.schedule.forecaster == old.schedule.forecaster)
             and getattr(new.schedule, "over", None) == getattr(old.schedule, "over", None)
+            and new.schedule.is_lagged == old.schedule.is_lagged
         )
         if not same:
             raise RFCError(f"method: {new} needs other programs than {old}; call rfc_fx.transform again")

@@ -35,7 +35,7 @@ class PerSampleModel(CachedModel):
         results = []
         for place, arguments in enumerate(samples):
             self._turn_to(place)
-            results.append(self._keep(super().forward(**arguments)))
+            results.append(super().forward(**arguments))
         return self._join(whole, results)
 
     def trace(self, *args: Any, **kwargs: Any) -> Plan:
@@ -70,11 +70,6 @@ class PerSampleModel(CachedModel):
         if changed:
             self._wholes.clear()
         return changed
-
-    @torch.compiler.disable
-    def _keep(self, result: Any) -> Any:
-        """The result, out of the way of the next sample's run of the same program: CUDA graphs write to the same place."""
-        return pytree.tree_map_only(Tensor, Tensor.clone, result)
 
     @torch.compiler.disable
     def _join(self, whole: Whole, results: list[Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -21,11 +21,11 @@ from rfc_fx.capture import Captured, capture
 from rfc_fx.errors import SignatureError
 from rfc_fx.guard import Guarded, guard
 from rfc_fx.hoist import Dependence, dependence
-from rfc_fx.lower import Cond, Host, lower_cond, lower_host
+from rfc_fx.lower import Cond, Host, lower_cond, lower_host, unflatten
 from rfc_fx.ops import flops, value
 from rfc_fx.outline import outline
 from rfc_fx.sites import Found, watched
-from rfc_fx.specialize import AHEAD, Program, prefix_nodes
+from rfc_fx.specialize import AHEAD, Argument, Program, prefix_nodes
 from rfc_fx.verify import verify_guarded
 
 log = logging.getLogger("rfc_fx")
@@ -47,6 +47,8 @@ class Options:
     """Repeated blocks are compiled once (`rfc_fx.repeat`)."""
     hoist: bool = False
     """What needs no latent is computed ahead of the steps (`rfc_fx.hoist`)."""
+    speculate: bool | None = None
+    """ESTIMATE runs while the decision travels to the host; None: on CUDA devices, where the state is small."""
     state_budget: int | None = None
     """Bytes that the state of one context may take."""
 
@@ -114,6 +116,22 @@ class Compiled:
         """The plan with what other granularities and types would take, and what depends on what."""
         depends = dependence(self.guarded, self.timestep, prefix_nodes(self.guarded))
         return replace(self.plan, alternatives=alternatives(self.captured, self.guarded.method), dependence=tuple(depends))
+
+    @cached_property
+    def placeholders(self) -> list[Argument]:
+        """The tensor arguments by the names that programs have for them."""
+        return [("input", name) for name in self.captured.names]
+
+    def unflatten(self, outputs: Sequence[Tensor]) -> Any:
+        """What the model's forward returns."""
+        if self._is_tuple:
+            return tuple(outputs)
+        return unflatten(outputs, self.captured.outputs)
+
+    @cached_property
+    def _is_tuple(self) -> bool:
+        spec = self.captured.outputs
+        return spec.type is tuple and all(child.is_leaf() for child in spec.children())
 
     def inputs(self, leaves: list[Any]) -> list[Tensor]:
         """The tensor arguments in the order of the placeholders."""

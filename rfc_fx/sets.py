@@ -28,11 +28,19 @@ class ProgramSets:
 
     def find(self, shape: Any, leaves: list[Any]) -> Key | None:
         """The set for a signature and, where a forward reads values, for the values in `leaves`; None when it must be made."""
-        for key, fixed in self._fixed.items():
-            if key[0] == shape and all(seen.equals(leaves[position]) for position, seen in fixed.items()):
-                self._fixed[key] = {position: Seen.now(leaves[position]) for position in fixed}
-                return key
-        return None
+        return next((key for key in self._fixed if key[0] == shape and self.holds(key, leaves)), None)
+
+    def holds(self, key: Key, leaves: list[Any]) -> bool:
+        """Whether the values that a forward read are in `leaves` what they were when this set was made."""
+        fixed = self._fixed[key]
+        if not all(seen.equals(leaves[position]) for position, seen in fixed.items()):
+            return False
+        self._fixed[key] = {position: Seen.now(leaves[position]) for position in fixed}
+        return True
+
+    def get(self, key: Key) -> Compiled:
+        """Return a set."""
+        return self._compiled[key]
 
     def add(self, shape: Any, leaves: list[Any], compiled: Compiled) -> Key:
         """Keep a new set."""
