@@ -64,7 +64,7 @@ def test_speculation_changes_no_bit_and_runs_estimate_before_the_decision(monkey
     assert {*phases[warm:]} == {"FULL", "ESTIMATE"}
     sequence = [["PREFIX", "read", "FULL"]] * warm
     sequence += [["PREFIX", "ESTIMATE", "read"] + (["FULL"] if phase == "FULL" else []) for phase in phases[warm:]]
-    assert runs.events == sum(sequence, [])
+    assert runs.events == [event for events in sequence for event in events]
 
 
 def test_speculation_notices_a_new_generation() -> None:
@@ -86,8 +86,8 @@ def test_lagged_decisions_are_those_of_the_errors_before(monkeypatch: pytest.Mon
         total = 0.0 if phase == "FULL" else total + (eps[i] or 0.0)
     assert phases == expected
     assert {*phases[3:]} == {"FULL", "ESTIMATE"}
-    assert runs.events[:2] == ["PREFIX", "FULL"]
-    assert runs.events[2:] == sum((["read", "PREFIX", phase] for phase in phases[1:]), [])  # what was posted is read in the step after
+    assert runs.events[:2] == ["PREFIX", "FULL"]  # what is posted is read in the step after
+    assert runs.events[2:] == [event for phase in phases[1:] for event in ("read", "PREFIX", phase)]
 
 
 @pytest.mark.parametrize("family", ["dit", "flux"])
