@@ -42,14 +42,17 @@ from rfc_fx.record import versions
 ESTIMATORS: dict[str, rfc.Estimator] = {
     "FORA": rfc.Reuse(),
     "Taylor m=1": rfc.Taylor(order=1),
+    "Taylor m=1, bfloat16": rfc.Stored(estimator=rfc.Taylor(order=1), differences=torch.bfloat16),
+    "Taylor m=1, int8": rfc.Stored(estimator=rfc.Taylor(order=1), differences=torch.int8),
     "RFE m=1": rfc.RFE(order=1),
     "RFE m=1, sketch 16": rfc.RFE(order=1, sketch=16),
+    "RFE m=1, sketch 16, bfloat16": rfc.Stored(estimator=rfc.RFE(order=1, sketch=16), differences=torch.bfloat16),
     "RFE m=1, sketch 16, int8": rfc.Stored(estimator=rfc.RFE(order=1, sketch=16), differences=torch.int8),
     "RFE m=2": rfc.RFE(order=2),
 }
 """What estimated steps may be."""
 
-CHOSEN = ("Taylor m=1", "RFE m=1", "RFE m=1, sketch 16, int8")
+CHOSEN = ("Taylor m=1", "Taylor m=1, bfloat16", "RFE m=1", "RFE m=1, sketch 16, bfloat16", "RFE m=1, sketch 16, int8")
 
 
 def schedule(steps: int, nfc: int) -> rfc.RCS:
@@ -68,7 +71,10 @@ def full_steps(plan: rfc.Schedule, steps: int) -> list[int]:
 
 
 def variants(model: Any, names: list[str], plan: rfc.RCS, calls: Calls, *, per_sample: bool = False) -> list[Variant]:
-    """Full computation, and for each estimator the eager twin (where its state is the paper's) and the compiled graph, hoisted and not."""
+    """Full computation, and for each estimator the eager twin (where its state is the paper's) and the compiled graph, hoisted and not.
+
+    A step of most is decided by data (RCS, whose PREFIX is part of the step); "fixed steps" are listed beforehand.
+    """
     made = [Variant("full, eager", model), Variant("full, compiled", torch.compile(model, fullgraph=True))]
     timesteps = torch.stack([call["timestep"].flatten()[0] for call in calls])
     for name in names:
@@ -78,9 +84,14 @@ def variants(model: Any, names: list[str], plan: rfc.RCS, calls: Calls, *, per_s
             made.append(Variant(f"{name}, eager twin", twin, twin))
             plain = rfc_fx.transform(model, method=method)
             made.append(Variant(f"{name}, compiled", torch.compile(plain, fullgraph=True), plain))
-        hoisted = rfc_fx.transform(model, method=method, hoist=True)
-        hoisted.prepare(timesteps)
-        made.append(Variant(f"{name}, hoisted, compiled", torch.compile(hoisted, fullgraph=True), hoisted))
+        deciding = {"hoisted": method}
+        if not ESTIMATORS[name].needs_input:  # the steps need no data where the method needs none
+            steps = full_steps(plan, len(calls))
+            deciding["hoisted, fixed steps"] = rfc.Method(estimator=ESTIMATORS[name], schedule=rfc.Listed(steps=steps))
+        for how, of in deciding.items():
+            hoisted = rfc_fx.transform(model, method=of, hoist=True)
+            hoisted.prepare(timesteps)
+            made.append(Variant(f"{name}, {how}, compiled", torch.compile(hoisted, fullgraph=True), hoisted))
         if per_sample:
             alone = rfc_fx.transform(model, method=method, decision="per_sample")
             made.append(Variant(f"{name}, per sample, compiled", torch.compile(alone, fullgraph=True), alone))
