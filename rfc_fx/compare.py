@@ -21,7 +21,8 @@ from rfc.method import RFC, CachingMethod, Method
 from rfc.schedule import RCS
 from rfc_fx.budget import Choice
 from rfc_fx.load import Source, Tick
-from rfc_fx.model import CachedModel, NothingSkippedWarning
+from rfc_fx.model import CachedModel
+from rfc_fx.steps import NothingSkippedWarning
 from rfc_fx.program import Decision, Dispatch
 from rfc_fx.show import pattern
 

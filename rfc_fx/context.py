@@ -14,17 +14,17 @@ from rfc.generation import Direction, Generation
 from rfc.schedule import Schedule
 from rfc_fx.ahead import Ahead
 from rfc_fx.calls import ends
-from rfc_fx.lower import RESTART, Cond
+from rfc_fx.lower import RESTART
 from rfc_fx.mailbox import Mailbox
-from rfc_fx.program import Compiled
-from rfc_fx.specialize import Argument, Program
+from rfc_fx.program import Programs, Runner
+from rfc_fx.specialize import Argument
 
 
 @dataclass
 class Context:
     """The state of one name and one signature, and the generation it is in."""
 
-    compiled: Compiled
+    compiled: Programs
     state: dict[str, Tensor]
     pools: dict[str, Tensor]
     clock: Tensor
@@ -100,7 +100,7 @@ class Step:
     """The arguments of the call, for a step that has to begin anew."""
     pending: list[str]
     """Phases before the decision that are still to come."""
-    program: Program | None = None
+    program: Runner | None = None
     """The program that is due, or ran last."""
     run: Callable[..., Any] | None = None
     """What to call for it; None when the step is done."""
@@ -123,7 +123,7 @@ class Step:
             self._ends = ends(self.values["input", self.context.compiled.timestep])
         return self._ends
 
-    def turn_to(self, program: Program) -> Step:
+    def turn_to(self, program: Runner) -> Step:
         """Make this program the one that is due."""
         self.program, self.run, self.given = program, program.run, [self.values[key] for key in program.arguments]
         return self
@@ -135,12 +135,12 @@ class Step:
         return self
 
 
-def new_context(compiled: Compiled) -> Context:
+def new_context(compiled: Programs) -> Context:
     """Empty state with fixed addresses."""
-    state, pools = compiled.lowered.layout.allocate(compiled.device)
+    state, pools = compiled.layout.allocate(compiled.device)
     with torch.inference_mode(False):
         clock = torch.zeros(3, device=compiled.device)
     for tensor in (*state.values(), *pools.values(), clock):
         torch._dynamo.mark_static_address(tensor)
-    kind = CondContext if isinstance(compiled.lowered, Cond) else Context
+    kind = CondContext if compiled.counts_itself else Context
     return kind(compiled, state, pools, clock)

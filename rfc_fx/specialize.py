@@ -49,6 +49,11 @@ class Program:
         return self.module if self.regional is None else self.regional
 
     @property
+    def batched(self) -> fx.GraphModule:
+        """What `torch.vmap` can run."""
+        return self.module
+
+    @property
     def graph(self) -> fx.Graph:
         """The program's graph."""
         return self.module.graph
