@@ -22,9 +22,9 @@ from rfc.schedule import RCS
 from rfc_fx.budget import Choice
 from rfc_fx.load import Source, Tick
 from rfc_fx.model import CachedModel
-from rfc_fx.steps import NothingSkippedWarning
 from rfc_fx.program import Decision, Dispatch
 from rfc_fx.show import pattern
+from rfc_fx.steps import NothingSkippedWarning
 
 FULL = "full"
 """Name of the row without caching."""

@@ -56,6 +56,9 @@ class Context:
         """What the current generation did."""
         return self.generation
 
+    def ran(self, phase: str) -> None:
+        """FULL or ESTIMATE has run."""
+
     def end(self) -> None:
         """Let the next call begin a new generation; the record of this one stays readable."""
         self.fresh = True
@@ -131,16 +134,18 @@ class Step:
     def finish(self, results: Sequence[Tensor]) -> Step:
         """Take the model's outputs: what a CUDA graph returned lies where its next run will write, and samplers keep earlier outputs."""
         kept = [result.clone() for result in results] if self.context.clock.is_cuda else results
+        assert self.program is not None
+        self.context.ran(self.program.phase)
         self.output, self.run = self.context.compiled.unflatten(kept), None
         return self
 
 
-def new_context(compiled: Programs) -> Context:
+def new_context(compiled: Programs, kind: type[Context] | None = None) -> Context:
     """Empty state with fixed addresses."""
     state, pools = compiled.layout.allocate(compiled.device)
     with torch.inference_mode(False):
         clock = torch.zeros(3, device=compiled.device)
     for tensor in (*state.values(), *pools.values(), clock):
         torch._dynamo.mark_static_address(tensor)
-    kind = CondContext if compiled.counts_itself else Context
+    kind = kind or (CondContext if compiled.counts_itself else Context)
     return kind(compiled, state, pools, clock)

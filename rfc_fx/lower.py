@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.utils._pytree as pytree
@@ -41,18 +42,28 @@ class Cond:
     """(inputs, state, progress, log, numbers) -> flat outputs; writes state, progress and log."""
 
 
-def lower_host(guarded: Guarded, timestep: str | None, *, regional: bool = False, hoists: bool = False) -> Host:
+def lower_host(
+    guarded: Guarded,
+    timestep: str | None,
+    *,
+    regional: bool = False,
+    hoists: bool = False,
+    pools: bool = True,
+    writes: Literal["in_place", "returned"] = "in_place",
+) -> Host:
     """Make the programs for one host decision per step.
 
     Where an estimated step is one pass over the state, slots that look alike lie in one pool. `regional`: repeated blocks are calls of
-    one region. `hoists`: INVARIANT and TIMESTEP do ahead what needs no latent.
+    one region. `hoists`: INVARIANT and TIMESTEP do ahead what needs no latent. Without `pools` every slot has memory of its own;
+    `writes`: whether FULL writes the state, or returns it (`specialize`).
     """
     hoisted = hoist(guarded, timestep, prefix_nodes(guarded)) if hoists else None
     outside = set() if hoisted is None else hoisted.nodes
-    one_pass = not regional and not guarded.method.estimator.reads_all_inputs
+    one_pass = pools and not regional and not guarded.method.estimator.reads_all_inputs
     alone = {slot for slot in guarded.slots if slot.startswith(f"{SCHEDULE}.")}
     layout = Layout.pooled(guarded.slots, alone) if one_pass else Layout(guarded.slots)
-    full, estimate = (specialize(guarded, phase, hoisted=outside, layout=layout) for phase in ("FULL", "ESTIMATE"))
+    full = specialize(guarded, "FULL", hoisted=outside, writes=writes)
+    estimate = specialize(guarded, "ESTIMATE", hoisted=outside, layout=layout)
     programs = _with_prefix(guarded, full, estimate, timestep, outside)
     if hoisted is not None:
         programs = _ahead(guarded, hoisted, programs) | programs
@@ -97,12 +108,12 @@ RESTART = 6
 """Where in `progress` a reset is noted: the next step begins a new generation."""
 
 
-def lower_cond(guarded: Guarded, timestep: str | None) -> Cond:
-    """Merge all guards of a step, which share one predicate, into one torch.cond; decide in the graph."""
-    full = specialize(guarded, "FULL", writes="returned")
-    estimate = specialize(guarded, "ESTIMATE")
-    programs = _with_prefix(guarded, full, estimate, None)
+def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program], Program] = lambda program: program) -> Cond:
+    """Merge all guards of a step, which share one predicate, into one torch.cond; decide in the graph. `finish`: of each program."""
+    programs = _with_prefix(guarded, specialize(guarded, "FULL", writes="returned"), specialize(guarded, "ESTIMATE"), None)
     verify_programs(guarded, programs)
+    programs = {phase: finish(program) for phase, program in programs.items()}
+    full, estimate = programs["FULL"], programs["ESTIMATE"]
     schedule = guarded.method.schedule
     decide = type(schedule).full
     first = programs.get("PREFIX")

@@ -11,8 +11,6 @@ from typing import Any
 from torch import Tensor, inference_mode, nn
 
 from rfc.generation import timestep_argument
-from rfc.method import CachingMethod
-from rfc.storage import kept_like
 from rfc_fx.calls import Call, Form, new_call
 from rfc_fx.capture import named_arguments
 from rfc_fx.context import Context
@@ -36,16 +34,21 @@ class CachedModel(StepModel):
 
     def __init__(self, model: nn.Module, options: Options) -> None:
         name, signature = type(model).__name__, inspect.signature(model.forward)
-        super().__init__(name, signature, timestep_argument(model.forward), speculate=options.speculate)
+        super().__init__(name, signature, timestep_argument(model.forward), options.method, speculate=options.speculate)
         self.model = model
         self.__module__ = type(model).__module__  # with __class__: a saved pipeline names the model, and loads without this package
-        self.options = options
+        self._options = options
         self._sets = ProgramSets()
         self._forms: list[Form] = []
         self._made_from: Fingerprint = ()
         self._prepared: Context | None = None
         self._here_numbers: dict[str, Tensor] = {}
         self.eval()
+
+    @property
+    def options(self) -> Options:
+        """How the model is transformed."""
+        return replace(self._options, method=self._method)
 
     def _forget_if_changed(self) -> bool:
         """Drop programs and state when the model is no longer what they were made from: adapters, types, places, modules."""
@@ -100,30 +103,6 @@ class CachedModel(StepModel):
         return self._enter(args, kwargs)[0].compiled.plan
 
     # ---- what the user asks ------------------------------------------------------------------------------------------
-
-    @property
-    def method(self) -> CachingMethod:
-        """The caching method. Another threshold, interval or list may be assigned between steps; nothing compiles anew."""
-        return self.options.method
-
-    @method.setter
-    def method(self, method: CachingMethod) -> None:
-        old = self.options.method
-        new = kept_like(old, method)
-        same = (
-            new.estimator == old.estimator
-            and type(new.schedule) is type(old.schedule)
-            and (new.schedule.forecaster == old.schedule.forecaster)
-            and getattr(new.schedule, "over", None) == getattr(old.schedule, "over", None)
-            and new.schedule.is_lagged == old.schedule.is_lagged
-        )
-        if not same:
-            raise RFCError(f"method: {new} needs other programs than {old}; call rfc_fx.transform again")
-        self.options = replace(self.options, method=new)
-        fresh = new.schedule.numbers()
-        for numbers in self._numbers.values():
-            for name, tensor in numbers.items():
-                tensor.copy_(fresh[name])
 
     @property
     def guarded(self) -> Guarded:

@@ -21,9 +21,12 @@ from rfc_fx.ops import aten, base_of, is_heavy, is_view, value
 from rfc_fx.outline import graph_module
 from rfc_fx.sketch import push_slices
 
-Kind = Literal["input", "carry", "state", "pool", "clock"]
+Kind = Literal["input", "carry", "state", "next", "pool", "clock"]
 Argument = tuple[Kind, str]
-"""What a program reads: a tensor argument of the model, a result of a program before it, a slot of the state, a pool of them, the clock."""
+"""What a program reads: a tensor argument of the model, a result of a program before it, a slot of the state, a pool of them, the clock.
+
+`next` is memory for the new value of a slot, for programs of engines that do not write in place.
+"""
 
 CLOCK: Argument = ("clock", "clock")
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rfc.generation import Direction, Generation, Phase, timestep_value
 from rfc.method import CachingMethod
+from rfc.storage import kept_like
 from rfc.streams import Streams, stream_name
 from rfc_fx import show
 from rfc_fx.ahead import Following, known
@@ -41,9 +42,18 @@ class NothingSkippedWarning(UserWarning):
 class StepModel(nn.Module):
     """Stands where a transformer stood and runs programs, whoever made them: this package's graphs, or an engine."""
 
-    def __init__(self, name: str, signature: inspect.Signature, timestep: str | None, *, speculate: bool | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        signature: inspect.Signature,
+        timestep: str | None,
+        method: CachingMethod,
+        *,
+        speculate: bool | None = None,
+    ) -> None:
         super().__init__()
         self._name = name
+        self._method = method
         self._signature = signature
         self._timestep = timestep
         self._speculate = speculate
@@ -63,9 +73,28 @@ class StepModel(nn.Module):
     # ---- what there is to run ----------------------------------------------------------------------------------------
 
     @property
-    @abstractmethod
     def method(self) -> CachingMethod:
-        """The caching method."""
+        """The caching method. Another threshold, interval or list may be assigned between steps; nothing compiles anew."""
+        return self._method
+
+    @method.setter
+    def method(self, method: CachingMethod) -> None:
+        old = self._method
+        new = kept_like(old, method)
+        same = (
+            new.estimator == old.estimator
+            and type(new.schedule) is type(old.schedule)
+            and (new.schedule.forecaster == old.schedule.forecaster)
+            and getattr(new.schedule, "over", None) == getattr(old.schedule, "over", None)
+            and new.schedule.is_lagged == old.schedule.is_lagged
+        )
+        if not same:
+            raise RFCError(f"method: {new} needs other programs than {old}; call rfc_fx.transform again")
+        self._method = new
+        fresh = new.schedule.numbers()
+        for numbers in self._numbers.values():
+            for name, tensor in numbers.items():
+                tensor.copy_(fresh[name])
 
     @abstractmethod
     def plan(self) -> Plan:
@@ -268,9 +297,12 @@ class StepModel(nn.Module):
     def _context(self, name: str, call: Call) -> Context:
         context = self._contexts.get((name, call.key))
         if context is None:
-            context = self._contexts[name, call.key] = new_context(call.compiled)
+            context = self._contexts[name, call.key] = self._new_context(call)
         self._last = context
         return context
+
+    def _new_context(self, call: Call) -> Context:
+        return new_context(call.compiled)
 
     def _numbers_on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self._numbers:
