@@ -129,7 +129,7 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
     def step(inputs: Sequence[Tensor], state: dict[str, Tensor], progress: Tensor, log: Tensor, numbers: Numbers) -> tuple[Tensor, ...]:
         values: dict[Argument, Tensor] = {("input", name): inputs[i] for i, name in enumerate(places)}
         values |= {("state", slot): state[slot] for slot in slots}
-        now = progress[5] if when is None else inputs[when].amax().to(torch.float32)
+        now = progress[5] if when is None else inputs[when].max().to(torch.float32)
         begins = (now > progress[5]) | (progress[RESTART] > 0) | (progress[0] == 0)  # noise grew, or a reset
         held = torch.where(begins, torch.zeros_like(progress[:5]), progress[:5])
         number, since, gap, anchors, total = held.unbind()

@@ -377,7 +377,7 @@ def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None, hoist
     by_name = {node.name: node for node in guarded.module.graph.nodes}
     if timestep is not None:
         given = build.get(by_name[timestep])
-        ends = [build.graph.call_function(end, (given,)) for end in (aten.amax.default, aten.amin.default)]
+        ends = [build.graph.call_function(end, (given,)) for end in (aten.max.default, aten.min.default)]
         noise = build.graph.call_function(aten.stack.default, (ends,))
         noise = build.graph.call_function(aten.to.dtype, (noise, torch.float32))
         decision = build.graph.call_function(aten.cat.default, ([decision, noise],))

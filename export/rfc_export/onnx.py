@@ -56,7 +56,9 @@ def _imported() -> Any:
     for module in (onnx, onnxscript):
         assert module
     if not hasattr(onnxruntime, "InferenceSession"):
-        raise BackendError("onnx: onnxruntime is broken, as when onnxruntime and onnxruntime-gpu were both installed; reinstall one of them")
+        raise BackendError(
+            "onnx: onnxruntime is broken, as when onnxruntime and onnxruntime-gpu were both installed; reinstall one of them"
+        )
     return onnxruntime
 
 
@@ -275,4 +277,4 @@ def _memory(tensor: Tensor) -> tuple[str, int, int, list[int], int]:
 def _value(tensor: Tensor) -> Any:
     import onnxruntime
 
-    return onnxruntime.OrtValue.from_dlpack(tensor.detach().contiguous().__dlpack__(), tensor.dtype is torch.bool)
+    return onnxruntime.OrtValue.from_dlpack(tensor.detach().contiguous())

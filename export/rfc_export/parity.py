@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from rfc.generation import Generation
+from rfc.method import CachingMethod, Method
+from rfc.schedule import RCS
 from rfc_export.errors import ExportError
 from rfc_export.runtime import Engine
 from rfc_fx.capture import latent_argument
@@ -19,8 +22,8 @@ from rfc_fx.steps import StepModel
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest relative error ||engine - model|| / ||model|| of a step: other kernels round in another order, and estimates extrapolate that."""
 
-STEPS = 6
-"""Steps of the check at export: the leading full ones of any method, an estimate, a full step after it, an estimate."""
+MOST_STEPS = 24
+"""Steps of the check at export, at most."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,15 @@ def _first(output: Any) -> Tensor:
 
 def check_parity(engine: Engine, model: StepModel, arguments: Mapping[str, Any]) -> Parity:
     """ExportError where the engine does not do in a few forced steps what the model does: the state was lost, frozen or mixed up."""
-    calls = [moved(arguments, step, STEPS, engine.manifest.call.timestep) for step in range(STEPS)]
-    found = compare(engine, model, calls)
+    own = model.method
+    short = forced(own)
+    steps = steps_to_check(short)
+    calls = [moved(arguments, step, steps, engine.manifest.call.timestep) for step in range(steps)]
+    try:
+        engine.method = model.method = short
+        found = compare(engine, model, calls)
+    finally:
+        engine.method = model.method = own
     tolerance = TOLERANCE.get(engine.manifest.model.dtype, TOLERANCE["float32"])
     if found.phases != found.expected_phases:
         raise ExportError(f"export: the engine decided {found.phases}, the model {found.expected_phases}; nothing was written")
@@ -86,3 +96,22 @@ def check_parity(engine: Engine, model: StepModel, arguments: Mapping[str, Any])
             f"{tolerance:g} is rounding; nothing was written"
         )
     return found
+
+
+def forced(method: CachingMethod) -> CachingMethod:
+    """The method with a schedule that, where data decide, skips every second step after its warm-up; it runs on the same programs."""
+    if isinstance(method.schedule, RCS):
+        return Method(estimator=method.estimator, schedule=replace(method.schedule, tau=math.inf, max_skip=1))
+    return method
+
+
+def steps_to_check(method: CachingMethod) -> int:
+    """Enough steps for an estimate, a full step after it and an estimate after that, if the schedule comes to them soon."""
+    generation, numbers = Generation(), method.schedule.numbers()
+    wanted = ["ESTIMATE", "FULL", "ESTIMATE"]
+    for step in range(MOST_STEPS):
+        if generation.decide(method.schedule, numbers, 0.0, None) == wanted[0]:
+            wanted.pop(0)
+        if not wanted:
+            return step + 1
+    return MOST_STEPS
