@@ -84,7 +84,7 @@ def _portable(compiled: Compiled, program: Program, host: Host, weights: Weights
         elif kind == "clock":
             like = torch.empty(3, device="meta")
         else:
-            like = value(node)
+            like = torch.empty(value(node).shape, dtype=value(node).dtype, device="meta")
         inputs.append(_spec(kind, name, like))
         examples.append(torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=compiled.device).zero_())
     outputs = []

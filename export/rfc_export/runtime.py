@@ -47,7 +47,7 @@ class LoadedProgram:
     @cached_property
     def arguments(self) -> tuple[Argument, ...]:
         """What to pass, in order."""
-        inputs = [(spec.kind, spec.name) for spec in self.spec.inputs]
+        inputs: list[Any] = [(spec.kind, spec.name) for spec in self.spec.inputs]
         return (*inputs, *(("next", spec.name) for spec in self.spec.outputs if spec.kind == "next"))
 
     @cached_property
@@ -99,8 +99,8 @@ class Loaded:
         return any(spec.kind == "next" for program in self.programs.values() for spec in program.spec.outputs)
 
     def inputs(self, leaves: list[Any]) -> list[Tensor]:
-        """The tensor arguments in the order of the placeholders."""
-        return [leaf for leaf, spec in zip(leaves, self.manifest.call.leaves, strict=True) if spec.placeholder is not None]
+        """The tensor arguments in the order of the placeholders; programs take them to be contiguous (an expanded timestep is not)."""
+        return [leaf.contiguous() for leaf, spec in zip(leaves, self.manifest.call.leaves, strict=True) if spec.placeholder is not None]
 
     def unflatten(self, outputs: Sequence[Tensor]) -> Any:
         """What the model's forward returns."""
@@ -150,9 +150,8 @@ class CondEngineContext(CondContext):
 
 
 def _named(kind: Any, tensors: Mapping[str, Tensor]) -> dict[Argument, Tensor]:
-    own = {(kind, name): tensor for name, tensor in tensors.items()}
-    bookkeeping = {(name, name): tensors[name] for name in ("progress", "log") if name in tensors and kind == "state"}
-    return own | bookkeeping  # type: ignore[return-value]
+    own: dict[Any, Tensor] = {(kind, name): tensor for name, tensor in tensors.items()}
+    return own | {(name, name): tensors[name] for name in ("progress", "log") if name in tensors and kind == "state"}
 
 
 class Engine(StepModel):
