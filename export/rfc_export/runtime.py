@@ -60,10 +60,15 @@ class LoadedProgram:
     def _next(self) -> list[int]:
         return [i for i, spec in enumerate(self.spec.outputs) if spec.kind == "next"]
 
+    @cached_property
+    def _placed(self) -> list[bool]:
+        return [spec.kind in ("state", "pool", "progress", "log") for spec in self.spec.inputs]
+
     def run(self, *given: Tensor) -> Sequence[Tensor]:
-        """Run it."""
+        """Run it. What is no state is made contiguous first: compiled code takes it to be, and an expanded timestep is not."""
         count = len(self.spec.inputs)
-        return self.call(given[:count], dict(zip(self._next, given[count:], strict=True)))
+        inputs = [t if fixed else t.contiguous() for t, fixed in zip(given[:count], self._placed, strict=True)]
+        return self.call(inputs, dict(zip(self._next, given[count:], strict=True)))
 
 
 @dataclass(frozen=True)
@@ -99,8 +104,8 @@ class Loaded:
         return any(spec.kind == "next" for program in self.programs.values() for spec in program.spec.outputs)
 
     def inputs(self, leaves: list[Any]) -> list[Tensor]:
-        """The tensor arguments in the order of the placeholders; programs take them to be contiguous (an expanded timestep is not)."""
-        return [leaf.contiguous() for leaf, spec in zip(leaves, self.manifest.call.leaves, strict=True) if spec.placeholder is not None]
+        """The tensor arguments in the order of the placeholders."""
+        return [leaf for leaf, spec in zip(leaves, self.manifest.call.leaves, strict=True) if spec.placeholder is not None]
 
     def unflatten(self, outputs: Sequence[Tensor]) -> Any:
         """What the model's forward returns."""
