@@ -178,6 +178,7 @@ class StepModel(nn.Module):
             return again
         if chosen.phase == "ESTIMATE" and step.guess is not None:
             return step.finish(step.guess)
+        step.guess = None
         return step.turn_to(chosen)
 
     def _may_guess(self, step: Step) -> bool:
