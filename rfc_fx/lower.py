@@ -16,6 +16,7 @@ from rfc.state import Clock, SlotSpec
 from rfc_fx.guard import SCHEDULE, Guarded
 from rfc_fx.hoist import Hoisted, hoist
 from rfc_fx.layout import Layout
+from rfc_fx.ops import base_of
 from rfc_fx.repeat import share_repeats
 from rfc_fx.specialize import Argument, Program, ahead, prefix, prefix_nodes, specialize
 from rfc_fx.verify import verify_programs
@@ -122,6 +123,7 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
     when = places.index(timestep) if timestep is not None else None
     slots = list(guarded.slots)
     outputs = sum(name.startswith("output:") for name in full.results)
+    aliases = {program.phase: _aliases(program) for program in (full, estimate)}
 
     def arguments(program: Program, values: dict[Argument, Tensor]) -> list[Tensor]:
         return [values[key] for key in program.arguments]
@@ -149,11 +151,12 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
 
         def compute() -> tuple[Tensor, ...]:
             results = full.module(*arguments(full, values))
-            return tuple(r.contiguous().clone() for r in results)
+            return tuple(r.contiguous().clone() if a else r.contiguous() for r, a in zip(results, aliases[full.phase], strict=True))
 
         def skip() -> tuple[Tensor, ...]:
             results = estimate.module(*arguments(estimate, values))
-            return (*(r.contiguous().clone() for r in results), *(state[slot].clone() for slot in slots))
+            outcome = (r.contiguous().clone() if a else r.contiguous() for r, a in zip(results, aliases[estimate.phase], strict=True))
+            return (*outcome, *(state[slot].clone() for slot in slots))
 
         if torch.compiler.is_compiling():
             results = torch.cond(is_full, compute, skip)
@@ -175,6 +178,15 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
 
     step.__code__ = step.__code__.replace()  # its own code object: torch.compile counts recompiles per code object
     return Cond(programs, Layout(guarded.slots | progress_slots()), step)
+
+
+def _aliases(program: Program) -> list[bool]:
+    """Which results are arguments, or were returned already: these a branch has to copy, and only these.
+
+    Where all are copied, Inductor drops the copies of one tensor one by one, and hands that tensor out twice.
+    """
+    bases = [base_of(node) for node in program.returned()]
+    return [base.op != "call_function" or base in bases[:i] for i, base in enumerate(bases)]
 
 
 def unflatten(outputs: Sequence[Tensor], spec: pytree.TreeSpec) -> object:

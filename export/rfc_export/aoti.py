@@ -17,7 +17,7 @@ from torch import Tensor
 from rfc_export.artifact import Manifest
 from rfc_export.backends import Built, Report, Run
 from rfc_export.errors import ArtifactError, BackendError, ExportError
-from rfc_export.portable import Portable
+from rfc_export.portable import STEP, Portable
 from rfc_fx.doctor import CompilerError, compile_seconds
 
 WRITES: Literal["in_place", "returned"] = "in_place"
@@ -58,11 +58,12 @@ def build(
 def _compiled(program: Portable) -> Any:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exported = torch.export.export(program.module, program.examples, strict=False)
+        # strict for STEP: only there does torch trace a torch.cond with fixed shapes
+        exported = torch.export.export(program.module, program.examples, strict=program.phase == STEP)
         writes = any(node.target is torch.ops.aten.copy_.default for node in exported.graph.nodes)
         module: Any = exported.module()
         files = torch._inductor.aot_compile(module, program.examples, options=OPTIONS)
-    if program.phase in ("FULL", "STEP") and not writes:
+    if program.phase in ("FULL", STEP) and not writes:
         raise ExportError(f"export: {program.phase} writes no state after torch.export; it would be frozen; please report this")
     return files
 
