@@ -5,6 +5,9 @@ The functions of torch that do this are private; they are called here and nowher
 
 from __future__ import annotations
 
+import platform
+import re
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ from torch import Tensor
 
 from rfc_export.artifact import Manifest
 from rfc_export.backends import Built, Report, Run
-from rfc_export.errors import ArtifactError, BackendError, ExportError
+from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetError
 from rfc_export.portable import STEP, Portable
 from rfc_fx.doctor import CompilerError, compile_seconds
 
@@ -25,7 +28,17 @@ POOLS = True
 
 PROGRAMS = "programs.pt2"
 
-OPTIONS: dict[str, Any] = {"aot_inductor.package": True, "aot_inductor.package_constants_in_so": False}
+OPTIONS: dict[str, Any] = {
+    "aot_inductor.package": True,
+    "aot_inductor.package_constants_in_so": False,
+    "always_keep_tensor_constants": True,  # small weights, too, are handed in, not written into the code
+}
+
+PROCESSOR = "processor"
+"""Option of an artefact: what its processor can do, as the code is compiled for all of that."""
+
+MOVED = re.compile(r"= std::move\((\w+_graph_\d+_\w+)\);")
+"""In C++ that Inductor made: what a branch hands out."""
 
 
 def check(device: torch.device) -> None:
@@ -52,7 +65,8 @@ def build(
         report(f"compiling {phase}")
         files[phase] = _compiled(program)
     package_pt2(str(folder / PROGRAMS), aoti_files=files)
-    return {phase: Built(PROGRAMS, phase) for phase in programs}
+    options = {PROCESSOR: " ".join(sorted(_processor()))}
+    return {phase: Built(PROGRAMS, phase, options) for phase in programs}
 
 
 def _compiled(program: Portable) -> Any:
@@ -61,11 +75,25 @@ def _compiled(program: Portable) -> Any:
         # strict for STEP: only there does torch trace a torch.cond with fixed shapes
         exported = torch.export.export(program.module, program.examples, strict=program.phase == STEP)
         writes = any(node.target is torch.ops.aten.copy_.default for node in exported.graph.nodes)
+        if program.phase in ("FULL", STEP) and not writes:
+            raise ExportError(f"export: {program.phase} writes no state after torch.export; it would be frozen; please report this")
         module: Any = exported.module()
-        files = torch._inductor.aot_compile(module, program.examples, options=OPTIONS)
-    if program.phase in ("FULL", STEP) and not writes:
-        raise ExportError(f"export: {program.phase} writes no state after torch.export; it would be frozen; please report this")
+        files: Any = torch._inductor.aot_compile(module, program.examples, options=OPTIONS)
+    for source in (Path(file) for file in files if str(file).endswith(".cpp")):
+        check_source(source.read_text())
     return files
+
+
+def check_source(text: str) -> None:
+    """ExportError where a branch hands one buffer out twice, as Inductor does with equal results: the second would be a null pointer."""
+    moved = MOVED.findall(text)
+    if len(moved) > len(set(moved)):
+        raise ExportError("export: this torch compiles the conditional step wrongly (a result of a branch twice); pass dispatch='host'")
+
+
+def _processor() -> set[str]:
+    """Abilities of this machine's processor by torch's names."""
+    return {name for name, able in torch.cpu.get_capabilities().items() if able is True}
 
 
 @dataclass(frozen=True)
@@ -82,17 +110,36 @@ class _Runner:
 
 
 def open(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], device: torch.device) -> dict[str, Run]:
-    """Load the programs and hand them the weights; ArtifactError where the archive has other programs or asks for other weights."""
+    """Load the programs and hand them the weights.
+
+    TargetError where they are for another processor or device; ArtifactError where the archive has other programs or asks for other
+    weights. One runner each: a second thread waits for the first, as both would use one processor.
+    """
+    if lacking := set(str(manifest.options.get(PROCESSOR) or "").split()) - _processor():
+        raise TargetError(f"{folder / PROGRAMS}: compiled for a processor with {', '.join(sorted(lacking))}; export again on this machine")
     runners: dict[str, Run] = {}
     for phase, spec in manifest.programs.items():
+        where = f"{folder / spec.file}: {phase}"
+        if spec.file != PROGRAMS or spec.entry != phase:
+            raise ArtifactError(f"{where}: the manifest names {spec.entry} in {spec.file} for it, which is another program; export again")
         try:
-            loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / spec.file), spec.entry, False, 1, device.index or -1)
+            loader = torch._C._aoti.AOTIModelPackageLoader(
+                str(folder / spec.file), spec.entry, False, 1, -1 if device.index is None else device.index
+            )
         except RuntimeError as error:
-            raise ArtifactError(f"{folder / spec.file}: {phase} cannot be loaded: {error}; export again") from error
+            raise ArtifactError(f"{where} cannot be loaded: {str(error).splitlines()[0]}; export again") from error
+        _check_metadata(where, loader.get_metadata(), device)
         wanted = list(loader.get_constant_fqns())
         if lost := [name for name in wanted if name not in spec.weights or spec.weights[name] not in weights]:
-            raise ArtifactError(f"{folder / spec.file}: {phase} asks for weights that are not there: {', '.join(lost[:3])}; export again")
+            raise ArtifactError(f"{where} asks for weights that are not there: {', '.join(lost[:3])}; export again")
         own = {name: weights[spec.weights[name]] for name in wanted}
         loader.load_constants(own, False, True, True)
         runners[phase] = _Runner(loader, own)
     return runners
+
+
+def _check_metadata(where: str, metadata: Mapping[str, str], device: torch.device) -> None:
+    here = {"AOTI_PLATFORM": sys.platform, "AOTI_MACHINE": platform.machine(), "AOTI_DEVICE_KEY": device.type}
+    for name, own in here.items():
+        if (built := metadata.get(name, own)) != own:
+            raise TargetError(f"{where} was compiled for {built}, this is {own}; export again on this machine")
