@@ -133,7 +133,13 @@ def _write(program: Portable, path: Path, places: Mapping[str, tuple[int, int]])
     model.metadata_props["rfc.phase"] = program.phase
     model.metadata_props["rfc.state"] = json.dumps([spec.name for spec in program.outputs if spec.kind == "next"])
     ir.save(model, path)
-    onnx.checker.check_model(str(path), full_check=True)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # of several classes without a common base
+        raise BackendError(
+            f"onnx: {program.phase} is no valid model of opset {OPSET}: {_short(error)}; where it names a type, export a model in another "
+            "(float32 fits everywhere)"
+        ) from error
 
 
 def _exported(program: Portable) -> Any:
@@ -150,7 +156,7 @@ def _exported(program: Portable) -> Any:
         warnings.simplefilter("ignore")
         # not strict, torch.cond would be traced apart from the rest, its shapes taken to be dynamic
         exported = torch.export.export(program.module, program.examples, strict=program.phase == STEP)
-        translations: Any = {torch.ops.aten.linear.default: _linear}
+        translations: Any = {torch.ops.aten.linear.default: _linear, torch.ops.aten.squeeze.dim: _squeeze}
         converted: Any = torch.onnx.export(
             exported, (), dynamo=True, opset_version=OPSET, optimize=False, verbose=False, custom_translation_table=translations
         )
@@ -172,6 +178,13 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
     flat = x if len(outer) == 1 else op.Reshape(x, op.Constant(value_ints=[-1, width]))
     product = op.Gemm(flat, weight, transB=1) if bias is None else op.Gemm(flat, weight, bias, transB=1)
     return product if len(outer) == 1 else op.Reshape(product, op.Constant(value_ints=[*outer, weight.shape[0]]))
+
+
+def _squeeze(x: Any, dim: int) -> Any:
+    """aten.squeeze.dim, which leaves an axis that is longer than 1; the exporter's own makes an invalid model of that."""
+    from onnxscript import opset20 as op
+
+    return op.Squeeze(x, op.Constant(value_ints=[dim])) if len(x.shape) and x.shape[dim] == 1 else op.Identity(x)
 
 
 @contextmanager
