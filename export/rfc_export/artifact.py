@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
 
 from rfc_export.errors import ArtifactError, ExportError
 from rfc_export.methods import DTYPES
@@ -35,7 +36,15 @@ MOST_ELEMENTS = 1 << 40
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Shape = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 32)]], Field(max_length=16)]
+
+
+def _possible_shape(shape: list[int]) -> list[int]:
+    if prod(shape) > MOST_ELEMENTS:
+        raise ValueError(f"{prod(shape):.1e} elements are too many")
+    return shape
+
+
+Shape = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 32)]], Field(max_length=16), AfterValidator(_possible_shape)]
 
 
 def _known_dtype(name: str) -> str:
@@ -60,12 +69,6 @@ class TensorSpec(_Part):
     name: Name
     dtype: DType
     shape: Shape
-
-    @model_validator(mode="after")
-    def _is_possible(self) -> TensorSpec:
-        if prod(self.shape) > MOST_ELEMENTS:
-            raise ValueError(f"shape {self.shape} has {prod(self.shape):.1e} elements")
-        return self
 
 
 class FileSpec(_Part):
@@ -122,6 +125,16 @@ class LeafSpec(_Part):
     """Name in weights.safetensors of a tensor whose values the programs were made for."""
     placeholder: str | None
     """What programs call it; None where they do not read it."""
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> LeafSpec:
+        if (self.dtype is None) != (self.shape is None):
+            raise ValueError("a tensor has dtype and shape, a value neither")
+        if self.dtype is not None and self.value is not None:
+            raise ValueError("a tensor has no value")
+        if self.dtype is None and not self.fixed is self.placeholder is None:
+            raise ValueError("only a tensor is fixed or has a placeholder")
+        return self
 
 
 class CallSpec(_Part):
@@ -211,14 +224,68 @@ class Manifest(_Part):
         wanted = {"FULL", "ESTIMATE"} if self.dispatch == "host" else {"STEP"}
         if missing := wanted - set(self.programs):
             raise ValueError(f"programs: {', '.join(sorted(missing))} missing")
-        pools = {pool.name: pool for pool in self.pools}
-        for slot in self.state:
-            if slot.pool is not None and (slot.pool not in pools or slot.row is None or slot.row >= len(pools[slot.pool].slots)):
-                raise ValueError(f"state.{slot.name}: no row {slot.row} of a pool {slot.pool}")
+        if self.decision.program is not None and self.decision.program not in self.programs:
+            raise ValueError(f"decision.program: there is no program {self.decision.program}")
+        for argument in (self.call.latent, self.call.timestep):
+            if argument is not None and argument not in {leaf.argument for leaf in self.call.leaves}:
+                raise ValueError(f"call: no leaf lies in the argument {argument}")
+        self._pools_hold_their_slots()
+        self._programs_take_what_there_is()
         return self
+
+    def _pools_hold_their_slots(self) -> None:
+        pools = {pool.name: pool for pool in self.pools}
+        slots = {slot.name: slot for slot in self.state}
+        if len(pools) != len(self.pools) or len(slots) != len(self.state):
+            raise ValueError("state: a name occurs twice")
+        for slot in self.state:
+            if (slot.pool is None) != (slot.row is None):
+                raise ValueError(f"state.{slot.name}: a pool needs a row, and a row a pool")
+            if slot.pool is None or slot.row is None:
+                continue
+            pool = pools.get(slot.pool)
+            if pool is None or slot.row >= len(pool.slots) or pool.slots[slot.row] != slot.name:
+                raise ValueError(f"state.{slot.name}: is not row {slot.row} of a pool {slot.pool}")
+            if pool.dtype != slot.dtype or prod(pool.shape) != len(pool.slots) * prod(slot.shape):
+                raise ValueError(f"state.{slot.name}: {slot.dtype} {slot.shape} is no row of {pool.dtype} {pool.shape}")
+        for pool in self.pools:
+            if lost := [name for name in pool.slots if name not in slots or slots[name].pool != pool.name]:
+                raise ValueError(f"pools.{pool.name}: no state {lost[0]} lies in it")
+
+    def _programs_take_what_there_is(self) -> None:
+        """Where a program's tensors are described twice, both say the same."""
+        known: dict[tuple[str, str], tuple[str, list[int]]] = {("pool", pool.name): (pool.dtype, pool.shape) for pool in self.pools}
+        for slot in self.state:
+            known |= {(kind, slot.name): (slot.dtype, slot.shape) for kind in ("state", "next", "progress", "log")}
+        for leaf in self.call.leaves:
+            if leaf.placeholder is not None and leaf.dtype is not None and leaf.shape is not None:
+                known["input", leaf.placeholder] = (leaf.dtype, leaf.shape)
+        made = {out.name: (out.dtype, out.shape) for program in self.programs.values() for out in program.outputs if out.kind == "carry"}
+        known |= {("carry", name): tensor for name, tensor in made.items()}
+        for phase, program in self.programs.items():
+            for tensor in (*program.inputs, *program.outputs):
+                if tensor.kind in ("clock", "numbers", "output", "decision"):
+                    continue
+                found = known.get((tensor.kind, tensor.name))
+                if found != (tensor.dtype, tensor.shape):
+                    other = "there is none" if found is None else f"elsewhere it is {found[0]} {found[1]}"
+                    raise ValueError(
+                        f"programs.{phase}: takes or gives {tensor.kind} {tensor.name}, {tensor.dtype} {tensor.shape}; {other}"
+                    )
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def check_place(path: Path, *, overwrite: bool = False) -> None:
+    """ExportError where `path` exists and may not be overwritten, or is no artefact."""
+    if path.exists() and not overwrite:
+        raise ExportError(f"export: {path} exists; pass another path, or overwrite=True (--overwrite)")
+    if path.is_dir() and not (path / MANIFEST).exists() and any(path.iterdir()):
+        raise ExportError(f"export: {path} is a folder without {MANIFEST}, not an artefact; it is not overwritten")
+    if path.exists() and (path.suffix == ".pt2") == path.is_dir():
+        kind = "folder" if path.is_dir() else "file"
+        raise ExportError(f"export: {path} is a {kind}; a path that ends in .pt2 becomes a file, any other a folder; pass another path")
 
 
 @contextmanager
@@ -228,10 +295,7 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     A path that ends in .pt2 becomes one file, a zip archive of the folder. ExportError where `path` exists and may not be overwritten,
     or where it cannot be written.
     """
-    if path.exists() and not overwrite:
-        raise ExportError(f"export: {path} exists; pass another path, or overwrite=True (--overwrite)")
-    if path.exists() and path.is_dir() and not (path / MANIFEST).exists() and any(path.iterdir()):
-        raise ExportError(f"export: {path} is a folder without {MANIFEST}, not an artefact; it is not overwritten")
+    check_place(path, overwrite=overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
@@ -240,8 +304,9 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield made
         _move(made, path)
-    except OSError as error:
-        raise ExportError(f"export: {path} could not be written, nothing was left there: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ExportError(f"export: {path} could not be written, nothing was left there: {why}") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
@@ -315,8 +380,9 @@ def opened(path: Path) -> Iterator[Path]:
 def read_manifest(folder: Path) -> Manifest:
     """Read and check rfc.json; ArtifactError with the field that is wrong."""
     where = folder / MANIFEST
-    if not where.is_file():
-        raise ArtifactError(f"{folder}: {MANIFEST} is missing; this is no artefact of rfc-fx export")
+    if where.is_symlink() or not where.is_file():
+        what = "a link" if where.is_symlink() else "missing"
+        raise ArtifactError(f"{where}: {MANIFEST} is {what}; this is no artefact of rfc-fx export")
     if where.stat().st_size > MOST_MANIFEST_BYTES:
         raise ArtifactError(f"{where}: {where.stat().st_size} bytes, more than any manifest has")
     try:
@@ -324,7 +390,9 @@ def read_manifest(folder: Path) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where}: no JSON: {error}; copy the artefact again") from error
     version = given.get("schema_version") if isinstance(given, dict) else None
-    if isinstance(version, int) and not isinstance(version, bool) and version != SCHEMA_VERSION:
+    if isinstance(given, dict) and "schema_version" in given and type(version) is not int:
+        raise ArtifactError(f"{where}: schema_version: expected {SCHEMA_VERSION}, got {version!r}")
+    if isinstance(version, int) and version != SCHEMA_VERSION:
         how = "update rfc-fx" if version > SCHEMA_VERSION else "export the model again with this rfc-fx"
         raise ArtifactError(f"{where}: schema version {version}, this rfc-fx reads {SCHEMA_VERSION}; {how}")
     try:
@@ -332,8 +400,11 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "manifest"
-        got = repr(first.get("input"))
-        raise ArtifactError(f"{where}: {field}: {first['msg']}, got {got if len(got) < 80 else got[:77] + '...'}") from error
+        said = first["msg"].removeprefix("Value error, ")
+        if first["type"] != "value_error" or first["loc"]:  # the whole manifest is no answer
+            got = repr(first.get("input"))
+            said += f", got {got if len(got) < 80 else got[:77] + '...'}"
+        raise ArtifactError(f"{where}: {field}: {said}") from error
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -341,7 +412,8 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     for name, spec in manifest.files.items():
         path = folder / name
         if path.is_symlink() or not path.is_file():
-            raise ArtifactError(f"{path}: missing; copy the artefact again")
+            what = "a link, which no artefact has" if path.is_symlink() else "missing"
+            raise ArtifactError(f"{path}: {what}; copy the artefact again")
         if (size := path.stat().st_size) != spec.bytes:
             raise ArtifactError(f"{path}: {size} bytes, expected {spec.bytes}: the file is cut off or another; copy the artefact again")
         if (found := sha256(path)) != spec.sha256:

@@ -105,9 +105,11 @@ class ExpectedCall:
         self.outputs = loaded("call.outputs", spec.outputs)
         if self.tree.num_leaves != len(spec.leaves):
             raise ArtifactError(f"call: the tree has {self.tree.num_leaves} leaves, {len(spec.leaves)} are listed")
-        self.signature = inspect.Signature(
-            [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=spec.defaults.get(name)) for name in spec.parameters]
-        )
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        try:
+            self.signature = inspect.Signature([inspect.Parameter(one, kind, default=spec.defaults.get(one)) for one in spec.parameters])
+        except ValueError as error:
+            raise ArtifactError(f"call.parameters: {error}") from error
         self.exported = {leaf.argument: leaf.value for leaf in spec.leaves if leaf.dtype is None}
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

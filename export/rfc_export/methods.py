@@ -50,14 +50,17 @@ def _encode_value(value: Any) -> Any:
 
 
 def _decode(where: str, encoded: Any, known: dict[str, Any]) -> Any:
-    if not isinstance(encoded, dict) or encoded.get("type") not in known:
-        got = encoded.get("type") if isinstance(encoded, dict) else encoded
+    got = encoded.get("type") if isinstance(encoded, dict) else encoded
+    if not isinstance(encoded, dict) or not isinstance(got, str) or got not in known:
         raise ArtifactError(f"{where}: type must be one of {', '.join(known)}, got {got!r}")
     kind = known[encoded["type"]]
     given = {name: value for name, value in encoded.items() if name != "type"}
     wanted = {field.name for field in fields(kind)}
     if set(given) != wanted:
         raise ArtifactError(f"{where}: {encoded['type']} has the fields {', '.join(sorted(wanted))}, got {', '.join(sorted(given))}")
+    for field in fields(kind):
+        if field.type == "bool" and not isinstance(given[field.name], bool):
+            raise ArtifactError(f"{where}.{field.name}: expected true or false, got {given[field.name]!r}")
     try:
         return kind(**{name: _decode_value(f"{where}.{name}", name, value) for name, value in given.items()})
     except (TypeError, ValueError) as error:
