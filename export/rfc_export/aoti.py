@@ -31,6 +31,7 @@ PROGRAMS = "programs.pt2"
 OPTIONS: dict[str, Any] = {
     "aot_inductor.package": True,
     "aot_inductor.package_constants_in_so": False,
+    "aot_inductor.enable_line_tables": False,  # for debuggers; more bytes than the code
     "always_keep_tensor_constants": True,  # small weights, too, are handed in, not written into the code
 }
 
