@@ -31,7 +31,7 @@ from rfc_fx.program import Plan, SlotRow
 from rfc_fx.specialize import Argument
 from rfc_fx.steps import StepModel
 
-KEY = ("engine", 0)
+KEY = 0
 """An engine answers one call signature."""
 
 
