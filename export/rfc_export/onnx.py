@@ -137,8 +137,8 @@ def _write(program: Portable, path: Path, places: Mapping[str, tuple[int, int]])
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # of several classes without a common base
         raise BackendError(
-            f"onnx: {program.phase} is no valid model of opset {OPSET}: {_short(error)}; where it names a type, export a model in another "
-            "(float32 fits everywhere)"
+            f"onnx: {program.phase} is no valid model of opset {OPSET}: {_short(error)}; where it names a type, export model and state "
+            "in another (float32 fits everywhere)"
         ) from error
 
 

@@ -233,7 +233,7 @@ class Program:
                 graph.replay()
             else:
                 self._first(addresses)
-            return [own for own in self._outputs if own is not None]
+            return [own.clone() for own in self._outputs if own is not None]  # the next call writes there again
 
     def _first(self, addresses: tuple[int, ...]) -> None:
         """Run with new addresses, and record the same for the calls to come."""
