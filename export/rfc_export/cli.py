@@ -249,7 +249,7 @@ def _label(path: Path, engine: Engine, all_of_them: list[Engine]) -> str:
     alike = [
         one for one in all_of_them if (one.manifest.backend, one.manifest.dispatch) == (engine.manifest.backend, engine.manifest.dispatch)
     ]
-    return f"engine: {kind}" if len(alike) == 1 else f"engine: {kind} ({path})"
+    return kind if len(alike) == 1 else f"{kind} ({path})"
 
 
 def _table(variants: list[Timed], what: str, rounds: int) -> Table:
@@ -260,7 +260,7 @@ def _table(variants: list[Timed], what: str, rounds: int) -> Table:
     )
     shown = Table(title=what, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for column in ("", "NFC", "FULL\nms", "ESTIMATE\nms", "generation\nms", "host\nreads", "state\nMiB", "files\nMiB", "error"):
-        shown.add_column(column, justify="right" if column else "left")
+        shown.add_column(column, justify="right" if column else "left", no_wrap=True)
     for one in variants:
         steps = [record_ms(one.record()[key]) for key in ("full_ms", "estimate_ms")]
         held = ["-" if count is None else f"{count / 2**20:.1f}" for count in (one.state_bytes, one.artefact_bytes)]

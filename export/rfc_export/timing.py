@@ -141,7 +141,7 @@ def model_variants(engine: Engine, model: nn.Module, inputs: dict[str, Any], *, 
     transformed = cached_like(engine, model, inputs)
     call: Any = torch.compile(transformed, fullgraph=True) if compile else transformed
     held = transformed.plan().state_bytes
-    yield Timed(name="compiled CachedModel" if compile else "CachedModel, not compiled", call=call, model=transformed, state_bytes=held)
+    yield Timed(name="compiled" if compile else "transformed", call=call, model=transformed, state_bytes=held)
     try:
         twin: Any = cached(model, engine.method)
     except ValueError:  # a model whose sites no hooks can find

@@ -228,18 +228,18 @@ def test_bench_times_engine_model_and_twin_in_turns(engine: Path, model: Path, t
     printed = ran("bench", engine, "--model", model, "--rounds", 2, "--steps", STEPS, "--no-compile", "--out", tmp_path)
     record = json.loads((tmp_path / "bench.json").read_text())
     variants = record["variants"]
-    assert list(variants) == ["engine: onnx, host", "CachedModel, not compiled", "eager twin"]
+    assert list(variants) == ["onnx, host", "transformed", "eager twin"]
     assert len({one["nfc"] for one in variants.values()}) == 1
     for name, one in variants.items():
         assert name in printed
         assert len(one["generations_ms"]) == 2
         assert one["full_ms"] > 0 < one["estimate_ms"]
         assert one["host_reads"] > 0
-    found = variants["engine: onnx, host"]
+    found = variants["onnx, host"]
     assert found["same_decisions"] is True
     assert found["largest_error"] <= TOLERANCE["float32"]
     assert found["artefact_bytes"] == sum(path.stat().st_size for path in engine.iterdir())
-    assert found["state_bytes"] == 2 * variants["CachedModel, not compiled"]["state_bytes"]  # written beside the old
+    assert found["state_bytes"] == 2 * variants["transformed"]["state_bytes"]  # written beside the old
     assert record["settings"]["rounds"] == 2
 
 
