@@ -1,11 +1,14 @@
 """TensorRT: what can be said without it: reasons for refusals, the key of the cache, and that TensorRT-RTX builds every ONNX program."""
 
+import ctypes
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,6 +184,78 @@ def test_what_cannot_be_built_or_would_be_frozen_is_refused(tmp_path: Path, monk
     monkeypatch.setattr(tensorrt, "import_module", lambda name: type("TorchTensorRT", (), {"dynamo": Dynamo}))
     with pytest.raises(BackendError, match=r"FULL cannot be built: RuntimeError: Conversion of module not currently"):
         build(tmp_path, program(Adds()))
+
+
+# ---- running, with a stand-in for CUDA and TensorRT ------------------------------------------------------------------
+
+
+class Recorded:
+    """A CUDA graph: what was started while it was recorded."""
+
+    now: "Recorded | None" = None
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], None]] = []
+
+    def replay(self) -> None:
+        for one in self.work:
+            one()
+
+
+@contextmanager
+def recording(graph: Recorded) -> Iterator[None]:
+    Recorded.now = graph
+    yield
+    Recorded.now = None
+
+
+class Counts:
+    """An execution context of an engine with out = x * 2, next = state + x, on single numbers in host memory."""
+
+    def __init__(self) -> None:
+        self.at: dict[str, int] = {}
+        self.started = 0
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.at[name] = address
+
+    def execute_async_v3(self, stream: int) -> bool:
+        x, state, out, after = (ctypes.c_float.from_address(self.at[name]) for name in ("x", "state", "out", "next"))
+
+        def work() -> None:
+            out.value, after.value = x.value * 2, state.value + x.value
+
+        if Recorded.now is not None:
+            Recorded.now.work.append(work)
+        else:
+            self.started += 1
+            work()
+        return True
+
+
+def test_state_changes_places_and_each_set_of_addresses_is_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
+    inputs = [TensorSpec(kind=kind, name=name, dtype="float32", shape=[1]) for kind, name in (("input", "x"), ("state", "state"))]
+    outputs = [TensorSpec(kind=kind, name=name, dtype="float32", shape=[1]) for kind, name in (("output", "out"), ("next", "state"))]
+    spec: Any = SimpleNamespace(inputs=inputs, outputs=outputs)
+    engine = Counts()
+    run = tensorrt.Program(engine, ["x", "state"], ["out", "next"], spec, torch.device("cpu"))
+    state, other = torch.zeros(1), torch.zeros(1)
+    returned = []
+    for step in range(6):
+        returned += run([torch.tensor([float(step)]), state], {1: other})
+        state, other = other, state
+    assert [float(out) for out in returned] == [0, 2, 4, 6, 8, 10]
+    assert float(state) == sum(range(6))
+    assert engine.started == 2
+
+    for _ in range(2 * tensorrt.MOST_GRAPHS):
+        returned.append(extra := torch.zeros(1))  # kept, so that each lies elsewhere
+        run([torch.ones(1), extra], {1: other})
+    assert len(run._graphs) == tensorrt.MOST_GRAPHS
 
 
 # ---- TensorRT-RTX ----------------------------------------------------------------------------------------------------
