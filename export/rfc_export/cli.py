@@ -256,7 +256,8 @@ def _table(variants: list[Timed], what: str, rounds: int) -> Table:
     """The measurements as people read them."""
     caption = (
         f"ms: medians of {rounds} generations of each in turns, below generations the smallest and the largest. error: the largest "
-        "of a step, of the CachedModel's output; = the same decisions. state: all memory of one generation's state."
+        "of a step, of the CachedModel's output; = the same decisions. host reads: looks at values on the device in a generation, "
+        "on a CPU also at those that were the host's anyway. state: all memory of one generation's state."
     )
     shown = Table(title=what, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for column in ("", "NFC", "FULL\nms", "ESTIMATE\nms", "generation\nms", "host\nreads", "state\nMiB", "files\nMiB", "error"):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -81,7 +82,7 @@ class Timed:
     def count_reads(self, todo: Work) -> None:
         """One generation more, in which looks at tensors' values are counted."""
         self.model.reset()
-        with _Reads() as reads:
+        with _Reads(_device(todo.calls[0])) as reads:
             for arguments in todo.calls:
                 self.model(**arguments)
         self.host_reads = sum(reads.counts.values())
@@ -108,19 +109,24 @@ class Timed:
 
 
 class _Reads(TorchFunctionMode):
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
+        self.device = device
         self.counts = Counter[str]()
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name in READS:
+        if name in READS and any(isinstance(one, Tensor) and one.device.type == self.device.type for one in args):
             self.counts[name] += 1
         return func(*args, **(kwargs or {}))
 
 
+def _device(arguments: dict[str, Any]) -> torch.device:
+    return next(leaf.device for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor))
+
+
 def _wait(arguments: dict[str, Any]) -> None:
-    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+    device = _device(arguments)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rfc_export
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rfc_export import ArtifactError, ExportError, TargetError, artifact, exporter, runtime
-from rfc_export.artifact import MANIFEST, WEIGHTS, Manifest, writing
 from torch import Tensor, nn
 
 import rfc
+import rfc_export
+import rfc_fx
+from rfc_export import ArtifactError, ExportError, TargetError, artifact, exporter, runtime
+from rfc_export.artifact import MANIFEST, WEIGHTS, Manifest, writing
 from rfc_fx.errors import RFCError
 
 pytestmark = pytest.mark.onnx
@@ -428,15 +429,21 @@ def test_a_full_disk_leaves_what_was_there(name: str, old: bool, point: str, tmp
     assert entries(tmp_path) == before
 
 
+@pytest.fixture(scope="module")
+def cached(digits: nn.Module, digits_inputs: dict[str, Tensor]) -> rfc_fx.CachedModel:
+    """Captured once."""
+    return rfc_fx.transform(digits, digits_inputs, method=rfc.RFC(tau=0.15))
+
+
 @pytest.mark.parametrize("limit", [1 << 20, 1 << 10])
 def test_an_export_that_cannot_write_its_weights_leaves_nothing(
-    limit: int, digits: nn.Module, digits_inputs: dict[str, Tensor], tmp_path: Path
+    limit: int, cached: rfc_fx.CachedModel, digits_inputs: dict[str, Tensor], tmp_path: Path
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         with pytest.raises(ExportError, match="engine could not be written, nothing was left there"):
-            rfc_export.export(digits, tmp_path / "engine", backend="onnx", example_inputs=digits_inputs, method=rfc.RFC())
+            rfc_export.export(cached, tmp_path / "engine", backend="onnx", example_inputs=digits_inputs)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
@@ -445,7 +452,7 @@ def test_an_export_that_cannot_write_its_weights_leaves_nothing(
 @pytest.mark.parametrize("stage", ["build", "write_manifest", "load", "check_parity"])
 def test_a_failure_at_any_stage_leaves_nothing(
     stage: str,
-    digits: nn.Module,
+    cached: rfc_fx.CachedModel,
     digits_inputs: dict[str, Tensor],
     onnx_digits: Path,
     tmp_path: Path,
@@ -468,7 +475,7 @@ def test_a_failure_at_any_stage_leaves_nothing(
     if stage != "build":
         monkeypatch.setattr(exporter, stage, fail)
     with pytest.raises(ExportError, match="No space left" if stage == "build" else f"{stage} failed"):
-        rfc_export.export(digits, tmp_path / "engine", backend="onnx", example_inputs=digits_inputs, method=rfc.RFC(tau=0.15))
+        rfc_export.export(cached, tmp_path / "engine", backend="onnx", example_inputs=digits_inputs)
     assert not list(tmp_path.iterdir())
 
 

@@ -5,17 +5,17 @@ from typing import Any
 
 import pipelines
 import pytest
-import rfc_export
 import torch
 import torch.utils._pytree as pytree
+from torch import Tensor
+
+import rfc
+import rfc_export
+import rfc_fx
 from rfc_export import Engine
 from rfc_export.artifact import CallSpec, LeafSpec
 from rfc_export.calls import ExpectedCall
 from rfc_export.parity import TOLERANCE
-from torch import Tensor
-
-import rfc
-import rfc_fx
 from rfc_fx.errors import SignatureError
 
 pytestmark = pytest.mark.onnx

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rfc_export
 import torch
 from click.testing import Result
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 from PIL import Image
-from rfc_export import ExportError, cli, running
-from rfc_export.artifact import MANIFEST, read_manifest
-from rfc_export.parity import TOLERANCE
 from typer.testing import CliRunner
 
 import rfc
+import rfc_export
 import rfc_fx
+from rfc_export import ExportError, cli, running
+from rfc_export.artifact import MANIFEST, read_manifest
+from rfc_export.parity import TOLERANCE
 from rfc_fx.load import load_scheduler, load_transformer
 from rfc_fx.zoo import digits_noise, sample_digits
 

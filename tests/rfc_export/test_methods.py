@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rfc_export import ArtifactError, ExportError
-from rfc_export.methods import DTYPES, decode_method, dtype_of, encode_method, name_of
 
 import rfc
+from rfc_export import ArtifactError, ExportError
+from rfc_export.methods import DTYPES, decode_method, dtype_of, encode_method, name_of
 
 ESTIMATORS = st.one_of(
     st.just(rfc.Reuse()),
