@@ -312,7 +312,9 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _move(made: Path, path: Path) -> None:
-    made.chmod(0o755)
+    made.chmod(0o755)  # mkdtemp and safetensors keep others out
+    for file in made.iterdir():
+        file.chmod(0o644)
     if path.suffix == ".pt2":
         one = made.with_name(made.name + ".zip")
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from rfc_fx.context import CondContext, Context, new_context
 from rfc_fx.errors import SignatureError
 from rfc_fx.layout import Layout, Pool
 from rfc_fx.program import Plan, SlotRow
+from rfc_fx.show import Summary
 from rfc_fx.specialize import Argument
 from rfc_fx.steps import StepModel
 
@@ -207,6 +208,13 @@ class Engine(StepModel):
     def plan(self) -> Plan:
         """Sites, state tensors with bytes, and the FLOPs share of ESTIMATE."""
         return self._loaded.plan
+
+    def summary(self) -> Summary:
+        """What was computed, what was skipped and what it held in memory, state that is written beside the old included; print it."""
+        own = super().summary()
+        contexts: list[Any] = list(self._contexts.values())
+        beside = sum(tensor.nbytes for context in contexts for tensor in context.doubled.other.values())
+        return replace(own, held_bytes=own.held_bytes + beside)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step: the same call and the same result type as the model's."""

@@ -38,8 +38,8 @@ class World:
         pipelines.run(self.pipe, self.prompt())
         hook.remove()
         self.inputs = seen[0]
-        self.cached = rfc_fx.transform(plain, method=METHOD)
-        rfc_export.export(plain, folder, backend="onnx", example_inputs=self.inputs, method=METHOD, hoist=False)
+        self.cached = rfc_fx.transform(plain, self.inputs, method=METHOD, granularity="block")
+        rfc_export.export(self.cached, folder, backend="onnx", example_inputs=self.inputs, hoist=False)
         self.engine = rfc_export.load(folder)
 
 
@@ -74,6 +74,7 @@ def test_a_pipeline_draws_with_the_engine_what_it_draws_with_the_model(world: Wo
     (phases,) = {tuple(record.phases) for record in engine.contexts.values()}
     assert phases == tuple(world.cached.stats.phases)
     assert "ESTIMATE" in phases
+    assert engine.summary().held_bytes == 2 * world.cached.summary().held_bytes  # new state is written beside the old
 
 
 @torch.no_grad()
