@@ -2,6 +2,7 @@
 
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
 #include <chrono>
 #include <cmath>
@@ -58,7 +59,7 @@ void Engine::open(const std::string& phase, const Json& spec, const std::filesys
   program.inputs = specs(spec["inputs"]);
   program.outputs = specs(spec["outputs"]);
   const std::string file = (folder / spec["file"].text()).string();
-  program.loader = std::make_unique<torch::inductor::AOTIModelPackageLoader>(file, spec["entry"].text());
+  program.loader = std::make_shared<torch::inductor::AOTIModelPackageLoader>(file, spec["entry"].text());
   for (const std::string& name : program.loader->get_constant_fqns()) {
     const Json& names = spec["weights"];
     auto found = names.has(name) ? weights.find(names[name].text()) : weights.end();

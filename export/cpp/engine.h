@@ -1,8 +1,6 @@
 // An engine: programs of an artefact, the state that they share, and the decision of each step.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
-
 #include <filesystem>
 #include <limits>
 #include <memory>
@@ -10,6 +8,10 @@
 #include <vector>
 
 #include "artifact.h"
+
+namespace torch::inductor {
+class AOTIModelPackageLoader;
+}
 
 namespace rfc {
 
@@ -64,7 +66,7 @@ class Engine {
   };
   struct Program {
     std::vector<Spec> inputs, outputs;
-    std::unique_ptr<torch::inductor::AOTIModelPackageLoader> loader;
+    std::shared_ptr<torch::inductor::AOTIModelPackageLoader> loader;
     Tensors weights;  // kept alive: the program holds pointers to them
   };
 

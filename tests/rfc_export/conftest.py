@@ -1,21 +1,28 @@
 """Artefacts that many tests look at, exported once for each worker."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import rfc_export
 import torch
 from torch import Tensor, nn
 
 import rfc
-import rfc_export
-from rfc_fx.zoo import digits_noise, load_digits, sample_digits
+from rfc_fx.zoo import DIGITS, NULL_CLASS, digits_noise, load_digits, sample_digits
 
 METHOD = rfc.RFC(tau=0.15)
 """About 14 full computations in 50 steps on the digits model."""
 
 Draw = Callable[[Any, int], Tensor]
+
+
+def digits_sampler() -> dict[str, Any]:
+    """What an artefact says of how digits are drawn."""
+    scheduler = json.loads((DIGITS / "scheduler_config.json").read_text())
+    return {"kind": "digits", "scheduler": scheduler, "cfg": 1.5, "null_class": NULL_CLASS}
 
 
 @pytest.fixture(scope="session")
@@ -50,4 +57,6 @@ def onnx_digits(digits: nn.Module, digits_inputs: dict[str, Tensor], tmp_path_fa
 def aoti_digits(digits: nn.Module, digits_inputs: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits model for AOTInductor, host dispatch, without hoisting (three programs to compile). Copy it before you change it."""
     path = tmp_path_factory.mktemp("engines") / "aoti"
-    return rfc_export.export(digits, path, backend="aoti", example_inputs=digits_inputs, method=METHOD, hoist=False)
+    return rfc_export.export(
+        digits, path, backend="aoti", example_inputs=digits_inputs, method=METHOD, hoist=False, sampler=digits_sampler()
+    )
