@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rfc_export
 import torch
 from diffusers import DiTTransformer2DModel
-from rfc_export import aoti
-from rfc_export.artifact import MANIFEST, WEIGHTS, file_spec
-from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetError
-from rfc_export.runtime import Engine
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import rfc
+import rfc_export
 import rfc_fx
+from rfc_export import aoti
+from rfc_export.artifact import MANIFEST, WEIGHTS, file_spec
+from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetError
+from rfc_export.runtime import Engine
 from rfc_fx.doctor import CompilerError
 from rfc_fx.zoo import DIGITS, digits_noise
 

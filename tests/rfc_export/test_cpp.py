@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rfc_export
 import torch
 from PIL import Image
 from torch import Tensor
 
+import rfc_export
 from rfc_fx.zoo import digits_noise
 
 pytestmark = [
