@@ -38,6 +38,9 @@ MOST_FOLDED = 1024
 MOST_INSIDE = 1 << 20
 """Bytes in an ONNX file that are no weights of the model, at most."""
 
+LEFT_IN_FILE = (torch.bool, torch.float8_e4m3fn)
+"""Types of weights that ONNX Runtime reads from weights.safetensors itself: it takes them from no other library."""
+
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -234,7 +237,7 @@ def open(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], device
         raise ArtifactError(f"{folder / WEIGHTS}: {', '.join(lost[:3])} missing; export again")
     if device.type == "cuda" and hasattr(runtime, "preload_dlls"):
         runtime.preload_dlls()
-    shared = {name: runtime.OrtValue.from_dlpack(weights[name].detach()) for name in read}
+    shared = {name: runtime.OrtValue.from_dlpack(weights[name].detach()) for name in read if weights[name].dtype not in LEFT_IN_FILE}
     return {
         phase: _Session(_session(runtime, folder, spec, shared, device), spec, device, shared) for phase, spec in manifest.programs.items()
     }
@@ -254,9 +257,16 @@ def _session(runtime: Any, folder: Path, spec: ProgramSpec, shared: Mapping[str,
         raise ArtifactError(f"{path}: ONNX Runtime cannot open it: {_short(error)}") from error
     if session.get_providers()[0] != provider:
         raise BackendError(f"onnx: asked for {provider}, ONNX Runtime fell back to {', '.join(session.get_providers())}")
-    named = {value_name(one) for one in (*spec.inputs, *spec.outputs)}
-    if strange := [one.name for one in (*session.get_inputs(), *session.get_outputs()) if one.name not in named]:
-        raise ArtifactError(f"{path}: has {', '.join(strange[:3])}, which {spec.entry} has not: it is another program; export again")
+    for which, found, specs, all_of in (
+        ("inputs", session.get_inputs(), spec.inputs, False),
+        ("outputs", session.get_outputs(), spec.outputs, True),
+    ):
+        shapes, wanted = {one.name: one.shape for one in found}, {value_name(one): one.shape for one in specs}
+        if strange := [name for name in shapes | (wanted if all_of else {}) if shapes.get(name) != wanted.get(name)]:
+            raise ArtifactError(
+                f"{path}: its {which} are not those of {spec.entry}: {strange[0]} has shape {shapes.get(strange[0])}, expected "
+                f"{wanted.get(strange[0])}; it is another program, export again"
+            )
     return session
 
 
@@ -269,7 +279,8 @@ def _options(runtime: Any, spec: ProgramSpec, shared: Mapping[str, Any], device:
     if device.type == "cuda":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     for name, weight in spec.weights.items():
-        options.add_initializer(name, shared[weight])
+        if weight in shared:
+            options.add_initializer(name, shared[weight])
     return options
 
 

@@ -8,27 +8,28 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import rfc_export
 import torch
 from families import FAMILIES, dit, moved, sample
-from rfc_export import onnx as backend
-from rfc_export.artifact import WEIGHTS, TensorSpec
-from rfc_export.errors import BackendError, ExportError
-from rfc_export.parity import TOLERANCE, compare
-from rfc_export.parity import moved as moved_call
-from rfc_export.portable import Portable
-from rfc_export.runtime import _Doubled
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rfc
+import rfc_export
 import rfc_fx
+from rfc_export import onnx as backend
+from rfc_export.artifact import WEIGHTS, TensorSpec
+from rfc_export.errors import ArtifactError, BackendError, ExportError
+from rfc_export.parity import TOLERANCE, compare
+from rfc_export.parity import moved as moved_call
+from rfc_export.portable import Portable
+from rfc_export.runtime import _Doubled
 
 pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
 pytestmark = pytest.mark.onnx
@@ -237,14 +238,19 @@ def small(module: nn.Module, *inputs: Tensor) -> Portable:
         [spec("input", f"x{i}", x) for i, x in enumerate(inputs)],
         [spec("output", "0", out)],
         inputs,
-        {name: name for name, _ in module.named_parameters()},
+        {name: name for name in parameters(module)},
         0,
     )
 
 
+def parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+
+
 def manifest_of(program: Portable) -> Any:
-    """As much of a manifest as opening one program without weights needs."""
-    spec = SimpleNamespace(file="full.onnx", entry="FULL", inputs=program.inputs, outputs=program.outputs, weights={})
+    """As much of a manifest as opening one program needs."""
+    spec = SimpleNamespace(file="full.onnx", entry="FULL", inputs=program.inputs, outputs=program.outputs, weights=program.weights)
     return SimpleNamespace(programs={"FULL": spec})
 
 
@@ -252,10 +258,7 @@ def build(folder: Path, program: Portable) -> Path:
     from safetensors.torch import save_file
 
     if not (folder / WEIGHTS).exists():
-        save_file(
-            {name: tensor.detach().contiguous() for name, tensor in program.module.named_parameters()} or {"_": torch.ones(1)},
-            folder / WEIGHTS,
-        )
+        save_file(parameters(program.module), folder / WEIGHTS)
     backend.build({"FULL": program}, {}, folder, CPU, lambda line: None)
     return folder / "full.onnx"
 
@@ -280,6 +283,39 @@ def test_linear_layers_read_the_weight_as_it_lies_in_the_file(tmp_path: Path) ->
     assert path.stat().st_size < 4096
     found = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"input:x0": x.numpy()})[0]
     torch.testing.assert_close(torch.from_numpy(found), program.module(x)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_onnxruntime_takes_from_no_other_library_are_read_from_the_file(tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.arange(2000) % 3 == 0)
+            self.register_buffer("scale", torch.rand(2000))
+
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            return (torch.where(self.mask, x, self.scale),)
+
+    program = small(Masked(), x := torch.randn(2000))
+    assert build(tmp_path, program).stat().st_size < 2048
+    run = backend.open(tmp_path, manifest_of(program), parameters(program.module), CPU)["FULL"]
+    assert torch.equal(run([x], {})[0], program.module(x)[0])
+
+
+def test_another_program_s_file_is_refused(tmp_path: Path) -> None:
+    program = small(Affine(), torch.randn(1, 5, 64))
+    build(tmp_path, program)
+    for change, reason in (
+        ({"shape": [1, 5, 32]}, r"its inputs are not those of FULL: input:x0 has shape \[1, 5, 64\], expected \[1, 5, 32\]"),
+        ({"name": "y"}, r"its inputs are not those of FULL: input:x0 has shape .*, expected None"),
+    ):
+        other = replace(program, inputs=[program.inputs[0].model_copy(update=change)])
+        with pytest.raises(ArtifactError, match=reason):
+            backend.open(tmp_path, manifest_of(other), parameters(program.module), CPU)
+    more = replace(program, outputs=[*program.outputs, spec("next", "slot", torch.zeros(3))])
+    with pytest.raises(ArtifactError, match=r"its outputs are not those of FULL: next:slot has shape None, expected \[3\]"):
+        backend.open(tmp_path, manifest_of(more), parameters(program.module), CPU)
+    with pytest.raises(ArtifactError, match=r"weight.* missing; export again"):
+        backend.open(tmp_path, manifest_of(program), {}, CPU)
 
 
 def test_large_constants_that_are_no_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,7 +396,7 @@ def exported_and_compared(path: Path, cached: rfc_fx.CachedModel, inputs: list[d
 def test_one_model_with_if_decides_and_carries_its_state(tmp_path: Path) -> None:
     import onnx
 
-    model, inputs = shortened()
+    model, inputs = shortened(layers=1)
     cached = rfc_fx.transform(model, inputs[0], method=rfc.RFC(tau=0.5), dispatch="cond")
     engine = exported_and_compared(tmp_path / "cond", cached, inputs, dispatch="cond")
     assert list(engine.programs) == ["STEP"]
@@ -422,7 +458,7 @@ def test_a_kernel_that_the_provider_lacks_is_named(tmp_path: Path) -> None:
     program = small(Doubled(), torch.ones(3, dtype=torch.bfloat16))
     build(tmp_path, program)
     with pytest.raises(BackendError, match=r"CPUExecutionProvider has no kernel for a part of FULL: .*implementation for Mul"):
-        backend.open(tmp_path, manifest_of(program), {}, CPU)
+        backend.open(tmp_path, manifest_of(program), parameters(program.module), CPU)
 
 
 @pytest.mark.slow
@@ -489,7 +525,7 @@ def test_falling_back_to_the_cpu_is_an_error(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(onnxruntime, "InferenceSession", Fallen)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     with pytest.raises(BackendError, match=r"asked for CUDAExecutionProvider, ONNX Runtime fell back to CPUExecutionProvider"):
-        backend.open(tmp_path, manifest_of(program), {}, torch.device("cuda"))
+        backend.open(tmp_path, manifest_of(program), parameters(program.module), torch.device("cuda"))
     assert asked == [(["CUDAExecutionProvider"], "1")]
 
 

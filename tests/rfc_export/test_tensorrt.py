@@ -12,16 +12,16 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-import rfc_export
 import torch
 from families import dit
+from torch import nn
+
+import rfc
+import rfc_export
 from rfc_export import tensorrt
 from rfc_export.artifact import TensorSpec
 from rfc_export.errors import BackendError, ExportError
 from rfc_export.portable import Portable
-from torch import nn
-
-import rfc
 
 CUDA = torch.device("cuda")
 
