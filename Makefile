@@ -5,13 +5,21 @@ WORKERS ?= 2
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench-smoke clean
+.PHONY: help demo demo-engines test lint format bench-smoke clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: .venv/.installed  ## draw digits with the shipped model into out/demo
 	$(BIN)/rfc-fx generate --out out/demo
+
+demo-engines: .venv/.installed  ## export the shipped model to AOTInductor and ONNX, check and run both, time them; minutes
+	for backend in aoti onnx; do \
+	    $(BIN)/rfc-fx export digits --backend $$backend --out out/engines/$$backend --overwrite && \
+	    $(BIN)/rfc-fx verify out/engines/$$backend --model digits && \
+	    $(BIN)/rfc-fx run out/engines/$$backend --seeds 1 --out out/engines/drawn-$$backend || exit 1; \
+	done
+	$(BIN)/rfc-fx bench out/engines/aoti out/engines/onnx --rounds 3 --out out/engines
 
 # One thread for each worker: two workers with a thread pool each fight over the same cores.
 test: lint  ## lint, types, layers, then the tests that need neither a GPU nor minutes

@@ -171,7 +171,7 @@ class RCS(Schedule):
         forecast = self.forecaster.estimate(past, I, clock)
         axes = list(range(1, I.dim()))
         eps = (I.float() - forecast).abs().sum(axes) / I.float().abs().sum(axes)
-        return eps.mean() if self.over == "mean" else eps.amax()
+        return eps.mean() if self.over == "mean" else eps.max()
 
     def numbers(self) -> dict[str, Tensor]:
         most = math.inf if self.max_skip is None else float(self.max_skip)

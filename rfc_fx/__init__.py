@@ -19,10 +19,11 @@ from rfc_fx.budget import Choice, parse_bytes
 from rfc_fx.cond import CondModel
 from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, RFCError, SignatureError, StateBudgetError
 from rfc_fx.explain import Explanation, explain
-from rfc_fx.model import CachedModel, NothingSkippedWarning
+from rfc_fx.model import CachedModel
 from rfc_fx.per_sample import PerSampleModel
 from rfc_fx.program import Decision, Dispatch, Options, Plan
 from rfc_fx.sites import Granularity
+from rfc_fx.steps import NothingSkippedWarning
 from rfc_fx.structure import refuse
 
 __all__ = [

@@ -6,16 +6,18 @@ import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rfc.streams import Seen
-from rfc_fx.specialize import AHEAD, Argument, Program
+from rfc_fx.specialize import AHEAD, Argument
 
 if TYPE_CHECKING:
     from rfc_fx.context import Step
+    from rfc_fx.program import Runner
 
 log = logging.getLogger("rfc_fx")
 
@@ -57,7 +59,7 @@ class Ahead:
     coming: Tensor | None = None
     """Timesteps of the generation, read from a scheduler after its leading steps."""
 
-    def holds(self, programs: Mapping[str, Program], timestep: str | None, values: Mapping[Argument, Tensor]) -> bool:
+    def holds(self, programs: Mapping[str, Runner], timestep: str | None, values: Mapping[Argument, Tensor]) -> bool:
         """Whether the results are those of the present conditioning; if not, note it and forget them."""
         if self.read is None:
             arguments = (key for phase in AHEAD if phase in programs for key in programs[phase].arguments)
@@ -78,21 +80,18 @@ class Ahead:
                     torch._dynamo.mark_static_address(self.held[name])
                 self.held[name].copy_(result)
 
-    def fill(self, program: Program, timestep: str, values: Mapping[Argument, Tensor], timesteps: Tensor) -> None:
+    def fill(self, program: Runner, timestep: str, values: Mapping[Argument, Tensor], timesteps: Tensor) -> None:
         """Run TIMESTEP for all steps as one batched computation."""
         given = values["input", timestep]
         steps = timesteps.to(given)
         fixed = [None if key == ("input", timestep) else values[key] for key in program.arguments]
 
-        def one(t: Tensor) -> tuple[Tensor, ...]:
-            results: tuple[Tensor, ...] = program.module(*[t if value is None else value for value in fixed])
-            return results
+        def one(t: Tensor, run: Callable[..., Any] = program.run) -> tuple[Tensor, ...]:
+            return tuple(run(*[t if value is None else value for value in fixed]))
 
         batched = steps.reshape(-1, *(1,) * given.dim()).expand(-1, *given.shape)
-        try:
-            results = torch.vmap(one)(batched)
-        except RuntimeError as error:  # an operation without a batching rule
-            log.info("TIMESTEP cannot be batched (%s); computed step by step", str(error).splitlines()[0])
+        results = None if program.batched is None else _batched(partial(one, run=program.batched), batched)
+        if results is None:
             results = tuple(torch.stack(parts) for parts in zip(*map(one, batched), strict=True))
         names = [name.removeprefix("carry:") for name in program.results]
         columns = [result.contiguous().unbind() for result in results]
@@ -100,6 +99,15 @@ class Ahead:
         self.order = steps.tolist()
         self.rows = {value: i for i, value in reversed(list(enumerate(self.order)))}
         self.made_for = timesteps
+
+
+def _batched(one: Callable[[Tensor], tuple[Tensor, ...]], batch: Tensor) -> tuple[Tensor, ...] | None:
+    """One computation for all; None where that cannot be."""
+    try:
+        return torch.vmap(one)(batch)
+    except RuntimeError as error:  # an operation without a batching rule
+        log.info("TIMESTEP cannot be batched (%s); computed step by step", str(error).splitlines()[0])
+        return None
 
 
 LEADING = 3

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rfc.streams import conditioning
-from rfc_fx.program import Compiled
+from rfc_fx.program import Programs
 from rfc_fx.sets import Key
 
 PLAIN = (int, float, str, bool, type(None))
@@ -21,7 +21,7 @@ class Call:
     """The arguments of one call, and the programs for them."""
 
     key: Key
-    compiled: Compiled
+    compiled: Programs
     leaves: list[Any]
     """The flat arguments, in the order of the signature."""
     conditioning: dict[str, Tensor]
@@ -62,7 +62,7 @@ class Form:
             None if when is None else place[when],
         )
 
-    def match(self, compiled: Compiled, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+    def match(self, compiled: Programs, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
         """The call, if it has this form."""
         if len(args) != self.positional or tuple(kwargs) != self.named:
             return None
@@ -89,10 +89,10 @@ def _kind(value: Any) -> Any:
     return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
 
 
-def new_call(key: Key, compiled: Compiled, leaves: list[Any], arguments: Mapping[str, Any], timestep: str | None) -> Call:
+def new_call(key: Key, compiled: Programs, leaves: list[Any], arguments: Mapping[str, Any], timestep: str | None) -> Call:
     """A call that was taken apart."""
     when = arguments.get(timestep) if timestep is not None else None
-    return Call(key, compiled, leaves, conditioning(arguments, compiled.captured.latent, timestep), when)
+    return Call(key, compiled, leaves, conditioning(arguments, compiled.latent, timestep), when)
 
 
 def ends(timestep: Tensor) -> tuple[float, float]:

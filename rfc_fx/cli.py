@@ -169,13 +169,15 @@ def parse_device(name: str) -> torch.device:
     return device
 
 
-def _known(option: str, value: str, known: tuple[str, ...]) -> Any:
-    if value not in known:
-        raise OptionError(f"{option} must be one of {', '.join(known)}, got {value}")
+def known(option: str, value: str, values: tuple[str, ...]) -> Any:
+    """The value, if it is one of these."""
+    if value not in values:
+        raise OptionError(f"{option} must be one of {', '.join(values)}, got {value}")
     return value
 
 
-def _at_least(option: str, value: int, low: int) -> int:
+def at_least(option: str, value: int, low: int) -> int:
+    """The value, if it is large enough."""
     if value < low:
         raise OptionError(f"{option} must be at least {low}, got {value}")
     return value
@@ -212,20 +214,20 @@ def generate(
 ) -> None:
     """Draw the same samples with every method, eager and compiled; time them in turns and compare."""
     settings = Settings(
-        steps=_at_least("--steps", steps, 1),
-        rounds=_at_least("--rounds", rounds, 1),
+        steps=at_least("--steps", steps, 1),
+        rounds=at_least("--rounds", rounds, 1),
         compile=compile,
-        granularity=_known("--granularity", granularity, GRANULARITIES),
+        granularity=known("--granularity", granularity, GRANULARITIES),
         state_dtype=parse_state_dtype(state_dtype),
         state_budget=parse_budget(state_budget, granularity),
-        dispatch=_known("--dispatch", dispatch, get_args(Dispatch)),
-        decision=_known("--decision", decision, get_args(Decision)),
+        dispatch=known("--dispatch", dispatch, get_args(Dispatch)),
+        decision=known("--decision", decision, get_args(Decision)),
         hoist=hoist,
         regional=regional,
     )
     if dispatch == "cond" and (hoist or decision == "per_sample"):
         raise OptionError(f"{'--hoist' if hoist else '--decision per_sample'} needs --dispatch host")
-    first, count = _at_least("--seed", seed, 0), _at_least("--seeds", seeds, 1)
+    first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)
     names = list(dict.fromkeys(method or ["fora", "taylorseer", "rfc"]))
     threshold = rfc.RFC().tau if tau is None else tau
     for name in names:  # before anything is loaded
@@ -245,13 +247,13 @@ def generate(
             raise OptionError(f"--steps must be at most {most}, the steps the model was trained on, got {steps}")
     methods = {name: new_method(name, tau=threshold, order=order, interval=interval) for name in names}
     console = Console()
-    _writable(out)  # before minutes of work
+    writable(out)  # before minutes of work
     with _Bars(console, settings, len(methods), len(source.seeds)) as bars:
         compared = compare(source, methods, settings, bars)
     console.print(table(compared))
     for note in compared.notes():
         console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
-    with _whole_files(out) as folder:
+    with whole_files(out) as folder:
         pictures.save_images(compared, folder / "images.png")
         pictures.save_schedule(compared, folder / "schedule.png")
         (folder / "summary.json").write_text(json.dumps(summary(compared), indent=1, allow_nan=False) + "\n")
@@ -259,7 +261,8 @@ def generate(
         typer.echo(out / name)
 
 
-def _writable(out: Path) -> None:
+def writable(out: Path) -> None:
+    """OptionError where the folder cannot be made or written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
@@ -268,7 +271,7 @@ def _writable(out: Path) -> None:
 
 
 @contextmanager
-def _whole_files(out: Path) -> Iterator[Path]:
+def whole_files(out: Path) -> Iterator[Path]:
     """A folder whose files move to `out` when all of them are there; a run that fails leaves `out` as it was."""
     with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as name:
         yield Path(name)
@@ -332,12 +335,13 @@ def table(of: Comparison) -> Table:
 def _cells(of: Comparison, row: Row) -> list[str]:
     ratios = of.speedups(row)
     against = [next((f"{v:.2f}" for k, v in ratios.items() if k.endswith(end)), "-") for end in ("vs_compiled_full", "vs_eager_twin")]
-    times = [_span(row.eager.timing), "-" if row.graph is None else _span(row.graph.timing)]
+    times = [span(row.eager.timing), "-" if row.graph is None else span(row.graph.timing)]
     name = FULL if row.method == FULL else pictures.LABELS[row.method]  # 80 columns have to do
     return [name, f"{of.nfc(row):.4g}", *times, *against, f"{row.psnr_db:.1f}", f"{row.state_bytes / 2**20:.1f}"]
 
 
-def _span(timing: Timing) -> str:
+def span(timing: Timing) -> str:
+    """Median, and the smallest and the largest below it."""
     return f"{timing.median_ms:.0f}\n{timing.min_ms:.0f}-{timing.max_ms:.0f}"
 
 
@@ -370,7 +374,7 @@ def inspect(
     """Print a model's sites, what was rejected and why, state and FLOPs, and the guarded graph of one block."""
     chosen = new_method(method, tau=rfc.RFC().tau, order=order, interval=4)
     chosen = stored(chosen, parse_state_dtype(state_dtype))
-    size: Choice = _known("--granularity", granularity, GRANULARITIES)
+    size: Choice = known("--granularity", granularity, GRANULARITIES)
     budget = parse_budget(state_budget, granularity)
     transformer, inputs = load_with_inputs(model, parse_dtype(dtype), parse_device(device))
     console = Console(soft_wrap=True)

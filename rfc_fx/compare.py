@@ -21,9 +21,9 @@ from rfc.method import RFC, CachingMethod, Method
 from rfc.schedule import RCS
 from rfc_fx.budget import Choice
 from rfc_fx.load import Source, Tick
-from rfc_fx.model import CachedModel, NothingSkippedWarning
 from rfc_fx.program import Decision, Dispatch
 from rfc_fx.show import pattern
+from rfc_fx.steps import NothingSkippedWarning, StepModel
 
 FULL = "full"
 """Name of the row without caching."""
@@ -31,8 +31,8 @@ FULL = "full"
 DATA_RANGE = 2.0
 """Pixels are in [-1, 1]."""
 
-Side = Literal["eager", "graph"]
-"""eager: the model itself, or the twin. graph: what torch.compile gets, the model or what `transform` made of it."""
+Side = Literal["eager", "graph", "engine"]
+"""eager: the model itself, or the twin. graph: what torch.compile gets, the model or what `transform` made of it. engine: exported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Variant:
     side: Side
     call: Any
     """What stands where the transformer stood."""
-    cache: CachedModel | CachedEager | None = None
+    cache: StepModel | CachedEager | None = None
     warmup_steps: int = 1
     warmup_s: float = 0.0
     """Seconds of the first, short generation: capture and compilation, where the variant needs them."""
@@ -93,7 +93,7 @@ class Variant:
     def warm_up(self, source: Source, device: torch.device) -> None:
         """A short generation in which every program runs."""
         start = time.perf_counter()
-        if isinstance(self.cache, CachedModel):
+        if isinstance(self.cache, StepModel):
             method = self.cache.method
             self.cache.method = skipping(method)
             source.draw(self.call, source.seeds[0], self.warmup_steps, lambda: None)
@@ -166,10 +166,11 @@ class Row:
 
     method: str
     eager: Variant
+    """Of an engine, which has no other side, the engine."""
     graph: Variant | None
     """None: full computation without torch.compile, which is the eager model."""
     psnr_db: float
-    """Against the samples of the eager full computation; of the graph side where there is one."""
+    """Against the samples of the eager full computation; of the graph side where there is one. nan: nothing was drawn to compare with."""
     psnr_eager_db: float
     state_bytes: int
 
@@ -186,7 +187,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All rows, full computation first."""
+    """All rows, full computation first; of an engine one row alone."""
 
     source: Source
     methods: Mapping[str, CachingMethod]
@@ -246,7 +247,7 @@ def _row(name: str, made: list[Variant], source: Source) -> Row:
     eager, graph = sides["eager"], sides.get("graph")
     at_twin = psnr(eager.samples, reference)
     at_graph = at_twin if graph is None else psnr(graph.samples, reference)
-    state = 0 if graph is None or not isinstance(graph.cache, CachedModel) else graph.cache.summary().held_bytes
+    state = 0 if graph is None or not isinstance(graph.cache, StepModel) else graph.cache.summary().held_bytes
     # the reference is the eager full computation itself: inf; what compilation changes of it stands beside
     shown, beside = (at_twin, at_graph) if name == FULL else (at_graph, at_twin)
     return Row(method=name, eager=eager, graph=graph, psnr_db=shown, psnr_eager_db=beside, state_bytes=state)

@@ -11,6 +11,7 @@ from torch import nn
 from rfc_fx.errors import RFCError
 from rfc_fx.lower import Cond, unflatten
 from rfc_fx.model import CachedModel
+from rfc_fx.program import Compiled
 
 
 class CondModel(CachedModel):
@@ -28,6 +29,7 @@ class CondModel(CachedModel):
             if context is None:
                 raise RFCError("dispatch='cond': nothing captured yet; pass example_inputs to rfc_fx.transform or call the model once")
             compiled, state, numbers = context.compiled, context.state, self._here_numbers
+            assert isinstance(compiled, Compiled)
             assert isinstance(compiled.lowered, Cond)
             names = tuple(self._signature.parameters)
             given = dict(zip(names, args, strict=False)) | kwargs

@@ -14,17 +14,17 @@ from rfc.generation import Direction, Generation
 from rfc.schedule import Schedule
 from rfc_fx.ahead import Ahead
 from rfc_fx.calls import ends
-from rfc_fx.lower import RESTART, Cond
+from rfc_fx.lower import RESTART
 from rfc_fx.mailbox import Mailbox
-from rfc_fx.program import Compiled
-from rfc_fx.specialize import Argument, Program
+from rfc_fx.program import Programs, Runner
+from rfc_fx.specialize import Argument
 
 
 @dataclass
 class Context:
     """The state of one name and one signature, and the generation it is in."""
 
-    compiled: Compiled
+    compiled: Programs
     state: dict[str, Tensor]
     pools: dict[str, Tensor]
     clock: Tensor
@@ -55,6 +55,9 @@ class Context:
     def record(self, schedule: Schedule) -> Generation:
         """What the current generation did."""
         return self.generation
+
+    def ran(self, phase: str) -> None:
+        """FULL or ESTIMATE has run."""
 
     def end(self) -> None:
         """Let the next call begin a new generation; the record of this one stays readable."""
@@ -100,7 +103,7 @@ class Step:
     """The arguments of the call, for a step that has to begin anew."""
     pending: list[str]
     """Phases before the decision that are still to come."""
-    program: Program | None = None
+    program: Runner | None = None
     """The program that is due, or ran last."""
     run: Callable[..., Any] | None = None
     """What to call for it; None when the step is done."""
@@ -123,7 +126,7 @@ class Step:
             self._ends = ends(self.values["input", self.context.compiled.timestep])
         return self._ends
 
-    def turn_to(self, program: Program) -> Step:
+    def turn_to(self, program: Runner) -> Step:
         """Make this program the one that is due."""
         self.program, self.run, self.given = program, program.run, [self.values[key] for key in program.arguments]
         return self
@@ -131,16 +134,18 @@ class Step:
     def finish(self, results: Sequence[Tensor]) -> Step:
         """Take the model's outputs: what a CUDA graph returned lies where its next run will write, and samplers keep earlier outputs."""
         kept = [result.clone() for result in results] if self.context.clock.is_cuda else results
+        assert self.program is not None
+        self.context.ran(self.program.phase)
         self.output, self.run = self.context.compiled.unflatten(kept), None
         return self
 
 
-def new_context(compiled: Compiled) -> Context:
+def new_context(compiled: Programs, kind: type[Context] | None = None) -> Context:
     """Empty state with fixed addresses."""
-    state, pools = compiled.lowered.layout.allocate(compiled.device)
+    state, pools = compiled.layout.allocate(compiled.device)
     with torch.inference_mode(False):
         clock = torch.zeros(3, device=compiled.device)
     for tensor in (*state.values(), *pools.values(), clock):
         torch._dynamo.mark_static_address(tensor)
-    kind = CondContext if isinstance(compiled.lowered, Cond) else Context
+    kind = kind or (CondContext if compiled.counts_itself else Context)
     return kind(compiled, state, pools, clock)

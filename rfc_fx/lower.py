@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.utils._pytree as pytree
@@ -15,6 +16,7 @@ from rfc.state import Clock, SlotSpec
 from rfc_fx.guard import SCHEDULE, Guarded
 from rfc_fx.hoist import Hoisted, hoist
 from rfc_fx.layout import Layout
+from rfc_fx.ops import base_of
 from rfc_fx.repeat import share_repeats
 from rfc_fx.specialize import Argument, Program, ahead, prefix, prefix_nodes, specialize
 from rfc_fx.verify import verify_programs
@@ -41,18 +43,28 @@ class Cond:
     """(inputs, state, progress, log, numbers) -> flat outputs; writes state, progress and log."""
 
 
-def lower_host(guarded: Guarded, timestep: str | None, *, regional: bool = False, hoists: bool = False) -> Host:
+def lower_host(
+    guarded: Guarded,
+    timestep: str | None,
+    *,
+    regional: bool = False,
+    hoists: bool = False,
+    pools: bool = True,
+    writes: Literal["in_place", "returned"] = "in_place",
+) -> Host:
     """Make the programs for one host decision per step.
 
     Where an estimated step is one pass over the state, slots that look alike lie in one pool. `regional`: repeated blocks are calls of
-    one region. `hoists`: INVARIANT and TIMESTEP do ahead what needs no latent.
+    one region. `hoists`: INVARIANT and TIMESTEP do ahead what needs no latent. Without `pools` every slot has memory of its own;
+    `writes`: whether FULL writes the state, or returns it (`specialize`).
     """
     hoisted = hoist(guarded, timestep, prefix_nodes(guarded)) if hoists else None
     outside = set() if hoisted is None else hoisted.nodes
-    one_pass = not regional and not guarded.method.estimator.reads_all_inputs
+    one_pass = pools and not regional and not guarded.method.estimator.reads_all_inputs
     alone = {slot for slot in guarded.slots if slot.startswith(f"{SCHEDULE}.")}
     layout = Layout.pooled(guarded.slots, alone) if one_pass else Layout(guarded.slots)
-    full, estimate = (specialize(guarded, phase, hoisted=outside, layout=layout) for phase in ("FULL", "ESTIMATE"))
+    full = specialize(guarded, "FULL", hoisted=outside, writes=writes)
+    estimate = specialize(guarded, "ESTIMATE", hoisted=outside, layout=layout)
     programs = _with_prefix(guarded, full, estimate, timestep, outside)
     if hoisted is not None:
         programs = _ahead(guarded, hoisted, programs) | programs
@@ -97,12 +109,12 @@ RESTART = 6
 """Where in `progress` a reset is noted: the next step begins a new generation."""
 
 
-def lower_cond(guarded: Guarded, timestep: str | None) -> Cond:
-    """Merge all guards of a step, which share one predicate, into one torch.cond; decide in the graph."""
-    full = specialize(guarded, "FULL", writes="returned")
-    estimate = specialize(guarded, "ESTIMATE")
-    programs = _with_prefix(guarded, full, estimate, None)
+def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program], Program] = lambda program: program) -> Cond:
+    """Merge all guards of a step, which share one predicate, into one torch.cond; decide in the graph. `finish`: of each program."""
+    programs = _with_prefix(guarded, specialize(guarded, "FULL", writes="returned"), specialize(guarded, "ESTIMATE"), None)
     verify_programs(guarded, programs)
+    programs = {phase: finish(program) for phase, program in programs.items()}
+    full, estimate = programs["FULL"], programs["ESTIMATE"]
     schedule = guarded.method.schedule
     decide = type(schedule).full
     first = programs.get("PREFIX")
@@ -111,6 +123,7 @@ def lower_cond(guarded: Guarded, timestep: str | None) -> Cond:
     when = places.index(timestep) if timestep is not None else None
     slots = list(guarded.slots)
     outputs = sum(name.startswith("output:") for name in full.results)
+    aliases = {program.phase: _aliases(program) for program in (full, estimate)}
 
     def arguments(program: Program, values: dict[Argument, Tensor]) -> list[Tensor]:
         return [values[key] for key in program.arguments]
@@ -118,7 +131,7 @@ def lower_cond(guarded: Guarded, timestep: str | None) -> Cond:
     def step(inputs: Sequence[Tensor], state: dict[str, Tensor], progress: Tensor, log: Tensor, numbers: Numbers) -> tuple[Tensor, ...]:
         values: dict[Argument, Tensor] = {("input", name): inputs[i] for i, name in enumerate(places)}
         values |= {("state", slot): state[slot] for slot in slots}
-        now = progress[5] if when is None else inputs[when].amax().to(torch.float32)
+        now = progress[5] if when is None else inputs[when].max().to(torch.float32)
         begins = (now > progress[5]) | (progress[RESTART] > 0) | (progress[0] == 0)  # noise grew, or a reset
         held = torch.where(begins, torch.zeros_like(progress[:5]), progress[:5])
         number, since, gap, anchors, total = held.unbind()
@@ -138,11 +151,12 @@ def lower_cond(guarded: Guarded, timestep: str | None) -> Cond:
 
         def compute() -> tuple[Tensor, ...]:
             results = full.module(*arguments(full, values))
-            return tuple(r.contiguous().clone() for r in results)
+            return tuple(r.contiguous().clone() if a else r.contiguous() for r, a in zip(results, aliases[full.phase], strict=True))
 
         def skip() -> tuple[Tensor, ...]:
             results = estimate.module(*arguments(estimate, values))
-            return (*(r.contiguous().clone() for r in results), *(state[slot].clone() for slot in slots))
+            outcome = (r.contiguous().clone() if a else r.contiguous() for r, a in zip(results, aliases[estimate.phase], strict=True))
+            return (*outcome, *(state[slot].clone() for slot in slots))
 
         if torch.compiler.is_compiling():
             results = torch.cond(is_full, compute, skip)
@@ -164,6 +178,15 @@ def lower_cond(guarded: Guarded, timestep: str | None) -> Cond:
 
     step.__code__ = step.__code__.replace()  # its own code object: torch.compile counts recompiles per code object
     return Cond(programs, Layout(guarded.slots | progress_slots()), step)
+
+
+def _aliases(program: Program) -> list[bool]:
+    """Which results are arguments, or were returned already: these a branch has to copy, and only these.
+
+    Where all are copied, Inductor drops the copies of one tensor one by one, and hands that tensor out twice.
+    """
+    bases = [base_of(node) for node in program.returned()]
+    return [base.op != "call_function" or base in bases[:i] for i, base in enumerate(bases)]
 
 
 def unflatten(outputs: Sequence[Tensor], spec: pytree.TreeSpec) -> object:

@@ -15,10 +15,13 @@ from torch.nn import functional as F
 from rfc.schedule import RCS
 from rfc_fx.compare import FULL, Comparison, Row
 
-LABELS = {FULL: "full computation", "fora": "FORA", "taylorseer": "TaylorSeer", "rfc": "RFC", "projective": "Projective"}
+ENGINE = "engine"
+"""Name of the row of an exported model."""
+
+LABELS = {FULL: "full computation", "fora": "FORA", "taylorseer": "TaylorSeer", "rfc": "RFC", "projective": "Projective", ENGINE: "engine"}
 """Names of the methods as people write them."""
 
-COLORS = {FULL: "#444444", "fora": "#0072b2", "taylorseer": "#d55e00", "rfc": "#009e73", "projective": "#cc79a7"}
+COLORS = {FULL: "#444444", "fora": "#0072b2", "taylorseer": "#d55e00", "rfc": "#009e73", "projective": "#cc79a7", ENGINE: "#e69f00"}
 
 MIN_TILE, MAX_TILE = 48, 256
 """Samples are shown at least and at most this wide, in pixels."""
@@ -51,7 +54,7 @@ def save_images(of: Comparison, path: Path) -> None:
     for band, (row, tiles) in enumerate(zip(of.rows, blocks, strict=True)):
         top = header + band * (height + GAP)
         lines = [f"{of.nfc(row):.4g} of {of.settings.steps} steps full"]
-        lines += [] if row.method == FULL else [f"PSNR {decibel(row.psnr_db)}"]
+        lines += [] if row.method in (FULL, ENGINE) else [f"PSNR {decibel(row.psnr_db)}"]
         draw.text((8, top + height / 2 - 20), LABELS[row.method], fill=COLORS[row.method], font=bold, anchor="lm")
         draw.multiline_text((8, top + height / 2 - 9), "\n".join(lines), fill="black", font=font)
         for column, tile in enumerate(tiles):
@@ -99,7 +102,7 @@ def as_picture(image: Tensor) -> Image.Image:
 
 def save_schedule(of: Comparison, path: Path) -> None:
     """Which steps each method computed in full, a strip for each seed; below, the accumulated error of the first seed."""
-    watching = [row for row in of.rows[1:] if row.records and isinstance(of.methods[row.method].schedule, RCS)]
+    watching = [row for row in of.rows if row.records and isinstance(of.methods[row.method].schedule, RCS)]
     rows, steps = len(of.rows), of.settings.steps
     ratios = [0.32 * rows + 0.3, *([2.2] if watching else [])]
     figure = Figure(figsize=(9, sum(ratios) + 0.9), layout="constrained")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.utils._pytree as pytree
@@ -21,6 +21,7 @@ from rfc_fx.capture import Captured, capture
 from rfc_fx.errors import SignatureError
 from rfc_fx.guard import Guarded, guard
 from rfc_fx.hoist import Dependence, dependence
+from rfc_fx.layout import Layout
 from rfc_fx.lower import Cond, Host, lower_cond, lower_host, unflatten
 from rfc_fx.ops import flops, value
 from rfc_fx.outline import outline
@@ -92,6 +93,69 @@ class Plan:
         return self.estimate_flops / max(1, self.full_flops)
 
 
+class Runner(Protocol):
+    """A program as the host runs it."""
+
+    @property
+    def phase(self) -> str: ...
+    @property
+    def arguments(self) -> tuple[Argument, ...]: ...
+    @property
+    def results(self) -> tuple[str, ...]: ...
+    @property
+    def run(self) -> Callable[..., Any]:
+        """Takes the arguments' tensors in order, returns the results in order."""
+        ...
+
+    @property
+    def batched(self) -> Callable[..., Any] | None:
+        """The same for `torch.vmap`, which cannot run everything."""
+        ...
+
+
+class Programs(Protocol):
+    """What the host needs to take steps for one call signature."""
+
+    @property
+    def programs(self) -> Mapping[str, Runner]:
+        """By phase."""
+        ...
+
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def timestep(self) -> str | None:
+        """Placeholder that carries the timestep, None when the model has no such argument."""
+        ...
+
+    @property
+    def placeholders(self) -> Sequence[Argument]:
+        """The tensor arguments by the names that programs have for them."""
+        ...
+
+    @property
+    def latent(self) -> str:
+        """Name of the argument that the sampler moves."""
+        ...
+
+    @property
+    def counts_itself(self) -> bool:
+        """Whether step numbers and decisions are state of the programs (`dispatch="cond"`)."""
+        ...
+
+    def inputs(self, leaves: list[Any]) -> list[Tensor]:
+        """The tensor arguments in the order of the placeholders."""
+        ...
+
+    def unflatten(self, outputs: Sequence[Tensor]) -> Any:
+        """What the model's forward returns."""
+        ...
+
+
 @dataclass(frozen=True)
 class Compiled:
     """Everything made for one signature: the graphs, the programs and the plan."""
@@ -110,6 +174,21 @@ class Compiled:
     def programs(self) -> dict[str, Program]:
         """The programs by phase."""
         return self.lowered.programs
+
+    @property
+    def layout(self) -> Layout:
+        """Where the state lies."""
+        return self.lowered.layout
+
+    @property
+    def latent(self) -> str:
+        """Name of the argument that the sampler moves."""
+        return self.captured.latent
+
+    @property
+    def counts_itself(self) -> bool:
+        """Whether step numbers and decisions are state of the graph."""
+        return isinstance(self.lowered, Cond)
 
     @cached_property
     def whole_plan(self) -> Plan:

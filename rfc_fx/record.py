@@ -52,23 +52,29 @@ def summary(of: Comparison) -> dict[str, Any]:
 
 
 def _method(of: Comparison, row: Row) -> dict[str, Any]:
-    entry = {
+    entry = decisions(of, row) | {
+        "eager_is": "the model" if row.method == FULL else "the twin, rfc.eager.cached",
+        "eager": side(row.eager),
+        "graph_is": _graph_is(of, row),
+        "graph": None if row.graph is None else side(row.graph),
+        "speedup": of.speedups(row),
+        "psnr_db": row.psnr_db,
+        ("psnr_compiled_full_db" if row.method == FULL else "psnr_twin_db"): row.psnr_eager_db,
+        "state_mib": row.state_bytes / 2**20,
+    }
+    return {key: plain(value) for key, value in entry.items()}
+
+
+def decisions(of: Comparison, row: Row) -> dict[str, Any]:
+    """What was decided in each generation, and on what grounds."""
+    return {
         "settings": str(of.methods[row.method]) if row.method in of.methods else "every step in full",
         "nfc": of.nfc(row),
         "steps": of.settings.steps,
         "phases": of.phases(row),
         "eps": [record.eps for record in row.records],
         "accumulated_eps": [record.totals for record in row.records],
-        "eager_is": "the model" if row.method == FULL else "the twin, rfc.eager.cached",
-        "eager": _side(row.eager),
-        "graph_is": _graph_is(of, row),
-        "graph": None if row.graph is None else _side(row.graph),
-        "speedup": of.speedups(row),
-        "psnr_db": row.psnr_db,
-        ("psnr_compiled_full_db" if row.method == FULL else "psnr_twin_db"): row.psnr_eager_db,
-        "state_mib": row.state_bytes / 2**20,
     }
-    return {key: _plain(value) for key, value in entry.items()}
 
 
 def _graph_is(of: Comparison, row: Row) -> str | None:
@@ -78,7 +84,8 @@ def _graph_is(of: Comparison, row: Row) -> str | None:
     return f"torch.compile({what}, fullgraph=True)" if of.settings.compile else f"{what}, not compiled"
 
 
-def _side(variant: Variant) -> dict[str, Any]:
+def side(variant: Variant) -> dict[str, Any]:
+    """Times and contexts of one way to draw."""
     contexts = [{name: pattern(record) for name, record in contexts.items()} for contexts in variant.records.values()]
     return {
         "median_ms": variant.timing.median_ms,
@@ -90,11 +97,11 @@ def _side(variant: Variant) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no inf and no nan."""
     if isinstance(value, float) and (value != value or value in (inf, -inf)):
         return str(value)
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+    return [plain(item) for item in value] if isinstance(value, list) else value
 
 
 def versions() -> dict[str, str]:

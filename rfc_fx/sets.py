@@ -12,7 +12,8 @@ from rfc_fx.program import Compiled
 MAX_SIGNATURES = 8
 """Programs are kept for this many call signatures; the one used longest ago goes first, with its state."""
 
-Key = tuple[Any, int]
+Key = int
+"""A number of its own for every set: cheap to look up in every step."""
 
 
 class ProgramSets:
@@ -20,6 +21,7 @@ class ProgramSets:
 
     def __init__(self) -> None:
         self._compiled: OrderedDict[Key, Compiled] = OrderedDict()
+        self._shapes: dict[Key, Any] = {}
         self._fixed: dict[Key, dict[int, Seen]] = {}
         self._numbers = count()
 
@@ -28,7 +30,7 @@ class ProgramSets:
 
     def find(self, shape: Any, leaves: list[Any]) -> Key | None:
         """The set for a signature and, where a forward reads values, for the values in `leaves`; None when it must be made."""
-        return next((key for key in self._fixed if key[0] == shape and self.holds(key, leaves)), None)
+        return next((key for key in self._compiled if self._shapes[key] == shape and self.holds(key, leaves)), None)
 
     def holds(self, key: Key, leaves: list[Any]) -> bool:
         """Whether the values that a forward read are in `leaves` what they were when this set was made."""
@@ -44,8 +46,8 @@ class ProgramSets:
 
     def add(self, shape: Any, leaves: list[Any], compiled: Compiled) -> Key:
         """Keep a new set."""
-        key = (shape, next(self._numbers))
-        self._compiled[key] = compiled
+        key = next(self._numbers)
+        self._compiled[key], self._shapes[key] = compiled, shape
         self._fixed[key] = {position: Seen.now(leaves[position]) for position in compiled.captured.decided}
         return key
 
@@ -59,14 +61,14 @@ class ProgramSets:
         dropped = []
         while len(self._compiled) > MAX_SIGNATURES:
             key, _ = self._compiled.popitem(last=False)
-            del self._fixed[key]
+            del self._fixed[key], self._shapes[key]
             dropped.append(key)
         return dropped
 
     def clear(self) -> None:
         """Drop all."""
-        self._compiled.clear()
-        self._fixed.clear()
+        for held in (self._compiled, self._fixed, self._shapes):
+            held.clear()
 
     @property
     def latest(self) -> Compiled | None:

@@ -21,9 +21,12 @@ from rfc_fx.ops import aten, base_of, is_heavy, is_view, value
 from rfc_fx.outline import graph_module
 from rfc_fx.sketch import push_slices
 
-Kind = Literal["input", "carry", "state", "pool", "clock"]
+Kind = Literal["input", "carry", "state", "next", "pool", "clock"]
 Argument = tuple[Kind, str]
-"""What a program reads: a tensor argument of the model, a result of a program before it, a slot of the state, a pool of them, the clock."""
+"""What a program reads: a tensor argument of the model, a result of a program before it, a slot of the state, a pool of them, the clock.
+
+`next` is memory for the new value of a slot, for programs of engines that do not write in place.
+"""
 
 CLOCK: Argument = ("clock", "clock")
 
@@ -47,6 +50,11 @@ class Program:
     def run(self) -> fx.GraphModule:
         """What is called."""
         return self.module if self.regional is None else self.regional
+
+    @property
+    def batched(self) -> fx.GraphModule:
+        """What `torch.vmap` can run."""
+        return self.module
 
     @property
     def graph(self) -> fx.Graph:
@@ -369,7 +377,7 @@ def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None, hoist
     by_name = {node.name: node for node in guarded.module.graph.nodes}
     if timestep is not None:
         given = build.get(by_name[timestep])
-        ends = [build.graph.call_function(end, (given,)) for end in (aten.amax.default, aten.amin.default)]
+        ends = [build.graph.call_function(end, (given,)) for end in (aten.max.default, aten.min.default)]
         noise = build.graph.call_function(aten.stack.default, (ends,))
         noise = build.graph.call_function(aten.to.dtype, (noise, torch.float32))
         decision = build.graph.call_function(aten.cat.default, ([decision, noise],))

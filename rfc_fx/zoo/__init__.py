@@ -40,6 +40,7 @@ def sample_digits(
     *,
     steps: int = 50,
     cfg: float = 1.5,
+    null_class: int = NULL_CLASS,
     progress: Callable[[], object] | None = None,
 ) -> Float[Tensor, "N C H W"]:
     """Draw class-conditional samples with classifier-free guidance, both halves in one batch.
@@ -51,7 +52,7 @@ def sample_digits(
     if callable(prepare := getattr(model, "prepare", None)):
         prepare(scheduler.timesteps)
     x: Tensor = noise * scheduler.init_noise_sigma
-    both = torch.cat([labels, torch.full_like(labels, NULL_CLASS)])
+    both = torch.cat([labels, torch.full_like(labels, null_class)])
     for t in scheduler.timesteps:
         eps = model(torch.cat([x, x]), timestep=t.expand(len(both)), class_labels=both).sample
         cond, uncond = eps.chunk(2)

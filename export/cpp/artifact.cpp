@@ -1,0 +1,91 @@
+#include "artifact.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <torch/version.h>
+
+#include <cstring>
+#include <fstream>
+#include <sstream>
+
+namespace rfc {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr int kSchema = 1;
+
+const std::unordered_map<std::string, at::ScalarType> kTypes = {
+    {"float64", at::kDouble},  {"float32", at::kFloat}, {"float16", at::kHalf}, {"bfloat16", at::kBFloat16}, {"float8_e4m3fn", at::kFloat8_e4m3fn},
+    {"int64", at::kLong},      {"int32", at::kInt},     {"int16", at::kShort},  {"int8", at::kChar},         {"uint8", at::kByte},
+    {"bool", at::kBool},       {"F64", at::kDouble},    {"F32", at::kFloat},    {"F16", at::kHalf},          {"BF16", at::kBFloat16},
+    {"F8_E4M3", at::kFloat8_e4m3fn}, {"I64", at::kLong}, {"I32", at::kInt},     {"I16", at::kShort},         {"I8", at::kChar},
+    {"U8", at::kByte},         {"BOOL", at::kBool},
+};
+
+std::string contents(const fs::path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  if (!stream) throw Error(file.string() + ": cannot be read; pass the folder of an artefact");
+  std::ostringstream text;
+  text << stream.rdbuf();
+  return text.str();
+}
+
+std::string minor(const std::string& version) { return version.substr(0, version.find('.', version.find('.') + 1)); }
+
+}  // namespace
+
+at::ScalarType dtype(const std::string& name) {
+  auto found = kTypes.find(name);
+  if (found == kTypes.end()) throw Error("no known type of numbers: " + name);
+  return found->second;
+}
+
+Json read_manifest(const fs::path& folder) {
+  Json manifest = Json::parse(contents(folder / "rfc.json"));
+  if (manifest["schema_version"].number() != kSchema)
+    throw Error((folder / "rfc.json").string() + ": of another schema version than " + std::to_string(kSchema) + "; export again");
+  if (manifest["backend"].text() != "aoti" || manifest["dispatch"].text() != "host" || manifest["target"]["device"].text() != "cpu")
+    throw Error(folder.string() + ": for " + manifest["backend"].text() + ", dispatch " + manifest["dispatch"].text() + ", on " +
+                manifest["target"]["device"].text() + "; export with backend='aoti', dispatch='host' on a CPU");
+  const std::string& built = manifest["built_with"]["torch"].text();
+  if (minor(built) != minor(TORCH_VERSION))
+    throw Error(folder.string() + ": built with torch " + built + ", this program with " + TORCH_VERSION + "; export again, or build it with that one");
+  for (const auto& [name, file] : manifest["files"].map()) {
+    std::error_code error;
+    if (name.find('/') != std::string::npos || fs::file_size(folder / name, error) != static_cast<uintmax_t>(file["bytes"].number()) || error)
+      throw Error((folder / name).string() + ": missing, or of another length than rfc.json says; copy the artefact again");
+  }
+  return manifest;
+}
+
+Tensors read_weights(const fs::path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  uint64_t length = 0;
+  stream.read(reinterpret_cast<char*>(&length), sizeof length);
+  std::error_code error;
+  const uintmax_t bytes = fs::file_size(file, error);
+  if (!stream || error || length > bytes - sizeof length) throw Error(file.string() + ": no safetensors file, or cut off; copy it again");
+  std::string header(length, '\0');
+  stream.read(header.data(), static_cast<std::streamsize>(length));
+  at::Tensor memory = at::empty({static_cast<int64_t>(bytes - sizeof length - length)}, at::kByte);
+  stream.read(static_cast<char*>(memory.data_ptr()), memory.numel());
+  if (!stream) throw Error(file.string() + ": cut off; copy it again");
+  const Json specs = Json::parse(header);
+  Tensors weights;
+  for (const auto& [name, spec] : specs.map()) {
+    if (name == "__metadata__") continue;
+    const std::vector<int64_t> range = spec["data_offsets"].shape(), shape = spec["shape"].shape();
+    const at::ScalarType type = dtype(spec["dtype"].text());
+    int64_t count = 1;
+    for (int64_t size : shape) count *= size;
+    if (range.size() != 2 || range[0] < 0 || range[1] > memory.numel() || range[1] - range[0] != count * static_cast<int64_t>(at::elementSize(type)))
+      throw Error(file.string() + ": " + name + " does not lie in the file; copy it again");
+    void* begin = static_cast<char*>(memory.data_ptr()) + range[0];
+    weights[name] = at::from_blob(begin, shape, [memory](void*) {}, at::TensorOptions().dtype(type));
+  }
+  return weights;
+}
+
+}  // namespace rfc

@@ -1,0 +1,25 @@
+// An artefact's folder: rfc.json and weights.safetensors.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <string>
+#include <unordered_map>
+
+#include "json.h"
+
+namespace rfc {
+
+using Tensors = std::unordered_map<std::string, at::Tensor>;
+
+// Read rfc.json and check what a program of this kind can check: schema, back end, dispatch, torch's version, lengths of files.
+// Checksums are what `rfc-fx verify` is for.
+Json read_manifest(const std::filesystem::path& folder);
+
+// The weights on the CPU, all in one block of memory that lives as long as any of them.
+Tensors read_weights(const std::filesystem::path& file);
+
+at::ScalarType dtype(const std::string& name);
+
+}  // namespace rfc

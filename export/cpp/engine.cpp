@@ -1,0 +1,137 @@
+#include "engine.h"
+
+#include <ATen/ops/zeros.h>
+#include <c10/core/InferenceMode.h>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+
+#include <chrono>
+#include <cmath>
+
+namespace rfc {
+
+namespace {
+
+std::string key(const std::string& kind, const std::string& name) { return kind + ":" + name; }
+
+}  // namespace
+
+Schedule::Schedule(const Json& manifest) : rule_(manifest["decision"]["rule"].text()) {
+  for (const auto& [name, given] : manifest["decision"]["numbers"].map())
+    for (const Json& one : given.list())
+      numbers_[name].push_back(one.is_text() ? std::numeric_limits<float>::infinity() : static_cast<float>(one.number()));
+  if (rule_ != "RCS" && rule_ != "Every") throw Error("decision.rule: " + rule_ + "; this program knows RCS and Every");
+  if (rule_ == "RCS" && manifest["method"]["schedule"]["lagged"].truth())
+    throw Error("method.schedule: this program decides with the step's own error; export with lagged=False");
+}
+
+bool Schedule::full(float step, float k, float total) const {
+  if (rule_ == "Every") return step < number("warmup") || k >= number("interval");
+  return step < number("warmup") || !(total <= number("tau")) || k > number("max_skip");
+}
+
+bool Generation::decide(const Schedule& schedule, float eps) {
+  since += 1;
+  if (anchors > 0) total += eps;
+  const bool full = schedule.full(static_cast<float>(phases.size()), since, total);
+  phases += full ? 'F' : 'E';
+  if (full) {
+    gap = anchors > 0 ? since : 0;
+    anchors += 1;
+    since = total = 0;
+  }
+  return full;
+}
+
+Engine::Engine(const std::filesystem::path& folder) : manifest_(read_manifest(folder)), schedule_(manifest_) {
+  const Tensors weights = read_weights(folder / "weights.safetensors");
+  for (const auto& [phase, spec] : manifest_["programs"].map()) open(phase, spec, folder, weights);
+  allocate();
+}
+
+void Engine::open(const std::string& phase, const Json& spec, const std::filesystem::path& folder, const Tensors& weights) {
+  auto specs = [](const Json& listed) {
+    std::vector<Spec> made;
+    for (const Json& one : listed.list())
+      made.push_back({one["kind"].text(), one["name"].text(), dtype(one["dtype"].text()), one["shape"].shape()});
+    return made;
+  };
+  Program& program = programs_[phase];
+  program.inputs = specs(spec["inputs"]);
+  program.outputs = specs(spec["outputs"]);
+  const std::string file = (folder / spec["file"].text()).string();
+  program.loader = std::make_shared<torch::inductor::AOTIModelPackageLoader>(file, spec["entry"].text());
+  for (const std::string& name : program.loader->get_constant_fqns()) {
+    const Json& names = spec["weights"];
+    auto found = names.has(name) ? weights.find(names[name].text()) : weights.end();
+    if (found == weights.end()) throw Error(file + ": " + phase + " asks for the weight " + name + ", which is not there; export again");
+    program.weights[name] = found->second;
+  }
+  program.loader->load_constants(program.weights, /*use_inactive=*/false, /*check_full_update=*/true, /*user_managed=*/true);
+}
+
+void Engine::allocate() {
+  for (const Json& pool : manifest_["pools"].list())
+    values_[key("pool", pool["name"].text())] = at::zeros(pool["shape"].shape(), dtype(pool["dtype"].text()));
+  for (const Json& slot : manifest_["state"].list()) {
+    at::Tensor memory = slot["pool"].is_null()
+        ? at::zeros(slot["shape"].shape(), dtype(slot["dtype"].text()))
+        : values_.at(key("pool", slot["pool"].text())).select(-2, static_cast<int64_t>(slot["row"].number()));
+    values_[key("state", slot["name"].text())] = memory;
+  }
+  values_[key("clock", "clock")] = at::zeros({3}, at::kFloat);
+}
+
+void Engine::take(const Tensors& arguments) {
+  for (const Json& leaf : manifest_["call"]["leaves"].list()) {
+    if (leaf["placeholder"].is_null()) continue;
+    const std::string& name = leaf["argument"].text();
+    auto given = arguments.find(name);
+    const at::ScalarType type = dtype(leaf["dtype"].text());
+    if (given == arguments.end() || given->second.scalar_type() != type || given->second.sizes().vec() != leaf["shape"].shape()) {
+      std::string shape;
+      for (int64_t size : leaf["shape"].shape()) shape += " " + std::to_string(size);
+      throw Error(name + ": expected " + leaf["dtype"].text() + " of shape" + shape + "; the engine was built for that");
+    }
+    values_[key("input", leaf["placeholder"].text())] = given->second.contiguous();
+  }
+}
+
+at::Tensor Engine::run(const Tensors& arguments) {
+  c10::InferenceMode guard;
+  take(arguments);
+  const Json& timestep = manifest_["call"]["timestep"];
+  if (!timestep.is_null()) {
+    const double now = arguments.at(timestep.text()).max().item().toDouble();
+    if (now > generation_.timestep) reset();
+    generation_.timestep = now;
+  }
+  if (generation_.phases.empty() && programs_.count("INVARIANT")) run_program("INVARIANT");
+  if (programs_.count("TIMESTEP")) run_program("TIMESTEP");
+  float* clock = values_.at(key("clock", "clock")).data_ptr<float>();
+  clock[0] = generation_.since + 1;
+  clock[1] = generation_.gap;
+  clock[2] = generation_.anchors;
+  eps_ = 0;
+  if (programs_.count("PREFIX")) run_program("PREFIX");
+  return run_program(generation_.decide(schedule_, eps_) ? "FULL" : "ESTIMATE");
+}
+
+at::Tensor Engine::run_program(const std::string& phase) {
+  Program& program = programs_.at(phase);
+  std::vector<at::Tensor> inputs;
+  for (const Spec& spec : program.inputs) inputs.push_back(values_.at(key(spec.kind, spec.name)));
+  const auto begin = std::chrono::steady_clock::now();
+  const std::vector<at::Tensor> results = program.loader->boxed_run(std::move(inputs));
+  milliseconds_[phase].push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
+  if (results.size() != program.outputs.size()) throw Error(phase + " returned another number of tensors than rfc.json says; export again");
+  at::Tensor first;
+  for (size_t i = 0; i < results.size(); ++i) {
+    const Spec& spec = program.outputs[i];
+    if (spec.kind == "decision") eps_ = results[i][0].item<float>();
+    if (spec.kind == "carry") values_[key("carry", spec.name)] = results[i];
+    if (spec.kind == "output" && !first.defined()) first = results[i];
+  }
+  return first;
+}
+
+}  // namespace rfc

@@ -1,0 +1,146 @@
+"""AOTInductor: the programs in one .pt2 archive as machine code, without weights: those are handed in, shared by all programs.
+
+The functions of torch that do this are private; they are called here and nowhere else (torch 2.11 to 2.13).
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rfc_export.artifact import Manifest
+from rfc_export.backends import Built, Report, Run
+from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetError
+from rfc_export.portable import STEP, Portable
+from rfc_fx.doctor import CompilerError, compile_seconds
+
+WRITES: Literal["in_place", "returned"] = "in_place"
+POOLS = True
+
+PROGRAMS = "programs.pt2"
+
+OPTIONS: dict[str, Any] = {
+    "aot_inductor.package": True,
+    "aot_inductor.package_constants_in_so": False,
+    "aot_inductor.enable_line_tables": False,  # for debuggers; more bytes than the code
+    "always_keep_tensor_constants": True,  # small weights, too, are handed in, not written into the code
+}
+
+PROCESSOR = "processor"
+"""Option of an artefact: what its processor can do, as the code is compiled for all of that."""
+
+MOVED = re.compile(r"= std::move\((\w+_graph_\d+_\w+)\);")
+"""In C++ that Inductor made: what a branch hands out."""
+
+
+def check(device: torch.device) -> None:
+    """Nothing beyond torch is needed to run; a compiler is needed to build (`build`)."""
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide whether a program can be opened; torch's is noted by every export."""
+    return {}
+
+
+def build(
+    programs: Mapping[str, Portable], weights: Mapping[str, Tensor], folder: Path, device: torch.device, report: Report
+) -> dict[str, Built]:
+    """Compile every program and put them into one archive. BackendError where nothing can be compiled here."""
+    from torch.export.pt2_archive._package import package_pt2
+
+    try:
+        compile_seconds(device)
+    except CompilerError as error:
+        raise BackendError(f"aoti: {error}") from error
+    files: dict[str, Any] = {}
+    for phase, program in programs.items():
+        report(f"compiling {phase}")
+        files[phase] = _compiled(program)
+    package_pt2(str(folder / PROGRAMS), aoti_files=files)
+    options = {PROCESSOR: " ".join(sorted(_processor()))}
+    return {phase: Built(PROGRAMS, phase, options) for phase in programs}
+
+
+def _compiled(program: Portable) -> Any:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # strict for STEP: only there does torch trace a torch.cond with fixed shapes
+        exported = torch.export.export(program.module, program.examples, strict=program.phase == STEP)
+        writes = any(node.target is torch.ops.aten.copy_.default for node in exported.graph.nodes)
+        if program.phase in ("FULL", STEP) and not writes:
+            raise ExportError(f"export: {program.phase} writes no state after torch.export; it would be frozen; please report this")
+        module: Any = exported.module()
+        files: Any = torch._inductor.aot_compile(module, program.examples, options=OPTIONS)
+    for source in (Path(file) for file in files if str(file).endswith(".cpp")):
+        check_source(source.read_text())
+    return files
+
+
+def check_source(text: str) -> None:
+    """ExportError where a branch hands one buffer out twice, as Inductor does with equal results: the second would be a null pointer."""
+    moved = MOVED.findall(text)
+    if len(moved) > len(set(moved)):
+        raise ExportError("export: this torch compiles the conditional step wrongly (a result of a branch twice); pass dispatch='host'")
+
+
+def _processor() -> set[str]:
+    """Abilities of this machine's processor by torch's names."""
+    return {name for name, able in torch.cpu.get_capabilities().items() if able is True}
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """A loaded program; results that are not new state come back in order."""
+
+    loader: Any
+    weights: dict[str, Tensor]
+    """Kept alive: the program holds pointers to them."""
+
+    def __call__(self, inputs: Sequence[Tensor], into: Mapping[int, Tensor]) -> Sequence[Tensor]:
+        outputs: list[Tensor] = self.loader.boxed_run(list(inputs))
+        return outputs
+
+
+def open(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], device: torch.device) -> dict[str, Run]:
+    """Load the programs and hand them the weights.
+
+    TargetError where they are for another processor or device; ArtifactError where the archive has other programs or asks for other
+    weights. One runner each: a second thread waits for the first, as both would use one processor.
+    """
+    if lacking := set(str(manifest.options.get(PROCESSOR) or "").split()) - _processor():
+        raise TargetError(f"{folder / PROGRAMS}: compiled for a processor with {', '.join(sorted(lacking))}; export again on this machine")
+    runners: dict[str, Run] = {}
+    for phase, spec in manifest.programs.items():
+        where = f"{folder / spec.file}: {phase}"
+        if spec.file != PROGRAMS or spec.entry != phase:
+            raise ArtifactError(f"{where}: the manifest names {spec.entry} in {spec.file} for it, which is another program; export again")
+        try:
+            loader = torch._C._aoti.AOTIModelPackageLoader(
+                str(folder / spec.file), spec.entry, False, 1, -1 if device.index is None else device.index
+            )
+        except RuntimeError as error:
+            raise ArtifactError(f"{where} cannot be loaded: {str(error).splitlines()[0]}; export again") from error
+        _check_metadata(where, loader.get_metadata(), device)
+        wanted = list(loader.get_constant_fqns())
+        if lost := [name for name in wanted if name not in spec.weights or spec.weights[name] not in weights]:
+            raise ArtifactError(f"{where} asks for weights that are not there: {', '.join(lost[:3])}; export again")
+        own = {name: weights[spec.weights[name]] for name in wanted}
+        loader.load_constants(own, False, True, True)
+        runners[phase] = _Runner(loader, own)
+    return runners
+
+
+def _check_metadata(where: str, metadata: Mapping[str, str], device: torch.device) -> None:
+    here = {"AOTI_PLATFORM": sys.platform, "AOTI_MACHINE": platform.machine(), "AOTI_DEVICE_KEY": device.type}
+    for name, own in here.items():
+        if (built := metadata.get(name, own)) != own:
+            raise TargetError(f"{where} was compiled for {built}, this is {own}; export again on this machine")

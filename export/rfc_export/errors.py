@@ -1,0 +1,21 @@
+"""Errors of export and of engines: where, what was expected, what came, what to do."""
+
+from __future__ import annotations
+
+from rfc_fx.errors import RFCError
+
+
+class ExportError(RFCError):
+    """An export that was refused; nothing was written."""
+
+
+class ArtifactError(RFCError):
+    """An artefact that is damaged, incomplete, from another schema, or not an artefact."""
+
+
+class BackendError(RFCError):
+    """A back end that this machine does not have, or that does not work here."""
+
+
+class TargetError(RFCError):
+    """An artefact that was made for another machine, device or version."""

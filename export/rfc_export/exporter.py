@@ -1,0 +1,254 @@
+"""Export: a model becomes an artefact: programs of one back end, weights stored once, and a manifest; checked before it is there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import rfc_fx
+from rfc.method import CachingMethod
+from rfc_export.artifact import (
+    WEIGHTS,
+    BackendName,
+    DecisionSpec,
+    DispatchName,
+    Manifest,
+    ModelSpec,
+    PlanSpec,
+    PoolSpec,
+    ProgramSpec,
+    SlotSpecs,
+    file_spec,
+    sha256,
+    write_manifest,
+    writing,
+)
+from rfc_export.backends import Backend, Built, backend
+from rfc_export.calls import RETURN_DICT, call_spec, fixed_name
+from rfc_export.errors import ExportError
+from rfc_export.methods import encode_method, name_of
+from rfc_export.parity import check_parity
+from rfc_export.portable import STEP, Portable, Weights, portable_cond, portable_host
+from rfc_export.runtime import load
+from rfc_export.target import built_with, target_of
+from rfc_fx.capture import named_arguments
+from rfc_fx.layout import Layout
+from rfc_fx.lower import lower_host, progress_slots
+from rfc_fx.program import Compiled
+
+Report = Callable[[str], object]
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    backend: BackendName,
+    example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
+    method: CachingMethod | None = None,
+    dispatch: DispatchName = "host",
+    granularity: Literal["module", "block", "stack"] = "module",
+    state_dtype: torch.dtype | None = None,
+    hoist: bool = True,
+    sampler: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    report: Report = lambda line: None,
+) -> Path:
+    """Write an artefact to `path`, a folder or a file that ends in .pt2, and return it.
+
+    `model` is a transformer, which is transformed with `method`, `granularity` and `state_dtype` first, or a CachedModel, which has
+    its own. `example_inputs` are the arguments of one call; the engine answers calls of these shapes. `hoist` (host dispatch): what needs
+    no latent is computed ahead of the steps. `sampler`: what `rfc-fx run` needs to draw. `report` takes a line at the begin of each stage.
+
+    The engine is opened and held against the model over a few steps before anything is there under `path`; what would lose or freeze
+    state is refused. Raises ExportError, BackendError (the back end is not installed) and all that `rfc_fx.transform` raises.
+    """
+    path = Path(path)
+    maker = _backend(backend)
+    cached = _cached(model, example_inputs, method, dispatch, granularity, state_dtype)
+    compiled = cached.compiled
+    encoded = encode_method(cached.method)
+    maker.check(compiled.device)
+    arguments = _arguments(cached, example_inputs)
+    call = call_spec(compiled, arguments, cached._signature, cached._timestep)
+    if RETURN_DICT in call.parameters and compiled.captured.outputs.type is tuple and RETURN_DICT not in (example_inputs or {}):
+        raise ExportError("export: captured with return_dict=False; transform anew with example inputs, without return_dict")
+    weights = Weights.of(compiled)
+    report("making programs")
+    if dispatch == "cond":
+        layout = Layout(compiled.guarded.slots | progress_slots())
+        programs = portable_cond(compiled, weights, maker.WRITES)
+    else:
+        host = lower_host(compiled.guarded, compiled.timestep, hoists=hoist, pools=maker.POOLS, writes=maker.WRITES)
+        layout, programs = host.layout, portable_host(compiled, host, weights)
+    _refuse_lost_state(layout, programs, maker)
+    stored = _stored(weights, compiled, arguments)
+    with writing(path, overwrite=overwrite) as folder:
+        report("writing weights")
+        save_file(stored, folder / WEIGHTS)
+        built = maker.build(programs, weights.tensors, folder, compiled.device, report)
+        files = {file.name: file_spec(file) for file in sorted(folder.iterdir())}
+        manifest = Manifest(
+            schema_version=1,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            model=ModelSpec(
+                model_class=cached._name,
+                config=_plain_config(cached.model),
+                dtype=name_of(_dtype(cached.model)),
+                weights_sha256=sha256(folder / WEIGHTS),
+            ),
+            method=encoded,
+            granularity=compiled.found.granularity,
+            backend=backend,
+            dispatch=dispatch,
+            programs={phase: _program_spec(program, built[phase]) for phase, program in programs.items()},
+            state=_state(layout, programs),
+            pools=[
+                PoolSpec(name=pool.name, dtype=name_of(pool.spec.dtype), shape=list(pool.spec.shape), slots=list(pool.slots))
+                for pool in layout.pools
+            ],
+            decision=_decision(cached, programs),
+            call=call,
+            plan=PlanSpec(
+                sites=compiled.plan.sites,
+                state_bytes=sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in layout.slots.values()),
+                full_flops=compiled.plan.full_flops,
+                estimate_flops=compiled.plan.estimate_flops,
+            ),
+            sampler=None if sampler is None else dict(sampler),
+            built_with=built_with() | maker.versions(),
+            target=target_of(compiled.device),
+            files=files,
+            options={key: value for one in built.values() for key, value in one.options.items()},
+        )
+        write_manifest(folder, manifest)
+        report("checking the engine against the model")
+        engine = load(folder, device=compiled.device)
+        check_parity(engine, cached, arguments)
+        engine.close()
+        del engine
+    return path
+
+
+def _backend(name: str) -> Backend:
+    return backend(name)
+
+
+def _cached(
+    model: nn.Module,
+    example_inputs: Mapping[str, Any] | tuple[Any, ...] | None,
+    method: CachingMethod | None,
+    dispatch: DispatchName,
+    granularity: Any,
+    state_dtype: torch.dtype | None,
+) -> rfc_fx.CachedModel:
+    if not isinstance(model, rfc_fx.CachedModel):
+        if example_inputs is None:
+            raise ExportError("export: example_inputs are needed: the arguments of one call, as a mapping or a tuple")
+        return rfc_fx.transform(model, example_inputs, method=method, granularity=granularity, state_dtype=state_dtype)
+    if method is not None or state_dtype is not None or granularity != "module":
+        raise ExportError("export: a CachedModel has its own method, granularity and state_dtype; give them to rfc_fx.transform")
+    if isinstance(model, rfc_fx.PerSampleModel):
+        raise ExportError("export: an engine decides for its batch; transform with decision='batch' and export for a batch of one")
+    if example_inputs is not None:
+        args, kwargs = ((), example_inputs) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
+        model.trace(*args, **kwargs)
+    elif not len(model._sets):
+        raise ExportError("export: nothing was captured yet; pass example_inputs, the arguments of one call")
+    return model
+
+
+def _arguments(cached: rfc_fx.CachedModel, example_inputs: Mapping[str, Any] | tuple[Any, ...] | None) -> dict[str, Any]:
+    if example_inputs is None:
+        raise ExportError("export: pass example_inputs, the arguments of one call that the engine is for")
+    args, kwargs = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
+    return named_arguments(cached._signature, args, kwargs)
+
+
+def _refuse_lost_state(layout: Layout, programs: Mapping[str, Portable], maker: Backend) -> None:
+    """ExportError where a slot does not enter, or where the back end needs it returned and it is not."""
+    entering = {spec.name for program in programs.values() for spec in program.inputs if spec.kind in ("state", "progress", "log")}
+    pooled = {spec.name for program in programs.values() for spec in program.inputs if spec.kind == "pool"}
+    entering |= {slot for pool in layout.pools if pool.name in pooled for slot in pool.slots}
+    returned = {spec.name for program in programs.values() for spec in program.outputs if spec.kind == "next"}
+    if lost := [slot for slot in layout.slots if slot not in entering]:
+        raise ExportError(f"export: no program takes the state {', '.join(lost[:3])}; it would be lost; please report this")
+    if maker.WRITES == "returned" and (frozen := [slot for slot in layout.slots if slot not in returned]):
+        raise ExportError(f"export: no program returns the state {', '.join(frozen[:3])}; it would be frozen; please report this")
+
+
+def _stored(weights: Weights, compiled: Compiled, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    import torch.utils._pytree as pytree
+
+    leaves = pytree.tree_leaves(dict(arguments))
+    fixed = {fixed_name(position): leaves[position] for position in compiled.captured.decided if isinstance(leaves[position], Tensor)}
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in (weights.tensors | fixed).items()}
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    dtype = getattr(model, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else next(iter(model.parameters())).dtype
+
+
+def _plain_config(model: nn.Module) -> dict[str, Any]:
+    """The model's configuration as far as JSON has words for it."""
+    config = getattr(model, "config", {})
+    return {key: value for key, value in dict(config).items() if _is_plain(value) and not key.startswith("_name_or_path")}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    return value is None or isinstance(value, bool | int | str)
+
+
+def _program_spec(program: Portable, built: Built) -> ProgramSpec:
+    return ProgramSpec(
+        file=built.file, entry=built.entry, inputs=program.inputs, outputs=program.outputs, weights=program.weights, flops=program.flops
+    )
+
+
+def _state(layout: Layout, programs: Mapping[str, Portable]) -> list[SlotSpecs]:
+    rows = {pool.name: pool.slots for pool in layout.pools}
+
+    def reads(program: Portable) -> set[str]:
+        own = {spec.name for spec in program.inputs if spec.kind in ("state", "progress", "log")}
+        return own | {slot for spec in program.inputs if spec.kind == "pool" for slot in rows[spec.name]}
+
+    read = {phase: reads(program) for phase, program in programs.items()}
+    writer = STEP if STEP in programs else "FULL"
+    return [
+        SlotSpecs(
+            name=name,
+            dtype=name_of(spec.dtype),
+            shape=list(spec.shape),
+            init="zeros",
+            written_by=[writer],
+            read_by=[phase for phase in programs if name in read[phase]],
+            pool=layout.places[name][0].name if name in layout.places else None,
+            row=layout.places[name][1] if name in layout.places else None,
+        )
+        for name, spec in layout.slots.items()
+    ]
+
+
+def _decision(cached: rfc_fx.CachedModel, programs: Mapping[str, Portable]) -> DecisionSpec:
+    schedule = cached.method.schedule
+    numbers = {name: [_finite(one) for one in tensor.flatten().tolist()] for name, tensor in schedule.numbers().items()}
+    where = "PREFIX" if "PREFIX" in programs else STEP if STEP in programs else None
+    return DecisionSpec(program=where, index=0, rule=type(schedule).__name__, numbers=numbers)
+
+
+def _finite(number: float) -> Any:
+    return "inf" if math.isinf(number) else number

@@ -1,0 +1,117 @@
+"""Parity: an engine and the model it was made from, over the same steps: equal phases, outputs within a stated tolerance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from rfc.generation import Generation
+from rfc.method import CachingMethod, Method
+from rfc.schedule import RCS
+from rfc_export.errors import ExportError
+from rfc_export.runtime import Engine
+from rfc_fx.capture import latent_argument
+from rfc_fx.steps import StepModel
+
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
+"""Largest relative error ||engine - model|| / ||model|| of a step: other kernels round in another order, and estimates extrapolate that."""
+
+MOST_STEPS = 24
+"""Steps of the check at export, at most."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What a comparison over a few steps found."""
+
+    phases: list[str]
+    expected_phases: list[str]
+    errors: list[float]
+    """||engine - model|| / ||model|| of each step's first output."""
+
+    @property
+    def worst(self) -> float:
+        """The largest error."""
+        return max(self.errors)
+
+
+def moved(arguments: Mapping[str, Any], step: int, steps: int, timestep: str | None) -> dict[str, Any]:
+    """The call of one step of a generation: the latent drifts a little from step to step, the timestep falls."""
+    latent = latent_argument(arguments)
+    generator = torch.Generator().manual_seed(step)
+
+    def drift(x: Any) -> Any:
+        return pytree.tree_map_only(
+            Tensor, lambda t: t + 0.05 * (step + 1) * torch.randn(t.shape, generator=generator).to(t) if t.is_floating_point() else t, x
+        )
+
+    def fall(t: Any) -> Any:
+        return (t.double() * (1 - step / (2 * steps))).to(t.dtype) if isinstance(t, Tensor) else t
+
+    return {name: drift(value) if name == latent else fall(value) if name == timestep else value for name, value in arguments.items()}
+
+
+@torch.no_grad()
+def compare(engine: StepModel, model: StepModel, calls: Sequence[Mapping[str, Any]]) -> Parity:
+    """Run both over the same calls, each from a fresh beginning."""
+    outputs = []
+    records: list[Generation] = []
+    for one in (engine, model):
+        one.reset()
+        outputs.append([_first(one(**call)).detach().clone() for call in calls])
+        records.append(one.stats)
+        one.reset()
+    errors = [float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)) for a, b in zip(*outputs, strict=True)]
+    return Parity(list(records[0].phases), list(records[1].phases), errors)
+
+
+def _first(output: Any) -> Tensor:
+    return next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+
+
+def check_parity(engine: Engine, model: StepModel, arguments: Mapping[str, Any]) -> Parity:
+    """ExportError where the engine does not do in a few forced steps what the model does: the state was lost, frozen or mixed up."""
+    own = model.method
+    short = forced(own)
+    steps = steps_to_check(short)
+    calls = [moved(arguments, step, steps, engine.manifest.call.timestep) for step in range(steps)]
+    try:
+        engine.method = model.method = short
+        found = compare(engine, model, calls)
+    finally:
+        engine.method = model.method = own
+    tolerance = TOLERANCE.get(engine.manifest.model.dtype, TOLERANCE["float32"])
+    if found.phases != found.expected_phases:
+        raise ExportError(f"export: the engine decided {found.phases}, the model {found.expected_phases}; nothing was written")
+    if not found.worst <= tolerance:
+        step = found.errors.index(found.worst)
+        raise ExportError(
+            f"export: step {step} ({found.phases[step]}) of the engine is off by {found.worst:.1e} of the model's output, at most "
+            f"{tolerance:g} is rounding; nothing was written"
+        )
+    return found
+
+
+def forced(method: CachingMethod) -> CachingMethod:
+    """The method with a schedule that, where data decide, skips every second step after its warm-up; it runs on the same programs."""
+    if isinstance(method.schedule, RCS):
+        return Method(estimator=method.estimator, schedule=replace(method.schedule, tau=math.inf, max_skip=1))
+    return method
+
+
+def steps_to_check(method: CachingMethod) -> int:
+    """Enough steps for an estimate, a full step after it and an estimate after that, if the schedule comes to them soon."""
+    generation, numbers = Generation(), method.schedule.numbers()
+    wanted = ["ESTIMATE", "FULL", "ESTIMATE"]
+    for step in range(MOST_STEPS):
+        if generation.decide(method.schedule, numbers, 0.0, None) == wanted[0]:
+            wanted.pop(0)
+        if not wanted:
+            return step + 1
+    return MOST_STEPS

@@ -1,0 +1,62 @@
+"""Target: what programs were built on and for, and whether this machine can run them."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+from rfc_export.artifact import Manifest, TargetSpec
+from rfc_export.errors import TargetError
+
+INSTRUCTION_SETS = ("DEFAULT", "AVX2", "AVX512", "AMX")
+"""Of x86 processors as torch names them, each with all before it."""
+
+
+def target_of(device: torch.device) -> TargetSpec:
+    """Describe a device of this machine."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        name = torch.cuda.get_device_name(device)
+        return TargetSpec(device="cuda", name=name, compute_capability=f"{major}.{minor}", cpu_isa=None)
+    return TargetSpec(device="cpu", name=platform.machine(), compute_capability=None, cpu_isa=torch.backends.cpu.get_cpu_capability())
+
+
+def built_with() -> dict[str, str]:
+    """Versions of what every export uses."""
+    from rfc_fx.record import versions
+
+    return versions()
+
+
+def check_target(where: str, manifest: Manifest, device: torch.device) -> None:
+    """TargetError where the artefact is for another kind of device, processor, GPU or, for machine code, version of torch."""
+    wanted = manifest.target
+    if device.type != wanted.device:
+        raise TargetError(f"{where}: built for {wanted.device}, asked to run on {device}; export again with device={device.type!r}")
+    if manifest.backend == "onnx":  # its files are portable
+        return
+    here = target_of(device)
+    if device.type == "cpu":
+        if here.name != wanted.name:
+            raise TargetError(f"{where}: built for {wanted.name} processors, this one is {here.name}; export again on such a machine")
+        if _rank(wanted.cpu_isa) > _rank(here.cpu_isa):
+            raise TargetError(f"{where}: built with {wanted.cpu_isa} instructions, this processor has {here.cpu_isa}; export again here")
+    elif here.compute_capability != wanted.compute_capability:
+        raise TargetError(
+            f"{where}: built for {wanted.name} (compute capability {wanted.compute_capability}), this is {here.name} "
+            f"({here.compute_capability}); export again here"
+        )
+    if manifest.backend == "aoti":
+        built, runs = (_minor(version) for version in (manifest.built_with.get("torch", "?"), torch.__version__))
+        if built != runs:
+            raise TargetError(f"{where}: built with torch {built}, this is torch {runs}; install that one, or export again")
+
+
+def _rank(name: str | None) -> int:
+    known = [one for one in INSTRUCTION_SETS if name and one in name.upper()]
+    return INSTRUCTION_SETS.index(known[-1]) if known else 0
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split("+")[0].split(".")[:2])

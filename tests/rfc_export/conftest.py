@@ -1,0 +1,62 @@
+"""Artefacts that many tests look at, exported once for each worker."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rfc_export
+import torch
+from torch import Tensor, nn
+
+import rfc
+from rfc_fx.zoo import DIGITS, NULL_CLASS, digits_noise, load_digits, sample_digits
+
+METHOD = rfc.RFC(tau=0.15)
+"""About 14 full computations in 50 steps on the digits model."""
+
+Draw = Callable[[Any, int], Tensor]
+
+
+def digits_sampler() -> dict[str, Any]:
+    """What an artefact says of how digits are drawn."""
+    scheduler = json.loads((DIGITS / "scheduler_config.json").read_text())
+    return {"kind": "digits", "scheduler": scheduler, "cfg": 1.5, "null_class": NULL_CLASS}
+
+
+@pytest.fixture(scope="session")
+def digits() -> nn.Module:
+    """The shipped model."""
+    return load_digits()[0]
+
+
+@pytest.fixture(scope="session")
+def digits_inputs() -> dict[str, Tensor]:
+    """One call for one sample with guidance."""
+    labels = torch.tensor([3, 10])
+    return {"hidden_states": digits_noise([0, 0]), "timestep": torch.tensor([500, 500]), "class_labels": labels}
+
+
+@pytest.fixture(scope="session")
+def draw() -> Draw:
+    """Draw one digit in 50 steps."""
+    scheduler = load_digits()[1]
+    return lambda model, seed: sample_digits(model, scheduler, torch.tensor([3]), digits_noise([seed]))
+
+
+@pytest.fixture(scope="session")
+def onnx_digits(digits: nn.Module, digits_inputs: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits model as ONNX, host dispatch. Copy it before you change it."""
+    pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
+    path = tmp_path_factory.mktemp("engines") / "onnx"
+    return rfc_export.export(digits, path, backend="onnx", example_inputs=digits_inputs, method=METHOD)
+
+
+@pytest.fixture(scope="session")
+def aoti_digits(digits: nn.Module, digits_inputs: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits model for AOTInductor, host dispatch, without hoisting (three programs to compile). Copy it before you change it."""
+    path = tmp_path_factory.mktemp("engines") / "aoti"
+    return rfc_export.export(
+        digits, path, backend="aoti", example_inputs=digits_inputs, method=METHOD, hoist=False, sampler=digits_sampler()
+    )

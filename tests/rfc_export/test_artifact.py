@@ -1,0 +1,485 @@
+"""Artefacts: what is damaged is refused by name before anything else is opened, and an export that fails leaves nothing."""
+
+import copy
+import errno
+import json
+import os
+import resource
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import rfc
+import rfc_export
+import rfc_fx
+from rfc_export import ArtifactError, ExportError, TargetError, artifact, exporter, runtime
+from rfc_export.artifact import MANIFEST, WEIGHTS, Manifest, writing
+from rfc_fx.errors import RFCError
+
+pytestmark = pytest.mark.onnx
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def folder(onnx_digits: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return shutil.copytree(onnx_digits, tmp_path / "engine")
+
+
+@pytest.fixture
+def nothing_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading weights or opening a program fails the test."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise AssertionError("opened before it was checked")
+
+    monkeypatch.setattr(runtime, "load_file", fail)
+    monkeypatch.setattr("rfc_export.onnx.open", fail)
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / MANIFEST).read_text())  # type: ignore[no-any-return]
+
+
+def changed(folder: Path, change: Change) -> None:
+    data = manifest_of(folder)
+    change(data)
+    (folder / MANIFEST).write_text(json.dumps(data))
+
+
+def refused(path: Path, text: str, error: type[RFCError] = ArtifactError) -> None:
+    with pytest.raises(error) as found:
+        rfc_export.load(path)
+    assert text in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def setting(path: str, value: Any) -> Change:
+    """Give the field at that place another value; a list is entered at its first element."""
+    *way, last = path.split(".")
+
+    def change(data: Any) -> None:
+        for key in way:
+            data = data[0] if isinstance(data, list) else data[key]
+        (data[0] if isinstance(data, list) else data)[last] = value
+
+    return change
+
+
+def removing(path: str) -> Change:
+    *way, last = path.split(".")
+
+    def change(data: Any) -> None:
+        for key in way:
+            data = data[key]
+        del data[last]
+
+    return change
+
+
+# ---- damaged files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("nothing_is_opened")
+def test_every_file_cut_off_or_missing_or_with_a_bit_flipped_is_refused_by_name(folder: Path) -> None:
+    names = [path.name for path in folder.iterdir() if path.name != MANIFEST]
+    assert {WEIGHTS, "prefix.onnx", "full.onnx", "estimate.onnx"} <= set(names)
+    for name in names:
+        path, whole = folder / name, (folder / name).read_bytes()
+        path.write_bytes(whole[:-1])
+        refused(folder, f"{path}: {len(whole) - 1} bytes, expected {len(whole)}")
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        path.write_bytes(flipped)
+        refused(folder, f"{path}: SHA-256")
+        path.unlink()
+        refused(folder, f"{path}: missing")
+        path.write_bytes(whole)
+
+
+@pytest.mark.usefixtures("nothing_is_opened")
+def test_a_program_in_the_place_of_another_is_refused(folder: Path) -> None:
+    shutil.copy(folder / "full.onnx", folder / "estimate.onnx")
+    refused(folder, f"{folder / 'estimate.onnx'}: ")
+
+
+def test_a_program_that_the_manifest_takes_for_another_is_refused(folder: Path) -> None:
+    changed(folder, lambda data: data["programs"]["ESTIMATE"].update(file="full.onnx"))
+    refused(folder, "full.onnx: ")
+
+
+@pytest.mark.usefixtures("nothing_is_opened")
+def test_a_link_is_no_file_of_an_artefact(folder: Path, tmp_path: Path) -> None:
+    (folder / WEIGHTS).rename(tmp_path / "elsewhere")
+    (folder / WEIGHTS).symlink_to(tmp_path / "elsewhere")
+    refused(folder, f"{folder / WEIGHTS}: a link")
+    (folder / MANIFEST).rename(tmp_path / "manifest")
+    (folder / MANIFEST).symlink_to(tmp_path / "manifest")
+    refused(folder, f"{folder / MANIFEST}: rfc.json is a link")
+
+
+# ---- the manifest ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("nothing_is_opened")
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (setting("schema_version", 2), "schema version 2, this rfc-fx reads 1; update rfc-fx"),
+        (setting("schema_version", 0), "schema version 0, this rfc-fx reads 1; export the model again"),
+        (setting("schema_version", "1"), "schema_version: "),
+        (setting("schema_version", True), "schema_version: "),
+        (setting("schema_version", 1.0), "schema_version: "),
+        (removing("schema_version"), "schema_version: Field required"),
+        (removing("programs"), "programs: Field required"),
+        (removing("call.tree"), "call.tree: Field required"),
+        (removing("programs.FULL"), "FULL missing"),
+        (removing("files.full/onnx"), "full.onnx is not among the files"),
+        (removing("files.weights/safetensors"), "weights.safetensors is missing"),
+        (setting("surprise", 1), "surprise: "),
+        (setting("model.surprise", 1), "model.surprise: "),
+        (setting("programs.FULL.file", "../full.onnx"), "programs.FULL.file: "),
+        (setting("programs.FULL.file", "/etc/passwd"), "programs.FULL.file: "),
+        (setting("programs.FULL.file", ".."), "programs.FULL.file: "),
+        (setting("programs.FULL.file", "full.onnx\n"), "programs.FULL.file: "),
+        (lambda data: data["files"].update({"../secret": data["files"]["full/onnx"]}), "files.../secret"),
+        (setting("programs.FULL.flops", -1), "programs.FULL.flops: "),
+        (setting("programs.FULL.flops", "many"), "programs.FULL.flops: "),
+        (setting("programs.FULL.inputs.shape", [1 << 31, 1 << 31]), "programs.FULL.inputs.0.shape: 4.6e+18 elements are too many"),
+        (setting("programs.FULL.inputs.shape", [-1]), "programs.FULL.inputs.0.shape.0: "),
+        (setting("programs.FULL.inputs.shape", [1] * 17), "programs.FULL.inputs.0.shape: "),
+        (setting("programs.FULL.inputs.dtype", "complex64"), "programs.FULL.inputs.0.dtype: "),
+        (setting("programs.FULL.inputs.kind", "output:0"), "programs.FULL.inputs.0.kind: "),
+        (setting("state.shape", [1 << 31, 1 << 31]), "state.0"),
+        (setting("state.shape", [2, 3.5]), "state.0.shape.1: "),
+        (setting("state.init", "ones"), "state.0.init: "),
+        (setting("state.pool", "nowhere"), "a pool needs a row"),
+        (setting("state.shape", [3]), "takes or gives state "),
+        (setting("state.dtype", "int8"), "takes or gives state "),
+        (setting("pools", [{"name": "p", "dtype": "int8", "shape": [1], "slots": ["nowhere"]}]), "pools.p: no state nowhere lies in it"),
+        (setting("call.timestep", "clock"), "call: no leaf lies in the argument clock"),
+        (setting("decision.program", "nowhere"), "decision.program: there is no program nowhere"),
+        (setting("call.leaves.shape", [1 << 31, 1 << 31]), "call.leaves.0"),
+        (setting("call.leaves.dtype", None), "call.leaves.0"),
+        (setting("backend", "magic"), "backend: "),
+        (setting("dispatch", "cond"), "STEP missing"),
+        (setting("files.weights/safetensors.sha256", "0" * 63), "sha256: "),
+        (setting("files.weights/safetensors.bytes", 1.0), "bytes: "),
+    ],
+)
+def test_a_manifest_that_is_not_one_is_refused_with_its_field(folder: Path, change: Change, text: str) -> None:
+    data = manifest_of(folder)
+    data["files"] = {name.replace(".", "/"): spec for name, spec in data["files"].items()}
+    change(data)
+    data["files"] = {name if name.startswith("..") else name.replace("/", "."): spec for name, spec in data["files"].items()}
+    (folder / MANIFEST).write_text(json.dumps(data))
+    refused(folder, text)
+
+
+@pytest.mark.usefixtures("nothing_is_opened")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no JSON"),
+        ("{", "no JSON"),
+        ("\x00" * 100, "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("[]", "manifest: "),
+        ("null", "manifest: "),
+        ('{"schema_version": 1}', "Field required"),
+    ],
+)
+def test_what_is_no_manifest_is_refused(folder: Path, text: str, said: str) -> None:
+    (folder / MANIFEST).write_text(text)
+    refused(folder, said)
+    (folder / MANIFEST).write_bytes(b"\xff\xfe" + text.encode())
+    refused(folder, "no JSON")
+
+
+@pytest.mark.parametrize(
+    ("change", "text", "error"),
+    [
+        (setting("method", {}), "method: expected estimator and schedule, got nothing", ArtifactError),
+        (setting("method.schedule.type", "Magic"), "method.schedule: type must be one of", ArtifactError),
+        (setting("method.schedule.type", "RFE"), "method.schedule: type must be one of", ArtifactError),
+        (setting("method.schedule.tau", -1.0), "method.schedule: RCS: tau must be", ArtifactError),
+        (setting("method.schedule.tau", "much"), "method.schedule: ", ArtifactError),
+        (setting("method.schedule.taus", 1.0), "has the fields", ArtifactError),
+        (setting("method.estimator.order", 9), "method.estimator: RFE: order must be", ArtifactError),
+        (setting("method.estimator", [1]), "method.estimator: type must be one of", ArtifactError),
+        (setting("call.tree", "[]"), "call.tree: ", ArtifactError),
+        (setting("call.tree", "no JSON"), "call.tree: no tree", ArtifactError),
+        (setting("call.tree", '[1, {"type": "os.system", "context": null, "children_spec": []}]'), "call.tree: no tree", ArtifactError),
+        (setting("call.parameters", ["a", "a"]), "call.parameters: duplicate parameter name: 'a'", ArtifactError),
+        (setting("call.parameters", ["../x"]), "call.parameters: '../x' is not a valid parameter name", ArtifactError),
+        (setting("call.outputs", '[99, {"type": null}]'), "call.outputs: no tree", ArtifactError),
+        (setting("target.device", "cuda"), "built for cuda, asked to run on cpu", TargetError),
+    ],
+)
+def test_a_method_a_call_or_a_target_that_cannot_be_is_refused(folder: Path, change: Change, text: str, error: type[RFCError]) -> None:
+    changed(folder, change)
+    refused(folder, text, error)
+
+
+def test_machine_code_of_another_torch_or_processor_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def aoti(data: dict[str, Any]) -> None:
+        data["backend"] = "aoti"
+
+    changed(folder, lambda data: (aoti(data), data["built_with"].update(torch="2.1.0")))
+    refused(folder, "built with torch 2.1, this is torch", TargetError)
+    changed(folder, setting("target.name", "abacus"))
+    refused(folder, "built for abacus processors", TargetError)
+    changed(folder, lambda data: data["target"].update(name=os.uname().machine, cpu_isa="AMX"))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    refused(folder, "built with AMX instructions, this processor has AVX2", TargetError)
+
+
+PLAIN = st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(
+    PLAIN | st.text(max_size=8) | st.sampled_from(["../x", "/etc/passwd", "full.onnx", "inf", "float16", "RFE", "cond", "aoti"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@pytest.fixture(scope="module")
+def watched() -> Iterator[list[str]]:
+    """Names of the files that Python opens while the list is not empty."""
+    seen: list[str] = []
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if seen and event == "open" and isinstance(arguments[0], str):
+            seen.append(arguments[0])
+
+    sys.addaudithook(hook)
+    yield seen
+    seen.clear()
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_no_change_of_a_single_field_raises_anything_else_or_opens_a_file_elsewhere(
+    data: st.DataObject, onnx_digits: Path, tmp_path_factory: pytest.TempPathFactory, watched: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("mutated")
+    for path in onnx_digits.iterdir():
+        os.link(path, folder / path.name)
+    whole = manifest_of(folder)
+    place: Any = whole
+    while True:
+        key = data.draw(st.sampled_from(sorted(place)) if isinstance(place, dict) else st.integers(0, len(place) - 1))
+        if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.integers(0, 3)) == 0:
+            break
+        place = place[key]
+    place[key] = data.draw(VALUES)
+    (folder / MANIFEST).unlink()
+    (folder / MANIFEST).write_text(json.dumps(whole))
+    watched.append("")
+    try:
+        with suppress(RFCError):
+            rfc_export.load(folder).close()
+    finally:
+        names = [Path(name) for name in watched if name.endswith((".onnx", ".safetensors", "passwd", "x", MANIFEST))]
+        watched.clear()
+        shutil.rmtree(folder)
+    assert names
+    assert all(name.parent == folder for name in names)
+
+
+# ---- one file --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def archive(onnx_digits: Path, tmp_path: Path) -> Path:
+    """The same in one file."""
+    path = tmp_path / "engine.pt2"
+    with writing(path) as folder:
+        shutil.copytree(onnx_digits, folder, dirs_exist_ok=True)
+    return path
+
+
+def test_one_file_is_the_same_engine_and_leaves_nothing_unpacked(
+    archive: Path, onnx_digits: Path, digits_inputs: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    with torch.no_grad():
+        engine = rfc_export.load(archive)
+        assert len(list((tmp_path / "tmp").iterdir())) == 1
+        assert torch.equal(engine(**digits_inputs).sample, rfc_export.load(onnx_digits)(**digits_inputs).sample)
+    engine.close()
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.usefixtures("nothing_is_opened")
+@pytest.mark.parametrize("name", ["../evil", "rfc/../evil", "/evil", "rfc/a/b", "rfc/..", "rfc/.hidden", "evil", "rfc/"])
+def test_an_archive_with_names_that_lead_elsewhere_is_refused(archive: Path, name: str, tmp_path: Path) -> None:
+    before = {path.name for path in tmp_path.iterdir()}
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr(name, "")
+    refused(archive, f"holds {name!r}")
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.usefixtures("nothing_is_opened")
+def test_an_archive_that_is_cut_off_or_altered_or_none_is_refused(archive: Path, tmp_path: Path) -> None:
+    whole = archive.read_bytes()
+    for kept in (0, 10, len(whole) // 2, len(whole) - 10):
+        archive.write_bytes(whole[:kept])
+        refused(archive, f"{archive}: no artefact, or a damaged one")
+    altered = bytearray(whole)
+    altered[len(whole) // 2] ^= 1
+    archive.write_bytes(altered)
+    refused(archive, f"{archive}: no artefact, or a damaged one")
+    refused(tmp_path / "nowhere", "no such artefact")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", f"{MANIFEST} is missing")
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def written(path: Path, **changes: Any) -> None:
+    with writing(path, **changes) as folder:
+        (folder / MANIFEST).write_text("new")
+        (folder / "new.onnx").write_text("new")
+
+
+def entries(folder: Path) -> dict[str, Any]:
+    return {path.name: entries(path) if path.is_dir() else path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["engine", "engine.pt2"])
+def test_what_is_there_is_replaced_whole_or_not_at_all(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "new" / name
+    written(path)
+    before = entries(path.parent)
+    with pytest.raises(ExportError, match="exists; pass another path, or overwrite"):
+        written(path)
+    assert entries(path.parent) == before
+    if path.is_dir():
+        (path / "old.onnx").touch()
+    written(path, overwrite=True)
+    assert [one.name for one in path.parent.iterdir()] == [name]
+    if path.is_dir():
+        assert entries(path) == {MANIFEST: b"new", "new.onnx": b"new"}
+
+
+def test_what_is_no_artefact_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder.pt2").mkdir()
+    before = entries(tmp_path)
+    for name, text in (
+        ("mine", "not an artefact"),
+        ("file", "is a file"),
+        ("folder.pt2", "is a folder"),
+        ("file/engine", "cannot be written"),
+    ):
+        with pytest.raises(ExportError, match=text):
+            written(tmp_path / name, overwrite=True)
+        assert entries(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["engine", "engine.pt2"])
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("point", ["inside", "replace", "second replace", "mkdtemp"])
+def test_a_full_disk_leaves_what_was_there(name: str, old: bool, point: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / name
+    if old:
+        written(path)
+    before = entries(tmp_path)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    replace, calls = os.replace, []
+
+    def fails(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == (2 if point == "second replace" and old and name == "engine" else 1):
+            raise full
+        replace(*arguments)
+
+    def no_folder(**_: Any) -> str:
+        raise full
+
+    if point == "mkdtemp":
+        monkeypatch.setattr("tempfile.mkdtemp", no_folder)
+    elif point != "inside":
+        monkeypatch.setattr(artifact.os, "replace", fails)
+
+    def write() -> None:
+        with writing(path, overwrite=True) as folder:
+            (folder / MANIFEST).write_text("half")
+            if point == "inside":
+                raise full
+
+    with pytest.raises(ExportError, match=f"{name}.*No space left on device"):
+        write()
+    assert entries(tmp_path) == before
+
+
+@pytest.fixture(scope="module")
+def cached(digits: nn.Module, digits_inputs: dict[str, Tensor]) -> rfc_fx.CachedModel:
+    """Captured once."""
+    return rfc_fx.transform(digits, digits_inputs, method=rfc.RFC(tau=0.15))
+
+
+@pytest.mark.parametrize("limit", [1 << 20, 1 << 10])
+def test_an_export_that_cannot_write_its_weights_leaves_nothing(
+    limit: int, cached: rfc_fx.CachedModel, digits_inputs: dict[str, Tensor], tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(ExportError, match="engine could not be written, nothing was left there"):
+            rfc_export.export(cached, tmp_path / "engine", backend="onnx", example_inputs=digits_inputs)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stage", ["build", "write_manifest", "load", "check_parity"])
+def test_a_failure_at_any_stage_leaves_nothing(
+    stage: str,
+    cached: rfc_fx.CachedModel,
+    digits_inputs: dict[str, Tensor],
+    onnx_digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from rfc_export import onnx
+    from rfc_export.backends import Built
+
+    def build(programs: Any, weights: Any, folder: Path, device: Any, report: Any) -> dict[str, Built]:
+        for path in onnx_digits.glob("*.onnx"):
+            shutil.copy(path, folder)
+        if stage == "build":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return {phase: Built(f"{phase.lower()}.onnx", phase) for phase in programs}
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ExportError(f"export: {stage} failed")
+
+    monkeypatch.setattr(onnx, "build", build)
+    if stage != "build":
+        monkeypatch.setattr(exporter, stage, fail)
+    with pytest.raises(ExportError, match="No space left" if stage == "build" else f"{stage} failed"):
+        rfc_export.export(cached, tmp_path / "engine", backend="onnx", example_inputs=digits_inputs)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_manifest_reads_as_it_was_written(onnx_digits: Path) -> None:
+    data = manifest_of(onnx_digits)
+    assert json.loads(json.dumps(Manifest.model_validate(copy.deepcopy(data)).model_dump(mode="json"))) == data
+    assert set(data["files"]) == {path.name for path in onnx_digits.iterdir()} - {MANIFEST}

@@ -1,0 +1,295 @@
+"""The commands for engines: what export builds, what run draws, what verify and bench find, and every error on one line."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+from diffusers import DDIMScheduler, DiTTransformer2DModel
+from PIL import Image
+from typer.testing import CliRunner
+
+import rfc
+import rfc_export
+import rfc_fx
+from rfc_export import ExportError, cli, running
+from rfc_export.artifact import MANIFEST, read_manifest
+from rfc_export.parity import TOLERANCE
+from rfc_fx.load import load_scheduler, load_transformer
+from rfc_fx.zoo import digits_noise, sample_digits
+
+pytestmark = pytest.mark.onnx
+
+TAU, STEPS = 0.3, 12
+FILES = ["images.png", "schedule.png", "summary.json"]
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def ran(*arguments: Any) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def one_line_error(*arguments: Any) -> str:
+    """Stderr of a command that must fail as a user's error does."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("rfc-fx: error: ")
+    return str(line)
+
+
+def tiny(folder: Path, seed: int = 0) -> Path:
+    """A random model in the layout of the digits model."""
+    torch.manual_seed(seed)
+    shape = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8, "patch_size": 2, "norm_num_groups": 1}
+    model = DiTTransformer2DModel(in_channels=1, out_channels=1, num_embeds_ada_norm=10, **shape)
+    with torch.no_grad():  # modulation that does something: it is zero in a new model
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    DDIMScheduler(clip_sample=False).save_config(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory.mktemp("models") / "model")
+
+
+@pytest.fixture(scope="module")
+def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What was printed, and the engine: two samples a call."""
+    out = tmp_path_factory.mktemp("engines") / "engine"
+    return ran("export", model, "--backend", "onnx", "--batch", "2", "--tau", TAU, "--no-hoist", "--out", out), out
+
+
+@pytest.fixture(scope="module")
+def engine(exported: tuple[str, Path]) -> Path:
+    return exported[1]
+
+
+# ---- export ----------------------------------------------------------------------------------------------------------
+
+
+def test_export_tells_of_its_stages_sizes_and_how_to_go_on(exported: tuple[str, Path]) -> None:
+    printed, out = exported
+    for line in ("making programs", "exporting FULL", "exporting ESTIMATE", "checking the engine against the model", f"done: {out}"):
+        assert f" s  {line}" in printed
+    for path in out.iterdir():
+        assert any(line.split()[:2] == [path.name, f"{path.stat().st_size / 2**20:.2f}"] for line in printed.splitlines())
+    assert f"rfc-fx run {out}" in printed
+    assert f"rfc-fx verify {out} --model" in printed
+
+
+def test_an_engine_of_digits_knows_its_call_and_its_sampler(engine: Path) -> None:
+    manifest = read_manifest(engine)
+    assert {leaf.argument: leaf.shape for leaf in manifest.call.leaves} == {
+        "hidden_states": [4, 1, 8, 8],
+        "timestep": [4],
+        "class_labels": [4],
+    }
+    assert manifest.sampler is not None
+    assert manifest.sampler["kind"] == "digits"
+    assert (manifest.sampler["cfg"], manifest.sampler["null_class"]) == (1.5, 10)
+    assert manifest.sampler["scheduler"]["clip_sample"] is False
+    assert manifest.method["schedule"]["tau"] == TAU
+    assert not {"INVARIANT", "TIMESTEP"} & set(manifest.programs)
+
+
+def test_a_model_of_other_shape_is_exported_for_so_many_samples_or_not_at_all(model: Path, tmp_path: Path) -> None:
+    alone = shutil.copytree(model, tmp_path / "alone")
+    (alone / "scheduler_config.json").unlink()
+    found = running.exportable(str(alone), torch.float32, torch.device("cpu"), 3)
+    assert found.sampler is None
+    assert {name: len(value) for name, value in found.inputs.items()} == {"hidden_states": 6, "timestep": 6, "class_labels": 6}
+    with pytest.raises(ExportError, match=r"--batch 2 cannot be made .*; call rfc_export.export"):
+        running._repeated("pipeline", {"hidden_states": torch.zeros(1, 4), "img_ids": torch.zeros(7, 3)}, 2)
+
+
+# ---- run -------------------------------------------------------------------------------------------------------------
+
+
+def test_run_draws_what_the_model_draws(engine: Path, model: Path, tmp_path: Path) -> None:
+    ran("run", engine, "--classes", "3,7", "--seeds", "2", "--steps", STEPS, "--out", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+    for name in FILES[:2]:
+        with Image.open(tmp_path / name) as picture:
+            picture.verify()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    entry = summary["methods"]["engine"]
+    cpu = torch.device("cpu")
+    cached = rfc_fx.transform(load_transformer(model, torch.float32, cpu), method=rfc.RFC(tau=TAU))
+    loaded = rfc_export.load(engine)
+    source = running.engine_source("engine", loaded, [3, 7], [0, 1], None)
+    for seed, phases in enumerate(entry["phases"]):
+        images = sample_digits(cached, load_scheduler(model), torch.tensor([3, 7]), digits_noise([seed] * 2), steps=STEPS)
+        assert phases == "".join("#" if phase == "FULL" else "." for phase in cached.stats.phases)
+        drawn = source.draw(loaded, seed, STEPS, lambda: None)
+        assert float((drawn - images).norm() / images.norm()) <= TOLERANCE["float32"]
+        cached.reset()
+    assert 0 < entry["nfc"] < STEPS
+    assert summary["settings"]["groups"] == ["3", "7"]
+    assert summary["settings"]["samples"] == 4
+    assert len(entry["engine"]["times_ms"]) == 2
+    assert {"torch", "rfc_fx"} <= summary["versions"].keys()
+
+
+def test_more_classes_than_fit_run_in_batches_the_last_one_filled_up(engine: Path, tmp_path: Path) -> None:
+    printed = " ".join(ran("run", engine, "--classes", "1,2,3", "--seeds", "1", "--steps", STEPS, "--out", tmp_path).split())
+    assert "filled up with 1 samples" in printed
+    assert "2 batches of classes" in printed
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    (contexts,) = summary["methods"]["engine"]["engine"]["contexts"]
+    assert list(contexts) == ["classes 1, 2", "classes 3"]
+    source = running.engine_source("engine", rfc_export.load(engine), [1, 2, 3], [0], None)
+    images = source.draw(source.model, 0, STEPS, lambda: None)
+    assert images.shape == (3, 1, 8, 8)
+    alone = running.engine_source("engine", source.model, [3], [0], None).draw(source.model, 0, STEPS, lambda: None)
+    assert torch.equal(images[2:], alone)
+
+
+def test_another_threshold_is_another_schedule(engine: Path, tmp_path: Path) -> None:
+    printed = ran("run", engine, "--classes", "3", "--seeds", "1", "--steps", STEPS, "--tau", "0", "--out", tmp_path)
+    assert f"{STEPS} of {STEPS} steps full" in printed
+    assert "were full with" in " ".join(printed.split())
+
+
+def test_what_cannot_be_drawn_is_refused_on_one_line(engine: Path, onnx_digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    text = one_line_error("run", onnx_digits, "--out", out)
+    assert f"pipe.transformer = rfc_export.load('{onnx_digits}')" in text
+    assert "--classes must lie in 0-9, got 10" in one_line_error("run", engine, "--classes", "10", "--out", out)
+    assert "--classes must be a list" in one_line_error("run", engine, "--classes", "three", "--out", out)
+    assert "--steps must be at most 1000" in one_line_error("run", engine, "--steps", "1001", "--out", out)
+    assert "--seeds must be at least 1" in one_line_error("run", engine, "--seeds", "0", "--out", out)
+    assert "tau must be a number" in one_line_error("run", engine, "--tau", "-1", "--out", out)
+    assert "no such artefact" in one_line_error("run", tmp_path / "nowhere", "--out", out)
+    (tmp_path / "file").touch()
+    assert "cannot be written" in one_line_error("run", engine, "--out", tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "text"),
+    [
+        ({"kind": "cats"}, "sampler.kind: "),
+        ({"cfg": "strong"}, "sampler.cfg: "),
+        ({"null_class": 0}, "sampler.null_class: "),
+        ({"surprise": 1}, "sampler.surprise: "),
+        ({"scheduler": {"beta_schedule": "steep"}}, "sampler.scheduler: no DDIM scheduler"),
+    ],
+)
+def test_a_sampler_that_is_none_is_refused(engine: Path, tmp_path: Path, sampler: dict[str, Any], text: str) -> None:
+    folder = shutil.copytree(engine, tmp_path / "engine")
+    data = json.loads((folder / MANIFEST).read_text())
+    data["sampler"] |= sampler
+    (folder / MANIFEST).write_text(json.dumps(data))
+    assert text in one_line_error("run", folder, "--out", tmp_path / "out")
+
+
+# ---- verify ----------------------------------------------------------------------------------------------------------
+
+
+def test_verify_looks_at_everything_and_compares_a_whole_generation(engine: Path, model: Path) -> None:
+    printed = ran("verify", engine, "--model", model)
+    assert [line.split()[0] for line in printed.splitlines()] == [
+        *("manifest", "model", "files", "target", "versions", "programs", "parity")
+    ]
+    assert "50 steps of the digits sampler: the same 50 decisions" in printed
+    assert "parity" not in ran("verify", engine)
+
+
+def test_verify_names_the_step_at_which_another_model_differs(engine: Path, tmp_path: Path) -> None:
+    result = run("verify", engine, "--model", tiny(tmp_path / "other", seed=1))
+    assert result.exit_code == 1
+    assert "parity    step 0 (FULL): the output is off by" in result.stderr
+
+
+def test_verify_refuses_what_is_damaged_on_one_line(engine: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(engine, tmp_path / "engine")
+    (folder / "full.onnx").write_bytes(b"")
+    assert f"{folder / 'full.onnx'}: 0 bytes" in one_line_error("verify", folder)
+    (folder / MANIFEST).write_text("{")
+    assert "no JSON" in one_line_error("verify", folder)
+
+
+# ---- bench -----------------------------------------------------------------------------------------------------------
+
+
+def test_bench_times_engine_model_and_twin_in_turns(engine: Path, model: Path, tmp_path: Path) -> None:
+    printed = ran("bench", engine, "--model", model, "--rounds", 2, "--steps", STEPS, "--no-compile", "--out", tmp_path)
+    record = json.loads((tmp_path / "bench.json").read_text())
+    variants = record["variants"]
+    assert list(variants) == ["onnx, host", "transformed", "eager twin"]
+    assert len({one["nfc"] for one in variants.values()}) == 1
+    for name, one in variants.items():
+        assert name in printed
+        assert len(one["generations_ms"]) == 2
+        assert one["full_ms"] > 0 < one["estimate_ms"]
+        assert one["host_reads"] > 0
+    found = variants["onnx, host"]
+    assert found["same_decisions"] is True
+    assert found["largest_error"] <= TOLERANCE["float32"]
+    assert found["artefact_bytes"] == sum(path.stat().st_size for path in engine.iterdir())
+    assert found["state_bytes"] == 2 * variants["transformed"]["state_bytes"]  # written beside the old
+    assert record["settings"]["rounds"] == 2
+
+
+def test_bench_of_an_unknown_model_times_the_engine_alone(engine: Path) -> None:
+    printed = ran("bench", engine, "--rounds", 1, "--steps", STEPS)
+    assert "pass --model to compare" in " ".join(printed.split())
+    assert "eager twin" not in printed
+
+
+def test_the_shipped_model_is_recognised_by_its_weights(engine: Path, onnx_digits: Path) -> None:
+    assert running.is_shipped(onnx_digits, read_manifest(onnx_digits))
+    assert not running.is_shipped(engine, read_manifest(engine))
+
+
+def test_bench_refuses_engines_that_do_other_work(engine: Path, onnx_digits: Path) -> None:
+    assert "differ in method" in one_line_error("bench", engine, onnx_digits)
+    assert "--rounds must be at least 1" in one_line_error("bench", engine, "--rounds", 0)
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--backend", "magic"], "--backend must be one of aoti, onnx, tensorrt, got magic"),
+        (["--dispatch", "each"], "--dispatch must be one of host, cond, got each"),
+        (["--dispatch", "cond", "--hoist"], "--hoist needs --dispatch host"),
+        (["--granularity", "atom"], "--granularity must be one of module, block, stack, got atom"),
+        (["--batch", "0"], "--batch must be at least 1, got 0"),
+        (["--method", "magic"], "--method must be one of"),
+        (["--tau", "-1"], "tau must be a number >= 0"),
+        (["--state-dtype", "int4"], "--state-dtype must be one of"),
+        (["--dtype", "int8"], "--dtype must be one of"),
+        (["--device", "abacus"], "--device abacus: not available here"),
+    ],
+)
+def test_a_bad_option_of_export_is_one_line(model: Path, tmp_path: Path, arguments: list[str], text: str) -> None:
+    assert text in one_line_error("export", model, "--backend", "onnx", "--out", tmp_path / "engine", *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_refuses_a_place_before_it_works(engine: Path, tmp_path: Path) -> None:
+    text = one_line_error("export", "no/such-model", "--backend", "onnx", "--out", engine)
+    assert "exists; pass another path, or overwrite=True (--overwrite)" in text
+    (tmp_path / "mine").touch()
+    assert "not an artefact" in one_line_error("export", "no/such-model", "--backend", "onnx", "--out", tmp_path, "--overwrite")
+    assert "no such folder" in one_line_error("export", tmp_path / "nowhere", "--backend", "onnx", "--out", tmp_path / "engine")
+
+
+def test_the_commands_for_engines_stand_beside_the_others() -> None:
+    words = set(ran("--help").split())
+    assert {"generate", "inspect", "doctor", "export", "run", "verify", "bench"} <= words
