@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rfc_export
 import torch
 from torch import Tensor, nn
 
 import rfc
+import rfc_export
 from rfc_fx.zoo import DIGITS, NULL_CLASS, digits_noise, load_digits, sample_digits
 
 METHOD = rfc.RFC(tau=0.15)
