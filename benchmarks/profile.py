@@ -9,6 +9,7 @@ large copy in the same process. On CUDA the kernels' times are the device's.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import time
 from collections import defaultdict
@@ -30,6 +31,9 @@ from rfc_fx.record import versions
 
 SMALL = 0.02
 """Kernels below this share of a step are added up."""
+
+LONG = 40
+"""Characters of a kernel's name in the table; the record has all."""
 
 
 def prepared(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int) -> rfc_fx.CachedModel:
@@ -104,6 +108,12 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def _short(kernel: str) -> str:
+    """A kernel's name without its graph's number, and not much of what Inductor fused."""
+    name = re.sub(r"^graph_\d+_", "", kernel)
+    return name if len(name) <= LONG else f"{name[:LONG]}..."
+
+
 def markdown(record: dict[str, Any]) -> str:
     """The parts of a step, largest first."""
     settings = record["settings"]
@@ -118,11 +128,16 @@ def markdown(record: dict[str, Any]) -> str:
     ]
     for name, row in record["methods"].items():
         small = sum(ms for ms in row["kernels_ms"].values() if ms < SMALL * row["estimate_ms"])
-        parts = [f"`{kernel}` {ms:.2f}" for kernel, ms in row["kernels_ms"].items() if ms >= SMALL * row["estimate_ms"]]
+        parts = [f"`{_short(kernel)}` {ms:.2f}" for kernel, ms in row["kernels_ms"].items() if ms >= SMALL * row["estimate_ms"]]
         parts += [f"other kernels {small:.2f}", f"host {row['host_ms']:.2f}"]
         share, floor = row["estimate_ms"] / row["full_ms"], row["bytes"] / bandwidth * 1e3
         lines.append(f"| {name} | {row['estimate_ms']:.2f} | {share:.1%} | {row['bytes'] / 1e6:.1f} | {floor:.2f} | {'; '.join(parts)} |")
     return "\n".join(lines) + "\n"
+
+
+def in_readme(text: str, where: Path) -> str:
+    """README with the table of a record between its marks."""
+    return between_marks(text, "profile", markdown(json.loads(where.read_text())))
 
 
 def main(
@@ -140,7 +155,7 @@ def main(
     """Say where the time of an estimated step goes, kernel by kernel."""
     where = out / f"{model}-{samples}.json"
     if readme is not None:
-        readme.write_text(between_marks(readme.read_text(), "profile", markdown(json.loads(where.read_text()))))
+        readme.write_text(in_readme(readme.read_text(), where))
         return
     names, kind, place = checked(model, methods, dtype, device)
     workload = WORKLOADS[model]

@@ -31,6 +31,7 @@ def test_kernels_count_once() -> None:
 
 
 @pytest.mark.compile
+@pytest.mark.slow
 def test_parts_of_a_step_add_up_and_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(profile.WORKLOADS, "tiny", tiny())
     app = Typer()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import latency
+from benchmarks import latency, profile, state
 from benchmarks.coverage import all_specs, check
 from benchmarks.coverage_rows import in_readme, read
 
@@ -62,7 +62,10 @@ def test_the_tables_of_the_readme_are_those_of_the_last_runs() -> None:
     text = (root / "README.md").read_text()
     assert in_readme(text, rows) == text
     assert [row.name for row in rows] == list(all_specs())
-    assert latency.in_readme(text, root / "benchmarks" / "results" / "latency") == text
+    results = root / "benchmarks" / "results"
+    assert latency.in_readme(text, results / "latency") == text
+    assert profile.in_readme(text, results / "profile" / "dit-s-1.json") == text
+    assert state.in_readme(text, results / "state" / "digits.json") == text
 
 
 def test_the_package_names_no_class() -> None:
