@@ -65,7 +65,10 @@ def build(
     for phase, program in programs.items():
         report(f"compiling {phase}")
         files[phase] = _compiled(program)
-    package_pt2(str(folder / PROGRAMS), aoti_files=files)
+    try:
+        package_pt2(str(folder / PROGRAMS), aoti_files=files)
+    except RuntimeError as error:  # what torch's archive writer makes of a full disk
+        raise ExportError(f"export: {PROGRAMS} could not be written, nothing was left there: {error}") from error
     options = {PROCESSOR: " ".join(sorted(_processor()))}
     return {phase: Built(PROGRAMS, phase, options) for phase in programs}
 

@@ -305,6 +305,18 @@ def test_without_a_compiler_the_export_says_so_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_that_is_full_leaves_nothing(digits_inputs: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file: file write failed")
+
+    monkeypatch.setattr(aoti, "_compiled", lambda program: {})
+    monkeypatch.setattr(aoti, "compile_seconds", lambda device: 0.0)
+    monkeypatch.setattr("torch.export.pt2_archive._package.package_pt2", full)
+    with pytest.raises(ExportError, match=r"programs\.pt2 could not be written, nothing was left there"):
+        rfc_export.export(small_digits(), tmp_path / "e", backend="aoti", example_inputs=digits_inputs, method=METHOD)
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_are_stored_once(aoti_digits: Path, digits: nn.Module) -> None:
     stored = load_file(aoti_digits / WEIGHTS)
     own = dict(digits.named_parameters()) | dict(digits.named_buffers())
