@@ -43,15 +43,19 @@ class Form:
     timestep: int | None
 
     @classmethod
-    def of(cls, call: Call, arguments: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Form | None:
-        """The form of a call; None where arguments lie inside others, whose insides would have to be looked at each time."""
+    def of(
+        cls, call: Call, arguments: Mapping[str, Any], timestep: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Form | None:
+        """The form of a call; None where arguments lie inside others, whose insides would have to be looked at each time.
+
+        `timestep`: name of the argument that carries it.
+        """
         written = [*args, *kwargs.values()]
         if not all(isinstance(value, (Tensor, *PLAIN)) for value in written):
             return None
         names = list(arguments)
         order = (*(range(len(args))), *(len(args) + list(kwargs).index(name) for name in names[len(args) :]))
         place = dict(zip(names, order, strict=True))
-        when = next((name for name, value in arguments.items() if value is call.timestep), None) if call.timestep is not None else None
         return cls(
             call.key,
             len(args),
@@ -59,7 +63,7 @@ class Form:
             tuple(_kind(value) for value in written),
             order,
             tuple((name, place[name.rpartition(".")[0]]) for name in call.conditioning),
-            None if when is None else place[when],
+            place.get(timestep) if timestep is not None else None,
         )
 
     def match(self, compiled: Programs, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:

@@ -77,7 +77,7 @@ class CachedModel(StepModel):
         arguments = named_arguments(self._signature, args, kwargs)
         compiled, key, leaves = self._lookup(arguments)
         call = new_call(key, compiled, leaves, arguments, self._timestep)
-        if (new := Form.of(call, arguments, args, kwargs)) is not None:
+        if (new := Form.of(call, arguments, self._timestep, args, kwargs)) is not None:
             self._forms = [new, *self._forms][:MAX_SIGNATURES]
         return call
 

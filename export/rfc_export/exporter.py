@@ -26,11 +26,11 @@ from rfc_export.artifact import (
     ProgramSpec,
     SlotSpecs,
     file_spec,
-    sha256,
     write_manifest,
     writing,
 )
-from rfc_export.backends import Backend, Built, backend
+from rfc_export.backends import Backend, Built
+from rfc_export.backends import backend as backend_of
 from rfc_export.calls import RETURN_DICT, call_spec, fixed_name
 from rfc_export.errors import ExportError
 from rfc_export.methods import encode_method, name_of
@@ -71,14 +71,14 @@ def export(
     state is refused. Raises ExportError, BackendError (the back end is not installed) and all that `rfc_fx.transform` raises.
     """
     path = Path(path)
-    maker = _backend(backend)
+    maker = backend_of(backend)
     cached = _cached(model, example_inputs, method, dispatch, granularity, state_dtype)
     compiled = cached.compiled
     encoded = encode_method(cached.method)
     maker.check(compiled.device)
     arguments = _arguments(cached, example_inputs)
     call = call_spec(compiled, arguments, cached._signature, cached._timestep)
-    if RETURN_DICT in call.parameters and compiled.captured.outputs.type is tuple and RETURN_DICT not in (example_inputs or {}):
+    if RETURN_DICT in call.parameters and compiled.captured.outputs.type is tuple and RETURN_DICT not in arguments:
         raise ExportError("export: captured with return_dict=False; transform anew with example inputs, without return_dict")
     weights = Weights.of(compiled)
     report("making programs")
@@ -102,7 +102,7 @@ def export(
                 model_class=cached._name,
                 config=_plain_config(cached.model),
                 dtype=name_of(_dtype(cached.model)),
-                weights_sha256=sha256(folder / WEIGHTS),
+                weights_sha256=files[WEIGHTS].sha256,
             ),
             method=encoded,
             granularity=compiled.found.granularity,
@@ -133,12 +133,7 @@ def export(
         engine = load(folder, device=compiled.device)
         check_parity(engine, cached, arguments)
         engine.close()
-        del engine
     return path
-
-
-def _backend(name: str) -> Backend:
-    return backend(name)
 
 
 def _cached(

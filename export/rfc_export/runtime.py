@@ -252,7 +252,7 @@ class Engine(StepModel):
         call = new_call(KEY, self._loaded, leaves, arguments, self._timestep)
         given = self._loaded.expected.given(args, kwargs)
         plain = given.keys() == arguments.keys() and not self._loaded.expected.fixed
-        if plain and RETURN_DICT not in given and (new := Form.of(call, arguments, args, kwargs)) is not None:
+        if plain and RETURN_DICT not in given and (new := Form.of(call, arguments, self._timestep, args, kwargs)) is not None:
             self._forms = [new]
         return call
 

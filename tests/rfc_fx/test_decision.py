@@ -216,6 +216,20 @@ def test_what_lies_inside_other_arguments_is_looked_at_in_every_call(monkeypatch
     assert len(seen) == 3
 
 
+@torch.no_grad()
+def test_a_tensor_given_twice_does_not_hide_which_one_is_the_timestep() -> None:
+    class Shifted(Scaled):
+        def forward(self, hidden_states: Tensor, shift: Tensor, timestep: Tensor, labels: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+            return (self.inner(hidden_states, timestep, labels, return_dict=False)[0] + shift.sum(),)
+
+    model = Shifted()
+    cached = rfc_fx.transform(model, method=rfc.FullCompute())
+    h, t, c = (KWARGS[name] for name in ("hidden_states", "timestep", "class_labels"))
+    cached(h, t, t, c)
+    call = cached._recognise((h, t + 1, t, c), {})
+    assert call.timestep is t
+
+
 def test_a_recognised_call_is_checked_for_gradients() -> None:
     cached = rfc_fx.transform(MODEL, KWARGS, method=rfc.FullCompute())
     cached(**KWARGS)
