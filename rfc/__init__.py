@@ -3,9 +3,25 @@
 Estimators forecast a site's output, schedules decide which steps are full, methods pair them, `rfc.eager` runs them by hooks.
 """
 
+from rfc.change import AnchorChange, ProbeChange, StepChange
 from rfc.estimate import RFE, Estimator, Projective, Reuse, Taylor, combine
+from rfc.forecast import Aligned, Hermite, Newton
 from rfc.generation import Generation
-from rfc.method import FORA, RFC, CachingMethod, FullCompute, Method, TaylorSeer
+from rfc.method import (
+    FORA,
+    RFC,
+    CachingMethod,
+    DeltaDiT,
+    DiCache,
+    FirstBlockCache,
+    FullCompute,
+    HiCache,
+    MagCache,
+    Method,
+    TaylorSeer,
+    TaylorSeerLite,
+    TeaCache,
+)
 from rfc.schedule import RCS, Every, Listed, Schedule
 from rfc.state import Clock
 from rfc.storage import Stored
@@ -15,19 +31,32 @@ __all__ = [
     "RCS",
     "RFC",
     "RFE",
+    "Aligned",
+    "AnchorChange",
     "CachingMethod",
     "Clock",
+    "DeltaDiT",
+    "DiCache",
     "Estimator",
     "Every",
+    "FirstBlockCache",
     "FullCompute",
     "Generation",
+    "Hermite",
+    "HiCache",
     "Listed",
+    "MagCache",
     "Method",
+    "Newton",
+    "ProbeChange",
     "Projective",
     "Reuse",
     "Schedule",
+    "StepChange",
     "Stored",
     "Taylor",
     "TaylorSeer",
+    "TaylorSeerLite",
+    "TeaCache",
     "combine",
 ]

@@ -1,7 +1,8 @@
 """The twin: the same methods by wrapping modules in Python, written to be read.
 
 It is the reference that the compiler is tested against and the eager side of the benchmarks. While a cached model runs,
-the `forward` of every attention and MLP stands replaced by a `_Site`; between calls the model is untouched.
+the `forward` of every attention and MLP stands replaced by a `Site`, that of blocks by a part of a `Span` (`rfc.spans`); between calls the
+model is untouched.
 """
 
 from __future__ import annotations
@@ -9,76 +10,30 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rfc.generation import Direction, Generation, Phase, clock_tensors, timestep_argument, timestep_value
-from rfc.method import CachingMethod
-from rfc.state import Clock, SlotSpec, State
+from rfc.generation import Direction, Generation, timestep_argument, timestep_value
+from rfc.grain import parse_granularity
+from rfc.method import CachingMethod, placement
+from rfc.run import Now, Run, spec_of
+from rfc.spans import block_modules, spans, verifier
 from rfc.streams import Streams, conditioning, stream_name
 
 
-def cached(model: nn.Module, method: CachingMethod) -> CachedEager:
+def cached(model: nn.Module, method: CachingMethod, granularity: str | None = None) -> CachedEager:
     """Return `model` behind feature caching in eager mode: same call, same outputs.
 
-    Raises TypeError when `method` is none, ValueError when the model has no attention or MLP module that could be cached.
+    `granularity`: what one estimate stands for; default the method's own, else "module". Raises TypeError when `method` is none, ValueError
+    when the model has no module that could be cached, or for an unknown granularity.
     """
     if not isinstance(method, CachingMethod):
         raise TypeError(f"cached: method must be an rfc method such as rfc.RFC(tau=0.1), got {method!r}")
-    return CachedEager(model, method)
-
-
-@dataclass
-class _Run:
-    """What all sites of one step share."""
-
-    method: CachingMethod
-    numbers: dict[str, Tensor]
-    generation: Generation = field(default_factory=Generation)
-    timestep: float | None = None
-    phase: Phase | None = None
-    clock: Clock | None = None
-    watched: State | None = None
-    """The first site's input and its differences, which the schedule forecasts."""
-
-    states: dict[tuple[str, int], State] = field(default_factory=dict)
-    """One state per site and stream of tokens: joint attention has two outputs, each with its own input."""
-    shapes: tuple[Any, ...] = ()
-    """Shapes and dtypes of the last call: another batch or resolution is another generation."""
-
-    def begin(self, timestep: float | None, shapes: tuple[Any, ...], direction: Direction) -> None:
-        if shapes != self.shapes:
-            self.generation, self.watched, self.shapes = Generation(), None, shapes
-        elif direction.ends(self.generation, timestep):
-            self.generation = self.generation.successor(self.method.schedule)
-            self.watched = self.watched if self.generation.one_clock else None
-        self.timestep, self.phase, self.clock = timestep, None, None
-
-    def decide(self, I: Tensor) -> Phase:
-        """Decide at the first site of a step, before anything heavy has run."""
-        if self.phase is None:
-            self.clock = clock_tensors(self.generation.clock(), I.device)
-            schedule = self.method.schedule
-            forecaster = schedule.forecaster
-            eps = None
-            if forecaster is not None and self.generation.anchors and self.watched is not None:
-                eps = float(schedule.error(I, self.watched, self.clock))
-            self.phase = self.generation.decide(schedule, self.numbers, eps, self.timestep)
-            if forecaster is not None and self.phase == "FULL":
-                old = self.watched or _zeros(forecaster.slots(_spec(I), _spec(I)), I.device)
-                self.watched = forecaster.refresh(old, I, I, self.clock)
-        return self.phase
-
-
-@dataclass
-class _Now:
-    """The run that the current call belongs to."""
-
-    run: _Run
+    return CachedEager(model, method, granularity or placement(method).granularity or "module")
 
 
 @dataclass
@@ -86,24 +41,25 @@ class _Site:
     """A module, or a parallel pair of modules, whose output is computed or estimated."""
 
     name: str
-    now: _Now
+    now: Now
     compute: Callable[..., Any]
 
     @property
-    def run(self) -> _Run:
+    def run(self) -> Run:
         return self.now.run
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.run.is_verifying:
+            return self.compute(*args, **kwargs)
         inputs = self.inputs(args, kwargs)
-        phase = self.run.decide(inputs[0])
+        phase = self.run.decide(I=inputs[0])
         if phase == "FULL":
             output = self.compute(*args, **kwargs)
             outputs = output if isinstance(output, tuple) else (output,)
             for stream, (I, O) in enumerate(zip(inputs, outputs, strict=False)):
                 self.refresh(stream, I, O)
             return output
-        streams = sorted(stream for name, stream in self.run.states if name == self.name)
-        estimates = tuple(self.estimate(stream, inputs[stream]) for stream in streams)
+        estimates = tuple(self.estimate(stream, inputs[stream]) for stream in self.run.streams(self.name))
         return estimates if len(estimates) > 1 else estimates[0]
 
     @staticmethod
@@ -112,17 +68,10 @@ class _Site:
         return [value for value in (*args, *named) if isinstance(value, Tensor)]
 
     def refresh(self, stream: int, I: Tensor, O: Tensor) -> None:
-        estimator, clock = self.run.method.estimator, self.run.clock
-        assert clock is not None
-        slots = estimator.slots(_spec(I), _spec(O))
-        old = self.run.states.get((self.name, stream))
-        if old is None or {name: _spec(value) for name, value in old.items()} != slots:
-            old = _zeros(slots, O.device)
-        self.run.states[self.name, stream] = estimator.refresh(old, I, O, clock)
+        self.run.refresh(self.name, stream, I, O)
 
     def estimate(self, stream: int, I: Tensor) -> Tensor:
-        assert self.run.clock is not None
-        return self.run.method.estimator.estimate(self.run.states[self.name, stream], I, self.run.clock)
+        return self.run.estimate(self.name, stream, I)
 
 
 @dataclass
@@ -137,15 +86,17 @@ class _ParallelSite(_Site):
 
     def enter_attention(self, *args: Any, **kwargs: Any) -> Any:
         self.I = self.inputs(args, kwargs)[0]
-        if self.run.decide(self.I) == "FULL":
+        if self.run.is_verifying or self.run.decide(I=self.I) == "FULL":
             return self.compute(*args, **kwargs)
         return torch.empty_like(self.I)
 
     def enter_mlp(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return forward(x) if self.run.decide(x) == "FULL" else x.new_empty(*x.shape[:-1], self.width)
+        return forward(x) if self.run.is_verifying or self.run.decide(I=x) == "FULL" else x.new_empty(*x.shape[:-1], self.width)
 
     def leave(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         assert self.I is not None
+        if self.run.is_verifying:
+            return forward(x)
         if self.run.phase == "FULL":
             O = forward(x)
             self.refresh(0, self.I, O)
@@ -156,16 +107,23 @@ class _ParallelSite(_Site):
 class CachedEager(nn.Module):
     """A model under feature caching, in eager mode; `stats` is the current generation's record."""
 
-    def __init__(self, model: nn.Module, method: CachingMethod) -> None:
+    def __init__(self, model: nn.Module, method: CachingMethod, granularity: str) -> None:
         super().__init__()
         self.model = model
         self.method = method
+        self.granularity = granularity
         self._name: str | None = None
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Run] = {}
         self._streams = Streams()
         self._direction = Direction()
-        self._now = _Now(_Run(method, method.schedule.numbers()))
-        self._replaced = list(_sites(model, self._now))
+        self._now = Now(Run(method, method.schedule.numbers()))
+        grain = parse_granularity(granularity)
+        if grain.kind == "module":
+            self._replaced = list(_sites(model, self._now))
+        else:
+            self._replaced = list(spans(model, self._now, grain, placement(method).probe))
+        if "VERIFY" in method.schedule.phases:
+            self._replaced += verifier(block_modules(model)[-1], self._now)
         self._timestep = timestep_argument(model.forward)
         self._signature = inspect.signature(model.forward)
         if not self._replaced:
@@ -204,8 +162,8 @@ class CachedEager(nn.Module):
         bound = self._signature.bind(*args, **kwargs).arguments
         timestep = timestep_value(bound.get(self._timestep)) if self._timestep else None
         name = self._name or stream_name(self._streams.find(self._conditioning(bound), lambda place: self._is_over(place, timestep)))
-        self._now.run = self._runs.setdefault(name, _Run(self.method, self.method.schedule.numbers()))
-        shapes = tuple(_spec(value) for value in bound.values() if isinstance(value, Tensor))
+        self._now.run = self._runs.setdefault(name, Run(self.method, self.method.schedule.numbers()))
+        shapes = tuple(spec_of(value) for value in bound.values() if isinstance(value, Tensor))
         self._now.run.begin(timestep, shapes, self._direction)
         try:
             with self._in_place():
@@ -245,7 +203,7 @@ class CachedEager(nn.Module):
                     module.__dict__["forward"] = forward
 
 
-def _sites(model: nn.Module, now: _Now) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+def _sites(model: nn.Module, now: Now) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     """Attention modules (they project to queries), feed-forward modules, and parallel blocks of both.
 
     In repeated blocks, where the model has them: what stands before the blocks may never see the latent.
@@ -270,11 +228,3 @@ def _sites(model: nn.Module, now: _Now) -> Iterator[tuple[nn.Module, Callable[..
         elif hasattr(module, "to_q") or type(module).__name__ == "FeedForward":
             inside |= {id(part) for part in module.modules()}
             yield module, _Site(name, now, module.forward)
-
-
-def _spec(tensor: Tensor) -> SlotSpec:
-    return SlotSpec(tuple(tensor.shape), tensor.dtype)
-
-
-def _zeros(slots: dict[str, SlotSpec], device: torch.device) -> dict[str, Tensor]:
-    return {name: torch.zeros(spec.shape, dtype=spec.dtype, device=device) for name, spec in slots.items()}

@@ -10,16 +10,22 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rfc.estimate import Taylor
-from rfc.state import Clock, State
+from rfc.state import Clock, SlotSpec, State
 
 Numbers = Mapping[str, Tensor]
+Watched = Mapping[str, Tensor]
+Signal = Literal["I", "base"]
+"""What a schedule can watch at the first site: its input I, or the stream that its residual is added to."""
+
+Phase = Literal["FULL", "ESTIMATE", "VERIFY"]
+"""What a step does: compute, estimate, or estimate and compute a part of it to see how good the estimate is."""
 
 
 class Schedule(ABC):
@@ -31,18 +37,46 @@ class Schedule(ABC):
         """Number of leading steps that are always full (at least 1)."""
 
     @property
-    def forecaster(self) -> Taylor | None:
-        """The forecaster of the first site's input that the rule watches, or None when the rule needs no data."""
-        return None
+    def watches(self) -> tuple[Signal, ...]:
+        """What of the first site the rule looks at before every decision; nothing when it needs no data."""
+        return ()
+
+    @property
+    def remembers(self) -> Literal["full steps", "all steps"]:
+        """After which steps `refresh` takes in what is watched."""
+        return "full steps"
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether the errors since the last full step add up; otherwise the latest alone counts."""
+        return True
 
     @property
     def is_lagged(self) -> bool:
         """Whether a step's own error counts from the step after it on, so that no step waits for its own data."""
         return False
 
-    def error(self, I: Tensor, state: State, clock: Clock) -> Tensor:
-        """Return this step's contribution to the accumulated error, a 0-d float32 tensor."""
-        return torch.zeros((), device=I.device)
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases that the rule chooses from; FULL is the first."""
+        return ("FULL", "ESTIMATE")
+
+    @property
+    def in_graph(self) -> tuple[Any, ...]:
+        """What of the rule the programs are made from; all else may change between steps."""
+        return (type(self), self.watches, self.remembers, self.accumulates, self.is_lagged, self.phases)
+
+    def slots(self, watched: Mapping[str, SlotSpec]) -> dict[str, SlotSpec]:
+        """Return what the rule keeps of the watched tensors."""
+        return {}
+
+    def refresh(self, old: State, watched: Watched, clock: Clock) -> dict[str, Tensor]:
+        """Return what is kept after a step (`remembers`)."""
+        return {}
+
+    def error(self, watched: Watched, state: State, clock: Clock) -> Tensor:
+        """Return this step's error, a 0-d float32 tensor."""
+        raise NotImplementedError(f"{type(self).__name__} watches nothing")
 
     @abstractmethod
     def numbers(self) -> dict[str, Tensor]:
@@ -51,14 +85,19 @@ class Schedule(ABC):
     @staticmethod
     @abstractmethod
     def full(numbers: Numbers, step: Tensor, k: Tensor, total: Tensor) -> Bool[Tensor, ""]:
-        """Return whether step number `step`, k steps after the last full one, is full; `total` is the accumulated error."""
+        """Return whether step number `step`, k steps after the last full one, is full; `total` is the error that counts."""
+
+    @classmethod
+    def phase(cls, numbers: Numbers, step: Tensor, k: Tensor, total: Tensor) -> Int[Tensor, ""]:
+        """Return the place of the step's phase in `phases`."""
+        return torch.where(cls.full(numbers, step, k, total), 0, 1)
 
     @abstractmethod
     def can_skip(self, steps: int) -> bool:
         """Whether a generation of `steps` steps could contain a skipped one."""
 
 
-def _checked_count(where: str, name: str, value: int | None, low: int) -> None:
+def checked_count(where: str, name: str, value: int | None, low: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ValueError(f"{where}: {name} must be an integer of at least {low}, got {value!r}")
 
@@ -75,8 +114,8 @@ class Every(Schedule):
     warmup: int = 2
 
     def __post_init__(self) -> None:
-        _checked_count("Every", "interval", self.interval, 1)
-        _checked_count("Every", "warmup", self.warmup, 1)
+        checked_count("Every", "interval", self.interval, 1)
+        checked_count("Every", "warmup", self.warmup, 1)
 
     def numbers(self) -> dict[str, Tensor]:
         return {"interval": torch.tensor(float(self.interval)), "warmup": torch.tensor(float(self.warmup))}
@@ -103,7 +142,7 @@ class Listed(Schedule):
             raise ValueError(f"Listed: steps must be a list of integers, got {self.steps!r}")
         given = tuple(self.steps)
         for step in given:
-            _checked_count("Listed", "steps: each step", step, 0)
+            checked_count("Listed", "steps: each step", step, 0)
         chosen = tuple(sorted(set(given)))
         if not chosen or chosen[0] != 0:
             raise ValueError(f"Listed: steps must contain 0, got {list(given)}; the first step has nothing to reuse")
@@ -150,23 +189,39 @@ class RCS(Schedule):
     def __post_init__(self) -> None:
         if isinstance(self.tau, bool) or not isinstance(self.tau, int | float) or math.isnan(self.tau) or self.tau < 0:
             raise ValueError(f"RCS: tau must be a number >= 0 (inf: never full after warm-up), got {self.tau!r}")
-        _checked_count("RCS", "warmup", self.warmup, 1)
+        checked_count("RCS", "warmup", self.warmup, 1)
         if self.max_skip is not None:
-            _checked_count("RCS", "max_skip", self.max_skip, 0)
-        _checked_count("RCS", "order", self.order, 1)
+            checked_count("RCS", "max_skip", self.max_skip, 0)
+        checked_count("RCS", "order", self.order, 1)
         if self.over not in ("mean", "max"):
             raise ValueError(f"RCS: over must be mean or max, got {self.over!r}")
 
     @property
     def forecaster(self) -> Taylor:
+        """The forecaster of the watched input."""
         return Taylor(order=self.order)
+
+    @property
+    def watches(self) -> tuple[Signal, ...]:
+        return ("I",)
 
     @property
     def is_lagged(self) -> bool:
         return self.lagged
 
-    def error(self, I: Float[Tensor, "N *S D"], state: State, clock: Clock) -> Float[Tensor, ""]:
+    @property
+    def in_graph(self) -> tuple[Any, ...]:
+        return (*super().in_graph, self.order, self.over)
+
+    def slots(self, watched: Mapping[str, SlotSpec]) -> dict[str, SlotSpec]:
+        return self.forecaster.slots(watched["I"], watched["I"])
+
+    def refresh(self, old: State, watched: Watched, clock: Clock) -> dict[str, Tensor]:
+        return self.forecaster.refresh(old, watched["I"], watched["I"], clock)
+
+    def error(self, watched: Watched, state: State, clock: Clock) -> Float[Tensor, ""]:
         """eps: relative L1 error of the forecast of I, per sample in float32, then reduced over the batch."""
+        I = watched["I"]
         past = {name: tensor.float() for name, tensor in state.items()}  # the forecast is not rounded to the model's dtype
         forecast = self.forecaster.estimate(past, I, clock)
         axes = list(range(1, I.dim()))

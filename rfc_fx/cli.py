@@ -32,7 +32,7 @@ from rfc_fx.inspection import inspect_model, load_with_inputs
 from rfc_fx.load import DigitsSource, load_source, one_line
 from rfc_fx.program import Decision, Dispatch
 from rfc_fx.record import installed_version, summary
-from rfc_fx.sites import Granularity
+from rfc.grain import Granularity
 
 DIGITS_TAU = 0.15
 """RFC's threshold that gives about 14 full computations in 50 steps on the digits model."""

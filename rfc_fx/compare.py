@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import rfc_fx
 from rfc.eager import CachedEager, cached
 from rfc.generation import Generation
-from rfc.method import RFC, CachingMethod, Method
+from rfc.method import RFC, CachingMethod, Method, placement
 from rfc.schedule import RCS
 from rfc_fx.budget import Choice
 from rfc_fx.load import Source, Tick
@@ -139,7 +139,7 @@ def variants(source: Source, methods: Mapping[str, CachingMethod], settings: Set
         transformed = rfc_fx.transform(
             plain,
             method=method,
-            granularity=settings.granularity,
+            granularity=placement(method).granularity or settings.granularity,
             state_dtype=settings.state_dtype,
             state_budget=settings.state_budget,
             dispatch=settings.dispatch,

@@ -11,10 +11,12 @@ from torch import Tensor, fx
 
 import rfc
 from rfc.method import CachingMethod
+from rfc.schedule import Signal
 from rfc.state import Clock, SlotSpec
-from rfc_fx.ops import shape, value
+from rfc_fx.errors import NoSiteError
+from rfc_fx.ops import aten, shape, value
 from rfc_fx.outline import Outlined, graph_module
-from rfc_fx.sites import Site
+from rfc_fx.residuals import Site
 
 SCHEDULE = "schedule"
 """Owner of the slots that a data-driven schedule keeps, beside the sites."""
@@ -51,21 +53,35 @@ def guard(outlined: Outlined, watched: Site, method: CachingMethod) -> Guarded:
     phase = graph.placeholder("phase")
     env: dict[fx.Node, fx.Node] = {}
     at = {site.output: site for site in outlined.sites}
-    raw: dict[fx.Node, fx.Node] = {}
+    inputs: dict[tuple[fx.Node, fx.Node | None], fx.Node] = {}
+    sites: list[Site] = []
     for node in outlined.graph.nodes:
         copy = graph.node_copy(node, lambda n: env[n])
-        env[node] = raw[node] = copy
+        env[node] = copy
         if node in at:
             site = at[node]
             base = None if site.base is None else env[site.base]
-            env[node] = graph.call_function(select, (phase, copy), {"I": env[site.I], "base": base, "site": site.name})
+            if (site.I, site.origin) not in inputs:
+                inputs[site.I, site.origin] = _input(graph, env[site.I], None if site.origin is None else env[site.origin])
+            I = inputs[site.I, site.origin]
+            env[node] = graph.call_function(select, (phase, copy), {"I": I, "base": base, "site": site.name})
             env[node].meta = {"val": node.meta["val"]}
-    sites = [Site(s.name, env[s.I], raw[s.output], None if s.base is None else env[s.base]) for s in outlined.sites]
+            sites.append(Site(site.name, I, copy, base))
+    sites.sort(key=lambda site: [s.name for s in outlined.sites].index(site.name))
     first = next(site for site in sites if site.name == watched.name)
     slots = state_slots(sites, first, method)
     captured = outlined.captured
     module = graph_module(captured.model, graph, captured.constants, outlined.regions, "Guarded")
     return Guarded(outlined, module, sites, first, method, slots)
+
+
+def _input(graph: fx.Graph, I: fx.Node, origin: fx.Node | None) -> fx.Node:
+    """I, or what the blocks from `origin` to I added to the stream."""
+    if origin is None:
+        return I
+    moved = graph.call_function(aten.sub.Tensor, (I, origin))
+    moved.meta = {**I.meta, "val": value(I).contiguous()}
+    return moved
 
 
 def state_slots(sites: Iterable[Site], watched: Site, method: CachingMethod) -> dict[str, SlotSpec]:
@@ -74,11 +90,23 @@ def state_slots(sites: Iterable[Site], watched: Site, method: CachingMethod) -> 
     for site in sites:
         for name, spec in method.estimator.slots(spec_of(site.I), spec_of(site.output)).items():
             slots[f"{site.name}.{name}"] = spec
-    forecaster = method.schedule.forecaster
-    if forecaster is not None:
-        for name, spec in forecaster.slots(spec_of(watched.I), spec_of(watched.I)).items():
-            slots[f"{SCHEDULE}.{name}"] = spec
+    seen = {name: spec_of(node) for name, node in signals(watched, method).items()}
+    slots |= {f"{SCHEDULE}.{name}": spec for name, spec in method.schedule.slots(seen).items()}
     return slots
+
+
+def signals(watched: Site, method: CachingMethod) -> dict[Signal, fx.Node]:
+    """What the schedule watches at that site; NoSiteError where the site has no stream of its own shape."""
+    found: dict[Signal, fx.Node] = {}
+    for name in method.schedule.watches:
+        node = watched.I if name == "I" else watched.base
+        if node is None:
+            raise NoSiteError(
+                f"{type(method.schedule).__name__} watches the stream before {watched.name}, which has another shape than what leaves it; "
+                "choose another granularity"
+            )
+        found[name] = node
+    return found
 
 
 def spec_of(node: fx.Node) -> SlotSpec:

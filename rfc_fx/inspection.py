@@ -14,9 +14,11 @@ from rich.text import Text
 from torch import nn
 
 import rfc_fx
-from rfc.method import CachingMethod
+from rfc.grain import Granularity
+from rfc.method import CachingMethod, placement
 from rfc_fx import show
 from rfc_fx.budget import Choice
+
 from rfc_fx.errors import NoSiteError, RFCError
 from rfc_fx.explain import explanation
 from rfc_fx.hoist import Level
@@ -33,7 +35,7 @@ from rfc_fx.load import (
 )
 from rfc_fx.model import CachedModel
 from rfc_fx.ops import shape
-from rfc_fx.sites import Granularity, block_of
+from rfc_fx.residuals import block_of
 
 
 def load_with_inputs(name: str, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
@@ -54,7 +56,7 @@ def inspect_model(
     model: nn.Module,
     inputs: dict[str, Any],
     method: CachingMethod,
-    granularity: Choice,
+    granularity: Choice | None,
     block: str | None,
     draw: Path | None = None,
     state_budget: int | None = None,
@@ -69,9 +71,9 @@ def inspect_model(
     graph = _block_graph(chosen, wanted)
     if draw is not None:
         explanation(chosen).draw(draw, None if wanted == "stack" else wanted)
-    made: dict[Granularity, CachedModel] = {granularity: chosen}
-    reasons: dict[Granularity, str] = {}
-    for other in get_args(Granularity):
+    made: dict[str, CachedModel] = {granularity: chosen}
+    reasons: dict[str, str] = {}
+    for other in get_args(Granularity) if placement(method).granularity is None else ():
         if other != granularity:
             try:
                 made[other] = rfc_fx.transform(model, inputs, method=method, granularity=other)
@@ -134,7 +136,7 @@ def _state(model: CachedModel) -> Table:
     return table
 
 
-def _granularities(made: dict[Granularity, CachedModel], reasons: dict[Granularity, str], method: CachingMethod) -> Table:
+def _granularities(made: dict[str, CachedModel], reasons: dict[str, str], method: CachingMethod) -> Table:
     table = Table(title=f"state per context and cost by granularity, {method}", title_justify="left")
     for column in ("granularity", "sites", "bytes", "state", "in bfloat16", "in int8", "FLOPs share"):
         table.add_column(column, justify="left" if column == "granularity" else "right", no_wrap=column == "granularity")

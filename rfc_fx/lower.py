@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from rfc.schedule import Numbers
 from rfc.state import Clock, SlotSpec
+from rfc_fx.errors import RFCError
 from rfc_fx.guard import SCHEDULE, Guarded
 from rfc_fx.hoist import Hoisted, hoist
 from rfc_fx.layout import Layout
@@ -110,8 +111,15 @@ RESTART = 6
 
 
 def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program], Program] = lambda program: program) -> Cond:
-    """Merge all guards of a step, which share one predicate, into one torch.cond; decide in the graph. `finish`: of each program."""
-    programs = _with_prefix(guarded, specialize(guarded, "FULL", writes="returned"), specialize(guarded, "ESTIMATE"), None)
+    """Merge all guards of a step, which share one predicate, into one torch.cond; decide in the graph. `finish`: of each program.
+
+    Raises RFCError for a schedule with more than the two phases of a torch.cond.
+    """
+    if guarded.method.schedule.phases != ("FULL", "ESTIMATE"):
+        phases = ", ".join(guarded.method.schedule.phases)
+        raise RFCError(f"{type(guarded.method.schedule).__name__} has the phases {phases}, a torch.cond has two; use dispatch='host'")
+    full, estimate = (specialize(guarded, phase, writes="returned") for phase in ("FULL", "ESTIMATE"))
+    programs = _with_prefix(guarded, full, estimate, None)
     verify_programs(guarded, programs)
     programs = {phase: finish(program) for phase, program in programs.items()}
     full, estimate = programs["FULL"], programs["ESTIMATE"]
@@ -145,7 +153,7 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
             for name, tensor in zip(first.results[1:], shared[1:], strict=True):
                 # contiguous: Inductor may lay an operand of torch.cond out otherwise than it told the branches
                 values["carry", name.removeprefix("carry:")] = tensor.contiguous()
-        before, total = total, total + eps
+        before, total = total, total + eps if schedule.accumulates else torch.where(known, eps, total)
         weighed = before if schedule.is_lagged else total
         is_full = decide(numbers, number, k, weighed)
 
@@ -155,8 +163,9 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
 
         def skip() -> tuple[Tensor, ...]:
             results = estimate.module(*arguments(estimate, values))
-            outcome = (r.contiguous().clone() if a else r.contiguous() for r, a in zip(results, aliases[estimate.phase], strict=True))
-            return (*outcome, *(state[slot].clone() for slot in slots))
+            outcome = [r.contiguous().clone() if a else r.contiguous() for r, a in zip(results, aliases[estimate.phase], strict=True)]
+            new = dict(zip(estimate.results[outputs:], outcome[outputs:], strict=True))
+            return (*outcome[:outputs], *(new[s] if (s := f"state:{slot}") in new else state[slot].clone() for slot in slots))
 
         if torch.compiler.is_compiling():
             results = torch.cond(is_full, compute, skip)
@@ -165,8 +174,8 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
         else:  # uncompiled, torch.cond would compile its branches: branch in Python
             program = full if bool(is_full) else estimate
             results = program.module(*arguments(program, values))
-            for slot, new in zip(slots, results[outputs:], strict=False):
-                state[slot].copy_(new)
+            for name, new in zip(program.results[outputs:], results[outputs:], strict=True):
+                state[name.removeprefix("state:")].copy_(new)
         ran = is_full.to(torch.float32)
         row = torch.stack([ran, torch.where(known, eps, torch.full_like(eps, float("nan"))), weighed]).reshape(1, 3)
         log.index_copy_(0, number.clamp(max=LOG_STEPS - 1).long().reshape(1), row)

@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 
 from rfc_fx.capture import MODEL, Captured, remove_dead
 from rfc_fx.ops import aten
-from rfc_fx.sites import Site, reads
+from rfc_fx.residuals import Site
+from rfc_fx.sites import reads
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,16 @@ def outline(captured: Captured, sites: Sequence[Site]) -> Outlined:
                 part.meta = {"val": site.output.meta["val"]}
                 env[site.output] = part
     remove_dead(new)
-    moved = [replace(site, I=env[site.I], output=env[site.output], base=None if site.base is None else env[site.base]) for site in sites]
+    moved = [
+        replace(
+            site,
+            I=env[site.I],
+            output=env[site.output],
+            base=None if site.base is None else env[site.base],
+            origin=None if site.origin is None else env[site.origin],
+        )
+        for site in sites
+    ]
     return Outlined(captured, new, moved, regions)
 
 

@@ -25,7 +25,8 @@ from rfc_fx.layout import Layout
 from rfc_fx.lower import Cond, Host, lower_cond, lower_host, unflatten
 from rfc_fx.ops import flops, value
 from rfc_fx.outline import outline
-from rfc_fx.sites import Found, watched
+from rfc_fx.residuals import Found
+from rfc_fx.sites import watched
 from rfc_fx.specialize import AHEAD, Argument, Program, prefix_nodes
 from rfc_fx.verify import verify_guarded
 

@@ -12,10 +12,10 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from rfc.generation import Phase
-from rfc.state import Clock, SlotSpec
+from rfc.schedule import Phase
+from rfc.state import Clock, SlotSpec, State
 from rfc_fx.capture import remove_dead
-from rfc_fx.guard import SCHEDULE, Guarded, select, spec_of
+from rfc_fx.guard import SCHEDULE, Guarded, select, signals, spec_of
 from rfc_fx.layout import Layout
 from rfc_fx.ops import aten, base_of, is_heavy, is_view, value
 from rfc_fx.outline import graph_module
@@ -217,10 +217,8 @@ class _Builder:
 
 def prefix_nodes(guarded: Guarded) -> set[fx.Node]:
     """What all phases share and a data-driven schedule needs: everything the watched input is made from."""
-    if guarded.method.schedule.forecaster is None:
-        return set()
     seen: set[fx.Node] = set()
-    pending = [guarded.watched.I]
+    pending = list(signals(guarded.watched, guarded.method).values())
     while pending:
         node = pending.pop()
         if node not in seen:
@@ -277,14 +275,14 @@ def specialize(
     """Return the program of one phase. `hoisted`: nodes that are computed before the step; `layout`: the pools that ESTIMATE reads.
 
     FULL computes every site and refreshes its state: in place as soon as a site's output is there, or returned after the
-    outputs, in the order of `guarded.slots`. ESTIMATE reads state and writes nothing.
+    outputs, in the order of `guarded.slots`. ESTIMATE reads the sites' state and writes nothing but what a schedule keeps of all steps.
     """
     shared = prefix_nodes(guarded)
     done = (shared | hoisted) - remade(guarded, shared, hoisted)
     build = _Builder(guarded, phase, done, layout if phase == "ESTIMATE" else None)
     by_name = {site.name: site for site in guarded.sites}
     new: dict[str, fx.Node] = {}
-    estimator, forecaster = guarded.method.estimator, guarded.method.schedule.forecaster
+    estimator, schedule = guarded.method.estimator, guarded.method.schedule
 
     def store(owner: str, values: dict[str, fx.Node]) -> None:
         for name, node in values.items():
@@ -293,18 +291,17 @@ def specialize(
                 build.graph.call_function(aten.copy_.default, (build.argument("state", slot), node))
             new[slot] = node
 
-    def refresh(owner: str, method: Any, I: fx.Node, O: fx.Node, specs: tuple[SlotSpec, SlotSpec]) -> None:
-        slots = method.slots(*specs)
+    def refresh(owner: str, slots: dict[str, SlotSpec], fresh: Callable[..., dict[str, Tensor]], given: list[tuple[fx.Node, SlotSpec]]) -> None:
         old = build.state(owner)
 
         def step(*tensors: Tensor) -> list[Tensor]:
-            *held, I, O, k, N, n = tensors
-            fresh = method.refresh(dict(zip(slots, held, strict=True)), I, O, Clock(k, N, n))
-            return [fresh[name] for name in slots]
+            held, inputs, clock = tensors[: len(slots)], tensors[len(slots) : -3], tensors[-3:]
+            new = fresh(dict(zip(slots, held, strict=True)), *inputs, Clock(*clock))
+            return [new[name] for name in slots]
 
-        key = ("refresh", repr(method), specs)
-        inputs = [*old.values(), I, O, *build.clock()]
-        results = build.inline(key, step, [*slots.values(), *specs, *_CLOCK_SPECS], inputs)
+        nodes, specs = [node for node, _ in given], [spec for _, spec in given]
+        key = ("refresh", owner == SCHEDULE, *specs, *slots.items())
+        results = build.inline(key, step, [*slots.values(), *specs, *_CLOCK_SPECS], [*old.values(), *nodes, *build.clock()])
         store(owner, dict(zip(slots, results, strict=True)))
 
     def estimate(owner: str, I: fx.Node, specs: tuple[SlotSpec, SlotSpec]) -> fx.Node:
@@ -318,9 +315,14 @@ def specialize(
         inputs = [*build.state(owner).values(), I, *build.clock()]
         return build.inline(key, step, [*slots.values(), specs[0], *_CLOCK_SPECS], inputs)[0]
 
-    if phase == "FULL" and forecaster is not None:
-        first = guarded.watched.I
-        refresh(SCHEDULE, forecaster, build.get(first), build.get(first), (spec_of(first), spec_of(first)))
+    watched = signals(guarded.watched, guarded.method)
+    if watched and (phase == "FULL" or schedule.remembers == "all steps"):
+        specs = {name: spec_of(node) for name, node in watched.items()}
+
+        def seen(old: State, *tensors: Any) -> dict[str, Tensor]:
+            return schedule.refresh(old, dict(zip(specs, tensors[:-1], strict=True)), tensors[-1])
+
+        refresh(SCHEDULE, schedule.slots(specs), seen, [(build.get(node), spec_of(node)) for node in watched.values()])
     for node in guarded.module.graph.nodes:
         if node.target is select:
             full, site = node.args[1], by_name[node.kwargs["site"]]
@@ -330,7 +332,7 @@ def specialize(
             if phase == "FULL":
                 output = build.get(full)
                 O = output if base is None else build.graph.call_function(aten.sub.Tensor, (output, base))
-                refresh(site.name, estimator, I, O, specs)
+                refresh(site.name, estimator.slots(*specs), estimator.refresh, [(I, specs[0]), (O, specs[1])])
                 build.env[node] = output
             else:
                 O_hat = estimate(site.name, I, specs)
@@ -339,9 +341,9 @@ def specialize(
         elif node.op == "output":
             outputs = list(fx.node.map_arg(node.args[0], build.get))
             results = [f"output:{i}" for i in range(len(outputs))]
-            if writes == "returned" and phase == "FULL":
-                outputs += [new[slot] for slot in guarded.slots]
-                results += [f"state:{slot}" for slot in guarded.slots]
+            if writes == "returned":
+                outputs += [new[slot] for slot in guarded.slots if slot in new]
+                results += [f"state:{slot}" for slot in guarded.slots if slot in new]
             return build.finish(outputs, results)
         elif node.op not in ("placeholder", "get_attr") and node not in build.done and phase == "FULL":
             build.get(node)  # in the order of the model; an estimate is pulled by what it needs
@@ -360,20 +362,19 @@ def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None, hoist
     The data are [eps], and where the timestep is known [eps, largest timestep, smallest timestep].
     """
     schedule = guarded.method.schedule
-    forecaster = schedule.forecaster
-    if forecaster is None:
+    watched = signals(guarded.watched, guarded.method)
+    if not watched:
         return None
     build = _Builder(guarded, "PREFIX", set(hoisted))
-    first = guarded.watched.I
-    slots = forecaster.slots(spec_of(first), spec_of(first))
+    specs = {name: spec_of(node) for name, node in watched.items()}
+    slots = schedule.slots(specs)
 
     def error(*tensors: Tensor) -> Tensor:
-        *held, I, k, N, n = tensors
-        return schedule.error(I, dict(zip(slots, held, strict=True)), Clock(k, N, n)).reshape(1)
+        held, seen, clock = tensors[: len(slots)], tensors[len(slots) : -3], tensors[-3:]
+        return schedule.error(dict(zip(specs, seen, strict=True)), dict(zip(slots, held, strict=True)), Clock(*clock)).reshape(1)
 
-    inputs = [*build.state(SCHEDULE).values(), build.get(first), *build.clock()]
-    key = ("error", repr(schedule), spec_of(first))
-    (decision,) = build.inline(key, error, [*slots.values(), spec_of(first), *_CLOCK_SPECS], inputs)
+    inputs = [*build.state(SCHEDULE).values(), *map(build.get, watched.values()), *build.clock()]
+    (decision,) = build.inline("error", error, [*slots.values(), *specs.values(), *_CLOCK_SPECS], inputs)
     by_name = {node.name: node for node in guarded.module.graph.nodes}
     if timestep is not None:
         given = build.get(by_name[timestep])

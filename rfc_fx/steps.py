@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rfc.generation import Direction, Generation, Phase, timestep_value
-from rfc.method import CachingMethod
+from rfc.generation import Direction, Generation, timestep_value
+from rfc.method import CachingMethod, placement
 from rfc.storage import kept_like
 from rfc.streams import Streams, stream_name
 from rfc_fx import show
@@ -81,14 +81,7 @@ class StepModel(nn.Module):
     def method(self, method: CachingMethod) -> None:
         old = self._method
         new = kept_like(old, method)
-        same = (
-            new.estimator == old.estimator
-            and type(new.schedule) is type(old.schedule)
-            and (new.schedule.forecaster == old.schedule.forecaster)
-            and getattr(new.schedule, "over", None) == getattr(old.schedule, "over", None)
-            and new.schedule.is_lagged == old.schedule.is_lagged
-        )
-        if not same:
+        if (new.estimator, new.schedule.in_graph, placement(new)) != (old.estimator, old.schedule.in_graph, placement(old)):
             raise RFCError(f"method: {new} needs other programs than {old}; call rfc_fx.transform again")
         self._method = new
         fresh = new.schedule.numbers()
@@ -186,6 +179,8 @@ class StepModel(nn.Module):
         context, schedule = step.context, self.method.schedule
         if not context.mail.is_full or schedule.is_lagged or context.generation.step < schedule.warmup:
             return False
+        if schedule.remembers == "all steps":  # an ESTIMATE writes what it saw
+            return False
         wanted = self._speculate
         return context.clock.is_cuda and context.compiled.plan.state_bytes <= GUESSED_BYTES if wanted is None else wanted
 
@@ -230,7 +225,7 @@ class StepModel(nn.Module):
                 self._set_clock(step)
             elif context.generation.clock() != clock:  # the generation is longer than was known when eps was measured
                 return None
-        phase: Phase = context.generation.decide(schedule, self._numbers_on(torch.device("cpu")), eps, step.timestep)
+        phase = context.generation.decide(schedule, self._numbers_on(torch.device("cpu")), eps, step.timestep)
         if self._following is not None:
             self._following.decided(step)
         return context.compiled.programs[phase]
@@ -246,7 +241,7 @@ class StepModel(nn.Module):
     def _learn(self, context: Context) -> None:
         """Take in the error of the step before and, where the host did not see it, its timestep; RFCError where that began a generation."""
         eps, *noise = context.mail.read()
-        context.generation.learn(eps)
+        context.generation.learn(self.method.schedule, eps)
         as_prepared = context.assumed is None or {*noise} == {context.assumed}
         if not context.is_blind or not noise or (as_prepared and context.generation.follows(noise[0], self._direction)):
             return

@@ -65,8 +65,19 @@ def _full_writes_each_slot_once(guarded: Guarded, programs: dict[str, Program]) 
 
 def _only_full_writes(guarded: Guarded, programs: dict[str, Program]) -> Violations:
     for phase, program in programs.items():
-        if phase != "FULL" and program.written():
-            yield f"{phase} writes {', '.join(program.written())}"
+        written = [slot for slot in program.written() if not slot.startswith(f"{SCHEDULE}.")]
+        if phase != "FULL" and written:
+            yield f"{phase} writes {', '.join(written)}"
+
+
+def _what_is_watched_is_kept_when_the_schedule_says(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    kept = {slot for slot in guarded.slots if slot.startswith(f"{SCHEDULE}.")}
+    always = guarded.method.schedule.remembers == "all steps"
+    for phase, program in programs.items():
+        written = kept & set(program.written())
+        wanted = kept if phase == "FULL" or (always and phase not in (*AHEAD, "PREFIX")) else set()
+        if written != wanted:
+            yield f"{phase} writes {', '.join(sorted(written)) or 'nothing'} of the schedule's slots"
 
 
 def _estimate_does_no_site_work(guarded: Guarded, programs: dict[str, Program]) -> Violations:
@@ -109,7 +120,8 @@ PROGRAM_LAWS: dict[str, Callable[[Guarded, dict[str, Program]], Violations]] = {
     "no guard is left in a program": _no_guard_is_left,
     "every slot that is read is written by FULL": _slots_read_are_written,
     "FULL writes each slot exactly once": _full_writes_each_slot_once,
-    "only FULL writes": _only_full_writes,
+    "only FULL writes the state of sites": _only_full_writes,
+    "what is watched is kept when the schedule says so": _what_is_watched_is_kept_when_the_schedule_says,
     "ESTIMATE does no site's work": _estimate_does_no_site_work,
     "ESTIMATE reads every site": _estimate_reads_every_site,
     "PREFIX contains no site": _prefix_precedes_all_sites,

@@ -197,7 +197,7 @@ class Manifest(_Part):
     created_at: str
     model: ModelSpec
     method: dict[str, Any]
-    granularity: Literal["module", "block", "stack"]
+    granularity: str
     backend: BackendName
     dispatch: DispatchName
     programs: dict[Name, ProgramSpec]

@@ -29,7 +29,7 @@ from rfc_fx.cli import DIGITS_TAU, DTYPES, STATE_DTYPES, OptionError, app, at_le
 from rfc_fx.load import layout, locate
 from rfc_fx.record import versions
 from rfc_fx.show import mib
-from rfc_fx.sites import Granularity
+from rfc.grain import Granularity
 
 FolderArgument = Annotated[Path, typer.Argument(help="what `rfc-fx export` wrote: a folder, or a .pt2 file")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]

@@ -54,7 +54,7 @@ def export(
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
     method: CachingMethod | None = None,
     dispatch: DispatchName = "host",
-    granularity: Literal["module", "block", "stack"] = "module",
+    granularity: str | None = None,
     state_dtype: torch.dtype | None = None,
     hoist: bool = True,
     sampler: Mapping[str, Any] | None = None,
@@ -141,14 +141,14 @@ def _cached(
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None,
     method: CachingMethod | None,
     dispatch: DispatchName,
-    granularity: Any,
+    granularity: str | None,
     state_dtype: torch.dtype | None,
 ) -> rfc_fx.CachedModel:
     if not isinstance(model, rfc_fx.CachedModel):
         if example_inputs is None:
             raise ExportError("export: example_inputs are needed: the arguments of one call, as a mapping or a tuple")
         return rfc_fx.transform(model, example_inputs, method=method, granularity=granularity, state_dtype=state_dtype)
-    if method is not None or state_dtype is not None or granularity != "module":
+    if method is not None or state_dtype is not None or granularity is not None:
         raise ExportError("export: a CachedModel has its own method, granularity and state_dtype; give them to rfc_fx.transform")
     if isinstance(model, rfc_fx.PerSampleModel):
         raise ExportError("export: an engine decides for its batch; transform with decision='batch' and export for a batch of one")

@@ -9,26 +9,36 @@ from typing import Any
 import torch
 
 import rfc
-from rfc.method import CachingMethod
+from rfc.method import CachingMethod, placement
 from rfc_export.errors import ArtifactError, ExportError
 
-ESTIMATORS: dict[str, type[rfc.Estimator]] = {kind.__name__: kind for kind in (rfc.Reuse, rfc.Taylor, rfc.RFE, rfc.Projective, rfc.Stored)}
-SCHEDULES: dict[str, type[rfc.Schedule]] = {kind.__name__: kind for kind in (rfc.Every, rfc.Listed, rfc.RCS)}
+ESTIMATOR_KINDS = (rfc.Reuse, rfc.Taylor, rfc.Hermite, rfc.Newton, rfc.RFE, rfc.Projective, rfc.Aligned, rfc.Stored)
+ESTIMATORS: dict[str, type[rfc.Estimator]] = {kind.__name__: kind for kind in ESTIMATOR_KINDS}
+SCHEDULES: dict[str, type[rfc.Schedule]] = {kind.__name__: kind for kind in (rfc.Every, rfc.Listed, rfc.RCS, rfc.AnchorChange, rfc.StepChange, rfc.ProbeChange)}
 KNOWN: dict[str, Any] = ESTIMATORS | SCHEDULES
 
 
 def encode_method(method: CachingMethod) -> dict[str, Any]:
     """Return {"estimator": ..., "schedule": ...}; ExportError for parts that are not this package's: no engine could rebuild them."""
-    return {"estimator": _encode(method.estimator), "schedule": _encode(method.schedule)}
+    where = placement(method)
+    return {
+        "estimator": _encode(method.estimator),
+        "schedule": _encode(method.schedule),
+        **({"granularity": where.granularity} if where.granularity is not None else {}),
+        **({"probe": where.probe} if where.probe else {}),
+    }
 
 
 def decode_method(encoded: dict[str, Any]) -> rfc.Method:
     """The method again; ArtifactError for what no method is."""
-    if set(encoded) != {"estimator", "schedule"}:
+    if not {"estimator", "schedule"} <= set(encoded) <= {"estimator", "schedule", "granularity", "probe"}:
         raise ArtifactError(f"method: expected estimator and schedule, got {', '.join(sorted(encoded)) or 'nothing'}")
     estimator = _decode("method.estimator", encoded["estimator"], ESTIMATORS)
     schedule = _decode("method.schedule", encoded["schedule"], SCHEDULES)
-    return rfc.Method(estimator=estimator, schedule=schedule)
+    try:
+        return rfc.Method(estimator=estimator, schedule=schedule, granularity=encoded.get("granularity"), probe=encoded.get("probe", 0))
+    except ValueError as error:
+        raise ArtifactError(f"method: {error}") from error
 
 
 def _encode(part: Any) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from families import FAMILIES, moved
 from torch import nn
 
 import rfc
+from rfc.grain import Granularity
 import rfc_fx
 from rfc_fx.budget import parse_bytes
-from rfc_fx.sites import Granularity
+
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 

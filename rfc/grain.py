@@ -1,0 +1,26 @@
+"""Granularity: what one estimate stands for."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple, get_args
+
+Granularity = Literal["module", "block", "stack"]
+
+
+class Grain(NamedTuple):
+    """What one estimate stands for."""
+
+    kind: Literal["module", "block", "stack", "output", "blocks"]
+    blocks: slice = slice(None)
+    """Of "blocks": which, in the order in which they run."""
+
+
+def parse_granularity(text: str) -> Grain:
+    """Return "module", "block", "stack", "output" (all blocks, their output itself) or "blocks[a:b]" as a grain; ValueError for all else."""
+    if text in (*get_args(Granularity), "output"):
+        return Grain(text)  # type: ignore[arg-type]
+    if isinstance(text, str) and (found := re.fullmatch(r"blocks\[(-?\d+)?:(-?\d+)?\]", text)):
+        first, last = (None if part is None else int(part) for part in found.groups())
+        return Grain("blocks", slice(first, last))
+    raise ValueError(f"granularity must be one of {', '.join(get_args(Granularity))}, output, blocks[a:b] (such as blocks[1:]), got {text!r}")
