@@ -4,6 +4,7 @@ Estimators forecast a site's output, schedules decide which steps are full, meth
 """
 
 from rfc.change import AnchorChange, ProbeChange, StepChange
+from rfc.draft import Verified
 from rfc.estimate import RFE, Estimator, Projective, Reuse, Taylor, combine
 from rfc.forecast import Aligned, Hermite, Newton
 from rfc.generation import Generation
@@ -18,6 +19,7 @@ from rfc.method import (
     HiCache,
     MagCache,
     Method,
+    SpeCa,
     TaylorSeer,
     TaylorSeerLite,
     TeaCache,
@@ -53,10 +55,12 @@ __all__ = [
     "Reuse",
     "Schedule",
     "StepChange",
+    "SpeCa",
     "Stored",
     "Taylor",
     "TaylorSeer",
     "TaylorSeerLite",
     "TeaCache",
+    "Verified",
     "combine",
 ]

@@ -123,7 +123,10 @@ class CachedEager(nn.Module):
         else:
             self._replaced = list(spans(model, self._now, grain, placement(method).probe))
         if "VERIFY" in method.schedule.phases:
-            self._replaced += verifier(block_modules(model)[-1], self._now)
+            _, last = block_modules(model)[-1]
+            standing = next((call for module, call in self._replaced if module is last), None)
+            self._replaced = [(module, call) for module, call in self._replaced if module is not last]
+            self._replaced.append(verifier(last, self._now, standing))
         self._timestep = timestep_argument(model.forward)
         self._signature = inspect.signature(model.forward)
         if not self._replaced:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from rfc.change import AnchorChange, ProbeChange, StepChange
+from rfc.draft import Verified
 from rfc.estimate import RFE, Estimator, Reuse, Taylor
 from rfc.forecast import Aligned, Hermite
 from rfc.schedule import RCS, Every, Listed, Schedule, checked_count
@@ -356,3 +357,36 @@ class MagCache:
     @property
     def granularity(self) -> str:
         return "stack"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeCa:
+    """Taylor drafts, of which the last block is verified; a bad one makes the next step full (arXiv 2509.11628; `Verified`)."""
+
+    base: float = 0.1
+    decay: float = 0.01
+    floor: float = 0.01
+    min_drafts: int = 2
+    max_drafts: int = 5
+    order: int = 4
+    enhanced: int = 3
+    steps: int = 50
+
+    def __post_init__(self) -> None:
+        _ = self.schedule, self.estimator
+
+    @property
+    def estimator(self) -> Estimator:
+        return Taylor(order=self.order)
+
+    @property
+    def schedule(self) -> Schedule:
+        return Verified(
+            base=self.base,
+            decay=self.decay,
+            floor=self.floor,
+            min_drafts=self.min_drafts,
+            max_drafts=self.max_drafts,
+            enhanced=self.enhanced,
+            steps=self.steps,
+        )

@@ -116,6 +116,8 @@ class Span:
     def forward(self, place: int, *args: Any, **kwargs: Any) -> Any:
         """In the place of a block's forward."""
         block, run = self.blocks[place], self.now.run
+        if run.is_verifying:
+            return block.compute(*args, **kwargs)
         streams = block.streams(args, kwargs)
         if place == 0:
             self.start = streams
@@ -143,6 +145,8 @@ class Span:
 
     def enter(self, attention: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """In the place of the first attention: what it is called with is I."""
+        if self.now.run.is_verifying:
+            return attention(*args, **kwargs)
         self.inputs = [value for value in (*args, *(kwargs.get(name) for name in STREAMS)) if isinstance(value, Tensor)]
         if self.now.run.decide(I=self.inputs[0], base=self.start["hidden_states"]) != "FULL":
             raise _Skip
@@ -190,16 +194,19 @@ class Probe:
         return output
 
 
-def verifier(last: tuple[str, nn.Module], now: Now) -> list[Replaced]:
+def verifier(last: nn.Module, now: Now, replaced: Callable[..., Any] | None) -> Replaced:
     """A replacement for the last block that computes it once more in phase VERIFY, from what its estimate began with.
+
+    `replaced`: what stands in the place of its forward already.
 
     The error is mean(|x - x'| / (|x'| + 1e-10)), x the stream that leaves the block by estimates and x' as computed (SpeCa, arXiv 2509.11628).
     """
-    block = Block(last[1], last[1].forward)
+    block = Block(last, last.forward)
+    draft = block.compute if replaced is None else replaced
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         streams = block.streams(args, kwargs)
-        drafted = block.compute(*args, **kwargs)
+        drafted = draft(*args, **kwargs)
         run = now.run
         if run.phase == "VERIFY":
             run.is_verifying = True
@@ -211,4 +218,4 @@ def verifier(last: tuple[str, nn.Module], now: Now) -> list[Replaced]:
             run.found = float(((x - x_real).abs() / (x_real.abs() + 1e-10)).mean())
         return drafted
 
-    return [(block.module, forward)]
+    return last, forward

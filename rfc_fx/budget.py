@@ -48,16 +48,26 @@ def state_bytes(slots: Mapping[str, SlotSpec]) -> int:
 def alternatives(captured: Captured, method: CachingMethod) -> dict[str, dict[torch.dtype | None, int]]:
     """Bytes of state for every granularity with a site and every type of the differences; None is the method as it is."""
     found: dict[str, dict[torch.dtype | None, int]] = {}
-    own, probe = placement(method)
+    own = placement(method).granularity
     for granularity in dict.fromkeys((*get_args(Granularity), *([] if own is None else [own]))):
         ways = {dtype: method if dtype is None else stored_anew(method, dtype) for dtype in (None, *STORED)}
         try:
-            sites = find_sites(captured, granularity, needs_input=method.estimator.needs_input, probe=probe).sites
+            sites = _sites(captured, granularity, method).sites
             first = watched(sites, captured)
             found[granularity] = {dtype: state_bytes(state_slots(sites, first, way)) for dtype, way in ways.items()}
         except NoSiteError:
             continue
     return found
+
+
+def _sites(captured: Captured, granularity: str, method: CachingMethod) -> Found:
+    return find_sites(
+        captured,
+        granularity,
+        needs_input=method.estimator.needs_input,
+        probe=placement(method).probe,
+        verifies="VERIFY" in method.schedule.phases,
+    )
 
 
 def chosen_granularity(wanted: Choice | None, method: CachingMethod) -> Choice:
@@ -76,10 +86,9 @@ def sites_within(captured: Captured, wanted: Choice, method: CachingMethod, budg
 
     Raises StateBudgetError that lists what each would take when none fits, NoSiteError when nothing can be cached.
     """
-    needs_input, probe = method.estimator.needs_input, placement(method).probe
     for granularity in get_args(Granularity) if wanted == "auto" else (wanted,):
         try:
-            found = find_sites(captured, granularity, needs_input=needs_input, probe=probe)
+            found = _sites(captured, granularity, method)
         except NoSiteError:
             if wanted != "auto":
                 raise
@@ -88,7 +97,7 @@ def sites_within(captured: Captured, wanted: Choice, method: CachingMethod, budg
             return found
     sizes = alternatives(captured, method)
     if not sizes:
-        find_sites(captured, needs_input=needs_input)  # says why there is none
+        _sites(captured, "module", method)  # says why there is none
     raise StateBudgetError(
         f"{type(captured.model).__name__}: granularity={wanted!r} needs more state per context than state_budget={budget:,} bytes: "
         + "; ".join(f"{name} {_listed(by_type)}" for name, by_type in sizes.items())

@@ -90,7 +90,7 @@ def stack(stream: Stream, start: Site, *, with_base: bool = True) -> Iterator[Si
     if not known:
         return
     base = next(residual.x for residual in known if stream.by_add[residual.add] is start)
-    end = _without_text(known[-1].add, base)
+    end = without_text(known[-1].add, base)
     alike = [residual.add for residual in known if shape(residual.add) == shape(base)]
     if shape(end) != shape(base) and alike:  # the last branch works on pixels, or on another stream: the stack ends before it
         end = alike[-1]
@@ -98,7 +98,7 @@ def stack(stream: Stream, start: Site, *, with_base: bool = True) -> Iterator[Si
     yield Site("stack", _in_layout_of(end, start.I, base), end, base=base if with_base and shape(end) == shape(base) else None)
 
 
-def _without_text(end: fx.Node, base: fx.Node) -> fx.Node:
+def without_text(end: fx.Node, base: fx.Node) -> fx.Node:
     """Go forward to where the text tokens are cut off, where streams were joined."""
     while shape(end) != shape(base) and len(end.users) == 1:
         after = next(iter(end.users))
@@ -124,7 +124,7 @@ def block_range(stream: Stream, wanted: slice) -> Iterator[Site]:
         end, own = chain[-1].add, chain[0].x
         starts = [own] * (own in entries) + entries
         if chosen[-1] == names[-1] and not any(shape(x) == shape(end) for x in starts):
-            end = _without_text(end, starts[0])
+            end = without_text(end, starts[0])
         base = next((x for x in starts if shape(x) == shape(end) and upto(x, end)), None)
         first = stream.by_add[chain[0].add]
         yield Site(text if not place else f"{text}:{first.name}", _in_layout_of(end, first.I, own), end, base=base)

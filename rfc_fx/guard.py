@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -68,6 +68,8 @@ def guard(outlined: Outlined, watched: Site, method: CachingMethod) -> Guarded:
             env[node].meta = {"val": node.meta["val"]}
             sites.append(Site(site.name, I, copy, base))
     sites.sort(key=lambda site: [s.name for s in outlined.sites].index(site.name))
+    joined = {site.name: site.joined for site in outlined.sites}
+    sites = [replace(site, joined=None if (add := joined[site.name]) is None else env[add]) for site in sites]
     first = next(site for site in sites if site.name == watched.name)
     slots = state_slots(sites, first, method)
     captured = outlined.captured

@@ -64,9 +64,9 @@ def lower_host(
     one_pass = pools and not regional and not guarded.method.estimator.reads_all_inputs
     alone = {slot for slot in guarded.slots if slot.startswith(f"{SCHEDULE}.")}
     layout = Layout.pooled(guarded.slots, alone) if one_pass else Layout(guarded.slots)
-    full = specialize(guarded, "FULL", hoisted=outside, writes=writes)
-    estimate = specialize(guarded, "ESTIMATE", hoisted=outside, layout=layout)
-    programs = _with_prefix(guarded, full, estimate, timestep, outside)
+    phases = dict.fromkeys((*("FULL", "ESTIMATE"), *guarded.method.schedule.phases))
+    steps = [specialize(guarded, phase, hoisted=outside, writes=writes, layout=layout) for phase in phases]
+    programs = _with_prefix(guarded, steps, timestep, outside)
     if hoisted is not None:
         programs = _ahead(guarded, hoisted, programs) | programs
     verify_programs(guarded, programs)
@@ -93,12 +93,12 @@ def _ahead(guarded: Guarded, hoisted: Hoisted, programs: dict[str, Program]) -> 
 
 
 def _with_prefix(
-    guarded: Guarded, full: Program, estimate: Program, timestep: str | None, hoisted: AbstractSet[fx.Node] = frozenset()
+    guarded: Guarded, steps: Sequence[Program], timestep: str | None, hoisted: AbstractSet[fx.Node] = frozenset()
 ) -> dict[str, Program]:
     outside = {node.name for node in hoisted}
-    carries = [name for name in _carried((full, estimate)) if name not in outside]
+    carries = [name for name in _carried(steps) if name not in outside]
     first = prefix(guarded, carries, timestep, hoisted)
-    return ({"PREFIX": first} if first is not None else {}) | {"FULL": full, "ESTIMATE": estimate}
+    return ({"PREFIX": first} if first is not None else {}) | {program.phase: program for program in steps}
 
 
 def progress_slots() -> dict[str, SlotSpec]:
@@ -118,8 +118,7 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
     if guarded.method.schedule.phases != ("FULL", "ESTIMATE"):
         phases = ", ".join(guarded.method.schedule.phases)
         raise RFCError(f"{type(guarded.method.schedule).__name__} has the phases {phases}, a torch.cond has two; use dispatch='host'")
-    full, estimate = (specialize(guarded, phase, writes="returned") for phase in ("FULL", "ESTIMATE"))
-    programs = _with_prefix(guarded, full, estimate, None)
+    programs = _with_prefix(guarded, [specialize(guarded, phase, writes="returned") for phase in ("FULL", "ESTIMATE")], None)
     verify_programs(guarded, programs)
     programs = {phase: finish(program) for phase, program in programs.items()}
     full, estimate = programs["FULL"], programs["ESTIMATE"]

@@ -87,6 +87,7 @@ def outline(captured: Captured, sites: Sequence[Site]) -> Outlined:
             output=env[site.output],
             base=None if site.base is None else env[site.base],
             origin=None if site.origin is None else env[site.origin],
+            joined=env.get(site.joined) if site.joined is not None else None,
         )
         for site in sites
     ]

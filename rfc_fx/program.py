@@ -83,6 +83,8 @@ class Plan:
     """Of TIMESTEP, per step; after `prepare` one batched product for all steps."""
     timestep_bytes: int = 0
     """Bytes of what TIMESTEP computes for one step; after `prepare` a table holds as much for every step."""
+    verify_flops: int = 0
+    """Of a VERIFY step, which computes a block beside its estimate; 0 where the method has no such phase."""
     alternatives: Alternatives = field(default_factory=dict)
     """Bytes of state of one context, had another granularity or `state_dtype` been chosen (without the bookkeeping of "cond")."""
     dependence: tuple[Dependence, ...] = ()
@@ -269,6 +271,7 @@ def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, Sl
         invariant_flops=cost.get("INVARIANT", 0),
         invariant_bytes=held.get("INVARIANT", 0),
         timestep_flops=cost.get("TIMESTEP", 0),
+        verify_flops=cost["VERIFY"] + shared if "VERIFY" in cost else 0,
         timestep_bytes=held.get("TIMESTEP", 0),
     )
 

@@ -27,6 +27,13 @@ class Site:
     output: fx.Node
     base: fx.Node | None = None
     origin: fx.Node | None = None
+    joined: fx.Node | None = None
+    """Where the stream takes the output in: the residual add; None where the output is the stream itself."""
+
+    @property
+    def stream(self) -> fx.Node:
+        """The stream after the site."""
+        return self.output if self.joined is None else self.joined
 
 
 class Rejected(NamedTuple):

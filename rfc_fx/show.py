@@ -14,6 +14,7 @@ from torch import fx
 
 from rfc.generation import Generation
 from rfc.method import CachingMethod
+from rfc.schedule import Phase
 from rfc_fx.guard import Guarded, select
 from rfc_fx.ops import shape
 from rfc_fx.program import Plan
@@ -31,9 +32,12 @@ def mib(count: float) -> str:
     return f"{count / 2**20:.2f} MiB"
 
 
+MARKS: dict[Phase, str] = {"FULL": "#", "ESTIMATE": ".", "VERIFY": "v"}
+
+
 def pattern(generation: Generation) -> str:
-    """A generation's phases as one character a step: # full, . estimated."""
-    return "".join("#" if phase == "FULL" else "." for phase in generation.phases)
+    """A generation's phases as one character a step: # full, . estimated, v verified."""
+    return "".join(MARKS[phase] for phase in generation.phases)
 
 
 @dataclass(frozen=True)

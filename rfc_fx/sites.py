@@ -17,14 +17,14 @@ from rfc_fx import coarse
 from rfc_fx.capture import Captured
 from rfc_fx.errors import NoSiteError
 from rfc_fx.ops import is_heavy, is_view, shape, value
-from rfc_fx.residuals import Ancestry, Found, Rejected, Residual, Site, block_path, module_path, residual_adds
+from rfc_fx.residuals import Ancestry, Found, Rejected, Residual, Site, block_of, block_path, module_path, residual_adds
 
 
-def find_sites(captured: Captured, granularity: str = "module", *, needs_input: bool = True, probe: int = 0) -> Found:
+def find_sites(captured: Captured, granularity: str = "module", *, needs_input: bool = True, probe: int = 0, verifies: bool = False) -> Found:
     """Return the sites of the graph, one per residual branch and stream, block and stream, range of blocks, or for the whole stack.
 
     `needs_input`: whether the estimator reads I; if not, what feeds only the I of others is not needed. `probe`: I is what so many leading
-    blocks add to the stream. Raises NoSiteError listing every rejected branch when there is none, ValueError for an unknown granularity.
+    blocks add to the stream. `verifies`: the last block is computed beside its estimate, so what it reads is needed. Raises NoSiteError listing every rejected branch when there is none, ValueError for an unknown granularity.
     """
     grain = parse_granularity(granularity)
     graph = captured.graph
@@ -51,7 +51,8 @@ def find_sites(captured: Captured, granularity: str = "module", *, needs_input: 
         elif any(found.output is site.output for site in by_add.values()):
             rejected.append(Rejected(found.name, "its output is another site's output"))
         else:
-            by_add[residual.add] = replace(found, name=_unused(found, {site.name for site in by_add.values()}))
+            joined = None if residual.v is residual.add else residual.add
+            by_add[residual.add] = replace(found, joined=joined, name=_unused(found, {site.name for site in by_add.values()}))
     sites = list(by_add.values())
     stream = coarse.Stream(residuals, by_add, latents, ancestry)
     if grain.kind == "block":
@@ -62,7 +63,7 @@ def find_sites(captured: Captured, granularity: str = "module", *, needs_input: 
         sites = list(coarse.stack(stream, watched(sites, captured), with_base=grain.kind == "stack"))
     sites = coarse.probed(sites, stream, probe)
     sites.sort(key=lambda site: ancestry.index[site.output])
-    needed = needed_sites(graph, sites, needs_input)
+    needed = needed_sites(graph, sites, needs_input, last_sites(sites) if verifies else [])
     rejected += [Rejected(site.name, "no estimated step needs its output") for site in sites if site not in needed]
     sites = [site for site in sites if site in needed]
     if not sites:
@@ -73,8 +74,13 @@ def find_sites(captured: Captured, granularity: str = "module", *, needs_input: 
     return Found(sites, rejected, granularity)
 
 
-def needed_sites(graph: fx.Graph, sites: Sequence[Site], needs_input: bool) -> list[Site]:
-    """The sites whose estimate reaches the model's output when every site is estimated.
+def last_sites(sites: Sequence[Site]) -> list[Site]:
+    """The sites of the last block."""
+    return [site for site in sites if block_of(site.name) == block_of(sites[-1].name)]
+
+
+def needed_sites(graph: fx.Graph, sites: Sequence[Site], needs_input: bool, computed: Sequence[Site] = ()) -> list[Site]:
+    """The sites whose estimate reaches the model's output when every site is estimated; `computed`: those that are computed as well.
 
     Joint attention makes the difference: once it is skipped, a text stream that only feeds attention feeds nothing.
     """
@@ -85,7 +91,7 @@ def needed_sites(graph: fx.Graph, sites: Sequence[Site], needs_input: bool) -> l
         node = pending.pop()
         if node not in seen:
             seen.add(node)
-            pending.extend(reads(at[node], needs_input) if node in at else node.all_input_nodes)
+            pending.extend(reads(at[node], needs_input) if node in at and at[node] not in computed else node.all_input_nodes)
     return [site for site in sites if site.output in seen]
 
 

@@ -15,10 +15,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from rfc.schedule import Phase
 from rfc.state import Clock, SlotSpec, State
 from rfc_fx.capture import remove_dead
+from rfc_fx.errors import RFCError
 from rfc_fx.guard import SCHEDULE, Guarded, select, signals, spec_of
 from rfc_fx.layout import Layout
 from rfc_fx.ops import aten, base_of, is_heavy, is_view, value
 from rfc_fx.outline import graph_module
+from rfc_fx.coarse import without_text
+from rfc_fx.residuals import block_of
+from rfc_fx.sites import last_sites
 from rfc_fx.sketch import push_slices
 
 Kind = Literal["input", "carry", "state", "next", "pool", "clock"]
@@ -274,12 +278,13 @@ def specialize(
 ) -> Program:
     """Return the program of one phase. `hoisted`: nodes that are computed before the step; `layout`: the pools that ESTIMATE reads.
 
+    VERIFY is ESTIMATE with the last block computed beside its estimate, and the error as one more result.
     FULL computes every site and refreshes its state: in place as soon as a site's output is there, or returned after the
     outputs, in the order of `guarded.slots`. ESTIMATE reads the sites' state and writes nothing but what a schedule keeps of all steps.
     """
     shared = prefix_nodes(guarded)
     done = (shared | hoisted) - remade(guarded, shared, hoisted)
-    build = _Builder(guarded, phase, done, layout if phase == "ESTIMATE" else None)
+    build = _Builder(guarded, phase, done, layout if phase != "FULL" else None)
     by_name = {site.name: site for site in guarded.sites}
     new: dict[str, fx.Node] = {}
     estimator, schedule = guarded.method.estimator, guarded.method.schedule
@@ -341,6 +346,9 @@ def specialize(
         elif node.op == "output":
             outputs = list(fx.node.map_arg(node.args[0], build.get))
             results = [f"output:{i}" for i in range(len(outputs))]
+            if phase == "VERIFY":
+                outputs.append(_verified(build, guarded))
+                results.append("decision")
             if writes == "returned":
                 outputs += [new[slot] for slot in guarded.slots if slot in new]
                 results += [f"state:{slot}" for slot in guarded.slots if slot in new]
@@ -348,6 +356,39 @@ def specialize(
         elif node.op not in ("placeholder", "get_attr") and node not in build.done and phase == "FULL":
             build.get(node)  # in the order of the model; an estimate is pulled by what it needs
     raise AssertionError("a guarded graph has an output")
+
+
+def _verified(build: _Builder, guarded: Guarded) -> fx.Node:
+    """err = mean(|x - x'| / (|x'| + 1e-10)), x the latent's stream that leaves the last block by estimates, x' as computed from where it entered.
+
+    Raises RFCError where the sites are coarser than blocks.
+    """
+    last = guarded.sites[-1]
+    if not block_of(last.name):
+        raise RFCError(f"VERIFY computes the last block, but {last.name} lies in none; choose granularity 'module' or 'block'")
+    mine = {site.name for site in last_sites(guarded.sites)}
+    guards = [node for node in guarded.module.graph.nodes if node.target is select]
+    by_site = {node.kwargs["site"]: node for node in guards}
+    affected: set[fx.Node] = set()
+    for node in guarded.module.graph.nodes:
+        if (node.target is select and node.kwargs["site"] in mine) or any(source in affected for source in node.all_input_nodes):
+            affected.add(node)
+    stream = without_text(by_site[last.name] if last.joined is None else last.joined, guarded.watched.I)
+    computed: dict[fx.Node, fx.Node] = {}
+
+    def real(node: fx.Node) -> fx.Node:
+        if node not in affected:
+            return build.get(node)
+        if node not in computed:
+            computed[node] = real(node.args[1]) if node.target is select else build.graph.node_copy(node, real)  # type: ignore[arg-type]
+        return computed[node]
+
+    def error(x: Tensor, x_real: Tensor) -> Tensor:
+        x, x_real = x.float(), x_real.float()
+        return ((x - x_real).abs() / (x_real.abs() + 1e-10)).mean().reshape(1)
+
+    spec = spec_of(stream)
+    return build.inline("verified", error, [spec, spec], [build.get(stream), real(stream)])[0]
 
 
 def ahead(guarded: Guarded, phase: str, nodes: Sequence[fx.Node], done: AbstractSet[fx.Node] = frozenset()) -> Program:

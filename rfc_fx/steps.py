@@ -146,12 +146,16 @@ class StepModel(nn.Module):
     def _advance(self, step: Step, results: Any) -> Step:
         """Take what a program returned, and turn to the next; the step that comes back may be a new one."""
         assert step.program is not None
-        if step.program.phase not in ("FULL", "ESTIMATE"):
+        if step.program.phase in (*AHEAD, "PREFIX"):
             self._share(step, step.program, results)
             return self._next(step)
         if step.is_guessing:
             step.guess, step.is_guessing = results, False
             return self._turn(step, self._decide(step))
+        if "decision" in step.program.results:  # of the step after this one
+            *results, found = results
+            step.context.mail.post(found)
+            step.context.is_blind = False
         return step.finish(results)
 
     def _next(self, step: Step) -> Step:

@@ -86,8 +86,9 @@ def _estimate_does_no_site_work(guarded: Guarded, programs: dict[str, Program]) 
             yield f"{node.name} is the work of a site"
 
 
-def _estimate_reads_every_site(guarded: Guarded, programs: dict[str, Program]) -> Violations:
-    read = {slot.rpartition(".")[0] for slot in programs["ESTIMATE"].read()}
+def _skipped_steps_read_every_site(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    skipped = (program for phase, program in programs.items() if phase not in (*AHEAD, "PREFIX", "FULL"))
+    read = {slot.rpartition(".")[0] for program in skipped for slot in program.read()}
     for site in guarded.sites:
         if site.name not in read:
             yield f"site {site.name} is remembered but never estimated"
@@ -123,7 +124,7 @@ PROGRAM_LAWS: dict[str, Callable[[Guarded, dict[str, Program]], Violations]] = {
     "only FULL writes the state of sites": _only_full_writes,
     "what is watched is kept when the schedule says so": _what_is_watched_is_kept_when_the_schedule_says,
     "ESTIMATE does no site's work": _estimate_does_no_site_work,
-    "ESTIMATE reads every site": _estimate_reads_every_site,
+    "skipped steps read every site": _skipped_steps_read_every_site,
     "PREFIX contains no site": _prefix_precedes_all_sites,
     "what a program is handed, a program before it has computed": _what_is_carried_was_computed,
     "what runs ahead of the steps reads no latent and no state": _what_runs_ahead_knows_no_latent,
