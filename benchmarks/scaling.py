@@ -25,6 +25,7 @@ import rfc
 import rfc_fx
 from benchmarks.compiling import cold, first_runs, frames
 from benchmarks.latency import Variant, record, schedule
+from benchmarks.readme import between_marks
 from benchmarks.workloads import WORKLOADS, Calls
 from rfc_fx.record import versions
 
@@ -169,6 +170,11 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def in_readme(text: str, where: Path) -> str:
+    """README with the tables of a record between its marks."""
+    return between_marks(text, "scaling", markdown(json.loads(where.read_text())))
+
+
 def draw(axes: dict[str, Any], path: Path) -> None:
     """One panel an axis: medians with the 10th and 90th percentile, both scales logarithmic."""
     from matplotlib.figure import Figure
@@ -198,8 +204,12 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="tiny models, for a look at whether it runs")] = False,
     backend: Annotated[str, typer.Option(help="of torch.compile")] = "inductor",
     out: Annotated[Path, typer.Option(help="folder for scaling.json, .md and .png")] = Path("out/scaling"),
+    readme: Annotated[Path | None, typer.Option(help="measure nothing; write the tables of --out into this README")] = None,
 ) -> None:
     """Measure the cost of steps against the size of a DiT, and write it as JSON, Markdown and a picture."""
+    if readme is not None:
+        readme.write_text(in_readme(readme.read_text(), out / "scaling.json"))
+        return
     names = [name.strip() for name in axes.split(",") if name.strip()]
     if unknown := [name for name in names if name not in AXES]:
         raise typer.BadParameter(f"unknown axes {', '.join(unknown)}; known: {', '.join(AXES)}")

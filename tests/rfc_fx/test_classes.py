@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import latency, profile, state
+from benchmarks import latency, profile, scaling, state
 from benchmarks.coverage import all_specs, check
 from benchmarks.coverage_rows import in_readme, read
 
@@ -66,6 +66,7 @@ def test_the_tables_of_the_readme_are_those_of_the_last_runs() -> None:
     assert latency.in_readme(text, results / "latency") == text
     assert profile.in_readme(text, results / "profile" / "dit-s-1.json") == text
     assert state.in_readme(text, results / "state" / "digits.json") == text
+    assert scaling.in_readme(text, results / "scaling" / "scaling.json") == text
 
 
 def test_the_package_names_no_class() -> None:
