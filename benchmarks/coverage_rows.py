@@ -18,7 +18,6 @@ from rfc.grain import Granularity
 from rfc_fx.record import versions
 
 
-
 @dataclass
 class Row:
     """What was seen of one class."""

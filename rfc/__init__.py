@@ -19,17 +19,22 @@ from rfc.method import (
     HiCache,
     MagCache,
     Method,
+    NewtonRCS,
     SpeCa,
     TaylorSeer,
     TaylorSeerLite,
     TeaCache,
 )
-from rfc.schedule import RCS, Every, Listed, Schedule
+from rfc.presets import PRESETS, preset
+from rfc.schedule import RCS, Every, Listed, Phased, Schedule
 from rfc.state import Clock
 from rfc.storage import Stored
+from rfc.toca import DuCa, ToCa
+from rfc.tokens import Tokens
 
 __all__ = [
     "FORA",
+    "PRESETS",
     "RCS",
     "RFC",
     "RFE",
@@ -39,6 +44,7 @@ __all__ = [
     "Clock",
     "DeltaDiT",
     "DiCache",
+    "DuCa",
     "Estimator",
     "Every",
     "FirstBlockCache",
@@ -50,17 +56,22 @@ __all__ = [
     "MagCache",
     "Method",
     "Newton",
+    "NewtonRCS",
+    "Phased",
     "ProbeChange",
     "Projective",
     "Reuse",
     "Schedule",
-    "StepChange",
     "SpeCa",
+    "StepChange",
     "Stored",
     "Taylor",
     "TaylorSeer",
     "TaylorSeerLite",
     "TeaCache",
+    "ToCa",
+    "Tokens",
     "Verified",
     "combine",
+    "preset",
 ]

@@ -103,8 +103,8 @@ class StepChange(_Change):
 class AnchorChange(_Change):
     """Full when what is watched differs too much from the last full step (First-Block cache of ParaAttention and diffusers; DBCache).
 
-    d(t-k) = mean |I(t-k) - I(t)| / mean |I(t)|, over the batch; full when d >= `threshold`; nothing adds up. With a probe (`Method.probe`) I is
-    what the first blocks added to the stream.
+    d(t-k) = mean |I(t-k) - I(t)| / mean |I(t)|, over the batch; full when d >= `threshold`; nothing adds up. With a probe
+    (`Method.probe`) I is what the first blocks added to the stream.
     """
 
     threshold: float

@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from rfc.generation import Direction, Generation, timestep_argument, timestep_value
 from rfc.grain import parse_granularity
 from rfc.method import CachingMethod, placement
+from rfc.partial import Chooser, Scorer, choosers, passages
 from rfc.run import Now, Run, spec_of
-from rfc.spans import block_modules, spans, verifier
+from rfc.schedule import is_partial
+from rfc.spans import Replaced, block_modules, spans, verifier
 from rfc.streams import Streams, conditioning, stream_name
+from rfc.tokens import Tokens
 
 
 def cached(model: nn.Module, method: CachingMethod, granularity: str | None = None) -> CachedEager:
@@ -43,6 +46,8 @@ class _Site:
     name: str
     now: Now
     compute: Callable[..., Any]
+    scorer: Scorer | None = None
+    chooser: Chooser | None = None
 
     @property
     def run(self) -> Run:
@@ -54,11 +59,16 @@ class _Site:
         inputs = self.inputs(args, kwargs)
         phase = self.run.decide(I=inputs[0])
         if phase == "FULL":
-            output = self.compute(*args, **kwargs)
+            compute = partial(self.compute, *args, **kwargs)
+            output = compute() if self.scorer is None else self.scorer.compute(self.run, compute, inputs)
             outputs = output if isinstance(output, tuple) else (output,)
             for stream, (I, O) in enumerate(zip(inputs, outputs, strict=False)):
                 self.refresh(stream, I, O)
+            if self.chooser is not None:
+                self.chooser.keep(self.run, inputs[0])
             return output
+        if is_partial(phase) and self.chooser is not None:
+            self.chooser.compute(self.run, self.compute, inputs[0])
         estimates = tuple(self.estimate(stream, inputs[stream]) for stream in self.run.streams(self.name))
         return estimates if len(estimates) > 1 else estimates[0]
 
@@ -118,8 +128,13 @@ class CachedEager(nn.Module):
         self._direction = Direction()
         self._now = Now(Run(method, method.schedule.numbers()))
         grain = parse_granularity(granularity)
+        tokens = placement(method).tokens if any(map(is_partial, method.schedule.phases)) else None
+        if tokens is not None and grain.kind != "module":
+            raise ValueError(
+                f"{type(model).__name__}: PARTIAL steps compute tokens of modules, not of {granularity!r}; leave granularity out"
+            )
         if grain.kind == "module":
-            self._replaced = list(_sites(model, self._now))
+            self._replaced = list(_sites(model, self._now, tokens))
         else:
             self._replaced = list(spans(model, self._now, grain, placement(method).probe))
         if "VERIFY" in method.schedule.phases:
@@ -127,6 +142,8 @@ class CachedEager(nn.Module):
             standing = next((call for module, call in self._replaced if module is last), None)
             self._replaced = [(module, call) for module, call in self._replaced if module is not last]
             self._replaced.append(verifier(last, self._now, standing))
+        if "REUSE" in method.schedule.phases:
+            self._replaced += passages(model, self._now)
         self._timestep = timestep_argument(model.forward)
         self._signature = inspect.signature(model.forward)
         if not self._replaced:
@@ -206,28 +223,42 @@ class CachedEager(nn.Module):
                     module.__dict__["forward"] = forward
 
 
-def _sites(model: nn.Module, now: Now) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+def _sites(model: nn.Module, now: Now, tokens: Tokens | None) -> Iterator[Replaced]:
     """Attention modules (they project to queries), feed-forward modules, and parallel blocks of both.
 
     In repeated blocks, where the model has them: what stands before the blocks may never see the latent.
     """
-    inside: set[int] = set()
-    modules = list(model.named_modules())
-    repeated = [(name, module) for name, module in modules if any(part.isdigit() for part in name.split("."))]
-    for name, module in repeated or modules:
-        if id(module) in inside:
-            continue
+    found = list(_modules(model))
+    chooser = {} if tokens is None else choosers([name for name, _ in found], tokens)
+    for name, module in found:
         children = dict(module.named_children())
-        if {"attn", "proj_mlp", "proj_out"} <= children.keys():
+        if children.keys() >= _PARALLEL:
             attention, mlp, projection = children["attn"], children["proj_mlp"], children["proj_out"]
             width = getattr(mlp, "out_features", None)
             if not isinstance(width, int):
                 raise ValueError(f"{name}.proj_mlp: expected a linear layer with out_features, got {type(mlp).__name__}")
             site = _ParallelSite(name, now, attention.forward, width=width)
-            inside |= {id(part) for child in (attention, mlp, projection) for part in child.modules()}
             yield attention, site.enter_attention
             yield mlp, partial(site.enter_mlp, mlp.forward)
             yield projection, partial(site.leave, projection.forward)
-        elif hasattr(module, "to_q") or type(module).__name__ == "FeedForward":
-            inside |= {id(part) for part in module.modules()}
-            yield module, _Site(name, now, module.forward)
+        elif hasattr(module, "to_q"):
+            scorer = None if tokens is None or tokens.score == "random" else Scorer(name, module, tokens.score)
+            yield module, _Site(name, now, module.forward, scorer)
+        else:
+            yield module, _Site(name, now, module.forward, chooser=chooser.get(name))
+
+
+_PARALLEL = {"attn", "proj_mlp", "proj_out"}
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    inside: set[int] = set()
+    modules = list(model.named_modules())
+    repeated = [(name, module) for name, module in modules if any(part.isdigit() for part in name.split("."))]
+    for name, module in repeated or modules:
+        children = dict(module.named_children())
+        is_parallel = children.keys() >= _PARALLEL
+        if id(module) not in inside and (is_parallel or hasattr(module, "to_q") or type(module).__name__ == "FeedForward"):
+            parts = [children[part] for part in _PARALLEL] if is_parallel else [module]
+            inside |= {id(one) for part in parts for one in part.modules()}
+            yield name, module

@@ -1,4 +1,4 @@
-"""Granularity: what one estimate stands for."""
+"""Granularity: what one estimate stands for, and which block a module lies in."""
 
 from __future__ import annotations
 
@@ -17,10 +17,19 @@ class Grain(NamedTuple):
 
 
 def parse_granularity(text: str) -> Grain:
-    """Return "module", "block", "stack", "output" (all blocks, their output itself) or "blocks[a:b]" as a grain; ValueError for all else."""
+    """Return "module", "block", "stack", "output" (of all blocks, itself) or "blocks[a:b]" as a grain; ValueError for anything else."""
     if text in (*get_args(Granularity), "output"):
         return Grain(text)  # type: ignore[arg-type]
     if isinstance(text, str) and (found := re.fullmatch(r"blocks\[(-?\d+)?:(-?\d+)?\]", text)):
         first, last = (None if part is None else int(part) for part in found.groups())
         return Grain("blocks", slice(first, last))
-    raise ValueError(f"granularity must be one of {', '.join(get_args(Granularity))}, output, blocks[a:b] (such as blocks[1:]), got {text!r}")
+    raise ValueError(
+        f"granularity must be one of {', '.join(get_args(Granularity))}, output, blocks[a:b] (such as blocks[1:]), got {text!r}"
+    )
+
+
+def block_of(path: str) -> str:
+    """Path up to the first index: `blocks.3.attn` lies in `blocks.3`; "" outside of all blocks."""
+    parts = path.split(".")
+    index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return "" if index is None else ".".join(parts[: index + 1])

@@ -10,8 +10,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from rfc.change import AnchorChange, ProbeChange, StepChange
 from rfc.draft import Verified
 from rfc.estimate import RFE, Estimator, Reuse, Taylor
-from rfc.forecast import Aligned, Hermite
+from rfc.forecast import Aligned, Hermite, Newton
 from rfc.schedule import RCS, Every, Listed, Schedule, checked_count
+from rfc.tokens import Tokens, check_tokens
 
 
 @runtime_checkable
@@ -31,11 +32,13 @@ class Placement(NamedTuple):
     """What one estimate stands for ("module", "block", "stack", "output", "blocks[1:]"); None leaves the choice open."""
     probe: int
     """Leading blocks that every step computes, so that what they add to the stream is the input I; 0: I is the first site's own."""
+    tokens: Tokens | None = None
+    """Which tokens PARTIAL steps compute; None for a schedule that has none."""
 
 
 def placement(method: CachingMethod) -> Placement:
-    """Where the method applies: its `granularity` and `probe`, where it has them."""
-    return Placement(getattr(method, "granularity", None), getattr(method, "probe", 0))
+    """Where the method applies: its `granularity`, `probe` and `tokens`, where it has them."""
+    return Placement(getattr(method, "granularity", None), getattr(method, "probe", 0), getattr(method, "tokens", None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,7 @@ class Method:
     schedule: Schedule
     granularity: str | None = None
     probe: int = 0
+    tokens: Tokens | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.estimator, Estimator):
@@ -53,6 +57,7 @@ class Method:
         if not isinstance(self.schedule, Schedule):
             raise TypeError(f"Method: schedule must be an rfc Schedule such as rfc.Every(interval=4), got {self.schedule!r}")
         checked_count("Method", "probe", self.probe, 0)
+        check_tokens(self.estimator, self.schedule.phases, self.tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +137,32 @@ class RFC:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NewtonRCS:
+    """RCS decides from the first step on; Newton's polynomial through the full steps it chose is the forecast. Not in the papers.
+
+    What it takes from RFC is the schedule (arXiv 2602.19506, section 3.3), with one leading full step in place of several neighbouring
+    ones: differences over a gap of one step say little about the many steps after it. In the place of the estimate stands the polynomial
+    that is exact over the unequal gaps RCS leaves (`Newton`). A skipped step needs no site's input, so it is one pass over the state.
+    `tau` as in `RFC`.
+    """
+
+    tau: float = 0.15
+    order: int = 2
+    warmup: int = 1
+
+    def __post_init__(self) -> None:
+        _ = self.schedule, self.estimator
+
+    @property
+    def estimator(self) -> Estimator:
+        return Newton(order=self.order)
+
+    @property
+    def schedule(self) -> Schedule:
+        return RCS(tau=self.tau, warmup=self.warmup)
+
+
+@dataclass(frozen=True, kw_only=True)
 class HiCache:
     """TaylorSeer with scaled Hermite polynomials (arXiv 2508.16984)."""
 
@@ -178,7 +209,7 @@ class TaylorSeerLite:
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaDiT:
-    """Reuse of what a range of blocks adds to the stream; the other blocks always run (Delta-DiT, arXiv 2406.01125; DeepCache's analogue)."""
+    """Reuse of what a range of blocks adds to the stream; the others always run (Delta-DiT, arXiv 2406.01125; DeepCache's analogue)."""
 
     interval: int = 3
     first: int = 1
@@ -305,8 +336,8 @@ class MagCache:
     """Reuse of the stack's residual as long as its calibrated growth stays near 1 (arXiv 2506.09045).
 
     `ratios[t]` = |r(t)| / |r(t-1)| of the residual r from one step to the next, measured once per model and number of steps
-    (`rfc.magnitude_ratios`); for another number of `steps` the nearest are taken. A step is skipped while sum |1 - prod ratios| <= `threshold`
-    and at most `max_skip` in a row; the first `retention` of the steps are full. Known beforehand, so a list.
+    (`rfc.magnitude_ratios`); for another number of `steps` the nearest are taken. A step is skipped while sum |1 - prod ratios| is at most
+    `threshold`, and at most `max_skip` in a row; the first `retention` of the steps are full. Known beforehand, so a list.
     """
 
     ratios: Sequence[float]

@@ -37,6 +37,15 @@ class Run:
     found: float | None = None
     """The error that was found; it counts from the next step on."""
 
+    tokens: int = 0
+    """Number of tokens of the latent."""
+    scores: dict[str, list[Tensor]] = field(default_factory=dict)
+    """What the attention of each block says in this step about the tokens of its streams (`rfc.partial`)."""
+    kept: dict[str, State] = field(default_factory=dict)
+    """Ages and scores of each feed-forward's tokens."""
+    last: Tensor | None = None
+    """The latent's stream as it left the last block when that ran the last time."""
+
     def begin(self, timestep: float | None, shapes: tuple[Any, ...], direction: Direction) -> None:
         if self.found is not None and self.generation.step:
             self.generation.learn(self.method.schedule, self.found)
@@ -46,15 +55,15 @@ class Run:
         elif direction.ends(self.generation, timestep):
             self.generation = self.generation.successor(self.method.schedule)
             self.watched = self.watched if self.generation.one_clock else None
-        self.timestep, self.phase, self.clock = timestep, None, None
+        self.timestep, self.phase, self.clock, self.scores = timestep, None, None, {}
 
     def decide(self, **seen: Tensor) -> Phase:
         """Decide at the first site of a step, before anything heavy has run; `seen`: its input I, and the stream where that is known."""
         if self.phase is None:
-            device = seen["I"].device
+            device, self.tokens = seen["I"].device, seen["I"].shape[1]
             self.clock = clock_tensors(self.generation.clock(), device)
             schedule = self.method.schedule
-            watched = {name: seen[name] for name in schedule.watches}
+            watched: dict[str, Tensor] = {name: seen[name] for name in schedule.watches}
             eps = None
             if watched and self.generation.anchors and self.watched is not None:
                 eps = float(schedule.error(watched, self.watched, self.clock))
@@ -63,7 +72,6 @@ class Run:
                 old = self.watched or zeros(schedule.slots({name: spec_of(tensor) for name, tensor in watched.items()}), device)
                 self.watched = schedule.refresh(old, watched, self.clock)
         return self.phase
-
 
     def streams(self, site: str) -> list[int]:
         """The streams of a site that are remembered."""

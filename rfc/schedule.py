@@ -24,8 +24,18 @@ Watched = Mapping[str, Tensor]
 Signal = Literal["I", "base"]
 """What a schedule can watch at the first site: its input I, or the stream that its residual is added to."""
 
-Phase = Literal["FULL", "ESTIMATE", "VERIFY"]
-"""What a step does: compute, estimate, or estimate and compute a part of it to see how good the estimate is."""
+Phase = str
+"""What a step does.
+
+FULL computes; ESTIMATE forecasts every site; VERIFY does so too, and computes a part to see how good that was; PARTIAL_1, PARTIAL_2, ...
+compute some tokens of the feed-forwards (`rfc.tokens`), each its own share of them; REUSE takes the stream that left the last
+block in the latest step that was not REUSE itself.
+"""
+
+
+def is_partial(phase: Phase) -> bool:
+    """Whether the phase computes some tokens."""
+    return phase.startswith("PARTIAL_")
 
 
 class Schedule(ABC):
@@ -161,12 +171,70 @@ class Listed(Schedule):
 
     @staticmethod
     def full(numbers: Numbers, step: Tensor, k: Tensor, total: Tensor) -> Bool[Tensor, ""]:
-        table = numbers["table"]
-        row = step.clamp(max=len(table) - 1).long().reshape(1)
-        return table.index_select(0, row).reshape(()) > 0
+        return _row(numbers["table"], step) > 0
 
     def can_skip(self, steps: int) -> bool:
         return any(step not in set(self.steps) for step in range(steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phased(Schedule):
+    """Exactly the phases in `steps`, one for each step from 0 on; a step beyond the list is full. The first must be FULL.
+
+    `phases` are those that programs are made for, FULL first: by default those in the list, in their order. Another list of the same phases
+    compiles nothing. `period` is what the age of a token is measured in (`rfc.tokens`), in steps.
+    """
+
+    steps: Sequence[Phase]
+    phases: tuple[Phase, ...] = ()
+    period: float = 1.0
+
+    KNOWN = ("FULL", "ESTIMATE", "REUSE")
+
+    def __post_init__(self) -> None:
+        given = (self.steps, self.phases)
+        if any(isinstance(one, str) or not isinstance(one, Iterable) for one in given):
+            raise ValueError(f"Phased: steps and phases must be lists of phases, got {self.steps!r} and {self.phases!r}")
+        steps, phases = (tuple(one) for one in given)
+        if not steps or steps[0] != "FULL":
+            raise ValueError(f"Phased: the first step must be FULL, got {steps[:1]}; it has nothing to reuse")
+        if len(steps) > Listed.TABLE:
+            raise ValueError(f"Phased: at most {Listed.TABLE} steps, got {len(steps)}")
+        phases = tuple(dict.fromkeys(("FULL", *phases))) if phases else tuple(dict.fromkeys(steps))
+        for phase in dict.fromkeys((*steps, *phases)):
+            if phase not in self.KNOWN and not (isinstance(phase, str) and is_partial(phase)):
+                raise ValueError(f"Phased: a phase is {', '.join(self.KNOWN)} or PARTIAL_<number>, got {phase!r}")
+            if phase not in phases:
+                raise ValueError(f"Phased: {phase} is in steps, but not in phases {', '.join(phases)}")
+        if isinstance(self.period, bool) or not isinstance(self.period, int | float) or not 0 < self.period < math.inf:
+            raise ValueError(f"Phased: period must be a number of steps above 0, got {self.period!r}")
+        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "phases", phases)
+
+    @property
+    def warmup(self) -> int:
+        return next((i for i, phase in enumerate(self.steps) if phase != "FULL"), len(self.steps))
+
+    def numbers(self) -> dict[str, Tensor]:
+        table = torch.zeros(Listed.TABLE + 1)  # as in `Listed`; zero is the place of FULL
+        table[: len(self.steps)] = torch.tensor([float(self.phases.index(phase)) for phase in self.steps])
+        return {"table": table, "period": torch.tensor(float(self.period))}
+
+    @staticmethod
+    def full(numbers: Numbers, step: Tensor, k: Tensor, total: Tensor) -> Bool[Tensor, ""]:
+        return Phased.phase(numbers, step, k, total) == 0
+
+    @classmethod
+    def phase(cls, numbers: Numbers, step: Tensor, k: Tensor, total: Tensor) -> Int[Tensor, ""]:
+        return _row(numbers["table"], step).long()
+
+    def can_skip(self, steps: int) -> bool:
+        return any(phase != "FULL" for phase in self.steps[:steps])
+
+
+def _row(table: Tensor, step: Tensor) -> Float[Tensor, ""]:
+    """The table's entry for a step; its last for all steps beyond."""
+    return table.index_select(0, step.clamp(max=len(table) - 1).long().reshape(1)).reshape(())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def spans(model: nn.Module, now: Now, grain: Grain, probe: int) -> Iterator[Repl
         yield module, partial(probed.forward, Block(module, module.forward), i == 0)
 
 
-class _Skip(Exception):
+class _SkipError(Exception):
     """The decision fell inside the first block of a span: leave it."""
 
 
@@ -140,7 +140,7 @@ class Span:
     def _first(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             return block.compute(*args, **kwargs)
-        except _Skip:
+        except _SkipError:
             return None
 
     def enter(self, attention: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -149,7 +149,7 @@ class Span:
             return attention(*args, **kwargs)
         self.inputs = [value for value in (*args, *(kwargs.get(name) for name in STREAMS)) if isinstance(value, Tensor)]
         if self.now.run.decide(I=self.inputs[0], base=self.start["hidden_states"]) != "FULL":
-            raise _Skip
+            raise _SkipError
         return attention(*args, **kwargs)
 
     def refresh(self, run: Run, returned: dict[str, Tensor]) -> None:
@@ -199,7 +199,7 @@ def verifier(last: nn.Module, now: Now, replaced: Callable[..., Any] | None) -> 
 
     `replaced`: what stands in the place of its forward already.
 
-    The error is mean(|x - x'| / (|x'| + 1e-10)), x the stream that leaves the block by estimates and x' as computed (SpeCa, arXiv 2509.11628).
+    The error is mean(|x - x'| / (|x'| + 1e-10)), x the stream that leaves the block by estimates, x' as computed (SpeCa, arXiv 2509.11628).
     """
     block = Block(last, last.forward)
     draft = block.compute if replaced is None else replaced

@@ -7,6 +7,7 @@ pipe.transformer = torch.compile(model, fullgraph=True)
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -21,6 +22,7 @@ from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, RFCError
 from rfc_fx.explain import Explanation, explain
 from rfc_fx.model import CachedModel
 from rfc_fx.per_sample import PerSampleModel
+from rfc_fx.preset import read_preset, write_preset
 from rfc_fx.program import Decision, Dispatch, Options, Plan
 from rfc_fx.steps import NothingSkippedWarning
 from rfc_fx.structure import refuse
@@ -39,7 +41,9 @@ __all__ = [
     "SignatureError",
     "StateBudgetError",
     "explain",
+    "read_preset",
     "transform",
+    "write_preset",
 ]
 
 
@@ -47,7 +51,7 @@ def transform(
     model: nn.Module,
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
     *,
-    method: CachingMethod | None = None,
+    method: CachingMethod | str | Path | None = None,
     granularity: Choice | None = None,
     dispatch: Dispatch = "host",
     decision: Decision = "batch",
@@ -60,9 +64,10 @@ def transform(
     """Return `model` with every attention and MLP behind a guard: computed in full, or estimated from its cache.
 
     `example_inputs` (keyword arguments as a mapping, or positional ones as a tuple) captures at once; without them the first call does.
-    `method` defaults to `rfc.RFC()`. `granularity` is what one estimate stands for: "module" (the paper, and the default where the method has
-    none of its own), "block", "stack" (the residual of all blocks), "output" (their output), "blocks[a:b]" (the residual of those blocks; the
-    others always run); "auto" is the finest of the first three whose state fits `state_budget`.
+    `method` defaults to `rfc.RFC()`; a path is that of a preset (`rfc-fx calibrate`). `granularity` is what one estimate stands for:
+    "module" (the paper), "block", "stack" (the residual of all blocks), "output" (their output), "blocks[a:b]" (the residual of those
+    blocks; the others always run); "auto" is the finest of the first three whose state fits `state_budget`; None is the method's own,
+    else "module".
     `dispatch`: "host" makes PREFIX, FULL and ESTIMATE with one host decision a step; "cond" one graph with one torch.cond.
     `decision` (with "host"): "batch" decides once a step for all samples; "per_sample" runs each sample for itself, with programs of a
     batch of one, so that no result depends on batch mates; what batching gains is lost (README, "Limits").
@@ -78,7 +83,7 @@ def transform(
     Raises TypeError or ValueError for arguments of the wrong kind, CaptureError when the forward cannot be traced, NoSiteError
     when nothing in it can be cached, StateBudgetError when its state would take more than the budget.
     """
-    method = rfc.RFC() if method is None else method
+    method = rfc.RFC() if method is None else read_preset(method) if isinstance(method, str | Path) else method
     if not isinstance(model, nn.Module):
         raise TypeError(f"transform: model must be a torch.nn.Module, got {type(model).__name__}; for a pipeline pass pipe.transformer")
     if isinstance(model, CachedModel):

@@ -14,7 +14,6 @@ from rfc.method import CachingMethod, placement
 from rfc.state import SlotSpec
 from rfc.storage import STORED, stored_anew
 from rfc_fx.capture import Captured
-
 from rfc_fx.errors import NoSiteError, StateBudgetError
 from rfc_fx.guard import state_slots
 from rfc_fx.residuals import Found
@@ -64,7 +63,7 @@ def _sites(captured: Captured, granularity: str, method: CachingMethod) -> Found
     return find_sites(
         captured,
         granularity,
-        needs_input=method.estimator.needs_input,
+        needs_input=method.estimator.needs_input or placement(method).tokens is not None,
         probe=placement(method).probe,
         verifies="VERIFY" in method.schedule.phases,
     )

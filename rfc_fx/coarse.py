@@ -9,8 +9,9 @@ from typing import NamedTuple
 from torch import fx
 
 from rfc_fx.errors import NoSiteError
-from rfc_fx.ops import CASTS, is_view, shape
+from rfc_fx.ops import CASTS, aten, is_view, shape
 from rfc_fx.residuals import Ancestry, Residual, Site, block_path
+
 
 class Stream(NamedTuple):
     """What coarser sites are made from: the residual adds with a site of their own, in order."""
@@ -37,10 +38,12 @@ class Stream(NamedTuple):
         names = self.names
         if number < len(names):
             for residual in self.known:
-                if block_path(residual.add) == names[number] and self.carries_latent(residual.x):
-                    if like is None or shape(residual.x) == shape(like):
-                        return residual.x
-        raise NoSiteError(f"no block number {number} begins with the latent's stream in the shape it had before: the model has {len(names)} blocks")
+                begins = block_path(residual.add) == names[number] and self.carries_latent(residual.x)
+                if begins and (like is None or shape(residual.x) == shape(like)):
+                    return residual.x
+        raise NoSiteError(
+            f"no block number {number} begins with the latent's stream in the shape it had before: the model has {len(names)} blocks"
+        )
 
 
 def probed(sites: Sequence[Site], stream: Stream, probe: int) -> list[Site]:
@@ -51,7 +54,9 @@ def probed(sites: Sequence[Site], stream: Stream, probe: int) -> list[Site]:
     I = stream.before_block(probe, like=start)
     for site in sites:
         if stream.ancestry.before(site.output, I) or site.output is I:
-            raise NoSiteError(f"a probe of {probe} blocks lies inside {site.name}, which it is to measure: choose later blocks, or the stack")
+            raise NoSiteError(
+                f"a probe of {probe} blocks lies inside {site.name}, which it is to measure: choose later blocks, or the stack"
+            )
     return [replace(site, I=I, origin=start) for site in sites]
 
 
@@ -76,12 +81,25 @@ def _chains(residuals: Sequence[Residual], *, across_blocks: bool) -> list[list[
     for residual in residuals:
         for chain in chains:
             last = chain[-1].add
-            if last is residual.x and (across_blocks or block_path(residual.add) == block_path(last)):
+            follows = last is residual.x or (across_blocks and _joined_again(last, residual.x))
+            if follows and (across_blocks or block_path(residual.add) == block_path(last)):
                 chain.append(residual)
                 break
         else:
             chains.append([residual])
     return chains
+
+
+def _joined_again(stream: fx.Node, x: fx.Node) -> bool:
+    """Whether x is that stream, cut into its text and image tokens and joined again between two blocks."""
+    pending = [x]
+    while pending:
+        node = pending.pop()
+        if node is not stream:
+            if node.target is not aten.cat.default and not is_view(node):
+                return False
+            pending.extend(node.all_input_nodes)
+    return shape(x) == shape(stream)
 
 
 def stack(stream: Stream, start: Site, *, with_base: bool = True) -> Iterator[Site]:
@@ -116,18 +134,29 @@ def block_range(stream: Stream, wanted: slice) -> Iterator[Site]:
     if not chosen:
         raise NoSiteError(f"granularity {text} chooses none of the {len(names)} blocks")
     chains = _chains([residual for residual in stream.known if block_path(residual.add) in chosen], across_blocks=True)
-    upto = stream.ancestry.before
-    entries = [chain[0].x for chain in chains if not any(other[-1].add is chain[0].x or upto(other[-1].add, chain[0].x) for other in chains)]
-    leaving = [chain for chain in chains if not any(chain[-1].add is other[0].x or upto(chain[-1].add, other[0].x) for other in chains)]
+
+    def leads(one: list[Residual], other: list[Residual]) -> bool:
+        """Whether the end of one chain is where the other begins, or before it."""
+        return one[-1].add is other[0].x or stream.ancestry.before(one[-1].add, other[0].x)
+
+    entries = [chain[0].x for chain in chains if not any(leads(other, chain) for other in chains)]
+    leaving = [chain for chain in chains if not any(leads(chain, other) for other in chains)]
     entries.sort(key=lambda x: not stream.carries_latent(x))
-    for place, chain in enumerate(leaving):
+    found: list[Site] = []
+    while leaving:
+        chain = leaving.pop(0)
         end, own = chain[-1].add, chain[0].x
         starts = [own] * (own in entries) + entries
         if chosen[-1] == names[-1] and not any(shape(x) == shape(end) for x in starts):
             end = without_text(end, starts[0])
-        base = next((x for x in starts if shape(x) == shape(end) and upto(x, end)), None)
+        base = next((x for x in starts if shape(x) == shape(end) and stream.ancestry.before(x, end)), None)
+        if base is None:  # streams were joined inside: what the blocks before did to each is a site of its own
+            base = own
+            before = [other for other in chains if leads(other, chain)]
+            leaving += [one for one in before if not any(leads(one, other) for other in before)]
         first = stream.by_add[chain[0].add]
-        yield Site(text if not place else f"{text}:{first.name}", _in_layout_of(end, first.I, own), end, base=base)
+        found.append(Site(f"{text}:{first.name}" if found else text, _in_layout_of(end, first.I, own), end, base=base))
+    yield from found
 
 
 def _in_layout_of(output: fx.Node, *candidates: fx.Node) -> fx.Node:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 import rfc
-from rfc.method import CachingMethod
-from rfc.schedule import Signal
+from rfc.method import CachingMethod, placement
+from rfc.schedule import is_partial
 from rfc.state import Clock, SlotSpec
+from rfc.tokens import check_tokens
 from rfc_fx.errors import NoSiteError
 from rfc_fx.ops import aten, shape, value
 from rfc_fx.outline import Outlined, graph_module
-from rfc_fx.residuals import Site
+from rfc_fx.residuals import Rejected, Site
+from rfc_fx.tokens import TokenSite, last_stream, token_sites
 
 SCHEDULE = "schedule"
 """Owner of the slots that a data-driven schedule keeps, beside the sites."""
+
+
+LAST = "last"
+"""Owner of the slot with the stream that left the last block, for phase REUSE."""
 
 
 def select(phase: str, full: Tensor, *, I: Tensor, base: Tensor | None, site: str) -> Tensor:
@@ -41,6 +48,15 @@ class Guarded:
     method: CachingMethod
     slots: dict[str, SlotSpec]
     """`<site>.<slot>` -> shape and dtype, in order; `schedule.<slot>` for a data-driven schedule."""
+    tokens: dict[str, TokenSite]
+    """The sites of which PARTIAL steps compute some tokens, by name."""
+    reused: list[Rejected]
+    """The sites that PARTIAL steps reuse, and why."""
+
+    @cached_property
+    def last(self) -> fx.Node:
+        """The latent's stream as it leaves the last block."""
+        return last_stream(_values(self.sites), self.watched)
 
     def site_slots(self, owner: str) -> list[str]:
         """Names of one owner's slots, without the owner."""
@@ -71,10 +87,10 @@ def guard(outlined: Outlined, watched: Site, method: CachingMethod) -> Guarded:
     joined = {site.name: site.joined for site in outlined.sites}
     sites = [replace(site, joined=None if (add := joined[site.name]) is None else env[add]) for site in sites]
     first = next(site for site in sites if site.name == watched.name)
-    slots = state_slots(sites, first, method)
     captured = outlined.captured
     module = graph_module(captured.model, graph, captured.constants, outlined.regions, "Guarded")
-    return Guarded(outlined, module, sites, first, method, slots)
+    tokens, reused = _token_sites(sites, first, method)
+    return Guarded(outlined, module, sites, first, method, state_slots(sites, first, method), tokens, reused)
 
 
 def _input(graph: fx.Graph, I: fx.Node, origin: fx.Node | None) -> fx.Node:
@@ -86,20 +102,39 @@ def _input(graph: fx.Graph, I: fx.Node, origin: fx.Node | None) -> fx.Node:
     return moved
 
 
-def state_slots(sites: Iterable[Site], watched: Site, method: CachingMethod) -> dict[str, SlotSpec]:
-    """The state tensors of the sites, and of the schedule at the site it watches."""
+def state_slots(sites: Sequence[Site], watched: Site, method: CachingMethod) -> dict[str, SlotSpec]:
+    """The state tensors of the sites, of their tokens, of the last block, and of the schedule at the site it watches."""
     slots: dict[str, SlotSpec] = {}
+    tokens, found = placement(method).tokens, _token_sites(sites, watched, method)[0]
     for site in sites:
-        for name, spec in method.estimator.slots(spec_of(site.I), spec_of(site.output)).items():
-            slots[f"{site.name}.{name}"] = spec
+        I, O = spec_of(site.I), spec_of(site.output)
+        slots |= {f"{site.name}.{name}": spec for name, spec in method.estimator.slots(I, O).items()}
+        if site.name in found and tokens is not None:
+            slots |= {f"{site.name}.tokens.{name}": spec for name, spec in tokens.slots(*I.shape[:2]).items()}
+    if "REUSE" in method.schedule.phases:
+        slots[f"{LAST}.x"] = spec_of(last_stream(_values(sites), watched))
     seen = {name: spec_of(node) for name, node in signals(watched, method).items()}
     slots |= {f"{SCHEDULE}.{name}": spec for name, spec in method.schedule.slots(seen).items()}
     return slots
 
 
-def signals(watched: Site, method: CachingMethod) -> dict[Signal, fx.Node]:
+def _values(sites: Iterable[Site]) -> dict[fx.Node, Site]:
+    """What stands for each site's output in what follows: its guard, where it has one."""
+    return {next((user for user in site.output.users if user.target is select), site.output): site for site in sites}
+
+
+def _token_sites(sites: Sequence[Site], watched: Site, method: CachingMethod) -> tuple[dict[str, TokenSite], list[Rejected]]:
+    """Those of `token_sites`; none where no phase computes tokens."""
+    tokens, phases = placement(method).tokens, method.schedule.phases
+    check_tokens(method.estimator, phases, tokens)
+    if tokens is None or not any(map(is_partial, phases)):
+        return {}, []
+    return token_sites(_values(sites), watched, tokens)
+
+
+def signals(watched: Site, method: CachingMethod) -> dict[str, fx.Node]:
     """What the schedule watches at that site; NoSiteError where the site has no stream of its own shape."""
-    found: dict[Signal, fx.Node] = {}
+    found: dict[str, fx.Node] = {}
     for name in method.schedule.watches:
         node = watched.I if name == "I" else watched.base
         if node is None:

@@ -148,7 +148,7 @@ def _read_outside(nodes: dict[fx.Node, None]) -> list[fx.Node]:
 
 
 def _needed_by_estimate(guarded: Guarded) -> set[fx.Node]:
-    needs_input = guarded.method.estimator.needs_input
+    needs_input = guarded.method.estimator.needs_input or bool(guarded.tokens)
     seen: set[fx.Node] = set()
     pending = [node for node in guarded.module.graph.nodes if node.op == "output"]
     while pending:

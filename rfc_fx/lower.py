@@ -61,7 +61,7 @@ def lower_host(
     """
     hoisted = hoist(guarded, timestep, prefix_nodes(guarded)) if hoists else None
     outside = set() if hoisted is None else hoisted.nodes
-    one_pass = pools and not regional and not guarded.method.estimator.reads_all_inputs
+    one_pass = pools and not regional and not guarded.method.estimator.reads_all_inputs and not guarded.tokens
     alone = {slot for slot in guarded.slots if slot.startswith(f"{SCHEDULE}.")}
     layout = Layout.pooled(guarded.slots, alone) if one_pass else Layout(guarded.slots)
     phases = dict.fromkeys((*("FULL", "ESTIMATE"), *guarded.method.schedule.phases))

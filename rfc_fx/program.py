@@ -83,17 +83,27 @@ class Plan:
     """Of TIMESTEP, per step; after `prepare` one batched product for all steps."""
     timestep_bytes: int = 0
     """Bytes of what TIMESTEP computes for one step; after `prepare` a table holds as much for every step."""
-    verify_flops: int = 0
-    """Of a VERIFY step, which computes a block beside its estimate; 0 where the method has no such phase."""
+    phase_flops: Mapping[str, int] = field(default_factory=dict)
+    """Of a step in each phase that the method has beside FULL and ESTIMATE, counted as these are."""
     alternatives: Alternatives = field(default_factory=dict)
     """Bytes of state of one context, had another granularity or `state_dtype` been chosen (without the bookkeeping of "cond")."""
     dependence: tuple[Dependence, ...] = ()
     """What depends on the conditioning alone, on the timestep, and on the latent."""
 
     @property
+    def verify_flops(self) -> int:
+        """Of a VERIFY step, which computes a block beside its estimate; 0 where the method has no such phase."""
+        return self.phase_flops.get("VERIFY", 0)
+
+    def share(self, phase: str) -> float:
+        """FLOPs of a step in that phase as a share of a FULL step's."""
+        known = {"FULL": self.full_flops, "ESTIMATE": self.estimate_flops, **self.phase_flops}
+        return known[phase] / max(1, self.full_flops)
+
+    @property
     def estimate_share(self) -> float:
         """FLOPs of an ESTIMATE step as a share of a FULL step's."""
-        return self.estimate_flops / max(1, self.full_flops)
+        return self.share("ESTIMATE")
 
 
 class Runner(Protocol):
@@ -271,7 +281,7 @@ def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, Sl
         invariant_flops=cost.get("INVARIANT", 0),
         invariant_bytes=held.get("INVARIANT", 0),
         timestep_flops=cost.get("TIMESTEP", 0),
-        verify_flops=cost["VERIFY"] + shared if "VERIFY" in cost else 0,
+        phase_flops={phase: flops + shared for phase, flops in cost.items() if phase not in (*AHEAD, "PREFIX", "FULL", "ESTIMATE")},
         timestep_bytes=held.get("TIMESTEP", 0),
     )
 

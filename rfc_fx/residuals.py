@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import fx
 
-from rfc_fx.capture import Captured
+from rfc.grain import block_of as block_of
 from rfc_fx.ops import CASTS, VIEWS, aten, is_heavy, shape
 
 _ADDS = frozenset({aten.add.Tensor, aten.add_.Tensor})
@@ -123,13 +123,6 @@ def module_path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     paths = [entry[0] for entry in stack.values()]
     return str(paths[-1]) if paths else ""
-
-
-def block_of(path: str) -> str:
-    """Path up to the first index: `blocks.3.attn` lies in `blocks.3`; "" outside of all blocks."""
-    parts = path.split(".")
-    index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return "" if index is None else ".".join(parts[: index + 1])
 
 
 def block_path(node: fx.Node) -> str:

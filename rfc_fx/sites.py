@@ -20,11 +20,14 @@ from rfc_fx.ops import is_heavy, is_view, shape, value
 from rfc_fx.residuals import Ancestry, Found, Rejected, Residual, Site, block_of, block_path, module_path, residual_adds
 
 
-def find_sites(captured: Captured, granularity: str = "module", *, needs_input: bool = True, probe: int = 0, verifies: bool = False) -> Found:
+def find_sites(
+    captured: Captured, granularity: str = "module", *, needs_input: bool = True, probe: int = 0, verifies: bool = False
+) -> Found:
     """Return the sites of the graph, one per residual branch and stream, block and stream, range of blocks, or for the whole stack.
 
     `needs_input`: whether the estimator reads I; if not, what feeds only the I of others is not needed. `probe`: I is what so many leading
-    blocks add to the stream. `verifies`: the last block is computed beside its estimate, so what it reads is needed. Raises NoSiteError listing every rejected branch when there is none, ValueError for an unknown granularity.
+    blocks add to the stream. `verifies`: the last block is computed beside its estimate, so what it reads is needed. Raises NoSiteError
+    listing every rejected branch when there is none, ValueError for an unknown granularity.
     """
     grain = parse_granularity(granularity)
     graph = captured.graph
@@ -234,7 +237,6 @@ def _with_rank_of(I: fx.Node, O: fx.Node, v: fx.Node) -> fx.Node:
 def _is_float(node: fx.Node) -> bool:
     tensor = value(node)
     return isinstance(tensor, Tensor) and tensor.is_floating_point()
-
 
 
 def _common(a: str, b: str) -> str:

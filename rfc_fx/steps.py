@@ -7,7 +7,6 @@ import logging
 import threading
 import warnings
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +21,7 @@ from rfc.streams import Streams, stream_name
 from rfc_fx import show
 from rfc_fx.ahead import Following, known
 from rfc_fx.calls import Call
-from rfc_fx.context import Context, Step, new_context
+from rfc_fx.context import Context, Step, new_context, records
 from rfc_fx.errors import RFCError
 from rfc_fx.frames import between_programs
 from rfc_fx.program import Plan, Runner
@@ -131,6 +130,8 @@ class StepModel(nn.Module):
         if context.clock.is_cuda:
             torch.compiler.cudagraph_mark_step_begin()
         values = context.own | dict(zip(compiled.placeholders, compiled.inputs(leaves), strict=True))
+        if placement(self.method).tokens is not None:
+            values |= {("number", name): tensor for name, tensor in self._numbers_on(compiled.device).items()}
         step = Step(context, values, (args, kwargs), [*AHEAD, "PREFIX"])
         if context.fresh:
             context.begin()
@@ -346,13 +347,7 @@ class StepModel(nn.Module):
     @property
     def contexts(self) -> dict[str, Generation]:
         """Records of the current generations by context name; "cond (2)" is the second set of programs that ran as "cond"."""
-        schedule = self.method.schedule
-        records: dict[str, Generation] = {}
-        times = Counter[str]()
-        for (name, _), context in self._contexts.items():
-            times[name] += 1
-            records[name if times[name] == 1 else f"{name} ({times[name]})"] = context.record(schedule)
-        return records
+        return records(self._contexts, self.method.schedule)
 
     def summary(self) -> show.Summary:
         """What was computed, what was skipped and what it held in memory; print it."""

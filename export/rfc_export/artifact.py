@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 
+from rfc.grain import parse_granularity
 from rfc_export.errors import ArtifactError, ExportError
 from rfc_export.methods import DTYPES
 
@@ -53,6 +54,11 @@ def _known_dtype(name: str) -> str:
     return name
 
 
+def _known_granularity(text: str) -> str:
+    parse_granularity(text)
+    return text
+
+
 DType = Annotated[str, AfterValidator(_known_dtype)]
 BackendName = Literal["aoti", "onnx", "tensorrt"]
 DispatchName = Literal["host", "cond"]
@@ -65,7 +71,7 @@ class _Part(BaseModel):
 class TensorSpec(_Part):
     """Name, type and shape of a tensor that enters or leaves a program."""
 
-    kind: Literal["input", "carry", "state", "next", "pool", "clock", "progress", "log", "numbers", "output", "decision"]
+    kind: Literal["input", "carry", "state", "next", "pool", "clock", "number", "progress", "log", "numbers", "output", "decision"]
     name: Name
     dtype: DType
     shape: Shape
@@ -188,6 +194,8 @@ class PlanSpec(_Part):
     state_bytes: Annotated[int, Field(ge=0)]
     full_flops: Annotated[int, Field(ge=0)]
     estimate_flops: Annotated[int, Field(ge=0)]
+    phase_flops: dict[Name, Annotated[int, Field(ge=0)]] = {}
+    """Of a step in each other phase."""
 
 
 class Manifest(_Part):
@@ -197,7 +205,7 @@ class Manifest(_Part):
     created_at: str
     model: ModelSpec
     method: dict[str, Any]
-    granularity: str
+    granularity: Annotated[str, AfterValidator(_known_granularity)]
     backend: BackendName
     dispatch: DispatchName
     programs: dict[Name, ProgramSpec]
@@ -226,6 +234,8 @@ class Manifest(_Part):
             raise ValueError(f"programs: {', '.join(sorted(missing))} missing")
         if self.decision.program is not None and self.decision.program not in self.programs:
             raise ValueError(f"decision.program: there is no program {self.decision.program}")
+        if (own := self.method.get("granularity", self.granularity)) != self.granularity:
+            raise ValueError(f"granularity: the method works on {own!r}, the programs on {self.granularity!r}")
         for argument in (self.call.latent, self.call.timestep):
             if argument is not None and argument not in {leaf.argument for leaf in self.call.leaves}:
                 raise ValueError(f"call: no leaf lies in the argument {argument}")
@@ -264,7 +274,7 @@ class Manifest(_Part):
         known |= {("carry", name): tensor for name, tensor in made.items()}
         for phase, program in self.programs.items():
             for tensor in (*program.inputs, *program.outputs):
-                if tensor.kind in ("clock", "numbers", "output", "decision"):
+                if tensor.kind in ("clock", "number", "numbers", "output", "decision"):
                     continue
                 found = known.get((tensor.kind, tensor.name))
                 if found != (tensor.dtype, tensor.shape):

@@ -9,10 +9,9 @@ from families import FAMILIES, moved
 from torch import nn
 
 import rfc
-from rfc.grain import Granularity
 import rfc_fx
+from rfc.grain import Granularity
 from rfc_fx.budget import parse_bytes
-
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 
