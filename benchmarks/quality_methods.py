@@ -83,6 +83,27 @@ def _planned(name: str, where: Literal["first", "all"]) -> Entry:
     )
 
 
+def _newton(order: int) -> Entry:
+    """Newton's polynomial with RCS from the first step on."""
+    return Entry(
+        name=f"NewtonRCS m={order}",
+        kind="ours",
+        thresholded=lambda tau, facts: rfc.NewtonRCS(tau=tau, order=order),
+        note="RCS decides from the second step on; all other methods with RCS have 3 leading full steps",
+    )
+
+
+def _token_wise(make: type[rfc.ToCa] | type[rfc.DuCa]) -> Entry:
+    """ToCa or DuCa at the interval that gives the number of full steps."""
+    return Entry(
+        name=make.__name__,
+        kind="published",
+        thresholded=lambda interval, facts: make(interval=round(interval), steps=facts.steps),
+        low=1.0,
+        note="its threshold is the interval; a skipped step also computes some tokens of the feed-forwards",
+    )
+
+
 def mag_cache(threshold: float, facts: Facts) -> CachingMethod:
     return rfc.MagCache(ratios=facts.ratios(), threshold=threshold, max_skip=facts.steps, retention=2 / facts.steps, steps=facts.steps)
 
@@ -125,10 +146,12 @@ ENTRIES: tuple[Entry, ...] = (
         thresholded=lambda base, facts: rfc.SpeCa(base=base, floor=base / 10, max_drafts=facts.steps, steps=facts.steps),
         note="a verified draft also runs the last block; the threshold's floor is a tenth of its base, and drafts in a row are not bounded",
     ),
+    *(_token_wise(make) for make in (rfc.ToCa, rfc.DuCa)),
     _rcs("RFC m=1", "RFC", rfc.RFE(order=1), order=1),
     _rcs("RFC m=2", "RFC", rfc.RFE(order=2), order=2),
     *(_rcs(f"Projective m={m} + RCS", "ours", rfc.Projective(order=m)) for m in (1, 2, 3)),
     *(_rcs(f"Newton m={m} + RCS", "ours", rfc.Newton(order=m)) for m in (2, 3)),
+    *(_newton(m) for m in (2, 3)),
     _uniform("RFE m=1, uniform", "control", rfc.RFE(order=1)),
     _uniform("RFE m=2, uniform", "control", rfc.RFE(order=2)),
     _rcs("Taylor m=1 + RCS", "control", rfc.Taylor(order=1), order=1),

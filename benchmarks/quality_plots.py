@@ -37,6 +37,9 @@ COLORS = {
 }
 """By how a name begins; the first that fits."""
 
+BRIGHTER = 4
+"""Differences of samples are shown this much brighter."""
+
 MARKERS = "os^Dv"
 """By order, from 1; a circle where a name has none."""
 
@@ -56,6 +59,7 @@ def draw(record: Row, arrays: Arrays, out: Path) -> list[Path]:
     figures: dict[str, Figure] = {}
     if record["cells"]:
         figures["error"] = curves(record, "nfc", "full computations (mean over batches)")
+        figures["flops"] = curves(record, "flops_share", "floating-point operations, share of full computation's")
         compiled = "compiled" if record["settings"]["compiled"] else "not compiled"
         batch = record["settings"]["batch"]
         figures["time"] = curves(
@@ -63,7 +67,7 @@ def draw(record: Row, arrays: Arrays, out: Path) -> list[Path]:
         )
         for sampler, settings in record["settings"]["samplers"].items():
             for budget in settings["shown"]:
-                if any(name.startswith(f"{sampler}/{budget}/") and name.endswith("/tiles") for name in arrays):
+                if f"{key(sampler, settings['steps'], FULL)}/tiles" in arrays:
                     figures[f"grid-{sampler}-{budget}"] = grid(record, arrays, sampler, budget)
     if record["teacher_forced"] is not None:
         figures["heat"] = heat(record["teacher_forced"])
@@ -83,7 +87,7 @@ def curves(record: Row, x: str, label: str) -> Figure:
         axes: Axes = figure.add_subplot(1, len(samplers), place + 1)
         cells = [cell for cell in record["cells"] if cell["sampler"] == sampler and kind(cell["method"]) in MAIN_KINDS]
         for name in dict.fromkeys(cell["method"] for cell in cells):
-            line = sorted((cell for cell in cells if cell["method"] == name), key=lambda cell: float(cell[x]))
+            line = sorted((cell for cell in cells if cell["method"] == name), key=lambda cell: float(cell["nfc"]))
             errors = [cell["error"] for cell in line]
             spread = [[cell["error"] - cell["error_low"] for cell in line], [cell["error_high"] - cell["error"] for cell in line]]
             axes.errorbar([cell[x] for cell in line], errors, yerr=spread, markersize=4, elinewidth=0.6, label=name, **style(name))
@@ -103,25 +107,34 @@ def curves(record: Row, x: str, label: str) -> Figure:
 
 
 def grid(record: Row, arrays: Arrays, sampler: str, budget: int) -> Figure:
-    """One sample of each class from the same noise: a strip for full computation, and one for each method below it."""
+    """One sample of each class from the same noise, full computation first; on the right what differs from it, several times as bright."""
     settings = record["settings"]["samplers"][sampler]
     here = [cell for cell in record["cells"] if (cell["sampler"], cell["budget"]) == (sampler, budget)]
     cells = {cell["method"]: cell for cell in here if kind(cell["method"]) in MAIN_KINDS}
-    strips = {FULL: arrays.get(f"{key(sampler, settings['steps'], FULL)}/tiles")}
-    strips |= {name: arrays.get(f"{key(sampler, budget, name)}/tiles") for name in cells}
-    shown = {name: strip(tiles) for name, tiles in strips.items() if tiles is not None}
-    figure = Figure(figsize=(9.5, 0.72 * len(shown) + 0.5))
-    for place, (name, picture) in enumerate(shown.items()):
-        axes: Axes = figure.add_subplot(len(shown), 1, place + 1)
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="equal")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.spines[:].set_visible(False)
-        cell = cells.get(name)
-        says = f"{settings['steps']} of {settings['steps']}" if cell is None else f"NFC {cell['nfc']:.3g}, error {cell['error']:.3f}"
-        axes.set_ylabel(f"{name}\n{says}", rotation=0, ha="right", va="center", fontsize=8)
-    figure.subplots_adjust(hspace=0.06)
-    figure.suptitle(f"{settings['what']}: the same seeds, {budget} full computations wanted", fontsize=9, y=0.995 - 0.2 / (len(shown) + 1))
+    full = arrays[f"{key(sampler, settings['steps'], FULL)}/tiles"]
+    drawn = {name: arrays[at] for name in cells if (at := f"{key(sampler, budget, name)}/tiles") in arrays}
+    height = 0.62 * (1 + len(drawn)) + 0.4
+    figure = Figure(figsize=(15, height))
+    figure.suptitle(
+        f"{settings['what']}, {budget} full computations wanted: the same seeds; right: {BRIGHTER} x |x - x_0|",
+        fontsize=9,
+        y=1 - 0.1 / height,
+    )
+    figure.subplots_adjust(top=1 - 0.4 / height, bottom=0, hspace=0.06, wspace=0.02)
+    for place, (name, tiles) in enumerate({FULL: full, **drawn}.items()):
+        apart = np.clip(BRIGHTER * np.abs(tiles.astype(int) - full), 0, 255).astype(np.uint8)
+        for column, shown in enumerate((tiles, apart)):
+            axes: Axes = figure.add_subplot(1 + len(drawn), 2, 2 * place + column + 1)
+            axes.imshow(strip(shown), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="equal")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+            if not column:
+                cell = cells.get(name)
+                says = (
+                    f"{settings['steps']} of {settings['steps']}" if cell is None else f"NFC {cell['nfc']:.3g}, error {cell['error']:.3f}"
+                )
+                axes.set_ylabel(f"{name}\n{says}", rotation=0, ha="right", va="center", fontsize=8)
     return figure
 
 
@@ -159,13 +172,13 @@ def short(site: str) -> str:
 
 
 def by_distance(forced: Row) -> Figure:
-    """Teacher-forced error over the distance k, a panel for each interval."""
+    """Teacher-forced error over the distance k, median over sites and steps, a panel for each interval."""
     intervals = forced["intervals"]
     figure = Figure(figsize=(3.4 * len(intervals) + 2.4, 3.8))
     for place, interval in enumerate(intervals):
         axes: Axes = figure.add_subplot(1, len(intervals), place + 1)
         for number, (name, rows) in enumerate(forced["errors"].items()):
-            errors = rows[str(interval)]["by_k"]
+            errors = rows[str(interval)]["median_by_k"]
             line = "-" if name.startswith(("RFE", "Proj")) else "--"
             look: dict[str, Any] = {"color": f"C{number % 10}", "marker": MARKERS[number // 10], "linestyle": line, "linewidth": 1.2}
             axes.plot(range(1, len(errors) + 1), errors, markersize=4, label=name, **look)
@@ -174,6 +187,6 @@ def by_distance(forced: Row) -> Figure:
         axes.set_xticks(range(1, interval))
         axes.grid(linewidth=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("||O_hat - O|| / ||O||, teacher-forced", fontsize=8)
+    figure.axes[0].set_ylabel("||O_hat - O|| / ||O||, median over sites and steps", fontsize=8)
     figure.axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
     return figure

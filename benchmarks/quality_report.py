@@ -173,6 +173,7 @@ def _pictures(settings: Row) -> str:
     how = "compiled" if settings["compiled"] else "not compiled (the graphs run node by node)"
     lines = [
         f"![Error against the number of full computations]({model}-error.png)",
+        f"![Error against floating-point operations]({model}-flops.png)",
         f"![Error against time]({model}-time.png)",
         f"The times are those of this run, {how}: the median over the batches of the wall time of one generation. Methods ran one after "
         "the other, not in turns, on a machine that may have done other things: they place a method, they do not compare two close ones "

@@ -11,6 +11,7 @@ import typer
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from benchmarks import shapes
 from rfc_fx import zoo
 
 Images = Float[Tensor, "N C H W"]
@@ -140,10 +141,15 @@ def _real_digits() -> Images:
     return torch.cat([train, held])
 
 
-def _real_shapes(number: int = 5000) -> Images:
-    from benchmarks.shapes import draw
+def _trained_shapes() -> tuple[Any, Any]:
+    """The model that `benchmarks.train_shapes` left; BadParameter where there is none."""
+    if not shapes.MODEL.is_dir():
+        raise typer.BadParameter(f"no model in {shapes.MODEL}: train one with python -m benchmarks.train_shapes (an hour or more)")
+    return zoo.load(shapes.MODEL)
 
-    return draw(torch.arange(number) % CLASSES, torch.Generator().manual_seed(7))
+
+def _real_shapes(number: int = 5000) -> Images:
+    return shapes.draw(torch.arange(number) % CLASSES, torch.Generator().manual_seed(7))
 
 
 def classifier(name: str) -> Classifier:
@@ -169,9 +175,9 @@ WORKLOADS = {
         ),
         Workload(
             name="shapes",
-            what="the shipped shapes model: 32x32 RGB, 8 blocks of 192, 64 tokens",
-            load=zoo.load_shapes,
-            noise=zoo.shapes_noise,
+            what="a trained shapes model: 32x32 RGB, 8 blocks of 192, 64 tokens",
+            load=_trained_shapes,
+            noise=shapes.noise,
             real=_real_shapes,
             real_is="5,000 pictures drawn by benchmarks.shapes",
         ),

@@ -18,6 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from benchmarks.training import save_grid
+from rfc_fx.zoo import starting_noise
+
+MODEL = Path("out/shapes")
+"""Folder that `benchmarks.train_shapes` writes its model to."""
 
 SIZE = 32
 """Pixels on a side."""
@@ -183,6 +187,11 @@ def render(labels: Int[Tensor, " N"], scene: Scene) -> Float[Tensor, "N 3 32 32"
 def draw(labels: Int[Tensor, " N"], generator: torch.Generator) -> Float[Tensor, "N 3 32 32"]:
     """A random picture of every label's shape, in [-1, 1]; the scene of a row does not depend on the labels."""
     return render(labels, scenes(len(labels), generator))
+
+
+def noise(seeds: list[int], dtype: torch.dtype = torch.float32) -> Float[Tensor, "N 3 32 32"]:
+    """Starting noise of a model of shapes, one generator per seed."""
+    return starting_noise((3, SIZE, SIZE), seeds, dtype)
 
 
 def main(out: Annotated[Path, typer.Option(help="picture to write")] = Path("out/shapes.png"), seed: int = 0) -> None:

@@ -113,9 +113,9 @@ def measured(
 
 
 def _summary(errors: Float[Tensor, "M S"], k: list[int]) -> dict[str, Any]:
-    """The mean over sites and skipped steps, and by distance."""
-    by_distance = {at: float(errors[:, [step for step, other in enumerate(k) if other == at]].mean()) for at in sorted({*k} - {0})}
-    return {"mean": float(errors.nanmean()), "by_k": [by_distance[at] for at in by_distance]}
+    """The mean over sites and skipped steps, and the median by distance: some distance gets the last step, which is like no other."""
+    at = {distance: [step for step, other in enumerate(k) if other == distance] for distance in sorted({*k} - {0})}
+    return {"mean": float(errors.nanmean()), "median_by_k": [float(errors[:, steps].median()) for steps in at.values()]}
 
 
 def _rounded(errors: Float[Tensor, "M S"]) -> list[list[float | None]]:

@@ -1,4 +1,4 @@
-"""Train the diffusion transformer that ships in `rfc_fx/zoo/shapes`: `python -m benchmarks.train_shapes`.
+"""Train a diffusion transformer for pictures to look at: `python -m benchmarks.train_shapes`, an hour or more of a CPU core.
 
 Data: `benchmarks.shapes` draws every batch anew, so nothing is seen twice. Noise prediction with linear betas (DDPM, arXiv 2006.11239),
 a DiT with adaLN-Zero (arXiv 2212.09748), label dropout for classifier-free guidance. Stop it at any time; started again with the same
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import classifier, shapes, training
 from benchmarks.training import Recipe, Task, adaln_zero, held_out_loss, save_grid, ship
-from rfc_fx.zoo import NULL_CLASS, SHAPES, sample, shapes_noise
+from rfc_fx.zoo import NULL_CLASS, sample
 
 RECIPE = Recipe(
     batch=48,
@@ -74,12 +74,12 @@ def held_out() -> tuple[Tensor, Tensor]:
 
 
 def train(work: Path, out: Path, steps: int, minutes: float | None, seed: int, bf16: bool, console: Console) -> None:
-    """Train, or go on training; the averaged (EMA) weights are shipped at every checkpoint."""
+    """Train, or go on training; the averaged (EMA) weights are written at every checkpoint."""
     scheduler = new_scheduler()
     held_x, held_y = held_out()
 
     def report(ema: Any, step: int) -> dict[str, float]:
-        images = sample(ema, scheduler, torch.arange(20) % 10, shapes_noise(list(range(20))), steps=25)
+        images = sample(ema, scheduler, torch.arange(20) % 10, shapes.noise(list(range(20))), steps=25)
         save_grid(images, work / f"grid-{step:06d}.png", columns=10, zoom=3)
         return {"held_out_loss": held_out_loss(ema, scheduler, held_x, held_y, repeats=2)}
 
@@ -103,7 +103,7 @@ def evaluate(model: Any, scheduler: Any, samples: int, console: Console) -> dict
     images = []
     for start in track(range(0, samples, 50), "sampling", console=console):
         seeds = list(range(10_000 + start, 10_000 + min(start + 50, samples)))
-        images.append(sample(model, scheduler, labels[start : start + len(seeds)], shapes_noise(seeds)))
+        images.append(sample(model, scheduler, labels[start : start + len(seeds)], shapes.noise(seeds)))
     held_x, held_y = held_out()
     return {
         "samples": samples,
@@ -121,8 +121,8 @@ def model_card(figures: dict[str, float], millions: float, steps: int, seed: int
 
 A diffusers `DiTTransformer2DModel` (8 blocks, 6 heads of 32, {millions:.1f} M parameters, 32x32 RGB pixels, patch 4, 10 classes and a
 null class 10) trained on pictures that `benchmarks/shapes.py` draws: {", ".join(shapes.CLASSES)},
-in random colours, places, sizes and rotations, shaded, on a gradient. No outside data. It is the larger of the two shipped models: one
-can see what caching does to its pictures.
+in random colours, places, sizes and rotations, shaded, on a gradient. No outside data. One can see what caching does
+to its pictures.
 
 | figure | value |
 |---|---|
@@ -140,7 +140,7 @@ Limits: 32x32 pixels in [-1, 1], ten classes, one shape to a picture.
 
 def main(
     work: Annotated[Path, typer.Option(help="folder of checkpoints, grids and the log")] = Path("out/train_shapes"),
-    out: Annotated[Path, typer.Option(help="folder that gets the weights and the model card")] = SHAPES,
+    out: Annotated[Path, typer.Option(help="folder that gets the weights and the model card")] = shapes.MODEL,
     steps: Annotated[int, typer.Option(help="at most so many", min=1)] = 20_000,
     minutes: Annotated[float | None, typer.Option(help="wall time in all, goings-on included", min=0.1)] = None,
     seed: int = 0,
@@ -148,7 +148,7 @@ def main(
     bf16: Annotated[bool, typer.Option("--bf16", help="autocast to bfloat16; faster where the CPU has AMX or AVX512-BF16")] = False,
     evaluate_only: Annotated[bool, typer.Option("--evaluate-only", help="measure the weights in --out again, and write the card")] = False,
 ) -> None:
-    """Train the shapes model, ship its averaged weights, and measure them."""
+    """Train the shapes model, write its averaged weights, and measure them."""
     from diffusers import DDIMScheduler, DiTTransformer2DModel
     from safetensors import safe_open
 

@@ -36,6 +36,7 @@ from rfc_fx.options import (
     Asked,
     OptionError,
     at_least,
+    check_dispatch,
     check_sizes,
     known,
     new_method,
@@ -157,7 +158,9 @@ def generate(
     first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)
     names = method or ["fora", "taylorseer", "rfc"]
     asked = Asked(tau=tau, threshold=threshold, order=order, interval=interval, steps=steps, preset=preset)
-    check_sizes(new_methods(names, asked), settings.granularity)  # before anything is loaded
+    methods = new_methods(names, asked)  # before anything is loaded
+    check_sizes(methods, settings.granularity)
+    check_dispatch(methods, dispatch)
     source = load_source(
         model,
         classes=parse_classes(classes),

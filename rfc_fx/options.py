@@ -69,9 +69,9 @@ def _watched(estimator: Callable[..., rfc.Estimator]) -> Callable[..., CachingMe
     return make
 
 
-def _dicache(*, steps: int | None = None, **settings: Any) -> CachingMethod:
-    """DiCache with the first fifth of the steps full, as published for this threshold."""
-    return rfc.DiCache(**settings) if steps is None else rfc.DiCache(warmup=steps // 5 + 1, steps=steps, **settings)
+def _dicache(*, threshold: float = 0.08, steps: int | None = None) -> CachingMethod:
+    """DiCache as its code decides against the change of the input: 0.08, and no step full at the beginning but the first."""
+    return rfc.DiCache(threshold=threshold, warmup=1, steps=steps)
 
 
 def _magcache(**_: Any) -> CachingMethod:
@@ -142,6 +142,13 @@ def new_methods(names: list[str], asked: Asked) -> dict[str, CachingMethod]:
         if getattr(asked, setting) is not None and not any(setting in METHODS[name].takes for name in methods if name in METHODS):
             raise OptionError(f"--{setting}: not a setting of {', '.join(methods)}; {', '.join(taking(setting))} have it")
     return methods
+
+
+def check_dispatch(methods: Mapping[str, CachingMethod], dispatch: str) -> None:
+    """OptionError where a method has more phases than a torch.cond has branches."""
+    for name, method in methods.items() if dispatch == "cond" else ():
+        if len(phases := method.schedule.phases) > 2:
+            raise OptionError(f"--dispatch cond: {name} has the phases {', '.join(phases)}, a torch.cond has two; leave --dispatch out")
 
 
 # ---- granularity and state -------------------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rfc_export.artifact import Manifest
 from rfc_export.backends import Built, Report, Run
 from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetError
+from rfc_export.manifest import Manifest
 from rfc_export.portable import STEP, Portable
 from rfc_fx.doctor import CompilerError, compile_seconds
 

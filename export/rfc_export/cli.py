@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rfc_export.artifact import BackendName, DispatchName, check_place, opened, read_manifest
+from rfc_export.artifact import check_place, opened, read_manifest
 from rfc_export.backends import backend as backend_of
 from rfc_export.checking import STEPS, Verdict, cached_like, checks, exported_from, parity_over, work
 from rfc_export.exporter import export as export_model
+from rfc_export.manifest import BackendName, DispatchName
 from rfc_export.methods import check_method
 from rfc_export.running import draw_all, engine_source, exportable, is_shipped, run_notes, run_summary, sizes, with_threshold
 from rfc_export.runtime import Engine, load

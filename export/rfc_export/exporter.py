@@ -15,7 +15,12 @@ from torch import Tensor, nn
 import rfc
 import rfc_fx
 from rfc.method import CachingMethod
-from rfc_export.artifact import (
+from rfc_export.artifact import file_spec, write_manifest, writing
+from rfc_export.backends import Backend, Built
+from rfc_export.backends import backend as backend_of
+from rfc_export.calls import RETURN_DICT, call_spec, fixed_name
+from rfc_export.errors import ExportError
+from rfc_export.manifest import (
     WEIGHTS,
     BackendName,
     DecisionSpec,
@@ -26,14 +31,7 @@ from rfc_export.artifact import (
     PoolSpec,
     ProgramSpec,
     SlotSpecs,
-    file_spec,
-    write_manifest,
-    writing,
 )
-from rfc_export.backends import Backend, Built
-from rfc_export.backends import backend as backend_of
-from rfc_export.calls import RETURN_DICT, call_spec, fixed_name
-from rfc_export.errors import ExportError
 from rfc_export.methods import check_method, encode_method, name_of
 from rfc_export.parity import check_parity
 from rfc_export.portable import STEP, Portable, Weights, portable_cond, portable_host

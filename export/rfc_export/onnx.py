@@ -20,9 +20,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rfc_export.artifact import WEIGHTS, Manifest, ProgramSpec, TensorSpec
 from rfc_export.backends import Built, Report, Run
 from rfc_export.errors import ArtifactError, BackendError, ExportError
+from rfc_export.manifest import WEIGHTS, Manifest, ProgramSpec, TensorSpec
 from rfc_export.methods import dtype_of
 from rfc_export.portable import STEP, Portable
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from rfc.state import SlotSpec
-from rfc_export.artifact import TensorSpec
 from rfc_export.errors import ExportError
+from rfc_export.manifest import TensorSpec
 from rfc_export.methods import dtype_of, name_of
 from rfc_fx.capture import MODEL
 from rfc_fx.lower import Cond, Host, lower_cond

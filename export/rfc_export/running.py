@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from rfc.generation import Generation
 from rfc.schedule import RCS
-from rfc_export.artifact import MANIFEST, WEIGHTS, Manifest
 from rfc_export.errors import ArtifactError, ExportError
+from rfc_export.manifest import MANIFEST, WEIGHTS, Manifest
 from rfc_export.runtime import Engine
 from rfc_fx.compare import CHANGES, Comparison, Row, Settings, Variant, steps_to_warm_up, with_schedule
 from rfc_fx.inspection import load_with_inputs

@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rfc.state import SlotSpec
-from rfc_export.artifact import WEIGHTS, Manifest, ProgramSpec, check_files, opened, read_manifest
+from rfc_export.artifact import check_files, opened, read_manifest
 from rfc_export.backends import Run, backend
 from rfc_export.calls import RETURN_DICT, ExpectedCall
 from rfc_export.errors import ArtifactError
+from rfc_export.manifest import WEIGHTS, Manifest, ProgramSpec
 from rfc_export.methods import decode_method, dtype_of
 from rfc_export.portable import STEP
 from rfc_export.target import check_target

@@ -1,4 +1,4 @@
-"""The small trained diffusion transformers that ship with the package, and how to draw from them."""
+"""The small trained diffusion transformer that ships with the package, and how to draw from models like it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,17 @@ from torch import Tensor
 DIGITS = Path(__file__).parent / "digits"
 """Folder of the digits model in diffusers' own format: config.json, safetensors, scheduler_config.json."""
 
-SHAPES = Path(__file__).parent / "shapes"
-"""Folder of the shapes model (32x32 RGB), in the same format."""
-
 NULL_CLASS = 10
 """The label that stands for "no class" in classifier-free guidance."""
 
 
 def load_digits(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """Return (`DiTTransformer2DModel` in eval mode, `DDIMScheduler`) of the shipped digits model."""
-    return _load(DIGITS, dtype)
+    return load(DIGITS, dtype)
 
 
-def load_shapes(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Return (`DiTTransformer2DModel` in eval mode, `DDIMScheduler`) of the shipped shapes model."""
-    return _load(SHAPES, dtype)
-
-
-def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Return the same of a folder of that format; raises OSError where it is none."""
     from diffusers import DDIMScheduler, DiTTransformer2DModel
 
     model = DiTTransformer2DModel.from_pretrained(folder, torch_dtype=dtype, low_cpu_mem_usage=False)
@@ -39,15 +32,11 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 def digits_noise(seeds: list[int], dtype: torch.dtype = torch.float32) -> Float[Tensor, "N 1 8 8"]:
     """Starting noise, one generator per seed, so that a sample does not depend on its batch mates."""
-    return _noise((1, 8, 8), seeds, dtype)
+    return starting_noise((1, 8, 8), seeds, dtype)
 
 
-def shapes_noise(seeds: list[int], dtype: torch.dtype = torch.float32) -> Float[Tensor, "N 3 32 32"]:
-    """Starting noise of the shapes model, one generator per seed."""
-    return _noise((3, 32, 32), seeds, dtype)
-
-
-def _noise(shape: tuple[int, ...], seeds: list[int], dtype: torch.dtype) -> Float[Tensor, "N C H W"]:
+def starting_noise(shape: tuple[int, ...], seeds: list[int], dtype: torch.dtype = torch.float32) -> Float[Tensor, "N C H W"]:
+    """The same in any shape (C, H, W)."""
     rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows).to(dtype)
 

@@ -310,7 +310,7 @@ def test_a_quick_run_writes_record_lines_report_and_pictures(kept: Path) -> None
     assert len((kept / "digits.csv").read_text().splitlines()) == 1 + 1 + 3
     assert len(read_arrays(kept / "digits.npz")["ddim-8/4/RFC m=1/errors"]) == record["settings"]["samples"]
     pictures = {path.name for path in kept.glob("*.png")}
-    assert pictures == {f"digits-{name}.png" for name in ("error", "time", "grid-ddim-8-4", "heat", "distance")}
+    assert pictures == {f"digits-{name}.png" for name in ("error", "flops", "time", "grid-ddim-8-4", "heat", "distance")}
     report = (kept / "digits.md").read_text()
     assert all(f"({name})" in report for name in pictures)
 

@@ -1,16 +1,17 @@
-"""The shapes: their drawing, the classifier that reads them, the training loop, and the model that ships."""
+"""The shapes: their drawing, the classifier that reads them, and the training loop."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks import classifier, shapes, train_shapes
+from benchmarks import classifier, quality_workloads, shapes, train_shapes
 from benchmarks.training import Recipe, Task, train
-from rfc_fx.zoo import DIGITS, NULL_CLASS, SHAPES, digits_noise, load_digits, load_shapes, sample, shapes_noise
+from rfc_fx.zoo import NULL_CLASS, digits_noise
 
 LABELS = torch.arange(10)
 MEGABYTE = 1_000_000
@@ -71,7 +72,7 @@ def test_the_classifier_reads_newly_drawn_shapes() -> None:
     assert classifier.accuracy(classifier.load("shapes"), shapes.draw(labels, seeded(5)), labels) >= 0.97
 
 
-@pytest.mark.parametrize(("name", "noise"), [("digits", digits_noise), ("shapes", shapes_noise)])
+@pytest.mark.parametrize(("name", "noise"), [("digits", digits_noise), ("shapes", shapes.noise)])
 def test_a_classifier_gives_features_a_spatial_map_and_logits(name: classifier.Name, noise: Any) -> None:
     judge, pixels = classifier.load(name), noise([0, 1, 2])
     features = judge.features(pixels)
@@ -90,22 +91,17 @@ def test_the_shapes_classifier_can_be_trained(tmp_path: Path) -> None:
 
 def test_what_ships_is_small() -> None:
     assert sum(path.stat().st_size for path in classifier.FOLDER.glob("*.safetensors")) < 0.4 * MEGABYTE
-    assert sum(path.stat().st_size for path in SHAPES.iterdir()) < 16 * MEGABYTE
-    assert sum(path.stat().st_size for folder in (DIGITS, SHAPES) for path in folder.iterdir()) < 25 * MEGABYTE
 
 
-def test_the_shipped_model_draws_the_wanted_shapes() -> None:
-    model, scheduler = load_shapes()
-    images = sample(model, scheduler, LABELS, shapes_noise(list(range(10))), steps=12, cfg=2.0)
-    assert classifier.accuracy(classifier.load("shapes"), images, LABELS) >= 0.7
+def test_noise_of_one_seed_does_not_depend_on_the_others() -> None:
+    assert shapes.noise([3]).shape == (1, 3, shapes.SIZE, shapes.SIZE)
+    assert torch.equal(shapes.noise([3, 4])[1], shapes.noise([4])[0])
 
 
-@pytest.mark.parametrize(("load", "noise"), [(load_digits, digits_noise), (load_shapes, shapes_noise)])
-def test_a_shipped_model_takes_the_noise_that_is_made_for_it(load: Any, noise: Any) -> None:
-    config = load()[0].config
-    assert noise([3]).shape == (1, config.in_channels, config.sample_size, config.sample_size)
-    assert torch.equal(noise([3, 4])[1], noise([4])[0])
-    assert config.num_embeds_ada_norm == NULL_CLASS
+def test_the_laboratory_says_how_to_train_a_model_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "MODEL", tmp_path / "none")
+    with pytest.raises(typer.BadParameter, match=r"train one with python -m benchmarks\.train_shapes"):
+        quality_workloads.WORKLOADS["shapes"].load()
 
 
 class Tiny(nn.Module):

@@ -23,7 +23,8 @@ import rfc
 import rfc_export
 import rfc_fx
 from rfc_export import ArtifactError, ExportError, TargetError, artifact, exporter, runtime
-from rfc_export.artifact import MANIFEST, WEIGHTS, Manifest, writing
+from rfc_export.artifact import writing
+from rfc_export.manifest import MANIFEST, WEIGHTS, Manifest
 from rfc_export.methods import encode_method
 from rfc_fx.errors import RFCError
 

@@ -12,7 +12,7 @@ import rfc_export
 import rfc_fx
 from rfc.method import placement
 from rfc_export import ExportError, exporter
-from rfc_export.artifact import BackendName
+from rfc_export.manifest import BackendName
 from rfc_export.parity import TOLERANCE, forced, steps_to_check
 from rfc_fx.show import pattern
 

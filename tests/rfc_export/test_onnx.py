@@ -24,8 +24,8 @@ import rfc
 import rfc_export
 import rfc_fx
 from rfc_export import onnx as backend
-from rfc_export.artifact import WEIGHTS, TensorSpec
 from rfc_export.errors import ArtifactError, BackendError, ExportError
+from rfc_export.manifest import WEIGHTS, TensorSpec
 from rfc_export.parity import TOLERANCE, compare
 from rfc_export.parity import moved as moved_call
 from rfc_export.portable import Portable

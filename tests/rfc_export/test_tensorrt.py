@@ -19,8 +19,8 @@ from torch import nn
 import rfc
 import rfc_export
 from rfc_export import tensorrt
-from rfc_export.artifact import TensorSpec
 from rfc_export.errors import BackendError, ExportError
+from rfc_export.manifest import TensorSpec
 from rfc_export.portable import Portable
 
 CUDA = torch.device("cuda")

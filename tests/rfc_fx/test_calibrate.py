@@ -108,7 +108,7 @@ def test_a_preset_gives_the_same_method_to_transform(method: rfc.CachingMethod, 
 )
 def test_a_file_that_is_no_preset_is_refused(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "preset.json").write_text(text)
-    with pytest.raises(PresetError, match="preset.json") as error:
+    with pytest.raises(PresetError, match=r"preset\.json") as error:
         read_preset(tmp_path / "preset.json")
     assert said in str(error.value)
     with pytest.raises(PresetError, match="cannot be read: No such file"):

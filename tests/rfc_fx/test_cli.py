@@ -254,6 +254,7 @@ def test_psnr_is_infinite_for_equal_images_and_counts_a_range_of_two():
         (["--dispatch", "magic"], "--dispatch must be one of host, cond, got magic"),
         (["--decision", "each"], "--decision must be one of batch, per_sample, got each"),
         (["--decision", "per_sample", "--dispatch", "cond"], "--decision per_sample needs --dispatch host"),
+        (["--method", "speca", "--dispatch", "cond"], "--dispatch cond: speca has the phases FULL, ESTIMATE, VERIFY, a torch.cond has two"),
         (["--prompt", "a lighthouse"], "this model draws classes"),
         (["--wrong-option"], "--wrong-option"),
     ],

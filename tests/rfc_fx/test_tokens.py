@@ -491,3 +491,21 @@ def test_every_phase_writes_what_is_its_own() -> None:
     ):
         with pytest.raises(IllegalGraphError, match=law):
             verify_programs(cached.guarded, {**programs, **swapped})
+
+
+def test_dit_xl_is_as_much_cheaper_as_published() -> None:
+    from diffusers import DiTTransformer2DModel
+
+    with torch.device("meta"):
+        model = DiTTransformer2DModel(num_layers=28, sample_size=32, out_channels=8)  # DiT-XL/2 at 256 x 256
+        kwargs = {
+            "hidden_states": torch.empty(2, 4, 32, 32),
+            "timestep": torch.empty(2, dtype=torch.long),
+            "class_labels": torch.empty(2, dtype=torch.long),
+        }
+    for kind, published in ((rfc.ToCa, {3: 2.32}), (rfc.DuCa, {3: 2.48, 5: 3.78})):  # the tables of ProCache and of TaylorSeer
+        plan = rfc_fx.transform(model.eval(), kwargs, method=kind()).plan()
+        assert 50 * plan.full_flops == pytest.approx(23.74e12, rel=0.02)  # ToCa's scores need the attention map
+        for interval, speed_up in published.items():
+            spent = plan.full_flops * sum(map(plan.share, kind(interval=interval).schedule.steps))
+            assert 23.74e12 / spent == pytest.approx(speed_up, rel=0.03)
