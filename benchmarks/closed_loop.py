@@ -21,6 +21,7 @@ from benchmarks.trajectory import Trajectory, magnitude_ratios, record
 from rfc.method import CachingMethod, placement
 from rfc_fx.bisection import Calibrated, calibrated
 from rfc_fx.ops import flops
+from rfc_fx.show import pattern
 from rfc_fx.steps import NothingSkippedWarning
 
 Told = Callable[[str], None]
@@ -41,6 +42,8 @@ class Drawn:
     """Of every batch's generation."""
     flops_share: float
     """Of full computation's floating-point operations."""
+    pattern: str
+    """The phases of the first batch's generation (`rfc_fx.show.pattern`)."""
 
 
 class Loop:
@@ -67,14 +70,14 @@ class Loop:
             start = time.perf_counter()
             parts.append(self.bench.draw(model, sampler, self.lot, part))
             seconds.append(time.perf_counter() - start)
-        return Drawn(torch.cat(parts), [float(sampler.steps)] * len(parts), seconds, 1.0)
+        return Drawn(torch.cat(parts), [float(sampler.steps)] * len(parts), seconds, 1.0, "#" * sampler.steps)
 
     def draw(self, method: CachingMethod, sampler: Sampler, lot: Lot | None = None) -> Drawn:
         """A lot by a method; what was captured and compiled for another threshold or list serves again."""
         lot = lot or self.lot
         cached, call = self._transformed(method, sampler)
         parts: list[Tensor] = []
-        nfc, seconds, shares = [], [], []
+        nfc, seconds, shares, patterns = [], [], [], []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingSkippedWarning)  # said by the NFC
             for part in lot.batches:
@@ -84,8 +87,9 @@ class Loop:
                 seconds.append(time.perf_counter() - start)
                 nfc.append(statistics.fmean(generation.nfc for generation in cached.contexts.values()))
                 shares.append(_flops_share(cached))
+                patterns.append(pattern(cached.stats))
             cached.reset()
-        return Drawn(torch.cat(parts), nfc, seconds, statistics.fmean(shares))
+        return Drawn(torch.cat(parts), nfc, seconds, statistics.fmean(shares), patterns[0])
 
     def _transformed(self, method: CachingMethod, sampler: Sampler) -> tuple[rfc_fx.CachedModel, Callable[..., Any]]:
         key = method.estimator, method.schedule.in_graph, placement(method)

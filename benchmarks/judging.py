@@ -80,6 +80,7 @@ class Cell:
             "nfc_min": min(drawn.nfc),
             "nfc_max": max(drawn.nfc),
             "flops_share": drawn.flops_share,
+            "pattern": drawn.pattern,
             "seconds_median": statistics.median(drawn.seconds),
             "seconds_min": min(drawn.seconds),
             "seconds_max": max(drawn.seconds),

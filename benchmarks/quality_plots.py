@@ -67,6 +67,8 @@ def draw(record: Row, arrays: Arrays, out: Path) -> list[Path]:
         )
         for sampler, settings in record["settings"]["samplers"].items():
             for budget in settings["shown"]:
+                if all("pattern" in cell for cell in record["cells"]):  # records of an earlier form have none
+                    figures[f"schedule-{sampler}-{budget}"] = schedules(record, sampler, budget)
                 if f"{key(sampler, settings['steps'], FULL)}/tiles" in arrays:
                     figures[f"grid-{sampler}-{budget}"] = grid(record, arrays, sampler, budget)
     if record["teacher_forced"] is not None:
@@ -91,7 +93,7 @@ def curves(record: Row, x: str, label: str) -> Figure:
             errors = [cell["error"] for cell in line]
             spread = [[cell["error"] - cell["error_low"] for cell in line], [cell["error_high"] - cell["error"] for cell in line]]
             axes.errorbar([cell[x] for cell in line], errors, yerr=spread, markersize=4, elinewidth=0.6, label=name, **style(name))
-        if x != "nfc" and (full := record["full"].get(sampler)) is not None:
+        if x.startswith("seconds") and (full := record["full"].get(sampler)) is not None:
             axes.axvline(full[x], color="black", linestyle=":", linewidth=1)
             axes.annotate("full", (full[x], 1), (2, -8), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8)
         axes.set_yscale("log")
@@ -135,6 +137,25 @@ def grid(record: Row, arrays: Arrays, sampler: str, budget: int) -> Figure:
                     f"{settings['steps']} of {settings['steps']}" if cell is None else f"NFC {cell['nfc']:.3g}, error {cell['error']:.3f}"
                 )
                 axes.set_ylabel(f"{name}\n{says}", rotation=0, ha="right", va="center", fontsize=8)
+    return figure
+
+
+def schedules(record: Row, sampler: str, budget: int) -> Figure:
+    """Which steps each method computed, in the first batch: full, in part, or not; the error beside it."""
+    steps = record["settings"]["samplers"][sampler]["steps"]
+    cells = [cell for cell in record["cells"] if (cell["sampler"], cell["budget"]) == (sampler, budget)]
+    shades = {"#": 1.0, ".": 0.0, "-": 0.0}
+    rows = np.array([[shades.get(mark, 0.4) for mark in cell["pattern"]] for cell in cells])
+    figure = Figure(figsize=(10, 0.8 + 0.2 * len(cells)))
+    axes: Axes = figure.add_subplot()
+    axes.imshow(rows, aspect="auto", cmap="Greys", vmin=0, vmax=1.2, interpolation="nearest")
+    axes.set_yticks(range(len(cells)), [f"{cell['method']}, error {cell['error']:.3f}" for cell in cells], fontsize=7)
+    axes.set_xticks(np.arange(-0.5, steps), labels=[], minor=True)
+    axes.set_yticks(np.arange(-0.5, len(cells)), labels=[], minor=True)
+    axes.grid(which="minor", color="white", linewidth=0.8)
+    axes.tick_params(which="both", length=0)
+    axes.set_xlabel("step; dark: full, grey: tokens or the last block", fontsize=8)
+    axes.set_title(f"{record['settings']['samplers'][sampler]['what']}, {budget} full computations wanted", fontsize=9, loc="left")
     return figure
 
 

@@ -12,6 +12,9 @@ Column = Callable[[Row], str]
 
 MAIN_KINDS = ("published", "RFC", "ours")
 
+OFF_BUDGET = 0.5
+"""A cell whose NFC is further from its budget is compared at another cost: it says so, and is never bold."""
+
 
 def _number(name: str, text: str) -> Column:
     def cell(row: Row) -> str:
@@ -85,11 +88,17 @@ def _cells(record: Row, sampler: str, budget: int) -> dict[str, Row]:
     return {cell["method"]: cell for cell in record["cells"] if (cell["sampler"], cell["budget"]) == (sampler, budget)}
 
 
-def _interval(values: list[float] | None) -> str:
-    """A ratio with its interval; bold where the interval leaves out 1 on the good side."""
+def _is_at_budget(cell: Row) -> bool:
+    return abs(float(cell["nfc"]) - float(cell["budget"])) <= OFF_BUDGET
+
+
+def _interval(values: list[float] | None, cell: Row) -> str:
+    """A ratio with its interval; bold where the interval is below 1 and the cell at its budget."""
     if values is None:
         return "-"
     text = "{:.2f} ({:.2f}-{:.2f})".format(*values)
+    if not _is_at_budget(cell):
+        return f"{text} at NFC {cell['nfc']:.4g}"
     return f"**{text}**" if values[2] < 1 else text
 
 
@@ -99,13 +108,19 @@ def _ratios(record: Row) -> str:
         """## Error against TaylorSeer's best order
 
 Ratio of geometric-mean relative L2 errors, paired by seed, with the 95 % bootstrap interval; below 1 is better, bold where the interval is
-below 1. TaylorSeer keeps its own uniform schedule; which order was best stands in the first line."""
+below 1. A method that missed the budget by more than half a full computation says its NFC, and is never bold. The intervals take the
+thresholds and schedules found as given: they hold the spread of samples, not that of calibrations.
+TaylorSeer keeps its own uniform schedule; which order was best stands in the first line."""
     ]
     for sampler, budgets in record["ratios"].items():
-        known = {name: [row["methods"].get(name, {}).get("taylorseer") for row in budgets.values()] for name in _names(record, sampler)}
+        here = {budget: _cells(record, sampler, int(budget)) for budget in budgets}
+        known = {
+            name: [(row["methods"].get(name, {}).get("taylorseer"), here[budget].get(name, {})) for budget, row in budgets.items()]
+            for name in _names(record, sampler)
+        }
         heads = [record["settings"]["samplers"][sampler]["what"], *(f"NFC {budget}" for budget in budgets)]
         best = ["best TaylorSeer", *(row.get("taylorseer", "-").removeprefix("TaylorSeer ") for row in budgets.values())]
-        rows = [[name, *map(_interval, values)] for name, values in known.items() if any(value is not None for value in values)]
+        rows = [[name, *(_interval(*at) for at in places)] for name, places in known.items() if any(ratio for ratio, _ in places)]
         parts.append(table(heads, [best, *rows]))
     return "\n\n".join(parts)
 
@@ -129,7 +144,7 @@ def _main(record: Row, sampler: str) -> str:
         cells = {name: cell for name, cell in _cells(record, sampler, budget).items() if kind(name) in MAIN_KINDS}
         if not cells:
             continue
-        least = min(cells, key=lambda name: cells[name]["error"])
+        least = min(cells, key=lambda name: (not _is_at_budget(cells[name]), cells[name]["error"]))
         rows = [] if full is None else [[FULL, *(column(full) for column in COLUMNS.values())]]
         rows += [[f"**{name}**" if name == least else name, *(column(row) for column in COLUMNS.values())] for name, row in cells.items()]
         parts.append(f"{budget} full computations of {settings['steps']} (bold: the smallest error):")
@@ -164,7 +179,8 @@ def _parts(record: Row) -> str:
 
 
 def _against(record: Row, sampler: str, budget: int, name: str) -> str:
-    return _interval(record["ratios"][sampler][str(budget)]["methods"][name].get("taylorseer"))
+    ratio = record["ratios"][sampler][str(budget)]["methods"][name].get("taylorseer")
+    return _interval(ratio, _cells(record, sampler, budget)[name])
 
 
 def _pictures(settings: Row) -> str:
@@ -178,6 +194,7 @@ def _pictures(settings: Row) -> str:
         f"The times are those of this run, {how}: the median over the batches of the wall time of one generation. Methods ran one after "
         "the other, not in turns, on a machine that may have done other things: they place a method, they do not compare two close ones "
         "(`python -m benchmarks.latency` does).",
+        *(f"![Which steps are full, NFC {budget}, {name}]({model}-schedule-{name}-{budget}.png)" for name, budget in shown),
         *(f"![The same seeds by all methods, NFC {budget}, {name}]({model}-grid-{name}-{budget}.png)" for name, budget in shown),
     ]
     return "\n\n".join(lines)

@@ -148,7 +148,7 @@ def _read_outside(nodes: dict[fx.Node, None]) -> list[fx.Node]:
 
 
 def _needed_by_estimate(guarded: Guarded) -> set[fx.Node]:
-    needs_input = guarded.method.estimator.needs_input or bool(guarded.tokens)
+    needs_input = guarded.method.estimator.needs_input
     seen: set[fx.Node] = set()
     pending = [node for node in guarded.module.graph.nodes if node.op == "output"]
     while pending:
@@ -158,7 +158,8 @@ def _needed_by_estimate(guarded: Guarded) -> set[fx.Node]:
         seen.add(node)
         if node.target is select:
             I, base = node.kwargs["I"], node.kwargs["base"]
-            pending.extend(n for n in ((I, base) if needs_input else (base,)) if isinstance(n, fx.Node))
+            reads_I = needs_input or node.kwargs["site"] in guarded.tokens
+            pending.extend(n for n in ((I, base) if reads_I else (base,)) if isinstance(n, fx.Node))
         else:
             pending.extend(node.all_input_nodes)
     return seen

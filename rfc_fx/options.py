@@ -109,7 +109,7 @@ def taking(setting: str) -> list[str]:
 _SIZES = ", ".join(GRANULARITIES[:-1]).replace("[", r"\[")  # what help shows has markup
 
 HELP = {
-    "tau": f"threshold of {', '.join(taking('tau'))} (default: {DIGITS_TAU} for digits, else {rfc.RFC().tau})",
+    "tau": f"threshold of {', '.join(taking('tau'))} (default: {DIGITS_TAU} for digits, else the method's own)",
     "threshold": f"threshold of {', '.join(taking('threshold'))} (default: the method's own)",
     "order": "order of the forecast (default: the method's own)",
     "interval": f"{', '.join(taking('interval'))}: every so many steps one is full (default: the method's own)",

@@ -33,14 +33,15 @@ def mib(count: float) -> str:
 
 
 MARKS: dict[Phase, str] = {"FULL": "#", "ESTIMATE": ".", "VERIFY": "v", "REUSE": "-"}
-"""One character for each phase; for PARTIAL its number."""
+"""One character for each phase; for PARTIAL its number, + above 9."""
 
 WORDS: dict[Phase, str] = {"FULL": "full", "ESTIMATE": "estimated", "VERIFY": "verified", "REUSE": "reused"}
 
 
 def mark(phase: Phase) -> str:
     """The character that a phase is drawn as."""
-    return MARKS[phase] if phase in MARKS else phase[-1]
+    number = phase.rpartition("_")[2]
+    return MARKS[phase] if phase in MARKS else number if len(number) == 1 else "+"
 
 
 def pattern(generation: Generation) -> str:

@@ -303,6 +303,7 @@ def test_a_quick_run_writes_record_lines_report_and_pictures(kept: Path) -> None
     cells = {cell["method"]: cell for cell in record["cells"]}
     assert list(cells) == ["TaylorSeer m=1", "MagCache", "RFC m=1"]
     assert cells["TaylorSeer m=1"]["nfc"] == 4
+    assert cells["TaylorSeer m=1"]["pattern"].count("#") == 4
     assert abs(cells["RFC m=1"]["nfc"] - 4) <= 1
     assert all(0 < cell["error"] < 2 and 0 < cell["flops_share"] < 1 for cell in cells.values())
     assert record["ratios"]["ddim-8"]["4"]["taylorseer"] == "TaylorSeer m=1"
@@ -310,7 +311,9 @@ def test_a_quick_run_writes_record_lines_report_and_pictures(kept: Path) -> None
     assert len((kept / "digits.csv").read_text().splitlines()) == 1 + 1 + 3
     assert len(read_arrays(kept / "digits.npz")["ddim-8/4/RFC m=1/errors"]) == record["settings"]["samples"]
     pictures = {path.name for path in kept.glob("*.png")}
-    assert pictures == {f"digits-{name}.png" for name in ("error", "flops", "time", "grid-ddim-8-4", "heat", "distance")}
+    assert pictures == {
+        f"digits-{name}.png" for name in ("error", "flops", "time", "grid-ddim-8-4", "schedule-ddim-8-4", "heat", "distance")
+    }
     report = (kept / "digits.md").read_text()
     assert all(f"({name})" in report for name in pictures)
 
