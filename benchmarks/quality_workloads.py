@@ -84,7 +84,10 @@ def dpm_solver(given: Any) -> Any:
     from diffusers import DPMSolverMultistepScheduler
 
     kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
-    return DPMSolverMultistepScheduler(**{name: given.config[name] for name in kept}, algorithm_type="dpmsolver++", solver_order=2)
+    clipped = {"lambda_min_clipped": -5.1} if given.config["beta_schedule"] == "squaredcos_cap_v2" else {}  # as its documentation says
+    return DPMSolverMultistepScheduler(
+        **{name: given.config[name] for name in kept}, **clipped, algorithm_type="dpmsolver++", solver_order=2
+    )
 
 
 SAMPLERS = {

@@ -1,6 +1,7 @@
 """What the training scripts of the shipped models share: one loop that can be stopped, averaged weights, grids of samples.
 
-Noise prediction (DDPM, arXiv 2006.11239) with label dropout for classifier-free guidance (arXiv 2207.12598).
+The scheduler says what is predicted, the noise (DDPM, arXiv 2006.11239) or the velocity (arXiv 2202.00512); label dropout for
+classifier-free guidance (arXiv 2207.12598).
 """
 
 from __future__ import annotations
@@ -74,19 +75,20 @@ def adaln_zero(model: Any) -> Any:
     return model
 
 
-def noise_loss(model: Any, scheduler: Any, x: Images, y: Labels) -> Float[Tensor, ""]:
-    """Mean squared error of the predicted noise; draws noise and timesteps from torch's default generator."""
+def prediction_loss(model: Any, scheduler: Any, x: Images, y: Labels) -> Float[Tensor, ""]:
+    """Mean squared error of the predicted noise or velocity; draws noise and timesteps from torch's default generator."""
     t = torch.randint(0, scheduler.config.num_train_timesteps, (len(x),))
     noise = torch.randn_like(x)
-    return F.mse_loss(model(scheduler.add_noise(x, noise, t), t, y, return_dict=False)[0], noise)
+    wanted = scheduler.get_velocity(x, noise, t) if scheduler.config.prediction_type == "v_prediction" else noise
+    return F.mse_loss(model(scheduler.add_noise(x, noise, t), t, y, return_dict=False)[0], wanted)
 
 
 @torch.no_grad()
 def held_out_loss(model: Any, scheduler: Any, x: Images, y: Labels, repeats: int = 8) -> float:
-    """Noise loss with fixed noise and timesteps (`repeats` draws for each image)."""
+    """The loss with fixed noise and timesteps (`repeats` draws for each image)."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return float(torch.stack([noise_loss(model, scheduler, x, y) for _ in range(repeats)]).mean())
+        return float(torch.stack([prediction_loss(model, scheduler, x, y) for _ in range(repeats)]).mean())
 
 
 def save_grid(images: Images, path: Path, columns: int, zoom: int = 6) -> None:
@@ -172,7 +174,7 @@ def train(
             x, labels = task.batch(recipe.batch)
             labels = labels.masked_fill(torch.rand(recipe.batch) < recipe.label_dropout, NULL_CLASS)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = noise_loss(model, task.scheduler, x, labels)
+                loss = prediction_loss(model, task.scheduler, x, labels)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(live, 1.0)
             optimizer.step()
