@@ -7,25 +7,11 @@ from rfc.change import AnchorChange, ProbeChange, StepChange
 from rfc.draft import Verified
 from rfc.estimate import RFE, Estimator, Projective, Reuse, Taylor, combine
 from rfc.forecast import Aligned, Hermite, Newton
+from rfc.forecasting import FORA, RFC, HiCache, NewtonRCS, SpeCa, TaylorSeer, TaylorSeerLite
 from rfc.generation import Generation
-from rfc.method import (
-    FORA,
-    RFC,
-    CachingMethod,
-    DeltaDiT,
-    DiCache,
-    FirstBlockCache,
-    FullCompute,
-    HiCache,
-    MagCache,
-    Method,
-    NewtonRCS,
-    SpeCa,
-    TaylorSeer,
-    TaylorSeerLite,
-    TeaCache,
-)
+from rfc.method import CachingMethod, FullCompute, Method
 from rfc.presets import PRESETS, preset
+from rfc.residual import DeltaDiT, DiCache, FirstBlockCache, MagCache, TeaCache
 from rfc.schedule import RCS, Every, Listed, Phased, Schedule
 from rfc.state import Clock
 from rfc.storage import Stored

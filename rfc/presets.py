@@ -11,19 +11,9 @@ from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from rfc.method import (
-    FORA,
-    RFC,
-    CachingMethod,
-    DeltaDiT,
-    DiCache,
-    FirstBlockCache,
-    HiCache,
-    MagCache,
-    SpeCa,
-    TaylorSeer,
-    TeaCache,
-)
+from rfc.forecasting import FORA, RFC, HiCache, SpeCa, TaylorSeer
+from rfc.method import CachingMethod
+from rfc.residual import DeltaDiT, DiCache, FirstBlockCache, MagCache, TeaCache
 from rfc.toca import DuCa, ToCa
 
 
