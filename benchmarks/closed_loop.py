@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 import rfc_fx
-from benchmarks.latency import full_steps
 from benchmarks.planned import planned_steps
 from benchmarks.quality_methods import Entry, Facts, uniform_steps
 from benchmarks.quality_workloads import CALIBRATED, FORCED, Bench, Images, Lot, Sampler
+from benchmarks.timed_methods import full_steps
 from benchmarks.trajectory import Trajectory, magnitude_ratios, record
 from rfc.method import CachingMethod, placement
 from rfc_fx.bisection import Calibrated, calibrated

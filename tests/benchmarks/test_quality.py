@@ -20,7 +20,6 @@ import rfc
 from benchmarks import quality, quality_workloads
 from benchmarks.bootstrap import ratio_of_geometric_means
 from benchmarks.frechet import frechet, moments, square_root
-from benchmarks.latency import full_steps
 from benchmarks.planned import planned_steps
 from benchmarks.quality_methods import ABLATIONS, BASELINES, ENTRIES, MAGNITUDES, METHODS, NORMS, WATCHED, Weighted, uniform_steps
 from benchmarks.quality_record import read_arrays
@@ -28,6 +27,7 @@ from benchmarks.quality_report import markdown
 from benchmarks.relation import correlation, relation
 from benchmarks.similarity import geometric_mean, psnr, relative_l2, ssim
 from benchmarks.teacher_forced import distances, forced_errors
+from benchmarks.timed_methods import full_steps
 from benchmarks.trajectory import Trajectory, magnitude_ratios
 from rfc.state import Clock
 from rfc_fx import compare
