@@ -16,16 +16,18 @@ class Grain(NamedTuple):
     """Of "blocks": which, in the order in which they run."""
 
 
-def parse_granularity(text: str) -> Grain:
-    """Return "module", "block", "stack", "output" (of all blocks, itself) or "blocks[a:b]" as a grain; ValueError for anything else."""
+def parse_granularity(text: str, *more: str) -> Grain:
+    """Return "module", "block", "stack", "output" (of all blocks, itself) or "blocks[a:b]" as a grain; ValueError for anything else.
+
+    `more`: what else the caller takes, for the message.
+    """
     if text in (*get_args(Granularity), "output"):
         return Grain(text)  # type: ignore[arg-type]
     if isinstance(text, str) and (found := re.fullmatch(r"blocks\[(-?\d+)?:(-?\d+)?\]", text)):
         first, last = (None if part is None else int(part) for part in found.groups())
         return Grain("blocks", slice(first, last))
-    raise ValueError(
-        f"granularity must be one of {', '.join(get_args(Granularity))}, output, blocks[a:b] (such as blocks[1:]), got {text!r}"
-    )
+    known = ", ".join((*get_args(Granularity), "output", "blocks[a:b] (such as blocks[1:])", *more))
+    raise ValueError(f"granularity must be one of {known}, got {text!r}")
 
 
 def block_of(path: str) -> str:

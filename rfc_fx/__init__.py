@@ -83,13 +83,15 @@ def transform(
     Raises TypeError or ValueError for arguments of the wrong kind, CaptureError when the forward cannot be traced, NoSiteError
     when nothing in it can be cached, StateBudgetError when its state would take more than the budget.
     """
-    method = rfc.RFC() if method is None else read_preset(method) if isinstance(method, str | Path) else method
+    method = rfc.RFC() if method is None else method
+    if isinstance(method, str | Path) and Path(method).suffix == ".json":
+        method = read_preset(method)
     if not isinstance(model, nn.Module):
         raise TypeError(f"transform: model must be a torch.nn.Module, got {type(model).__name__}; for a pipeline pass pipe.transformer")
     if isinstance(model, CachedModel):
         raise TypeError("transform: the model is transformed already; pass its .model to transform it in another way")
     if not isinstance(method, CachingMethod):
-        raise TypeError(f"transform: method must be an rfc method such as rfc.RFC(tau=0.1), got {method!r}")
+        raise TypeError(f"transform: method must be an rfc method such as rfc.RFC(tau=0.1) or a preset's .json file, got {method!r}")
     for name, value, known in (
         ("dispatch", dispatch, get_args(Dispatch)),
         ("decision", decision, get_args(Decision)),

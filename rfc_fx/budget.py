@@ -74,7 +74,7 @@ def chosen_granularity(wanted: Choice | None, method: CachingMethod) -> Choice:
     own = placement(method).granularity
     given = wanted or own or "module"
     if given != "auto":
-        parse_granularity(given)
+        parse_granularity(given, "auto")
     if own is not None and given != own:
         raise ValueError(f"granularity: {type(method).__name__} works on {own!r}, got {given!r}; leave granularity out")
     return given

@@ -74,7 +74,7 @@ def test_every_method_runs_in_onnx_runtime_as_in_the_model(name: str, tmp_path: 
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("teacache", "speca") else pytest.mark.slow) for name in METHODS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "teacache" else pytest.mark.slow) for name in METHODS])
 def test_every_method_runs_as_machine_code_as_in_the_model(name: str, tmp_path: Path) -> None:
     check("aoti", name, tmp_path)
 
@@ -105,7 +105,7 @@ def test_a_schedule_of_somebody_elses_is_refused_before_anything_is_captured(tmp
     monkeypatch.setattr(exporter.rfc_fx, "transform", lambda *_, **__: pytest.fail("captured before it was checked"))
     model, kwargs = FAMILIES["dit"]()
     method = rfc.Method(estimator=rfc.Reuse(), schedule=Mine(interval=3))
-    with pytest.raises(ExportError, match=r"is of a class of its own; an engine can be rebuilt with Reuse, "):
+    with pytest.raises(ExportError, match=r"is of a class of its own; what can be rebuilt is Reuse, "):
         rfc_export.export(model, tmp_path / "x", backend="onnx", example_inputs=kwargs, method=method)
 
 

@@ -110,7 +110,7 @@ class Adds(nn.Module):
 
 def program(module: nn.Module, phase: str = "FULL") -> Portable:
     specs = [TensorSpec(kind=kind, name="x", dtype="float32", shape=[2, 2]) for kind in ("state", "next")]
-    return Portable(phase, module, specs[:1], specs[1:], (torch.zeros(2, 2),), {"a": "a"}, 0)
+    return Portable(phase, module, specs[:1], specs[1:], (torch.zeros(2, 2),), {"a": "a"}, 0, ())
 
 
 def test_the_cache_s_key_names_all_that_an_engine_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:

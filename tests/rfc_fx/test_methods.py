@@ -1,6 +1,7 @@
 """Every published method is a phase of the same guarded graph: equal to its twin, without graph breaks, with its own granularity."""
 
 import inspect
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -37,7 +38,22 @@ METHODS: dict[str, rfc.CachingMethod] = {
     "newton": rfc.NewtonRCS(tau=0.3),
 }
 
+TWO_PHASES = [name for name, method in METHODS.items() if len(method.schedule.phases) == 2]
+
 BLOCKS = 3
+
+CLOSE_KIN = {
+    family: {"fora", "taylorseer", "hicache", "delta-dit", "delta-dit-front", "teacache", "dbcache", "magcache"}
+    for family in ("pixart", "sd3", "wan")
+}
+"""Methods that differ in numbers alone from one that is always tested with the family."""
+
+
+def pairs(families: Iterable[str], methods: Iterable[str], left_out: Mapping[str, set[str]]) -> list[Any]:
+    """Every family with every method; what is left out takes minutes in all and runs with the slow tests."""
+    slow = pytest.mark.slow
+    return [pytest.param(f, m, marks=slow if m in left_out.get(f, ()) else ()) for f in families for m in methods]
+
 
 MADE = {name: cache(lambda build=build: build(layers=BLOCKS)) for name, build in FAMILIES.items()}
 """One model of each family: no test here changes it."""
@@ -58,8 +74,7 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "method"), pairs(FAMILIES, METHODS, CLOSE_KIN))
 def test_every_method_takes_the_decisions_and_has_the_outputs_of_its_twin(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
     twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, method=METHODS[method])
@@ -71,8 +86,7 @@ def test_every_method_takes_the_decisions_and_has_the_outputs_of_its_twin(family
         assert difference(got, expected) <= SAME_GRAPH
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if len(method.schedule.phases) == 2])
-@pytest.mark.parametrize("family", ["dit", "flux"])
+@pytest.mark.parametrize(("family", "method"), pairs(["dit", "flux"], TWO_PHASES, {"flux": CLOSE_KIN["sd3"]}))
 def test_every_method_of_two_phases_is_the_same_as_one_graph_with_its_decision(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
     host, cond = (rfc_fx.transform(model, method=METHODS[method], dispatch=dispatch) for dispatch in ("host", "cond"))
@@ -100,7 +114,9 @@ def test_every_method_compiles_one_frame_per_program_without_a_graph_break(metho
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("method", ["teacache", "dicache", "speca"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("teacache", marks=pytest.mark.slow), "dicache", pytest.param("speca", marks=pytest.mark.slow)]
+)
 def test_compiled_by_inductor_the_new_phases_are_the_same(method: str) -> None:
     torch._dynamo.reset()
     model, kwargs = MADE["dit"]()
@@ -200,7 +216,7 @@ def test_more_than_two_phases_are_refused_as_one_cond() -> None:
 
 def test_every_method_of_the_package_is_tested_here() -> None:
     made = {kind for _, kind in inspect.getmembers(rfc, inspect.isclass) if hasattr(kind, "estimator") and hasattr(kind, "schedule")}
-    published = {kind for kind in made if issubclass(kind, rfc.CachingMethod)}
     tested = {type(method) for method in METHODS.values()}
-    assert published - tested <= {rfc.RFC, rfc.FullCompute, rfc.CachingMethod}  # these in test_laws
+    elsewhere = {rfc.RFC, rfc.FullCompute, rfc.ToCa, rfc.DuCa}  # test_laws, test_tokens
+    assert made - tested <= {*elsewhere, rfc.Method, rfc.CachingMethod}
     assert all(placement(METHODS[name]).granularity == "stack" for name in ("teacache", "dicache", "magcache"))

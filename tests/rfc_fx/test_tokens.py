@@ -35,6 +35,9 @@ METHODS: dict[str, rfc.CachingMethod] = {
     "duca-attention": rfc.DuCa(steps=STEPS, ratio=0.3, score="attention", interval=6, parts=2),
 }
 
+COMPILED = {("dit", "duca", "aot_eager"), ("flux", "toca", "eager")}
+"""With which the count of frames is always tested."""
+
 MADE = {name: cache(build) for name, build in FAMILIES.items()}
 """One model of each family: no test here changes it."""
 
@@ -180,9 +183,15 @@ def test_computed_tokens_are_kept_in_the_type_of_the_state(outputs: torch.dtype)
 
 
 @pytest.mark.usefixtures("no_recompiles")
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("method", ["toca", "duca"])
-@pytest.mark.parametrize("family", ["dit", "flux"])
+@pytest.mark.parametrize(
+    ("family", "method", "backend"),
+    [
+        pytest.param(family, method, backend, marks=() if (family, method, backend) in COMPILED else pytest.mark.slow)
+        for family in ("dit", "flux")
+        for method in ("toca", "duca")
+        for backend in ("eager", "aot_eager")
+    ],
+)
 def test_law_5_one_frame_per_program_and_none_for_another_table(family: str, method: str, backend: str) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -213,7 +222,7 @@ def test_another_interval_is_what_ages_are_measured_in() -> None:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("method", ["toca", "duca"])
+@pytest.mark.parametrize("method", [pytest.param("toca", marks=pytest.mark.slow), "duca"])
 def test_compiled_by_inductor_token_wise_steps_are_the_same(method: str) -> None:
     torch._dynamo.reset()
     model, kwargs = MADE["dit"]()
@@ -493,6 +502,7 @@ def test_every_phase_writes_what_is_its_own() -> None:
             verify_programs(cached.guarded, {**programs, **swapped})
 
 
+@pytest.mark.slow
 def test_dit_xl_is_as_much_cheaper_as_published() -> None:
     from diffusers import DiTTransformer2DModel
 
