@@ -4,6 +4,7 @@ Estimators forecast a site's output, schedules decide which steps are full, meth
 """
 
 from rfc.change import AnchorChange, ProbeChange, StepChange
+from rfc.disca import DisCa, Predicted
 from rfc.draft import Verified
 from rfc.estimate import RFE, Estimator, Projective, Reuse, Taylor, combine
 from rfc.forecast import Aligned, Hermite, Newton
@@ -25,6 +26,7 @@ from rfc.method import (
     TaylorSeerLite,
     TeaCache,
 )
+from rfc.predictor import PredictorError
 from rfc.presets import PRESETS, preset
 from rfc.schedule import RCS, Every, Listed, Phased, Schedule
 from rfc.state import Clock
@@ -44,6 +46,7 @@ __all__ = [
     "Clock",
     "DeltaDiT",
     "DiCache",
+    "DisCa",
     "DuCa",
     "Estimator",
     "Every",
@@ -58,6 +61,8 @@ __all__ = [
     "Newton",
     "NewtonRCS",
     "Phased",
+    "Predicted",
+    "PredictorError",
     "ProbeChange",
     "Projective",
     "Reuse",
