@@ -4,12 +4,14 @@ Estimators forecast a site's output, schedules decide which steps are full, meth
 """
 
 from rfc.change import AnchorChange, ProbeChange, StepChange
+from rfc.disca import DisCa, Predicted
 from rfc.draft import Verified
 from rfc.estimate import RFE, Estimator, Projective, Reuse, Taylor, combine
 from rfc.forecast import Aligned, Hermite, Newton
 from rfc.forecasting import FORA, RFC, HiCache, NewtonRCS, SpeCa, TaylorSeer, TaylorSeerLite
 from rfc.generation import Generation
 from rfc.method import CachingMethod, FullCompute, Method
+from rfc.predictor import PredictorError
 from rfc.presets import PRESETS, preset
 from rfc.residual import DeltaDiT, DiCache, FirstBlockCache, MagCache, TeaCache
 from rfc.schedule import RCS, Every, Listed, Phased, Schedule
@@ -30,6 +32,7 @@ __all__ = [
     "Clock",
     "DeltaDiT",
     "DiCache",
+    "DisCa",
     "DuCa",
     "Estimator",
     "Every",
@@ -44,6 +47,8 @@ __all__ = [
     "Newton",
     "NewtonRCS",
     "Phased",
+    "Predicted",
+    "PredictorError",
     "ProbeChange",
     "Projective",
     "Reuse",

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rfc.disca import predicted_by, predictions
 from rfc.generation import Direction, Generation, timestep_argument, timestep_value
 from rfc.grain import parse_granularity
 from rfc.method import CachingMethod, placement
 from rfc.partial import Chooser, Scorer, choosers, passages
 from rfc.run import Now, Run, spec_of
 from rfc.schedule import is_partial
-from rfc.spans import Replaced, block_modules, spans, verifier
+from rfc.spans import Replaced, block_modules, in_place, spans, verifier
 from rfc.streams import Streams, conditioning, stream_name
 from rfc.tokens import Tokens
 
@@ -133,7 +134,9 @@ class CachedEager(nn.Module):
             raise ValueError(
                 f"{type(model).__name__}: PARTIAL steps compute tokens of modules, not of {granularity!r}; leave granularity out"
             )
-        if grain.kind == "module":
+        if (predicted := predicted_by(method)) is not None:
+            self._replaced = list(predictions(model, self._now, predicted))
+        elif grain.kind == "module":
             self._replaced = list(_sites(model, self._now, tokens))
         else:
             self._replaced = list(spans(model, self._now, grain, placement(method).probe))
@@ -186,7 +189,7 @@ class CachedEager(nn.Module):
         shapes = tuple(spec_of(value) for value in bound.values() if isinstance(value, Tensor))
         self._now.run.begin(timestep, shapes, self._direction)
         try:
-            with self._in_place():
+            with in_place(self._replaced):
                 return self.model(*args, **kwargs)
         except BaseException:
             self._now.run.generation = Generation()  # the step counted, but some of its sites were not refreshed
@@ -207,20 +210,6 @@ class CachedEager(nn.Module):
             if name == "model":
                 raise
             return getattr(self.model, name)
-
-    @contextmanager
-    def _in_place(self) -> Iterator[None]:
-        before = [(module, module.__dict__.get("forward")) for module, _ in self._replaced]
-        try:
-            for module, replacement in self._replaced:
-                module.__dict__["forward"] = replacement
-            yield
-        finally:
-            for module, forward in before:
-                if forward is None:
-                    module.__dict__.pop("forward", None)
-                else:  # hooks of others stand there
-                    module.__dict__["forward"] = forward
 
 
 def _sites(model: nn.Module, now: Now, tokens: Tokens | None) -> Iterator[Replaced]:

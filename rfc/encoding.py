@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rfc.change import AnchorChange, ProbeChange, StepChange
+from rfc.disca import Predicted
 from rfc.draft import Verified
 from rfc.estimate import RFE, Estimator, Projective, Reuse, Taylor
 from rfc.forecast import Aligned, Hermite, Newton
@@ -23,7 +24,7 @@ class EncodingError(ValueError):
     """A method that JSON cannot hold, or JSON that no method is."""
 
 
-ESTIMATOR_KINDS = (Reuse, Taylor, Hermite, Newton, RFE, Projective, Aligned, Stored)
+ESTIMATOR_KINDS = (Reuse, Taylor, Hermite, Newton, RFE, Projective, Aligned, Predicted, Stored)
 ESTIMATORS: dict[str, type[Estimator]] = {kind.__name__: kind for kind in ESTIMATOR_KINDS}
 SCHEDULE_KINDS = (Every, Listed, Phased, RCS, AnchorChange, StepChange, ProbeChange, Verified)
 SCHEDULES: dict[str, type[Schedule]] = {kind.__name__: kind for kind in SCHEDULE_KINDS}

@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any
 
+from rfc.disca import DisCa
 from rfc.forecasting import FORA, RFC, HiCache, SpeCa, TaylorSeer
 from rfc.method import CachingMethod
 from rfc.residual import DeltaDiT, DiCache, FirstBlockCache, MagCache, TeaCache
@@ -28,7 +29,7 @@ def preset(method: str, model: str, **changes: Any) -> CachingMethod:
     if model.lower() not in rows:
         raise ValueError(f"preset: {method} was published with settings for {', '.join(rows)}, got {model!r}")
     chosen: Any = rows[model.lower()]
-    known = [field.name for field in fields(chosen)]
+    known = [field.name for field in fields(chosen) if field.init]
     if unknown := [name for name in changes if name not in known]:
         raise ValueError(f"preset: {method} has the settings {', '.join(known)}, got {', '.join(unknown)}")
     changed: CachingMethod = replace(chosen, **changes)
@@ -109,6 +110,13 @@ _DICACHE = {
     "flux.1-dev": DiCache(threshold=0.08, depth=1, warmup=1, steps=30),
 }
 
+_DISCA = {
+    # arXiv 2602.05449 (Tencent-Hunyuan/DisCa): its lists of full steps; 8 of 20: 0 1 2 5 9 13 17 19. No weights of a predictor are here:
+    # pass the folder of one that was trained for the model, preset("disca", "hunyuanvideo", predictor=...)
+    "hunyuanvideo": DisCa(predictor=None, steps=(0, 1, 2, 5, 9, 11, 13, 15, 17, 19)),  # text to video, 20 steps, distilled
+    "hunyuanvideo-1.5-i2v": DisCa(predictor=None, steps=(0, 2, 4, 7)),  # image to video, 8 steps, distilled
+}
+
 # fmt: off
 _FLUX_RATIOS = (
     1.0, 1.21094, 1.11719, 1.07812, 1.0625, 1.03906, 1.03125, 1.03906, 1.02344, 1.03125, 1.02344, 0.98047, 1.01562, 1.00781,
@@ -158,6 +166,7 @@ PRESETS: Mapping[str, Mapping[str, CachingMethod]] = MappingProxyType(
         "magcache": MappingProxyType(_MAGCACHE),
         "toca": MappingProxyType(_TOCA),
         "duca": MappingProxyType(_DUCA),
+        "disca": MappingProxyType(_DISCA),
     }
 )
 """Published settings by method and model."""

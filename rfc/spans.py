@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import permutations
@@ -18,6 +19,22 @@ STREAMS = ("hidden_states", "encoder_hidden_states")
 """What blocks call the latent's stream, and the other one of a joint attention."""
 
 Replaced = tuple[nn.Module, Callable[..., Any]]
+
+
+@contextmanager
+def in_place(replaced: Sequence[Replaced]) -> Iterator[None]:
+    """While it is open, these stand in the place of the modules' forwards."""
+    before = [(module, module.__dict__.get("forward")) for module, _ in replaced]
+    try:
+        for module, replacement in replaced:
+            module.__dict__["forward"] = replacement
+        yield
+    finally:
+        for module, forward in before:
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:  # hooks of others stand there
+                module.__dict__["forward"] = forward
 
 
 def block_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:

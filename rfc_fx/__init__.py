@@ -22,6 +22,8 @@ from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, RFCError
 from rfc_fx.explain import Explanation, explain
 from rfc_fx.model import CachedModel
 from rfc_fx.per_sample import PerSampleModel
+from rfc_fx.predicted import PredictorMismatchError
+from rfc_fx.predictor import write_predictor
 from rfc_fx.preset import read_preset, write_preset
 from rfc_fx.program import Decision, Dispatch, Options, Plan
 from rfc_fx.steps import NothingSkippedWarning
@@ -37,12 +39,14 @@ __all__ = [
     "NothingSkippedWarning",
     "PerSampleModel",
     "Plan",
+    "PredictorMismatchError",
     "RFCError",
     "SignatureError",
     "StateBudgetError",
     "explain",
     "read_preset",
     "transform",
+    "write_predictor",
     "write_preset",
 ]
 

@@ -17,6 +17,7 @@ from rfc_fx.guard import Guarded
 from rfc_fx.layout import Layout
 from rfc_fx.ops import aten, is_view, value
 from rfc_fx.outline import graph_module
+from rfc_fx.predicted import recall
 from rfc_fx.sketch import push_slices
 
 Kind = Literal["input", "carry", "state", "next", "pool", "clock", "number"]
@@ -142,6 +143,8 @@ class Builder:
         if node not in self.env:
             if node.op == "placeholder":
                 self.env[node] = self.argument("input", node.name, meta=node.meta)
+            elif node.target is recall:
+                self.env[node] = self._slot(str(node.kwargs["slot"]))
             elif node.op == "get_attr" or (node in self.done and is_view(node)):
                 self.env[node] = self.graph.node_copy(node, self.get)
             elif node in self.done:
@@ -232,7 +235,7 @@ class Builder:
         targets = {str(node.target) for node in self.graph.nodes if node.op in ("get_attr", "call_module")}
         constants = {name: tensor for name, tensor in captured.constants.items() if name in targets}
         regions = {name: region for name, region in self.guarded.outlined.regions.items() if name in targets}
-        module = graph_module(captured.model, self.graph, constants, regions, self.phase.capitalize())
+        module = graph_module(captured, self.graph, constants, regions, self.phase.capitalize())
         return Program(self.phase, module, arguments, tuple(results))
 
 

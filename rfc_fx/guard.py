@@ -18,6 +18,7 @@ from rfc.tokens import check_tokens
 from rfc_fx.errors import NoSiteError
 from rfc_fx.ops import aten, shape, value
 from rfc_fx.outline import Outlined, graph_module
+from rfc_fx.predicted import Graft, Skipped, recall, with_constants
 from rfc_fx.residuals import Rejected, Site
 from rfc_fx.tokens import TokenSite, last_stream, token_sites
 
@@ -29,8 +30,8 @@ LAST = "last"
 """Owner of the slot with the stream that left the last block, for phase REUSE."""
 
 
-def select(phase: str, full: Tensor, *, I: Tensor, base: Tensor | None, site: str) -> Tensor:
-    """The value of a site: `full` in phase FULL, its estimate in phase ESTIMATE.
+def select(phase: str, full: Tensor, *, I: Tensor, base: Tensor | None, site: str, forecast: Tensor | None = None) -> Tensor:
+    """The value of a site: `full` in phase FULL, its estimate in phase ESTIMATE, which is the `forecast` of a predictor where it has one.
 
     A marker in the guarded graph: `specialize` replaces it, `Reference` interprets it. Calling it runs nothing.
     """
@@ -63,9 +64,10 @@ class Guarded:
         return [name.removeprefix(f"{owner}.") for name in self.slots if name.rpartition(".")[0] == owner]
 
 
-def guard(outlined: Outlined, watched: Site, method: CachingMethod) -> Guarded:
-    """Insert a select after every site's output and list the state that the method needs."""
+def guard(outlined: Outlined, watched: Site, method: CachingMethod, skipped: Skipped | None = None) -> Guarded:
+    """Insert a select after every site's output and list the state that the method needs. `skipped`: whose forecast is the estimate."""
     graph = fx.Graph()
+    graft = None if skipped is None else Graft(graph, outlined.captured, skipped)
     phase = graph.placeholder("phase")
     env: dict[fx.Node, fx.Node] = {}
     at = {site.output: site for site in outlined.sites}
@@ -74,21 +76,29 @@ def guard(outlined: Outlined, watched: Site, method: CachingMethod) -> Guarded:
     for node in outlined.graph.nodes:
         copy = graph.node_copy(node, lambda n: env[n])
         env[node] = copy
+        if graft is not None:
+            graft.note(copy)
         if node in at:
             site = at[node]
             base = None if site.base is None else env[site.base]
             if (site.I, site.origin) not in inputs:
                 inputs[site.I, site.origin] = _input(graph, env[site.I], None if site.origin is None else env[site.origin])
             I = inputs[site.I, site.origin]
-            env[node] = graph.call_function(select, (phase, copy), {"I": I, "base": base, "site": site.name})
+            forecast = {} if graft is None else {"forecast": graft.forecast(f"{site.name}.O")}
+            env[node] = graph.call_function(select, (phase, copy), {"I": I, "base": base, "site": site.name, **forecast})
             env[node].meta = {"val": node.meta["val"]}
+            if graft is not None:
+                graft.note(env[node])
             sites.append(Site(site.name, I, copy, base))
     sites.sort(key=lambda site: [s.name for s in outlined.sites].index(site.name))
     joined = {site.name: site.joined for site in outlined.sites}
     sites = [replace(site, joined=None if (add := joined[site.name]) is None else env[add]) for site in sites]
     first = next(site for site in sites if site.name == watched.name)
+    if graft is not None:
+        graft.check(env[outlined.sites[0].output], list(copy.args[0]))  # type: ignore[arg-type]
+        outlined = replace(outlined, captured=with_constants(outlined.captured, graft))
     captured = outlined.captured
-    module = graph_module(captured.model, graph, captured.constants, outlined.regions, "Guarded")
+    module = graph_module(captured, graph, captured.constants, outlined.regions, "Guarded")
     tokens, reused = _token_sites(sites, first, method)
     return Guarded(outlined, module, sites, first, method, state_slots(sites, first, method), tokens, reused)
 
@@ -168,7 +178,9 @@ class Reference(fx.Interpreter):
         self.guarded, self.state, self.clock = guarded, state, clock
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Interpret select; everything else as it stands."""
+        """Interpret select and recall; everything else as it stands."""
+        if target is recall:
+            return self.state[kwargs["slot"]]
         if target is not select:
             return super().call_function(target, args, kwargs)
         phase, full = args
@@ -180,5 +192,7 @@ class Reference(fx.Interpreter):
             new = estimator.refresh(own, I, full if base is None else full - base, self.clock)
             self.state.update({f"{site}.{name}": tensor for name, tensor in new.items()})
             return full
+        if "forecast" in kwargs:
+            return kwargs["forecast"]
         estimate = estimator.estimate(own, I, self.clock)
         return estimate if base is None else base + estimate

@@ -19,6 +19,7 @@ from rfc_fx.compare import granularities
 from rfc_fx.errors import RFCError
 from rfc_fx.load import one_line
 from rfc_fx.preset import read_preset
+from rfc_fx.zoo import DIGITS_PREDICTOR
 
 DIGITS_TAU = 0.15
 """RFC's threshold that gives about 14 full computations in 50 steps on the digits model."""
@@ -81,6 +82,11 @@ def _magcache(**_: Any) -> CachingMethod:
     )
 
 
+def _disca(*, interval: int = 3) -> CachingMethod:
+    """DisCa with the predictor that ships, which is that of the digits model; any other model refuses it."""
+    return rfc.DisCa(predictor=DIGITS_PREDICTOR, interval=interval, warmup=2)
+
+
 METHODS: Mapping[str, Kind] = {
     "fora": Kind(rfc.FORA, ("interval",)),
     "taylorseer": Kind(rfc.TaylorSeer, ("interval", "order")),
@@ -97,6 +103,7 @@ METHODS: Mapping[str, Kind] = {
     "magcache": Kind(_magcache, ("threshold", "steps")),
     "toca": Kind(rfc.ToCa, ("interval", "steps")),
     "duca": Kind(rfc.DuCa, ("interval", "steps")),
+    "disca": Kind(_disca, ("interval",)),
 }
 """Methods by the names that the command line has for them."""
 

@@ -36,6 +36,7 @@ LABELS = {
     "magcache": "MagCache",
     "toca": "ToCa",
     "duca": "DuCa",
+    "disca": "DisCa",
     ENGINE: "engine",
 }
 """Names of the methods as people write them."""
@@ -57,6 +58,7 @@ COLORS = {
     "magcache": "#35978f",
     "toca": "#bf812d",
     "duca": "#c51b7d",
+    "disca": "#4d9221",
     ENGINE: "#e69f00",
 }
 

@@ -15,6 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from rfc.method import CachingMethod
+from rfc.predictor import Predictor
 from rfc.state import SlotSpec
 from rfc_fx.budget import Alternatives, Choice, alternatives, sites_within
 from rfc_fx.capture import Captured, capture
@@ -25,6 +26,7 @@ from rfc_fx.layout import Layout
 from rfc_fx.lower import Cond, Host, lower_cond, lower_host, unflatten
 from rfc_fx.ops import flops, value
 from rfc_fx.outline import outline
+from rfc_fx.predicted import capture_skipped
 from rfc_fx.residuals import Found
 from rfc_fx.sites import watched
 from rfc_fx.specialize import AHEAD, Argument, Program, prefix_nodes
@@ -230,8 +232,10 @@ class Compiled:
         return [leaves[position] for position in self.captured.inputs]
 
 
-def build(model: nn.Module, arguments: Mapping[str, Any], options: Options, timestep: str | None) -> Compiled:
-    """model -> graph -> sites -> one call per site -> guarded graph -> programs."""
+def build(
+    model: nn.Module, arguments: Mapping[str, Any], options: Options, timestep: str | None, predictor: Predictor | None = None
+) -> Compiled:
+    """model -> graph -> sites -> one call per site -> guarded graph -> programs. `predictor` stands in for the blocks."""
     start = time.perf_counter()
     when = arguments.get(timestep) if timestep is not None else None
     if when is not None and not isinstance(when, Tensor):
@@ -239,10 +243,11 @@ def build(model: nn.Module, arguments: Mapping[str, Any], options: Options, time
             f"{type(model).__name__}: {timestep} must be a tensor, got {type(when).__name__}; "
             "a plain number would be a constant of the graph, and every step would be captured anew"
         )
-    captured = capture(model, arguments)
+    captured = replace(capture(model, arguments), predictor=predictor)
     found = sites_within(captured, options.granularity, options.method, options.state_budget)
     outlined = outline(captured, found.sites)
-    guarded = guard(outlined, watched(found.sites, captured), options.method)
+    skipped = None if predictor is None else capture_skipped(captured, predictor, arguments, found.sites)
+    guarded = guard(outlined, watched(found.sites, captured), options.method, skipped)
     verify_guarded(guarded)
     named = next((place for place, name in captured.names.items() if name == timestep), None)
     lowered = (

@@ -158,6 +158,9 @@ class _Step:
                 self.store(f"{site.name}.tokens", {"age": no_age(build, I, self.guarded.slots[f"{site.name}.tokens.age"])})
             build.env[node] = output
             return
+        if isinstance(forecast := node.kwargs.get("forecast"), fx.Node):
+            build.env[node] = build.like(build.get(forecast), site.output)
+            return
         held = self.partial(site, I, slots) if is_partial(self.phase) and site.name in self.guarded.tokens else build.state(site.name)
         O_hat = self.estimate(held, I, slots, specs)
         result = O_hat if base is None else build.graph.call_function(aten.add.Tensor, (base, O_hat))

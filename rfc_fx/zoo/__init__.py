@@ -13,6 +13,9 @@ from torch import Tensor
 DIGITS = Path(__file__).parent / "digits"
 """Folder of the digits model in diffusers' own format: config.json, safetensors, scheduler_config.json."""
 
+DIGITS_PREDICTOR = Path(__file__).parent / "digits_predictor"
+"""Folder of DisCa's predictor for the digits model (`rfc.DisCa`)."""
+
 NULL_CLASS = 10
 """The label that stands for "no class" in classifier-free guidance."""
 

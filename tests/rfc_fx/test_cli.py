@@ -151,7 +151,7 @@ def test_the_twin_and_the_graph_draw_the_same(generated):
 
 
 def test_generate_knows_every_method_and_gives_it_its_own_granularity(digits, tmp_path):
-    names = [name for name in options.METHODS if name != "magcache"]
+    names = [name for name in options.METHODS if name not in ("magcache", "disca")]  # which belong to a model
     chosen = [part for name in names for part in ("--method", name)]
     result = run("generate", "--model", digits, *SHORT, *chosen, "--threshold", "0.2", "--granularity", "block", "--out", tmp_path)
     assert result.exit_code == 0, result.output
@@ -228,6 +228,7 @@ def test_psnr_is_infinite_for_equal_images_and_counts_a_range_of_two():
         (["--method", "magic"], f"--method must be one of {', '.join(options.METHODS)}, got magic"),
         (["--method", "magcache"], "its ratios belong to a model; pass --preset with one of flux.1-dev, hunyuanvideo"),
         (["--method", "magcache", "--preset", "sd3"], "--preset: magcache was published with settings for flux.1-dev, hunyuanvideo"),
+        (["--method", "disca"], "the predictor was trained for another model"),
         (["--method", "newton", "--preset", "flux.1-dev"], "--preset: method must be one of fora, taylorseer, hicache"),
         (["--method", "teacache", "--threshold", "-1"], "threshold must be a number >= 0"),
         (["--method", "teacache", "--tau", "1"], "--tau: not a setting of teacache; rfc, projective, newton have it"),

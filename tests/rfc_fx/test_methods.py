@@ -217,6 +217,6 @@ def test_more_than_two_phases_are_refused_as_one_cond() -> None:
 def test_every_method_of_the_package_is_tested_here() -> None:
     made = {kind for _, kind in inspect.getmembers(rfc, inspect.isclass) if hasattr(kind, "estimator") and hasattr(kind, "schedule")}
     tested = {type(method) for method in METHODS.values()}
-    elsewhere = {rfc.RFC, rfc.FullCompute, rfc.ToCa, rfc.DuCa}  # test_laws, test_tokens
+    elsewhere = {rfc.RFC, rfc.FullCompute, rfc.ToCa, rfc.DuCa, rfc.DisCa}  # test_laws, test_tokens, test_disca
     assert made - tested <= {*elsewhere, rfc.Method, rfc.CachingMethod}
     assert all(placement(METHODS[name]).granularity == "stack" for name in ("teacache", "dicache", "magcache"))

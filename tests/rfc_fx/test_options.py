@@ -6,6 +6,7 @@ import pytest
 
 import rfc
 from rfc_fx.options import DIGITS_TAU, METHODS, Asked, OptionError, check_dispatch, new_method, new_methods, parse_size, taking
+from rfc_fx.zoo import DIGITS_PREDICTOR
 
 MAKEABLE = [name for name in METHODS if name != "magcache"]
 
@@ -30,6 +31,7 @@ MAKEABLE = [name for name in METHODS if name != "magcache"]
         ("dicache", {"steps": 30}, rfc.preset("dicache", "flux.1-dev")),
         ("toca", {"steps": 20}, rfc.ToCa(steps=20)),
         ("duca", {"interval": 5}, rfc.DuCa(interval=5)),
+        ("disca", {"interval": 2}, rfc.DisCa(predictor=DIGITS_PREDICTOR, interval=2, warmup=2)),
         ("magcache", {"preset": "flux.1-dev", "steps": 50}, rfc.preset("magcache", "flux.1-dev", steps=50)),
         ("rfc", {"preset": "dit-xl-2", "is_digits": True}, rfc.preset("rfc", "dit-xl-2")),
         ("rfc", {"is_digits": True}, rfc.RFC(tau=DIGITS_TAU)),
