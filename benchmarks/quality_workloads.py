@@ -181,6 +181,7 @@ WORKLOADS = {
             what="a trained shapes model: 32x32 RGB, 8 blocks of 192, 64 tokens",
             load=_trained_shapes,
             noise=shapes.noise,
+            guidance=shapes.GUIDANCE,
             real=_real_shapes,
             real_is="5,000 pictures drawn by benchmarks.shapes",
         ),

@@ -23,6 +23,9 @@ from rfc_fx.zoo import starting_noise
 MODEL = Path("out/shapes")
 """Folder that `benchmarks.train_shapes` writes its model to."""
 
+GUIDANCE = 3.0
+"""Scale of classifier-free guidance that its samples are drawn with."""
+
 SIZE = 32
 """Pixels on a side."""
 

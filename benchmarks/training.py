@@ -127,7 +127,8 @@ def train(
 ) -> Any:
     """Train, or go on training, up to `steps` or `minutes` of wall time in all; return the model with its averaged weights.
 
-    The learning rate falls with whichever of the two is nearer its end. typer.BadParameter for a `work` of another run.
+    The learning rate falls with whichever of the two is nearer its end; with more `steps` than before it rises again to where it would be.
+    typer.BadParameter for a `work` of another run.
     """
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / "checkpoint.pt"
@@ -140,10 +141,10 @@ def train(
     done, seconds_before, log = 0, 0.0, []
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        if (state["steps"], state["seed"]) != (steps, seed):
+        if state["seed"] != seed or state["steps"] > steps:
             raise typer.BadParameter(
                 f"{checkpoint} was made with --steps {state['steps']} --seed {state['seed']}, "
-                f"called with --steps {steps} --seed {seed}; pass the same or another --work"
+                f"called with --steps {steps} --seed {seed}; pass the same, more steps, or another --work"
             )
         model.load_state_dict(state["model"])
         ema.load_state_dict(state["ema"])

@@ -159,11 +159,13 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_numbers(tmp_path: Pat
 
 
 def test_a_training_refuses_the_checkpoint_of_another_run(tmp_path: Path) -> None:
-    trained(tmp_path, steps=2)
+    trained(tmp_path, steps=4)
     with pytest.raises(
-        Exception, match=r"was made with --steps 2 --seed 0, called with --steps 6 --seed 0; pass the same or another --work"
+        Exception, match=r"was made with --steps 4 --seed 0, called with --steps 2 --seed 0; pass the same, more steps, or another --work"
     ):
-        trained(tmp_path)
+        trained(tmp_path, steps=2)
+    trained(tmp_path, steps=6)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 6
 
 
 def test_minutes_end_a_training_and_its_learning_rate(tmp_path: Path) -> None:
