@@ -82,6 +82,7 @@ def test_a_classifier_gives_features_a_spatial_map_and_logits(name: classifier.N
     assert torch.equal(judge.logits(pixels), judge.logits(pixels.clamp(-1, 1)))
 
 
+@pytest.mark.slow
 def test_the_shapes_classifier_can_be_trained(tmp_path: Path) -> None:
     model, figures = classifier.train("shapes", 20, Console(quiet=True))
     again, _ = classifier.train("shapes", 20, Console(quiet=True))

@@ -44,7 +44,7 @@ BLOCKS = 3
 
 CLOSE_KIN = {
     family: {"fora", "taylorseer", "hicache", "delta-dit", "delta-dit-front", "teacache", "dbcache", "magcache"}
-    for family in ("pixart", "sd3", "wan")
+    for family in ("pixart", "sd3", "flux", "wan")
 }
 """Methods that differ in numbers alone from one that is always tested with the family."""
 
@@ -86,7 +86,7 @@ def test_every_method_takes_the_decisions_and_has_the_outputs_of_its_twin(family
         assert difference(got, expected) <= SAME_GRAPH
 
 
-@pytest.mark.parametrize(("family", "method"), pairs(["dit", "flux"], TWO_PHASES, {"flux": CLOSE_KIN["sd3"]}))
+@pytest.mark.parametrize(("family", "method"), pairs(["dit", "flux"], TWO_PHASES, CLOSE_KIN))
 def test_every_method_of_two_phases_is_the_same_as_one_graph_with_its_decision(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
     host, cond = (rfc_fx.transform(model, method=METHODS[method], dispatch=dispatch) for dispatch in ("host", "cond"))
