@@ -21,9 +21,10 @@ demo-engines: .venv/.installed  ## export the shipped model to AOTInductor and O
 	done
 	$(BIN)/rfc-fx bench out/engines/aoti out/engines/onnx --rounds 3 --out out/engines
 
-# One thread for each worker: two workers with a thread pool each fight over the same cores.
+# One thread for each worker: two workers with a thread pool each fight over the same cores. A file's tests stay on one worker: what they
+# share, engines above all, is made once.
 test: lint  ## lint, types, layers, then the tests that need neither a GPU nor minutes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 lint: .venv/.installed  ## ruff, mypy, import-linter
 	$(BIN)/ruff check

@@ -28,10 +28,11 @@ import rfc
 import rfc_fx
 from benchmarks.classes.spec import Spec, prediction
 from benchmarks.coverage_rows import Row, in_readme, markdown, public, read, write
+from rfc.grain import Granularity
 from rfc_fx import program
 from rfc_fx.capture import capture
 from rfc_fx.load import one_line
-from rfc_fx.sites import Granularity, block_of, module_path
+from rfc_fx.residuals import block_of, module_path
 from rfc_fx.verify import heavy_outside_sites
 
 STEPS = 6

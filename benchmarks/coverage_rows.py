@@ -14,8 +14,8 @@ from typing import get_args
 import typer
 
 from benchmarks.readme import between_marks
+from rfc.grain import Granularity
 from rfc_fx.record import versions
-from rfc_fx.sites import Granularity
 
 
 @dataclass

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,25 +32,12 @@ import rfc_fx
 from benchmarks import plots, rivals, roofline
 from benchmarks.readme import between_marks
 from benchmarks.tables import markdown as markdown
+from benchmarks.timed_methods import ESTIMATORS, KNOWN, WHOLE, full_steps
 from benchmarks.timing import Variant as Variant
 from benchmarks.timing import figures as figures
 from benchmarks.timing import keep_all_compilation_metrics
 from benchmarks.workloads import WORKLOADS, Calls
-from rfc.generation import Generation
 from rfc_fx.record import versions
-
-ESTIMATORS: dict[str, rfc.Estimator] = {
-    "FORA": rfc.Reuse(),
-    "Taylor m=1": rfc.Taylor(order=1),
-    "Taylor m=1, bfloat16": rfc.Stored(estimator=rfc.Taylor(order=1), differences=torch.bfloat16),
-    "Taylor m=1, int8": rfc.Stored(estimator=rfc.Taylor(order=1), differences=torch.int8),
-    "RFE m=1": rfc.RFE(order=1),
-    "RFE m=1, sketch 16": rfc.RFE(order=1, sketch=16),
-    "RFE m=1, sketch 16, bfloat16": rfc.Stored(estimator=rfc.RFE(order=1, sketch=16), differences=torch.bfloat16),
-    "RFE m=1, sketch 16, int8": rfc.Stored(estimator=rfc.RFE(order=1, sketch=16), differences=torch.int8),
-    "RFE m=2": rfc.RFE(order=2),
-}
-"""What estimated steps may be."""
 
 CHOSEN = ("Taylor m=1", "Taylor m=1, bfloat16", "RFE m=1", "RFE m=1, sketch 16, bfloat16", "RFE m=1, sketch 16, int8")
 
@@ -64,20 +51,23 @@ def schedule(steps: int, nfc: int) -> rfc.RCS:
     raise typer.BadParameter(f"no equal gaps give {nfc} full steps of {steps}")
 
 
-def full_steps(plan: rfc.Schedule, steps: int) -> list[int]:
-    """The steps that a schedule makes full where its error is nought."""
-    generation, numbers = Generation(), plan.numbers()
-    return [step for step in range(steps) if generation.decide(plan, numbers, 0.0, None) == "FULL"]
-
-
 def variants(model: Any, names: list[str], plan: rfc.RCS, calls: Calls, *, per_sample: bool = False) -> list[Variant]:
     """Full computation, and for each estimator the eager twin (where its state is the paper's) and the compiled graph, hoisted and not.
 
-    A step of most is decided by data (RCS, whose PREFIX is part of the step); "fixed steps" are listed beforehand.
+    A step of most is decided by data (RCS, whose PREFIX is part of the step); "fixed steps" are listed beforehand. What is more than an
+    estimator has a schedule of its own (`benchmarks.timed_methods`).
     """
     made = [Variant("full, eager", model), Variant("full, compiled", torch.compile(model, fullgraph=True))]
     timesteps = torch.stack([call["timestep"].flatten()[0] for call in calls])
     for name in names:
+        if name in WHOLE:
+            whole = WHOLE[name](plan, len(calls))
+            twin = rfc.eager.cached(model, whole)
+            hoisted = rfc_fx.transform(model, method=whole, hoist=True)
+            hoisted.prepare(timesteps)
+            made.append(Variant(f"{name}, eager twin", twin, twin))
+            made.append(Variant(f"{name}, hoisted, compiled", torch.compile(hoisted, fullgraph=True), hoisted))
+            continue
         method = rfc.Method(estimator=ESTIMATORS[name], schedule=plan)
         if isinstance(ESTIMATORS[name], rfc.Taylor | rfc.Reuse) or ESTIMATORS[name] == rfc.RFE(order=ESTIMATORS[name].orders):
             twin = rfc.eager.cached(model, method)
@@ -185,13 +175,15 @@ def timed(made: list[Variant], calls: Calls, where: torch.device, rounds: int) -
     return refused
 
 
-def checked(model: str, methods: str, dtype: str, device: str) -> tuple[list[str], torch.dtype, torch.device]:
-    """(names of estimators, dtype, device); raises BadParameter for what is unknown."""
+def checked(
+    model: str, methods: str, dtype: str, device: str, known: Collection[str] = KNOWN
+) -> tuple[list[str], torch.dtype, torch.device]:
+    """(names of methods, dtype, device); raises BadParameter for what is unknown."""
     if model not in WORKLOADS:
         raise typer.BadParameter(f"unknown model {model!r}; known: {', '.join(WORKLOADS)}")
-    names = [name.strip() for name in methods.split(";")]
-    if unknown := [name for name in names if name not in ESTIMATORS]:
-        raise typer.BadParameter(f"unknown methods {', '.join(unknown)}; known: {'; '.join(ESTIMATORS)}")
+    names = [name.strip() for name in methods.split(";")] if methods != "all" else list(known)
+    if unknown := [name for name in names if name not in known]:
+        raise typer.BadParameter(f"unknown methods {', '.join(unknown)}; known: {'; '.join(known)}")
     kind = getattr(torch, dtype, None)
     if kind not in (torch.float32, torch.bfloat16, torch.float16):
         raise typer.BadParameter(f"unknown dtype {dtype!r}; known: float32, bfloat16, float16")
@@ -200,7 +192,7 @@ def checked(model: str, methods: str, dtype: str, device: str) -> tuple[list[str
 
 def main(
     model: Annotated[str, typer.Option(help=f"one of {', '.join(WORKLOADS)}")] = "digits",
-    methods: Annotated[str, typer.Option(help=f"of {'; '.join(ESTIMATORS)}; separated by semicolons")] = "; ".join(CHOSEN),
+    methods: Annotated[str, typer.Option(help=f"all, or of {'; '.join(KNOWN)}; separated by semicolons")] = "; ".join(CHOSEN),
     samples: Annotated[int, typer.Option(help="samples a batch; guidance doubles it", min=1)] = 1,
     steps: Annotated[int, typer.Option(min=4)] = 50,
     nfc: Annotated[int, typer.Option(help="steps computed in full", min=3)] = 14,

@@ -24,8 +24,9 @@ from torch.profiler import ProfilerActivity, profile
 import rfc
 import rfc_fx
 from benchmarks import roofline
-from benchmarks.latency import ESTIMATORS, checked, full_steps, schedule
+from benchmarks.latency import checked, schedule
 from benchmarks.readme import between_marks
+from benchmarks.timed_methods import ESTIMATORS, full_steps
 from benchmarks.workloads import WORKLOADS, Calls
 from rfc_fx.record import versions
 
@@ -157,7 +158,7 @@ def main(
     if readme is not None:
         readme.write_text(in_readme(readme.read_text(), where))
         return
-    names, kind, place = checked(model, methods, dtype, device)
+    names, kind, place = checked(model, methods, dtype, device, ESTIMATORS)
     workload = WORKLOADS[model]
     net = workload.model().to(place, kind)
     calls = [

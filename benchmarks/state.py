@@ -18,8 +18,9 @@ from torch import Tensor
 
 import rfc
 import rfc_fx
-from benchmarks.latency import full_steps, schedule
+from benchmarks.latency import schedule
 from benchmarks.readme import between_marks
+from benchmarks.timed_methods import full_steps
 from rfc_fx.compare import psnr
 from rfc_fx.record import versions
 from rfc_fx.zoo import digits_noise, load_digits, sample_digits

@@ -1,7 +1,8 @@
 """The twin: the same methods by wrapping modules in Python, written to be read.
 
 It is the reference that the compiler is tested against and the eager side of the benchmarks. While a cached model runs,
-the `forward` of every attention and MLP stands replaced by a `_Site`; between calls the model is untouched.
+the `forward` of every attention and MLP stands replaced by a `Site`, that of blocks by a part of a `Span` (`rfc.spans`); between calls the
+model is untouched.
 """
 
 from __future__ import annotations
@@ -9,76 +10,34 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rfc.generation import Direction, Generation, Phase, clock_tensors, timestep_argument, timestep_value
-from rfc.method import CachingMethod
-from rfc.state import Clock, SlotSpec, State
+from rfc.disca import predicted_by, predictions
+from rfc.generation import Direction, Generation, timestep_argument, timestep_value
+from rfc.grain import parse_granularity
+from rfc.method import CachingMethod, placement
+from rfc.partial import Chooser, Scorer, choosers, passages
+from rfc.run import Now, Run, spec_of
+from rfc.schedule import is_partial
+from rfc.spans import Replaced, block_modules, in_place, spans, verifier
 from rfc.streams import Streams, conditioning, stream_name
+from rfc.tokens import Tokens
 
 
-def cached(model: nn.Module, method: CachingMethod) -> CachedEager:
+def cached(model: nn.Module, method: CachingMethod, granularity: str | None = None) -> CachedEager:
     """Return `model` behind feature caching in eager mode: same call, same outputs.
 
-    Raises TypeError when `method` is none, ValueError when the model has no attention or MLP module that could be cached.
+    `granularity`: what one estimate stands for; default the method's own, else "module". Raises TypeError when `method` is none, ValueError
+    when the model has no module that could be cached, or for an unknown granularity.
     """
     if not isinstance(method, CachingMethod):
         raise TypeError(f"cached: method must be an rfc method such as rfc.RFC(tau=0.1), got {method!r}")
-    return CachedEager(model, method)
-
-
-@dataclass
-class _Run:
-    """What all sites of one step share."""
-
-    method: CachingMethod
-    numbers: dict[str, Tensor]
-    generation: Generation = field(default_factory=Generation)
-    timestep: float | None = None
-    phase: Phase | None = None
-    clock: Clock | None = None
-    watched: State | None = None
-    """The first site's input and its differences, which the schedule forecasts."""
-
-    states: dict[tuple[str, int], State] = field(default_factory=dict)
-    """One state per site and stream of tokens: joint attention has two outputs, each with its own input."""
-    shapes: tuple[Any, ...] = ()
-    """Shapes and dtypes of the last call: another batch or resolution is another generation."""
-
-    def begin(self, timestep: float | None, shapes: tuple[Any, ...], direction: Direction) -> None:
-        if shapes != self.shapes:
-            self.generation, self.watched, self.shapes = Generation(), None, shapes
-        elif direction.ends(self.generation, timestep):
-            self.generation = self.generation.successor(self.method.schedule)
-            self.watched = self.watched if self.generation.one_clock else None
-        self.timestep, self.phase, self.clock = timestep, None, None
-
-    def decide(self, I: Tensor) -> Phase:
-        """Decide at the first site of a step, before anything heavy has run."""
-        if self.phase is None:
-            self.clock = clock_tensors(self.generation.clock(), I.device)
-            schedule = self.method.schedule
-            forecaster = schedule.forecaster
-            eps = None
-            if forecaster is not None and self.generation.anchors and self.watched is not None:
-                eps = float(schedule.error(I, self.watched, self.clock))
-            self.phase = self.generation.decide(schedule, self.numbers, eps, self.timestep)
-            if forecaster is not None and self.phase == "FULL":
-                old = self.watched or _zeros(forecaster.slots(_spec(I), _spec(I)), I.device)
-                self.watched = forecaster.refresh(old, I, I, self.clock)
-        return self.phase
-
-
-@dataclass
-class _Now:
-    """The run that the current call belongs to."""
-
-    run: _Run
+    return CachedEager(model, method, granularity or placement(method).granularity or "module")
 
 
 @dataclass
@@ -86,24 +45,32 @@ class _Site:
     """A module, or a parallel pair of modules, whose output is computed or estimated."""
 
     name: str
-    now: _Now
+    now: Now
     compute: Callable[..., Any]
+    scorer: Scorer | None = None
+    chooser: Chooser | None = None
 
     @property
-    def run(self) -> _Run:
+    def run(self) -> Run:
         return self.now.run
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.run.is_verifying:
+            return self.compute(*args, **kwargs)
         inputs = self.inputs(args, kwargs)
-        phase = self.run.decide(inputs[0])
+        phase = self.run.decide(I=inputs[0])
         if phase == "FULL":
-            output = self.compute(*args, **kwargs)
+            compute = partial(self.compute, *args, **kwargs)
+            output = compute() if self.scorer is None else self.scorer.compute(self.run, compute, inputs)
             outputs = output if isinstance(output, tuple) else (output,)
             for stream, (I, O) in enumerate(zip(inputs, outputs, strict=False)):
                 self.refresh(stream, I, O)
+            if self.chooser is not None:
+                self.chooser.keep(self.run, inputs[0])
             return output
-        streams = sorted(stream for name, stream in self.run.states if name == self.name)
-        estimates = tuple(self.estimate(stream, inputs[stream]) for stream in streams)
+        if is_partial(phase) and self.chooser is not None:
+            self.chooser.compute(self.run, self.compute, inputs[0])
+        estimates = tuple(self.estimate(stream, inputs[stream]) for stream in self.run.streams(self.name))
         return estimates if len(estimates) > 1 else estimates[0]
 
     @staticmethod
@@ -112,17 +79,10 @@ class _Site:
         return [value for value in (*args, *named) if isinstance(value, Tensor)]
 
     def refresh(self, stream: int, I: Tensor, O: Tensor) -> None:
-        estimator, clock = self.run.method.estimator, self.run.clock
-        assert clock is not None
-        slots = estimator.slots(_spec(I), _spec(O))
-        old = self.run.states.get((self.name, stream))
-        if old is None or {name: _spec(value) for name, value in old.items()} != slots:
-            old = _zeros(slots, O.device)
-        self.run.states[self.name, stream] = estimator.refresh(old, I, O, clock)
+        self.run.refresh(self.name, stream, I, O)
 
     def estimate(self, stream: int, I: Tensor) -> Tensor:
-        assert self.run.clock is not None
-        return self.run.method.estimator.estimate(self.run.states[self.name, stream], I, self.run.clock)
+        return self.run.estimate(self.name, stream, I)
 
 
 @dataclass
@@ -137,15 +97,17 @@ class _ParallelSite(_Site):
 
     def enter_attention(self, *args: Any, **kwargs: Any) -> Any:
         self.I = self.inputs(args, kwargs)[0]
-        if self.run.decide(self.I) == "FULL":
+        if self.run.is_verifying or self.run.decide(I=self.I) == "FULL":
             return self.compute(*args, **kwargs)
         return torch.empty_like(self.I)
 
     def enter_mlp(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return forward(x) if self.run.decide(x) == "FULL" else x.new_empty(*x.shape[:-1], self.width)
+        return forward(x) if self.run.is_verifying or self.run.decide(I=x) == "FULL" else x.new_empty(*x.shape[:-1], self.width)
 
     def leave(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         assert self.I is not None
+        if self.run.is_verifying:
+            return forward(x)
         if self.run.phase == "FULL":
             O = forward(x)
             self.refresh(0, self.I, O)
@@ -156,16 +118,35 @@ class _ParallelSite(_Site):
 class CachedEager(nn.Module):
     """A model under feature caching, in eager mode; `stats` is the current generation's record."""
 
-    def __init__(self, model: nn.Module, method: CachingMethod) -> None:
+    def __init__(self, model: nn.Module, method: CachingMethod, granularity: str) -> None:
         super().__init__()
         self.model = model
         self.method = method
+        self.granularity = granularity
         self._name: str | None = None
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Run] = {}
         self._streams = Streams()
         self._direction = Direction()
-        self._now = _Now(_Run(method, method.schedule.numbers()))
-        self._replaced = list(_sites(model, self._now))
+        self._now = Now(Run(method, method.schedule.numbers()))
+        grain = parse_granularity(granularity)
+        tokens = placement(method).tokens if any(map(is_partial, method.schedule.phases)) else None
+        if tokens is not None and grain.kind != "module":
+            raise ValueError(
+                f"{type(model).__name__}: PARTIAL steps compute tokens of modules, not of {granularity!r}; leave granularity out"
+            )
+        if (predicted := predicted_by(method)) is not None:
+            self._replaced = list(predictions(model, self._now, predicted))
+        elif grain.kind == "module":
+            self._replaced = list(_sites(model, self._now, tokens))
+        else:
+            self._replaced = list(spans(model, self._now, grain, placement(method).probe))
+        if "VERIFY" in method.schedule.phases:
+            _, last = block_modules(model)[-1]
+            standing = next((call for module, call in self._replaced if module is last), None)
+            self._replaced = [(module, call) for module, call in self._replaced if module is not last]
+            self._replaced.append(verifier(last, self._now, standing))
+        if "REUSE" in method.schedule.phases:
+            self._replaced += passages(model, self._now)
         self._timestep = timestep_argument(model.forward)
         self._signature = inspect.signature(model.forward)
         if not self._replaced:
@@ -204,11 +185,11 @@ class CachedEager(nn.Module):
         bound = self._signature.bind(*args, **kwargs).arguments
         timestep = timestep_value(bound.get(self._timestep)) if self._timestep else None
         name = self._name or stream_name(self._streams.find(self._conditioning(bound), lambda place: self._is_over(place, timestep)))
-        self._now.run = self._runs.setdefault(name, _Run(self.method, self.method.schedule.numbers()))
-        shapes = tuple(_spec(value) for value in bound.values() if isinstance(value, Tensor))
+        self._now.run = self._runs.setdefault(name, Run(self.method, self.method.schedule.numbers()))
+        shapes = tuple(spec_of(value) for value in bound.values() if isinstance(value, Tensor))
         self._now.run.begin(timestep, shapes, self._direction)
         try:
-            with self._in_place():
+            with in_place(self._replaced):
                 return self.model(*args, **kwargs)
         except BaseException:
             self._now.run.generation = Generation()  # the step counted, but some of its sites were not refreshed
@@ -230,51 +211,43 @@ class CachedEager(nn.Module):
                 raise
             return getattr(self.model, name)
 
-    @contextmanager
-    def _in_place(self) -> Iterator[None]:
-        before = [(module, module.__dict__.get("forward")) for module, _ in self._replaced]
-        try:
-            for module, replacement in self._replaced:
-                module.__dict__["forward"] = replacement
-            yield
-        finally:
-            for module, forward in before:
-                if forward is None:
-                    module.__dict__.pop("forward", None)
-                else:  # hooks of others stand there
-                    module.__dict__["forward"] = forward
 
-
-def _sites(model: nn.Module, now: _Now) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+def _sites(model: nn.Module, now: Now, tokens: Tokens | None) -> Iterator[Replaced]:
     """Attention modules (they project to queries), feed-forward modules, and parallel blocks of both.
 
     In repeated blocks, where the model has them: what stands before the blocks may never see the latent.
     """
-    inside: set[int] = set()
-    modules = list(model.named_modules())
-    repeated = [(name, module) for name, module in modules if any(part.isdigit() for part in name.split("."))]
-    for name, module in repeated or modules:
-        if id(module) in inside:
-            continue
+    found = list(_modules(model))
+    chooser = {} if tokens is None else choosers([name for name, _ in found], tokens)
+    for name, module in found:
         children = dict(module.named_children())
-        if {"attn", "proj_mlp", "proj_out"} <= children.keys():
+        if children.keys() >= _PARALLEL:
             attention, mlp, projection = children["attn"], children["proj_mlp"], children["proj_out"]
             width = getattr(mlp, "out_features", None)
             if not isinstance(width, int):
                 raise ValueError(f"{name}.proj_mlp: expected a linear layer with out_features, got {type(mlp).__name__}")
             site = _ParallelSite(name, now, attention.forward, width=width)
-            inside |= {id(part) for child in (attention, mlp, projection) for part in child.modules()}
             yield attention, site.enter_attention
             yield mlp, partial(site.enter_mlp, mlp.forward)
             yield projection, partial(site.leave, projection.forward)
-        elif hasattr(module, "to_q") or type(module).__name__ == "FeedForward":
-            inside |= {id(part) for part in module.modules()}
-            yield module, _Site(name, now, module.forward)
+        elif hasattr(module, "to_q"):
+            scorer = None if tokens is None or tokens.score == "random" else Scorer(name, module, tokens.score)
+            yield module, _Site(name, now, module.forward, scorer)
+        else:
+            yield module, _Site(name, now, module.forward, chooser=chooser.get(name))
 
 
-def _spec(tensor: Tensor) -> SlotSpec:
-    return SlotSpec(tuple(tensor.shape), tensor.dtype)
+_PARALLEL = {"attn", "proj_mlp", "proj_out"}
 
 
-def _zeros(slots: dict[str, SlotSpec], device: torch.device) -> dict[str, Tensor]:
-    return {name: torch.zeros(spec.shape, dtype=spec.dtype, device=device) for name, spec in slots.items()}
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    inside: set[int] = set()
+    modules = list(model.named_modules())
+    repeated = [(name, module) for name, module in modules if any(part.isdigit() for part in name.split("."))]
+    for name, module in repeated or modules:
+        children = dict(module.named_children())
+        is_parallel = children.keys() >= _PARALLEL
+        if id(module) not in inside and (is_parallel or hasattr(module, "to_q") or type(module).__name__ == "FeedForward"):
+            parts = [children[part] for part in _PARALLEL] if is_parallel else [module]
+            inside |= {id(one) for part in parts for one in part.modules()}
+            yield name, module

@@ -83,15 +83,15 @@ class Estimator(ABC):
         return [state[X], *(state[f"d{X}{i}"] for i in range(1, self.orders + 1))]
 
 
-def _named(X: str, values: list[Tensor]) -> dict[str, Tensor]:
+def named(X: str, values: list[Tensor]) -> dict[str, Tensor]:
     return {X: values[0], **{f"d{X}{i}": value for i, value in enumerate(values[1:], start=1)}}
 
 
-def _history_slots(X: str, spec: SlotSpec, orders: int) -> dict[str, SlotSpec]:
+def history_slots(X: str, spec: SlotSpec, orders: int) -> dict[str, SlotSpec]:
     return {X: spec, **{f"d{X}{i}": spec for i in range(1, orders + 1)}}
 
 
-def _checked_order(where: str, order: int, low: int, high: int | None = None) -> None:
+def check_order(where: str, order: int, low: int, high: int | None = None) -> None:
     if isinstance(order, bool) or not isinstance(order, int) or order < low or (high is not None and order > high):
         wanted = f"an integer from {low} to {high}" if high is not None else f"an integer of at least {low}"
         raise ValueError(f"{where}: order must be {wanted}, got {order!r}")
@@ -130,17 +130,17 @@ class Taylor(Estimator):
     order: int = 1
 
     def __post_init__(self) -> None:
-        _checked_order("Taylor", self.order, 1)
+        check_order("Taylor", self.order, 1)
 
     @property
     def orders(self) -> int:
         return self.order
 
     def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
-        return _history_slots("O", O, self.order)
+        return history_slots("O", O, self.order)
 
     def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
-        return _named("O", divided_differences(O, self._history(old, "O"), clock))
+        return named("O", divided_differences(O, self._history(old, "O"), clock))
 
     def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
         return taylor_coefficients(self.order, clock.k)
@@ -167,7 +167,7 @@ class RFE(Estimator):
     sketch: int = 1
 
     def __post_init__(self) -> None:
-        _checked_order("RFE", self.order, 1, 2)
+        check_order("RFE", self.order, 1, 2)
         if self.norm not in get_args(Per):
             raise ValueError(f"RFE: norm must be one of {', '.join(get_args(Per))}, got {self.norm!r}")
         _checked_sketch("RFE", self.sketch)
@@ -185,7 +185,7 @@ class RFE(Estimator):
         return self.sketch == 1
 
     def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
-        slots = {**_history_slots("O", O, self.order), "I": sketch_spec(I, self.sketch, self.norm)}
+        slots = {**history_slots("O", O, self.order), "I": sketch_spec(I, self.sketch, self.norm)}
         slots["speed"] = SlotSpec(scalar_shape(slots["I"].shape, self.norm), torch.float32)
         if self.order == 2:
             product = SlotSpec(scalar_shape(O.shape, self.norm), torch.float32)
@@ -196,7 +196,7 @@ class RFE(Estimator):
         f = divided_differences(O, self._history(old, "O"), clock)
         I = sketch(I, self.sketch, self.norm)
         speed = norm(I.float() - old["I"].float(), self.norm) / clock.k.clamp(min=1)
-        new = {**_named("O", f), "I": I, "speed": torch.where(clock.n > 0, speed, torch.zeros_like(speed))}
+        new = {**named("O", f), "I": I, "speed": torch.where(clock.n > 0, speed, torch.zeros_like(speed))}
         if self.order == 2:
             new |= {f"g{i}{j}": inner(f[i], f[j], self.norm) for i, j in ((1, 1), (1, 2), (2, 2))}
         return new
@@ -231,7 +231,7 @@ class Projective(Estimator):
     sketch: int = 1
 
     def __post_init__(self) -> None:
-        _checked_order("Projective", self.order, 1, 4)
+        check_order("Projective", self.order, 1, 4)
         if self.per not in ("sample", "token"):
             raise ValueError(f"Projective: per must be sample or token, got {self.per!r}")
         if not isinstance(self.ridge, int | float) or not 1e-5 <= self.ridge < 1:
@@ -254,7 +254,7 @@ class Projective(Estimator):
         m = self.order
         I = sketch_spec(I, self.sketch, self.per)
         inverse = SlotSpec((m, m, *scalar_shape(I.shape, self.per)), torch.float32)
-        return {**_history_slots("O", O, m), **_history_slots("I", I, m), "inverse": inverse}
+        return {**history_slots("O", O, m), **history_slots("I", I, m), "inverse": inverse}
 
     def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
         m = self.order
@@ -268,8 +268,8 @@ class Projective(Estimator):
         inverse = positive_definite_inverse([[G[i][j] + damping * (i == j) for j in range(m)] for i in range(m)])
         stacked = torch.stack([torch.stack(row) for row in inverse])
         return {
-            **_named("O", outputs),
-            **_named("I", inputs),
+            **named("O", outputs),
+            **named("I", inputs),
             "inverse": torch.where(moved, stacked, torch.zeros_like(stacked)),
         }
 

@@ -6,15 +6,13 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rfc.schedule import Every, Listed, Numbers, Schedule
+from rfc.schedule import Numbers, Phase, Schedule
 from rfc.state import Clock
-
-Phase = Literal["FULL", "ESTIMATE"]
 
 TIMESTEP_NAMES = ("timestep", "timesteps", "t", "sigma", "noise_level")
 """Names by which denoising models call the argument that falls from noise to image during a generation."""
@@ -119,14 +117,14 @@ class Generation:
         self.since += 1
         total = self.total
         if known:
-            self.total = _add(total, eps)
+            self.total = _counting(schedule, total, eps)
         if not schedule.is_lagged:
             total = self.total
-        if isinstance(schedule, Every | Listed):
-            full = _is_planned(schedule, self.step, self.since)
+        if schedule.watches or schedule.is_lagged:
+            place = _place(schedule, numbers, self.step, self.since, total)
         else:
-            full = _is_full(schedule, numbers, self.step, self.since, total)
-        phase: Phase = "FULL" if full else "ESTIMATE"
+            place = _planned(schedule, self.step, self.since)
+        phase = schedule.phases[place]
         self.phases.append(phase)
         self.eps.append(eps if known else None)
         self.totals.append(total if known or (anchored and schedule.is_lagged) else None)
@@ -150,32 +148,32 @@ class Generation:
         self.moved = self.moved or (self.timestep is not None and timestep != self.timestep)
         self.timestep = timestep
 
-    def learn(self, eps: float) -> None:
+    def learn(self, schedule: Schedule, eps: float) -> None:
         """Take in the error of the latest step, which was decided without it (`Schedule.is_lagged`)."""
         was_full = self.phases[-1] == "FULL"
         if self.anchors > was_full:
             self.eps[-1] = eps
             if not was_full:
-                self.total = _add(self.total, eps)
+                self.total = _counting(schedule, self.total, eps)
 
     def never_skipped(self) -> bool:
         """Whether every step was full although the schedule could have skipped one."""
         return self.could_skip and self.nfc == self.step
 
 
-def _add(total: float, eps: float | None) -> float:
-    """In float32, as a compiled decision adds."""
-    return float(torch.tensor((total, eps)).sum())
+def _counting(schedule: Schedule, total: float, eps: float | None) -> float:
+    """The error that counts after another one; in float32, as a compiled decision adds."""
+    return float(torch.tensor((total if schedule.accumulates else 0.0, eps)).sum())
 
 
-def _is_full(schedule: Schedule, numbers: Numbers, step: int, since: int, total: float) -> bool:
-    return bool(schedule.full(numbers, *torch.tensor([step, since, total], dtype=torch.float32).unbind()))
+def _place(schedule: Schedule, numbers: Numbers, step: int, since: int, total: float) -> int:
+    return int(schedule.phase(numbers, *torch.tensor([step, since, total], dtype=torch.float32).unbind()))
 
 
 @lru_cache(maxsize=4096)
-def _is_planned(schedule: Schedule, step: int, since: int) -> bool:
+def _planned(schedule: Schedule, step: int, since: int) -> int:
     """The same for a rule that needs no data: what it says of a step, it says in every generation."""
-    return _is_full(schedule, schedule.numbers(), step, since, 0.0)
+    return _place(schedule, schedule.numbers(), step, since, 0.0)
 
 
 def clock_tensors(values: tuple[float, float, float], device: torch.device) -> Clock:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rfc.estimate import Coefficients, Estimator
-from rfc.method import CachingMethod, Method
+from rfc.method import CachingMethod, Method, placement
 from rfc.state import Clock, SlotSpec, State, scalar_shape
 
 SCALED = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
@@ -110,14 +110,15 @@ def stored(method: CachingMethod, differences: torch.dtype | None, outputs: torc
     """Return the method with its state kept in these types (`Stored`); the method itself when both are None."""
     if differences is None and outputs is None:
         return method
-    return Method(estimator=Stored(estimator=method.estimator, differences=differences, outputs=outputs), schedule=method.schedule)
+    kept = Stored(estimator=method.estimator, differences=differences, outputs=outputs)
+    return Method(estimator=kept, schedule=method.schedule, **placement(method)._asdict())
 
 
 def stored_anew(method: CachingMethod, differences: torch.dtype | None) -> CachingMethod:
     """The method with its differences kept in this type, whatever type they are kept in now; outputs as they are."""
     if not isinstance(method.estimator, Stored):
         return stored(method, differences)
-    plain = Method(estimator=method.estimator.estimator, schedule=method.schedule)
+    plain = Method(estimator=method.estimator.estimator, schedule=method.schedule, **placement(method)._asdict())
     return stored(plain, differences, method.estimator.outputs)
 
 

@@ -7,6 +7,7 @@ pipe.transformer = torch.compile(model, fullgraph=True)
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -15,14 +16,16 @@ from torch import nn
 import rfc
 from rfc.method import CachingMethod
 from rfc.storage import stored
-from rfc_fx.budget import Choice, parse_bytes
+from rfc_fx.budget import Choice, chosen_granularity, parse_bytes
 from rfc_fx.cond import CondModel
 from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, RFCError, SignatureError, StateBudgetError
 from rfc_fx.explain import Explanation, explain
 from rfc_fx.model import CachedModel
 from rfc_fx.per_sample import PerSampleModel
+from rfc_fx.predicted import PredictorMismatchError
+from rfc_fx.predictor import write_predictor
+from rfc_fx.preset import read_preset, write_preset
 from rfc_fx.program import Decision, Dispatch, Options, Plan
-from rfc_fx.sites import Granularity
 from rfc_fx.steps import NothingSkippedWarning
 from rfc_fx.structure import refuse
 
@@ -36,11 +39,15 @@ __all__ = [
     "NothingSkippedWarning",
     "PerSampleModel",
     "Plan",
+    "PredictorMismatchError",
     "RFCError",
     "SignatureError",
     "StateBudgetError",
     "explain",
+    "read_preset",
     "transform",
+    "write_predictor",
+    "write_preset",
 ]
 
 
@@ -48,8 +55,8 @@ def transform(
     model: nn.Module,
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
     *,
-    method: CachingMethod | None = None,
-    granularity: Choice = "module",
+    method: CachingMethod | str | Path | None = None,
+    granularity: Choice | None = None,
     dispatch: Dispatch = "host",
     decision: Decision = "batch",
     regional: bool = False,
@@ -61,8 +68,10 @@ def transform(
     """Return `model` with every attention and MLP behind a guard: computed in full, or estimated from its cache.
 
     `example_inputs` (keyword arguments as a mapping, or positional ones as a tuple) captures at once; without them the first call does.
-    `method` defaults to `rfc.RFC()`. `granularity` is what one estimate stands for: "module" (the paper), "block" or "stack"; "auto" is the
-    finest of them whose state fits `state_budget`.
+    `method` defaults to `rfc.RFC()`; a path is that of a preset (`rfc-fx calibrate`). `granularity` is what one estimate stands for:
+    "module" (the paper), "block", "stack" (the residual of all blocks), "output" (their output), "blocks[a:b]" (the residual of those
+    blocks; the others always run); "auto" is the finest of the first three whose state fits `state_budget`; None is the method's own,
+    else "module".
     `dispatch`: "host" makes PREFIX, FULL and ESTIMATE with one host decision a step; "cond" one graph with one torch.cond.
     `decision` (with "host"): "batch" decides once a step for all samples; "per_sample" runs each sample for itself, with programs of a
     batch of one, so that no result depends on batch mates; what batching gains is lost (README, "Limits").
@@ -79,19 +88,24 @@ def transform(
     when nothing in it can be cached, StateBudgetError when its state would take more than the budget.
     """
     method = rfc.RFC() if method is None else method
+    if isinstance(method, str | Path) and Path(method).suffix == ".json":
+        method = read_preset(method)
     if not isinstance(model, nn.Module):
         raise TypeError(f"transform: model must be a torch.nn.Module, got {type(model).__name__}; for a pipeline pass pipe.transformer")
     if isinstance(model, CachedModel):
         raise TypeError("transform: the model is transformed already; pass its .model to transform it in another way")
     if not isinstance(method, CachingMethod):
-        raise TypeError(f"transform: method must be an rfc method such as rfc.RFC(tau=0.1), got {method!r}")
+        raise TypeError(f"transform: method must be an rfc method such as rfc.RFC(tau=0.1) or a preset's .json file, got {method!r}")
     for name, value, known in (
-        ("granularity", granularity, (*get_args(Granularity), "auto")),
         ("dispatch", dispatch, get_args(Dispatch)),
         ("decision", decision, get_args(Decision)),
     ):
         if value not in known:
             raise ValueError(f"transform: {name} must be one of {', '.join(known)}, got {value!r}")
+    try:
+        size = chosen_granularity(granularity, method)
+    except ValueError as error:
+        raise ValueError(f"transform: {error}") from None
     for wanted, what, why in (
         (regional, "regional", "the branches of a torch.cond are compiled whole"),
         (hoist, "hoist", "a torch.cond is one graph for every step"),
@@ -100,7 +114,7 @@ def transform(
     ):
         if wanted and dispatch == "cond":
             raise ValueError(f'transform: {what} needs dispatch="host"; {why}')
-    if granularity == "auto" and state_budget is None:
+    if size == "auto" and state_budget is None:
         raise ValueError("transform: granularity=\"auto\" needs a state_budget, such as state_budget='2GiB'")
     budget = None if state_budget is None else parse_bytes(state_budget)
     method = stored(method, state_dtype)
@@ -108,7 +122,7 @@ def transform(
     kind = CondModel if dispatch == "cond" else PerSampleModel if decision == "per_sample" else CachedModel
     options = Options(
         method=method,
-        granularity=granularity,
+        granularity=size,
         dispatch=dispatch,
         decision=decision,
         regional=regional,

@@ -5,22 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from math import prod
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
-from rfc.method import CachingMethod
+from rfc.grain import Granularity, parse_granularity
+from rfc.method import CachingMethod, placement
 from rfc.state import SlotSpec
 from rfc.storage import STORED, stored_anew
 from rfc_fx.capture import Captured
 from rfc_fx.errors import NoSiteError, StateBudgetError
 from rfc_fx.guard import state_slots
-from rfc_fx.sites import Found, Granularity, find_sites, watched
+from rfc_fx.residuals import Found
+from rfc_fx.sites import find_sites, watched
 
-Choice = Granularity | Literal["auto"]
-"""What `transform` may be asked for."""
+Choice = str
+"""What `transform` may be asked for: what `parse_granularity` takes, or "auto"."""
 
-Alternatives = Mapping[Granularity, Mapping[torch.dtype | None, int]]
+Alternatives = Mapping[str, Mapping[torch.dtype | None, int]]
 """Bytes of state of one context by granularity and `state_dtype`; a granularity without a site is not in it."""
 
 _UNITS = {"": 1, **{f"{prefix}B": 1000**i for i, prefix in enumerate(("", "K", "M", "G", "T"))}}
@@ -42,18 +44,40 @@ def state_bytes(slots: Mapping[str, SlotSpec]) -> int:
     return sum(prod(spec.shape) * spec.dtype.itemsize for spec in slots.values())
 
 
-def alternatives(captured: Captured, method: CachingMethod) -> dict[Granularity, dict[torch.dtype | None, int]]:
+def alternatives(captured: Captured, method: CachingMethod) -> dict[str, dict[torch.dtype | None, int]]:
     """Bytes of state for every granularity with a site and every type of the differences; None is the method as it is."""
-    found: dict[Granularity, dict[torch.dtype | None, int]] = {}
-    for granularity in get_args(Granularity):
+    found: dict[str, dict[torch.dtype | None, int]] = {}
+    own = placement(method).granularity
+    for granularity in dict.fromkeys((*get_args(Granularity), *([] if own is None else [own]))):
+        ways = {dtype: method if dtype is None else stored_anew(method, dtype) for dtype in (None, *STORED)}
         try:
-            sites = find_sites(captured, granularity, needs_input=method.estimator.needs_input).sites
+            sites = _sites(captured, granularity, method).sites
+            first = watched(sites, captured)
+            found[granularity] = {dtype: state_bytes(state_slots(sites, first, way)) for dtype, way in ways.items()}
         except NoSiteError:
             continue
-        first = watched(sites, captured)
-        ways = {dtype: method if dtype is None else stored_anew(method, dtype) for dtype in (None, *STORED)}
-        found[granularity] = {dtype: state_bytes(state_slots(sites, first, way)) for dtype, way in ways.items()}
     return found
+
+
+def _sites(captured: Captured, granularity: str, method: CachingMethod) -> Found:
+    return find_sites(
+        captured,
+        granularity,
+        needs_input=method.estimator.needs_input or placement(method).tokens is not None,
+        probe=placement(method).probe,
+        verifies="VERIFY" in method.schedule.phases,
+    )
+
+
+def chosen_granularity(wanted: Choice | None, method: CachingMethod) -> Choice:
+    """What was asked for, else the method's own, else "module"; ValueError for what is none, or for another than the method's own."""
+    own = placement(method).granularity
+    given = wanted or own or "module"
+    if given != "auto":
+        parse_granularity(given, "auto")
+    if own is not None and given != own:
+        raise ValueError(f"granularity: {type(method).__name__} works on {own!r}, got {given!r}; leave granularity out")
+    return given
 
 
 def sites_within(captured: Captured, wanted: Choice, method: CachingMethod, budget: int | None) -> Found:
@@ -61,10 +85,9 @@ def sites_within(captured: Captured, wanted: Choice, method: CachingMethod, budg
 
     Raises StateBudgetError that lists what each would take when none fits, NoSiteError when nothing can be cached.
     """
-    needs_input = method.estimator.needs_input
     for granularity in get_args(Granularity) if wanted == "auto" else (wanted,):
         try:
-            found = find_sites(captured, granularity, needs_input=needs_input)
+            found = _sites(captured, granularity, method)
         except NoSiteError:
             if wanted != "auto":
                 raise
@@ -73,7 +96,7 @@ def sites_within(captured: Captured, wanted: Choice, method: CachingMethod, budg
             return found
     sizes = alternatives(captured, method)
     if not sizes:
-        find_sites(captured, needs_input=needs_input)  # says why there is none
+        _sites(captured, "module", method)  # says why there is none
     raise StateBudgetError(
         f"{type(captured.model).__name__}: granularity={wanted!r} needs more state per context than state_budget={budget:,} bytes: "
         + "; ".join(f"{name} {_listed(by_type)}" for name, by_type in sizes.items())

@@ -30,6 +30,9 @@ LATENT_NAMES = ("hidden_states", "latents", "latent", "sample", "x", "vision_tok
 MODEL = "model"
 """Name under which every program refers to the original model: weights are read through it, live."""
 
+PREDICTOR = "predictor"
+"""The same for a predictor."""
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -47,6 +50,8 @@ class Captured:
     """The argument that the sampler moves."""
     decided: frozenset[int] = frozenset()
     """Positions among the flattened arguments whose values the graph has as constants."""
+    predictor: nn.Module | None = None
+    """What stands in for the blocks at skipped steps (`rfc_fx.predicted`); its weights are `predictor.<path>`."""
 
     @property
     def latents(self) -> list[str]:

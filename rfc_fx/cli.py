@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args
 
-import torch
 import typer
 from rich import box
 from rich.console import Console
@@ -20,32 +20,41 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from typer.core import TyperGroup
 
-import rfc
-from rfc.method import CachingMethod
-from rfc.storage import STORED, stored
+from rfc.storage import stored
 from rfc_fx import pictures
-from rfc_fx.budget import Choice, parse_bytes
+from rfc_fx.calibrate import Goal, calibrate, with_threshold
 from rfc_fx.compare import FULL, Comparison, Row, Settings, Timing, Variant, compare
 from rfc_fx.doctor import examine
 from rfc_fx.errors import RFCError
 from rfc_fx.inspection import inspect_model, load_with_inputs
 from rfc_fx.load import DigitsSource, load_source, one_line
+from rfc_fx.options import (
+    DTYPES,
+    HELP,
+    METHODS,
+    STATE_DTYPES,
+    Asked,
+    OptionError,
+    at_least,
+    check_dispatch,
+    check_sizes,
+    known,
+    new_method,
+    new_methods,
+    parse_budget,
+    parse_classes,
+    parse_device,
+    parse_dtype,
+    parse_size,
+    parse_state_dtype,
+)
+from rfc_fx.preset import write_preset
 from rfc_fx.program import Decision, Dispatch
 from rfc_fx.record import installed_version, summary
-from rfc_fx.sites import Granularity
 
-DIGITS_TAU = 0.15
-"""RFC's threshold that gives about 14 full computations in 50 steps on the digits model."""
+NAMES = ", ".join(METHODS)
 
-GRANULARITIES = (*get_args(Granularity), "auto")
-
-STATE_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORED}
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class OptionError(RFCError):
-    """An option with a value that cannot be."""
+METHOD_HELP = f"{NAMES}, or a .json file of calibrate; repeatable (default: fora, taylorseer, rfc)"
 
 
 class _OneLineErrors(TyperGroup):
@@ -100,99 +109,18 @@ def _root(
         typer.echo(context.get_help())
 
 
-# ---- options ---------------------------------------------------------------------------------------------------------
-
-
-def new_method(name: str, *, tau: float, order: int | None, interval: int) -> CachingMethod:
-    """Return the method of that name; OptionError for a name or a value that cannot be."""
-    m: dict[str, Any] = {} if order is None else {"order": order}
-    makers: dict[str, Callable[[], CachingMethod]] = {
-        "fora": lambda: rfc.FORA(interval=interval),
-        "taylorseer": lambda: rfc.TaylorSeer(interval=interval, **m),
-        "rfc": lambda: rfc.RFC(tau=tau, **m),
-        "projective": lambda: rfc.Method(estimator=rfc.Projective(**m), schedule=rfc.RCS(tau=tau)),
-    }
-    if name not in makers:
-        raise OptionError(f"--method must be one of {', '.join(makers)}, got {name}")
-    try:
-        return makers[name]()
-    except ValueError as error:
-        raise OptionError(str(error)) from error
-
-
-def parse_classes(text: str | None) -> list[int] | None:
-    """`0-9` or `3,7` or `0-2,8` as a list; OptionError for anything else."""
-    if text is None:
-        return None
-    chosen: list[int] = []
-    for part in text.split(","):
-        if not (found := re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)):
-            raise OptionError(f"--classes must be a list like 3,7 or a range like 0-9, got {text}")
-        first, last = int(found[1]), int(found[2] or found[1])
-        if last < first:
-            raise OptionError(f"--classes: a range goes upwards, got {part.strip()}")
-        chosen += range(first, last + 1)
-    return list(dict.fromkeys(chosen))
-
-
-def parse_dtype(name: str) -> torch.dtype:
-    """The dtype of that name."""
-    if name not in DTYPES:
-        raise OptionError(f"--dtype must be one of {', '.join(DTYPES)}, got {name}")
-    return DTYPES[name]
-
-
-def parse_state_dtype(name: str | None) -> torch.dtype | None:
-    """The type that differences are kept in; None for the model's own."""
-    if name is not None and name not in STATE_DTYPES:
-        raise OptionError(f"--state-dtype must be one of {', '.join(STATE_DTYPES)}, got {name}")
-    return None if name is None else STATE_DTYPES[name]
-
-
-def parse_budget(size: str | None, granularity: str) -> int | None:
-    """Bytes of `--state-budget`, which `--granularity auto` needs."""
-    if size is None and granularity == "auto":
-        raise OptionError("--granularity auto needs --state-budget, such as --state-budget 2GiB")
-    try:
-        return None if size is None else parse_bytes(size)
-    except ValueError as error:
-        raise OptionError(f"--{str(error).replace('_', '-', 1)}") from error
-
-
-def parse_device(name: str) -> torch.device:
-    """The device of that name, if this machine has it."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise OptionError(f"--device {name}: not available here: {one_line(error, width=120)}") from error
-    return device
-
-
-def known(option: str, value: str, values: tuple[str, ...]) -> Any:
-    """The value, if it is one of these."""
-    if value not in values:
-        raise OptionError(f"{option} must be one of {', '.join(values)}, got {value}")
-    return value
-
-
-def at_least(option: str, value: int, low: int) -> int:
-    """The value, if it is large enough."""
-    if value < low:
-        raise OptionError(f"{option} must be at least {low}, got {value}")
-    return value
-
-
 # ---- generate --------------------------------------------------------------------------------------------------------
 
 
 @app.command()
 def generate(
     model: Annotated[str, typer.Option(help="digits, a folder in diffusers' layout (digits or pipeline), or a Hub id")] = "digits",
-    method: Annotated[list[str] | None, typer.Option(help="fora, taylorseer, rfc, projective; repeatable (default: first three)")] = None,
-    tau: Annotated[float | None, typer.Option(help=f"RFC's threshold (default: {DIGITS_TAU} for digits, else {rfc.RFC().tau})")] = None,
-    order: Annotated[int | None, typer.Option(help="order of the forecast (default: the method's own)")] = None,
-    interval: Annotated[int, typer.Option(help="FORA and TaylorSeer: every so many steps one is full")] = 4,
+    method: Annotated[list[str] | None, typer.Option(help=METHOD_HELP)] = None,
+    preset: Annotated[str | None, typer.Option(help=HELP["preset"])] = None,
+    tau: Annotated[float | None, typer.Option(help=HELP["tau"])] = None,
+    threshold: Annotated[float | None, typer.Option(help=HELP["threshold"])] = None,
+    order: Annotated[int | None, typer.Option(help=HELP["order"])] = None,
+    interval: Annotated[int | None, typer.Option(help=HELP["interval"])] = None,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     cfg: Annotated[float | None, typer.Option(help="guidance (default: 1.5 for digits, else the pipeline's own)")] = None,
     classes: Annotated[str | None, typer.Option(help="such as 0-9 or 3,7 (default: 0-9 for digits, else 0-3)")] = None,
@@ -203,7 +131,7 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True) on the graph side")] = True,
     rounds: Annotated[int, typer.Option(help="how often every seed is drawn and timed")] = 1,
-    granularity: Annotated[str, typer.Option(help=f"{', '.join(GRANULARITIES)} (the finest that fits --state-budget)")] = "module",
+    granularity: Annotated[str | None, typer.Option(help=HELP["granularity"])] = None,
     state_dtype: Annotated[str | None, typer.Option(help=f"of the differences: {', '.join(STATE_DTYPES)}")] = None,
     state_budget: Annotated[str | None, typer.Option(help="most bytes of state a context may take, such as 2GiB")] = None,
     dispatch: Annotated[str, typer.Option(help=", ".join(get_args(Dispatch)))] = "host",
@@ -217,7 +145,7 @@ def generate(
         steps=at_least("--steps", steps, 1),
         rounds=at_least("--rounds", rounds, 1),
         compile=compile,
-        granularity=known("--granularity", granularity, GRANULARITIES),
+        granularity=parse_size(granularity),
         state_dtype=parse_state_dtype(state_dtype),
         state_budget=parse_budget(state_budget, granularity),
         dispatch=known("--dispatch", dispatch, get_args(Dispatch)),
@@ -228,10 +156,11 @@ def generate(
     if dispatch == "cond" and (hoist or decision == "per_sample"):
         raise OptionError(f"{'--hoist' if hoist else '--decision per_sample'} needs --dispatch host")
     first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)
-    names = list(dict.fromkeys(method or ["fora", "taylorseer", "rfc"]))
-    threshold = rfc.RFC().tau if tau is None else tau
-    for name in names:  # before anything is loaded
-        new_method(name, tau=threshold, order=order, interval=interval)
+    names = method or ["fora", "taylorseer", "rfc"]
+    asked = Asked(tau=tau, threshold=threshold, order=order, interval=interval, steps=steps, preset=preset)
+    methods = new_methods(names, asked)  # before anything is loaded
+    check_sizes(methods, settings.granularity)
+    check_dispatch(methods, dispatch)
     source = load_source(
         model,
         classes=parse_classes(classes),
@@ -242,10 +171,10 @@ def generate(
         device=parse_device(device),
     )
     if isinstance(source, DigitsSource):
-        threshold = DIGITS_TAU if tau is None else tau
+        asked = replace(asked, is_digits=True)
         if steps > (most := source.scheduler.config.num_train_timesteps):
             raise OptionError(f"--steps must be at most {most}, the steps the model was trained on, got {steps}")
-    methods = {name: new_method(name, tau=threshold, order=order, interval=interval) for name in names}
+    methods = new_methods(names, asked)
     console = Console()
     writable(out)  # before minutes of work
     with _Bars(console, settings, len(methods), len(source.seeds)) as bars:
@@ -300,14 +229,14 @@ class _Bars:
 
     def warming(self, variant: Variant) -> None:
         doing = "compiling" if self.settings.compile and variant.side == "graph" else "warming up"
-        self.bar.update(self.warm, completed=self.warmed, description=f"{doing} {pictures.LABELS[variant.method]}, {self._side(variant)}")
+        self.bar.update(self.warm, completed=self.warmed, description=f"{doing} {pictures.label_of(variant.method)}, {self._side(variant)}")
         self.warmed += 1
 
     def running(self, variant: Variant, round: int, seed: int) -> None:
         self.bar.update(self.warm, completed=self.warmed, description="warmed up")
         self.bar.start_task(self.runs)
         where = f"seed {seed}" if self.settings.rounds == 1 else f"round {round + 1}, seed {seed}"
-        self.bar.update(self.runs, description=f"{where}: {pictures.LABELS[variant.method]}, {self._side(variant)}")
+        self.bar.update(self.runs, description=f"{where}: {pictures.label_of(variant.method)}, {self._side(variant)}")
 
     def step(self) -> None:
         self.bar.advance(self.runs)
@@ -336,7 +265,7 @@ def _cells(of: Comparison, row: Row) -> list[str]:
     ratios = of.speedups(row)
     against = [next((f"{v:.2f}" for k, v in ratios.items() if k.endswith(end)), "-") for end in ("vs_compiled_full", "vs_eager_twin")]
     times = [span(row.eager.timing), "-" if row.graph is None else span(row.graph.timing)]
-    name = FULL if row.method == FULL else pictures.LABELS[row.method]  # 80 columns have to do
+    name = FULL if row.method == FULL else pictures.label_of(row.method)  # 80 columns have to do
     return [name, f"{of.nfc(row):.4g}", *times, *against, f"{row.psnr_db:.1f}", f"{row.state_bytes / 2**20:.1f}"]
 
 
@@ -355,15 +284,65 @@ def _caption(of: Comparison) -> str:
     )
 
 
+# ---- calibrate -------------------------------------------------------------------------------------------------------
+
+
+@app.command("calibrate")
+def calibrate_command(
+    model: Annotated[str, typer.Argument(help="digits, a folder in diffusers' layout (digits or pipeline), or a Hub id")] = "digits",
+    nfc: Annotated[float | None, typer.Option(help="wanted mean number of full computations of a generation")] = None,
+    psnr: Annotated[float | None, typer.Option(help="smallest PSNR in dB against full computation")] = None,
+    max_error: Annotated[float | None, typer.Option(help="largest ||x - x_full|| / ||x_full||, geometric mean over samples")] = None,
+    method: Annotated[str, typer.Option(help=f"one with a threshold, of {NAMES}")] = "newton",
+    order: Annotated[int | None, typer.Option(help=HELP["order"])] = None,
+    steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
+    cfg: Annotated[float | None, typer.Option(help="guidance (default: 1.5 for digits, else the pipeline's own)")] = None,
+    classes: Annotated[str | None, typer.Option(help="such as 0-9 or 3,7 (default: 0-9 for digits, else 0-3)")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="for text pipelines; repeatable")] = None,
+    seed: Annotated[int, typer.Option(help="first seed; take others than you will judge by")] = 1000,
+    seeds: Annotated[int, typer.Option(help="seeds per class or prompt")] = 4,
+    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True)")] = False,
+    out: Annotated[Path, typer.Option(help="a .json file: --method of generate and transform take it")] = Path("out/preset.json"),
+) -> None:
+    """Find the threshold of a method for a number of full computations, or for most savings within a bound on quality."""
+    goal = Goal(nfc=nfc, psnr=psnr, max_error=max_error)
+    chosen = new_method(method, Asked(order=order, steps=at_least("--steps", steps, 1)))
+    with_threshold(chosen, 1.0)  # before anything is loaded
+    first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)
+    writable(out.parent)
+    source = load_source(
+        model,
+        classes=parse_classes(classes),
+        prompts=prompt or [],
+        seeds=list(range(first, first + count)),
+        cfg=cfg,
+        dtype=parse_dtype(dtype),
+        device=parse_device(device),
+    )
+    with Console().status("calibrating") as status:
+        found = calibrate(source, chosen, goal, steps, compile=compile, told=lambda what: status.update(f"calibrating: {what}"))
+    measured = found.measured
+    settings = {"model": source.name, "steps": steps, "seeds": source.seeds, "groups": len(source.groups), "asked": goal.text}
+    reached = {"nfc": measured.nfc, "psnr_db": measured.psnr_db if isfinite(measured.psnr_db) else None, "error": measured.error}
+    write_preset(out, found.method, settings | {"threshold": found.threshold, **reached})
+    typer.echo(
+        f"{method}: threshold {found.threshold:.4g} gives NFC {measured.nfc:.2f} of {steps}, PSNR {measured.psnr_db:.1f} dB, error "
+        f"{measured.error:.2g} over {len(source.seeds)} x {len(source.groups)} samples ({found.tried} thresholds tried)\n{out}"
+    )
+
+
 # ---- inspect ---------------------------------------------------------------------------------------------------------
 
 
 @app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="digits, a folder in diffusers' layout (transformer or pipeline), or a Hub id")] = "digits",
-    method: Annotated[str, typer.Option(help="fora, taylorseer, rfc, projective")] = "rfc",
-    order: Annotated[int | None, typer.Option(help="order of the forecast (default: the method's own)")] = None,
-    granularity: Annotated[str, typer.Option(help=f"{', '.join(GRANULARITIES)} (the finest that fits --state-budget)")] = "module",
+    method: Annotated[str, typer.Option(help=NAMES)] = "rfc",
+    preset: Annotated[str | None, typer.Option(help=HELP["preset"])] = None,
+    order: Annotated[int | None, typer.Option(help=HELP["order"])] = None,
+    granularity: Annotated[str | None, typer.Option(help=HELP["granularity"])] = None,
     state_dtype: Annotated[str | None, typer.Option(help=f"of the differences: {', '.join(STATE_DTYPES)}")] = None,
     state_budget: Annotated[str | None, typer.Option(help="most bytes of state a context may take, such as 2GiB")] = None,
     block: Annotated[str | None, typer.Option(help="print the graph of this module path, e.g. transformer_blocks.0")] = None,
@@ -372,9 +351,9 @@ def inspect(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
     """Print a model's sites, what was rejected and why, state and FLOPs, and the guarded graph of one block."""
-    chosen = new_method(method, tau=rfc.RFC().tau, order=order, interval=4)
-    chosen = stored(chosen, parse_state_dtype(state_dtype))
-    size: Choice = known("--granularity", granularity, GRANULARITIES)
+    chosen = stored(new_method(method, Asked(order=order, preset=preset)), parse_state_dtype(state_dtype))
+    size = parse_size(granularity)
+    check_sizes({method: chosen}, size)
     budget = parse_budget(state_budget, granularity)
     transformer, inputs = load_with_inputs(model, parse_dtype(dtype), parse_device(device))
     console = Console(soft_wrap=True)

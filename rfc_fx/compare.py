@@ -15,12 +15,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import rfc_fx
+from rfc.change import AnchorChange, ProbeChange, StepChange
+from rfc.draft import Verified
 from rfc.eager import CachedEager, cached
 from rfc.generation import Generation
-from rfc.method import RFC, CachingMethod, Method
-from rfc.schedule import RCS
-from rfc_fx.budget import Choice
+from rfc.method import CachingMethod, Method, placement
+from rfc.schedule import RCS, Phased, Schedule
+from rfc_fx.budget import Choice, chosen_granularity
+from rfc_fx.errors import RFCError
 from rfc_fx.load import Source, Tick
+from rfc_fx.model import CachedModel
 from rfc_fx.program import Decision, Dispatch
 from rfc_fx.show import pattern
 from rfc_fx.steps import NothingSkippedWarning, StepModel
@@ -42,7 +46,8 @@ class Settings:
     steps: int = 50
     rounds: int = 1
     compile: bool = True
-    granularity: Choice = "module"
+    granularity: Choice | None = None
+    """Of the methods that leave it open; None: module."""
     state_dtype: torch.dtype | None = None
     """Of the differences, on the graph side; the eager twin keeps the model's."""
     state_budget: int | None = None
@@ -86,6 +91,13 @@ class Variant:
         return Timing(statistics.median(self.times_ms), min(self.times_ms), max(self.times_ms))
 
     @property
+    def granularity(self) -> str | None:
+        """What one estimate stood for, as far as a generation has shown it; None for a model without a cache."""
+        if isinstance(self.cache, CachedEager):
+            return self.cache.granularity
+        return self.cache.compiled.found.granularity if isinstance(self.cache, CachedModel) else None
+
+    @property
     def samples(self) -> Float[Tensor, "N C H W"]:
         """All samples, groups outermost."""
         return torch.stack(list(self.images.values()), dim=1).flatten(0, 1)
@@ -117,13 +129,57 @@ class Variant:
             self.records[seed] = dict(self.cache.contexts)
 
 
+CHANGES = (StepChange, AnchorChange, ProbeChange)
+
+
 def skipping(method: CachingMethod) -> CachingMethod:
-    """The method with a schedule that skips every step after its warm-up; runs on the same programs."""
-    if isinstance(method, RFC):
-        return replace(method, tau=inf)
-    if isinstance(method, Method) and isinstance(method.schedule, RCS):
-        return replace(method, schedule=replace(method.schedule, tau=inf))
-    return method
+    """The method with a schedule that skips every step after its warm-up, in every way it has; runs on the same programs."""
+    schedule = skipping_schedule(method.schedule)
+    return method if schedule is method.schedule else with_schedule(method, schedule)
+
+
+def with_schedule(method: CachingMethod, schedule: Schedule) -> Method:
+    """The method with another schedule."""
+    return Method(estimator=method.estimator, schedule=schedule, **placement(method)._asdict())
+
+
+def skipping_schedule(schedule: Schedule) -> Schedule:
+    """The schedule with settings that make as few steps full as can be; itself where it skips anyway."""
+    if isinstance(schedule, RCS):
+        return replace(schedule, tau=inf)
+    if isinstance(schedule, CHANGES):
+        return replace(schedule, threshold=inf, steps=None)
+    if isinstance(schedule, Verified):
+        return replace(schedule, base=inf, decay=1.0, min_drafts=1, enhanced=0)
+    if isinstance(schedule, Phased):
+        return replace(schedule, steps=schedule.phases)
+    return schedule
+
+
+def threshold_of(schedule: Schedule) -> float | None:
+    """What the error of a schedule that watches is held against."""
+    return schedule.tau if isinstance(schedule, RCS) else schedule.threshold if isinstance(schedule, CHANGES) else None
+
+
+def steps_to_warm_up(method: CachingMethod, most: int) -> int:
+    """Steps in which `skipping(method)` has come to every phase it has, and to two steps after the warm-up; at most `most`."""
+    schedule, generation = skipping_schedule(method.schedule), Generation()
+    numbers, least = schedule.numbers(), min(schedule.warmup + 2, most)
+    for step in range(1, most + 1):
+        generation.decide(schedule, numbers, 0.0, None)
+        if step >= least and {*generation.phases} >= {*schedule.phases}:
+            return step
+    return least
+
+
+def granularities(methods: Mapping[str, CachingMethod], wanted: Choice | None) -> dict[str, Choice]:
+    """What each method works on: its own granularity, and `wanted` where it leaves that open.
+
+    ValueError where the methods leave nothing open, and one has another than the wanted.
+    """
+    is_open = {name: placement(method).granularity is None for name, method in methods.items()}
+    given = {name: wanted if is_open[name] or not any(is_open.values()) else None for name in methods}
+    return {name: chosen_granularity(given[name], method) for name, method in methods.items()}
 
 
 def variants(source: Source, methods: Mapping[str, CachingMethod], settings: Settings) -> list[Variant]:
@@ -133,13 +189,14 @@ def variants(source: Source, methods: Mapping[str, CachingMethod], settings: Set
     made = [Variant(method=FULL, side="eager", call=plain)]
     if settings.compile:
         made.append(Variant(method=FULL, side="graph", call=graph(plain)))
+    sizes = granularities(methods, settings.granularity)
     for name, method in methods.items():
-        short = min(settings.steps, method.schedule.warmup + 2)
-        twin = cached(plain, method)
+        short = steps_to_warm_up(method, settings.steps)
+        twin = _twin(plain, name, method, sizes[name])
         transformed = rfc_fx.transform(
             plain,
             method=method,
-            granularity=settings.granularity,
+            granularity=sizes[name],
             state_dtype=settings.state_dtype,
             state_budget=settings.state_budget,
             dispatch=settings.dispatch,
@@ -150,6 +207,18 @@ def variants(source: Source, methods: Mapping[str, CachingMethod], settings: Set
         made.append(Variant(method=name, side="eager", call=twin, cache=twin, warmup_steps=short))
         made.append(Variant(method=name, side="graph", call=graph(transformed), cache=transformed, warmup_steps=short))
     return made
+
+
+def _twin(model: nn.Module, name: str, method: CachingMethod, size: Choice) -> CachedEager:
+    """The eager twin of the same granularity; of modules, where it cannot have that one and the method leaves it open."""
+    sizes = ["module"] if size == "auto" else [size] if placement(method).granularity is not None else [size, "module"]
+    for place, one in enumerate(sizes):
+        try:
+            return cached(model, method, one)
+        except ValueError as error:
+            if place == len(sizes) - 1:
+                raise RFCError(f"{name}: the eager twin cannot be made: {error}") from error
+    raise AssertionError("there is a granularity to try")
 
 
 class Reporter(Protocol):
@@ -275,7 +344,7 @@ def _notes(of: Comparison) -> Iterator[str]:
         if not method.schedule.can_skip(steps):
             yield f"{row.method}: nothing can be skipped in {steps} steps with {method.schedule}: the times are those of full computation"
         elif of.nfc(row) == steps:
-            yield f"{row.method}: all {steps} steps were full although {method.schedule} could skip; raise its threshold (--tau)"
+            yield f"{row.method}: all {steps} steps were full although {method.schedule} could skip; raise its threshold{_option(method)}"
         if row.graph is not None and of.settings.decision == "batch" and pattern_of(row.eager) != pattern_of(row.graph):
             yield f"{row.method}: the twin took other decisions than the graph: {pattern_of(row.eager)} against {pattern_of(row.graph)}"
         if any(len(contexts) > 1 for contexts in row.best.records.values()):
@@ -286,8 +355,10 @@ def _notes(of: Comparison) -> Iterator[str]:
             )
     if of.settings.decision != "batch":
         yield f"the eager twin decides for the batch; only the graph side uses decision {of.settings.decision}"
-    if of.settings.granularity != "module":
-        yield f"the eager twin works on modules; only the graph side uses granularity {of.settings.granularity}"
+    for row in of.rows[1:]:
+        twin, own = row.eager.granularity, row.best.granularity
+        if twin is not None and twin != own:
+            yield f"{row.method}: the eager twin works on granularity {twin}; only the graph side uses {own}"
     if of.settings.state_dtype is not None:
         yield f"the eager twin keeps its state in the model's type; only the graph side keeps differences in {of.settings.state_dtype}"
     if generations < 3:
@@ -296,6 +367,12 @@ def _notes(of: Comparison) -> Iterator[str]:
         yield "nothing was compiled (--no-compile): the graph side runs node by node and says nothing about speed"
     if of.graphs_compiled_while_counting:
         yield f"{of.graphs_compiled_while_counting} graphs were compiled inside counted runs: the slowest times include compilation"
+
+
+def _option(method: CachingMethod) -> str:
+    """The option of the command line that is meant."""
+    schedule = method.schedule
+    return " (--tau)" if isinstance(schedule, RCS) else " (--threshold)" if isinstance(schedule, CHANGES) else ""
 
 
 def pattern_of(variant: Variant) -> str:

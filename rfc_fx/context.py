@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -57,7 +58,7 @@ class Context:
         return self.generation
 
     def ran(self, phase: str) -> None:
-        """FULL or ESTIMATE has run."""
+        """The program of a phase after the decision has run."""
 
     def end(self) -> None:
         """Let the next call begin a new generation; the record of this one stays readable."""
@@ -149,3 +150,13 @@ def new_context(compiled: Programs, kind: type[Context] | None = None) -> Contex
         torch._dynamo.mark_static_address(tensor)
     kind = kind or (CondContext if compiled.counts_itself else Context)
     return kind(compiled, state, pools, clock)
+
+
+def records(contexts: Mapping[tuple[str, Any], Context], schedule: Schedule) -> dict[str, Generation]:
+    """What each context's generation did, by its name; "cond (2)" is the second set of programs that ran as "cond"."""
+    found: dict[str, Generation] = {}
+    times = Counter[str]()
+    for (name, _), context in contexts.items():
+        times[name] += 1
+        found[name if times[name] == 1 else f"{name} ({times[name]})"] = context.record(schedule)
+    return found

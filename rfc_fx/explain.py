@@ -15,8 +15,8 @@ from torch import fx
 from rfc_fx.errors import RFCError
 from rfc_fx.guard import Guarded, select
 from rfc_fx.ops import flops, is_heavy, is_view, shape
+from rfc_fx.residuals import Found, block_of
 from rfc_fx.show import as_text, path_of
-from rfc_fx.sites import Found, block_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

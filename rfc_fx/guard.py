@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 import rfc
-from rfc.method import CachingMethod
+from rfc.method import CachingMethod, placement
+from rfc.schedule import is_partial
 from rfc.state import Clock, SlotSpec
-from rfc_fx.ops import shape, value
+from rfc.tokens import check_tokens
+from rfc_fx.errors import NoSiteError
+from rfc_fx.ops import aten, shape, value
 from rfc_fx.outline import Outlined, graph_module
-from rfc_fx.sites import Site
+from rfc_fx.predicted import Graft, Skipped, recall, with_constants
+from rfc_fx.residuals import Rejected, Site
+from rfc_fx.tokens import TokenSite, last_stream, token_sites
 
 SCHEDULE = "schedule"
 """Owner of the slots that a data-driven schedule keeps, beside the sites."""
 
 
-def select(phase: str, full: Tensor, *, I: Tensor, base: Tensor | None, site: str) -> Tensor:
-    """The value of a site: `full` in phase FULL, its estimate in phase ESTIMATE.
+LAST = "last"
+"""Owner of the slot with the stream that left the last block, for phase REUSE."""
+
+
+def select(phase: str, full: Tensor, *, I: Tensor, base: Tensor | None, site: str, forecast: Tensor | None = None) -> Tensor:
+    """The value of a site: `full` in phase FULL, its estimate in phase ESTIMATE, which is the `forecast` of a predictor where it has one.
 
     A marker in the guarded graph: `specialize` replaces it, `Reference` interprets it. Calling it runs nothing.
     """
@@ -39,46 +49,111 @@ class Guarded:
     method: CachingMethod
     slots: dict[str, SlotSpec]
     """`<site>.<slot>` -> shape and dtype, in order; `schedule.<slot>` for a data-driven schedule."""
+    tokens: dict[str, TokenSite]
+    """The sites of which PARTIAL steps compute some tokens, by name."""
+    reused: list[Rejected]
+    """The sites that PARTIAL steps reuse, and why."""
+
+    @cached_property
+    def last(self) -> fx.Node:
+        """The latent's stream as it leaves the last block."""
+        return last_stream(_values(self.sites), self.watched)
 
     def site_slots(self, owner: str) -> list[str]:
         """Names of one owner's slots, without the owner."""
         return [name.removeprefix(f"{owner}.") for name in self.slots if name.rpartition(".")[0] == owner]
 
 
-def guard(outlined: Outlined, watched: Site, method: CachingMethod) -> Guarded:
-    """Insert a select after every site's output and list the state that the method needs."""
+def guard(outlined: Outlined, watched: Site, method: CachingMethod, skipped: Skipped | None = None) -> Guarded:
+    """Insert a select after every site's output and list the state that the method needs. `skipped`: whose forecast is the estimate."""
     graph = fx.Graph()
+    graft = None if skipped is None else Graft(graph, outlined.captured, skipped)
     phase = graph.placeholder("phase")
     env: dict[fx.Node, fx.Node] = {}
     at = {site.output: site for site in outlined.sites}
-    raw: dict[fx.Node, fx.Node] = {}
+    inputs: dict[tuple[fx.Node, fx.Node | None], fx.Node] = {}
+    sites: list[Site] = []
     for node in outlined.graph.nodes:
         copy = graph.node_copy(node, lambda n: env[n])
-        env[node] = raw[node] = copy
+        env[node] = copy
+        if graft is not None:
+            graft.note(copy)
         if node in at:
             site = at[node]
             base = None if site.base is None else env[site.base]
-            env[node] = graph.call_function(select, (phase, copy), {"I": env[site.I], "base": base, "site": site.name})
+            if (site.I, site.origin) not in inputs:
+                inputs[site.I, site.origin] = _input(graph, env[site.I], None if site.origin is None else env[site.origin])
+            I = inputs[site.I, site.origin]
+            forecast = {} if graft is None else {"forecast": graft.forecast(f"{site.name}.O")}
+            env[node] = graph.call_function(select, (phase, copy), {"I": I, "base": base, "site": site.name, **forecast})
             env[node].meta = {"val": node.meta["val"]}
-    sites = [Site(s.name, env[s.I], raw[s.output], None if s.base is None else env[s.base]) for s in outlined.sites]
+            if graft is not None:
+                graft.note(env[node])
+            sites.append(Site(site.name, I, copy, base))
+    sites.sort(key=lambda site: [s.name for s in outlined.sites].index(site.name))
+    joined = {site.name: site.joined for site in outlined.sites}
+    sites = [replace(site, joined=None if (add := joined[site.name]) is None else env[add]) for site in sites]
     first = next(site for site in sites if site.name == watched.name)
-    slots = state_slots(sites, first, method)
+    if graft is not None:
+        graft.check(env[outlined.sites[0].output], list(copy.args[0]))  # type: ignore[arg-type]
+        outlined = replace(outlined, captured=with_constants(outlined.captured, graft))
     captured = outlined.captured
-    module = graph_module(captured.model, graph, captured.constants, outlined.regions, "Guarded")
-    return Guarded(outlined, module, sites, first, method, slots)
+    module = graph_module(captured, graph, captured.constants, outlined.regions, "Guarded")
+    tokens, reused = _token_sites(sites, first, method)
+    return Guarded(outlined, module, sites, first, method, state_slots(sites, first, method), tokens, reused)
 
 
-def state_slots(sites: Iterable[Site], watched: Site, method: CachingMethod) -> dict[str, SlotSpec]:
-    """The state tensors of the sites, and of the schedule at the site it watches."""
+def _input(graph: fx.Graph, I: fx.Node, origin: fx.Node | None) -> fx.Node:
+    """I, or what the blocks from `origin` to I added to the stream."""
+    if origin is None:
+        return I
+    moved = graph.call_function(aten.sub.Tensor, (I, origin))
+    moved.meta = {**I.meta, "val": value(I).contiguous()}
+    return moved
+
+
+def state_slots(sites: Sequence[Site], watched: Site, method: CachingMethod) -> dict[str, SlotSpec]:
+    """The state tensors of the sites, of their tokens, of the last block, and of the schedule at the site it watches."""
     slots: dict[str, SlotSpec] = {}
+    tokens, found = placement(method).tokens, _token_sites(sites, watched, method)[0]
     for site in sites:
-        for name, spec in method.estimator.slots(spec_of(site.I), spec_of(site.output)).items():
-            slots[f"{site.name}.{name}"] = spec
-    forecaster = method.schedule.forecaster
-    if forecaster is not None:
-        for name, spec in forecaster.slots(spec_of(watched.I), spec_of(watched.I)).items():
-            slots[f"{SCHEDULE}.{name}"] = spec
+        I, O = spec_of(site.I), spec_of(site.output)
+        slots |= {f"{site.name}.{name}": spec for name, spec in method.estimator.slots(I, O).items()}
+        if site.name in found and tokens is not None:
+            slots |= {f"{site.name}.tokens.{name}": spec for name, spec in tokens.slots(*I.shape[:2]).items()}
+    if "REUSE" in method.schedule.phases:
+        slots[f"{LAST}.x"] = spec_of(last_stream(_values(sites), watched))
+    seen = {name: spec_of(node) for name, node in signals(watched, method).items()}
+    slots |= {f"{SCHEDULE}.{name}": spec for name, spec in method.schedule.slots(seen).items()}
     return slots
+
+
+def _values(sites: Iterable[Site]) -> dict[fx.Node, Site]:
+    """What stands for each site's output in what follows: its guard, where it has one."""
+    return {next((user for user in site.output.users if user.target is select), site.output): site for site in sites}
+
+
+def _token_sites(sites: Sequence[Site], watched: Site, method: CachingMethod) -> tuple[dict[str, TokenSite], list[Rejected]]:
+    """Those of `token_sites`; none where no phase computes tokens."""
+    tokens, phases = placement(method).tokens, method.schedule.phases
+    check_tokens(method.estimator, phases, tokens)
+    if tokens is None or not any(map(is_partial, phases)):
+        return {}, []
+    return token_sites(_values(sites), watched, tokens)
+
+
+def signals(watched: Site, method: CachingMethod) -> dict[str, fx.Node]:
+    """What the schedule watches at that site; NoSiteError where the site has no stream of its own shape."""
+    found: dict[str, fx.Node] = {}
+    for name in method.schedule.watches:
+        node = watched.I if name == "I" else watched.base
+        if node is None:
+            raise NoSiteError(
+                f"{type(method.schedule).__name__} watches the stream before {watched.name}, which has another shape than what leaves it; "
+                "choose another granularity"
+            )
+        found[name] = node
+    return found
 
 
 def spec_of(node: fx.Node) -> SlotSpec:
@@ -103,7 +178,9 @@ class Reference(fx.Interpreter):
         self.guarded, self.state, self.clock = guarded, state, clock
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Interpret select; everything else as it stands."""
+        """Interpret select and recall; everything else as it stands."""
+        if target is recall:
+            return self.state[kwargs["slot"]]
         if target is not select:
             return super().call_function(target, args, kwargs)
         phase, full = args
@@ -115,5 +192,7 @@ class Reference(fx.Interpreter):
             new = estimator.refresh(own, I, full if base is None else full - base, self.clock)
             self.state.update({f"{site}.{name}": tensor for name, tensor in new.items()})
             return full
+        if "forecast" in kwargs:
+            return kwargs["forecast"]
         estimate = estimator.estimate(own, I, self.clock)
         return estimate if base is None else base + estimate

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from rfc_fx.guard import Guarded, select
 from rfc_fx.ops import CASTS, aten, base_of, flops, has_known_shape, is_heavy, is_mutable, is_view, shape, value
+from rfc_fx.predicted import recall
 
 LARGE = 4096
 """Elementwise work on so many elements is worth a table; on fewer, a kernel that recomputes it costs nothing."""
@@ -76,7 +77,11 @@ def dependence(guarded: Guarded, timestep: str | None, prefix: set[fx.Node]) -> 
     rows = []
     for kind in Level:
         nodes = [node for node in guarded.module.graph.nodes if level[node] is kind and node.op in ("call_function", "call_module")]
-        work = [node for node in _with_regions(nodes) if node.op == "call_function" and node.target is not select and not is_view(node)]
+        work = [
+            node
+            for node in _with_regions(nodes)
+            if node.op == "call_function" and node.target not in (select, recall) and not is_view(node)
+        ]
         weights = {source.target: source for node in work for source in node.all_input_nodes if source.op == "get_attr"}
         ahead = [node for node in moved[kind] if not is_view(node)]
         rows.append(Dependence(kind, len(work), flops(work), Hoisted.bytes(weights.values()), len(ahead), Hoisted.bytes(results[kind])))
@@ -111,7 +116,7 @@ def levels(guarded: Guarded, timestep: str | None) -> dict[fx.Node, Level]:
                 found[node] = Level.LATENT
             else:
                 found[node] = Level.INVARIANT
-        elif node.target is select or is_mutable(node) or _is_random(node):
+        elif node.target in (select, recall) or is_mutable(node) or _is_random(node):
             found[node] = Level.LATENT
         else:
             found[node] = max((found[source] for source in node.all_input_nodes), default=Level.INVARIANT)
@@ -158,7 +163,10 @@ def _needed_by_estimate(guarded: Guarded) -> set[fx.Node]:
         seen.add(node)
         if node.target is select:
             I, base = node.kwargs["I"], node.kwargs["base"]
-            pending.extend(n for n in ((I, base) if needs_input else (base,)) if isinstance(n, fx.Node))
+            if isinstance(forecast := node.kwargs.get("forecast"), fx.Node):
+                pending.append(forecast)
+            reads_I = needs_input or node.kwargs["site"] in guarded.tokens
+            pending.extend(n for n in ((I, base) if reads_I else (base,)) if isinstance(n, fx.Node))
         else:
             pending.extend(node.all_input_nodes)
     return seen

@@ -14,10 +14,11 @@ from rich.text import Text
 from torch import nn
 
 import rfc_fx
-from rfc.method import CachingMethod
+from rfc.grain import Granularity
+from rfc.method import CachingMethod, placement
 from rfc_fx import show
 from rfc_fx.budget import Choice
-from rfc_fx.errors import NoSiteError, RFCError
+from rfc_fx.errors import RFCError
 from rfc_fx.explain import explanation
 from rfc_fx.hoist import Level
 from rfc_fx.load import (
@@ -33,7 +34,7 @@ from rfc_fx.load import (
 )
 from rfc_fx.model import CachedModel
 from rfc_fx.ops import shape
-from rfc_fx.sites import Granularity, block_of
+from rfc_fx.residuals import block_of
 
 
 def load_with_inputs(name: str, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
@@ -54,7 +55,7 @@ def inspect_model(
     model: nn.Module,
     inputs: dict[str, Any],
     method: CachingMethod,
-    granularity: Choice,
+    granularity: Choice | None,
     block: str | None,
     draw: Path | None = None,
     state_budget: int | None = None,
@@ -68,14 +69,14 @@ def inspect_model(
     wanted = _block_to_show(chosen, block)
     graph = _block_graph(chosen, wanted)
     if draw is not None:
-        explanation(chosen).draw(draw, None if wanted == "stack" else wanted)
-    made: dict[Granularity, CachedModel] = {granularity: chosen}
-    reasons: dict[Granularity, str] = {}
-    for other in get_args(Granularity):
+        explanation(chosen).draw(draw, _place(wanted))
+    made: dict[str, CachedModel] = {granularity: chosen}
+    reasons: dict[str, str] = {}
+    for other in get_args(Granularity) if placement(method).granularity is None else ():
         if other != granularity:
             try:
                 made[other] = rfc_fx.transform(model, inputs, method=method, granularity=other)
-            except NoSiteError as error:
+            except RFCError as error:
                 reasons[other] = one_line(error)
     yield _sites(chosen, granularity)
     yield _rejections(chosen)
@@ -134,16 +135,18 @@ def _state(model: CachedModel) -> Table:
     return table
 
 
-def _granularities(made: dict[Granularity, CachedModel], reasons: dict[Granularity, str], method: CachingMethod) -> Table:
+def _granularities(made: dict[str, CachedModel], reasons: dict[str, str], method: CachingMethod) -> Table:
     table = Table(title=f"state per context and cost by granularity, {method}", title_justify="left")
-    for column in ("granularity", "sites", "bytes", "state", "in bfloat16", "in int8", "FLOPs share"):
+    more = [phase for phase in method.schedule.phases if phase not in ("FULL", "ESTIMATE")]
+    for column in ("granularity", "sites", "bytes", "state", "in bfloat16", "in int8", "FLOPs share", *more):
         table.add_column(column, justify="left" if column == "granularity" else "right", no_wrap=column == "granularity")
-    for name in get_args(Granularity):
+    for name in sorted((*made, *reasons), key=lambda name: (*get_args(Granularity), name).index(name)):
         if name in made:
             plan = made[name].plan()
-            smaller = (show.mib(plan.alternatives[name][dtype]) for dtype in (torch.bfloat16, torch.int8))
-            cells = (len(plan.sites), plan.state_bytes, show.mib(plan.state_bytes), *smaller, f"{plan.estimate_share:.2%}")
-            table.add_row(name, *map(str, cells))
+            by_type = plan.alternatives.get(name, {})
+            smaller = (show.mib(by_type[dtype]) if dtype in by_type else "-" for dtype in (torch.bfloat16, torch.int8))
+            shares = (f"{plan.share(phase):.2%}" for phase in ("ESTIMATE", *more))
+            table.add_row(escape(name), *map(str, (len(plan.sites), plan.state_bytes, show.mib(plan.state_bytes), *smaller, *shares)))
         else:
             table.add_row(name, "none", escape(reasons[name]))
     return table
@@ -154,8 +157,13 @@ def _block_to_show(model: CachedModel, block: str | None) -> str:
     return block if block is not None else block_of(first) or first
 
 
+def _place(wanted: str) -> str | None:
+    """The module path to show; None for a site that is more than a block."""
+    return None if wanted == "stack" or wanted.startswith("blocks[") else wanted
+
+
 def _block_graph(model: CachedModel, wanted: str) -> Text:
-    text = show.guarded_text(model.guarded, None if wanted == "stack" else wanted)
+    text = show.guarded_text(model.guarded, _place(wanted))
     if not text:
         sites = [site.name for site in model.compiled.found.sites]
         raise RFCError(f"--block {wanted}: no operation of the graph lies there; sites lie at {', '.join(sites[:4])} ...")

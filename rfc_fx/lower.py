@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from rfc.schedule import Numbers
 from rfc.state import Clock, SlotSpec
+from rfc_fx.errors import RFCError
 from rfc_fx.guard import SCHEDULE, Guarded
 from rfc_fx.hoist import Hoisted, hoist
 from rfc_fx.layout import Layout
@@ -60,12 +61,12 @@ def lower_host(
     """
     hoisted = hoist(guarded, timestep, prefix_nodes(guarded)) if hoists else None
     outside = set() if hoisted is None else hoisted.nodes
-    one_pass = pools and not regional and not guarded.method.estimator.reads_all_inputs
+    one_pass = pools and not regional and not guarded.method.estimator.reads_all_inputs and not guarded.tokens
     alone = {slot for slot in guarded.slots if slot.startswith(f"{SCHEDULE}.")}
     layout = Layout.pooled(guarded.slots, alone) if one_pass else Layout(guarded.slots)
-    full = specialize(guarded, "FULL", hoisted=outside, writes=writes)
-    estimate = specialize(guarded, "ESTIMATE", hoisted=outside, layout=layout)
-    programs = _with_prefix(guarded, full, estimate, timestep, outside)
+    phases = dict.fromkeys((*("FULL", "ESTIMATE"), *guarded.method.schedule.phases))
+    steps = [specialize(guarded, phase, hoisted=outside, writes=writes, layout=layout) for phase in phases]
+    programs = _with_prefix(guarded, steps, timestep, outside)
     if hoisted is not None:
         programs = _ahead(guarded, hoisted, programs) | programs
     verify_programs(guarded, programs)
@@ -92,12 +93,12 @@ def _ahead(guarded: Guarded, hoisted: Hoisted, programs: dict[str, Program]) -> 
 
 
 def _with_prefix(
-    guarded: Guarded, full: Program, estimate: Program, timestep: str | None, hoisted: AbstractSet[fx.Node] = frozenset()
+    guarded: Guarded, steps: Sequence[Program], timestep: str | None, hoisted: AbstractSet[fx.Node] = frozenset()
 ) -> dict[str, Program]:
     outside = {node.name for node in hoisted}
-    carries = [name for name in _carried((full, estimate)) if name not in outside]
+    carries = [name for name in _carried(steps) if name not in outside]
     first = prefix(guarded, carries, timestep, hoisted)
-    return ({"PREFIX": first} if first is not None else {}) | {"FULL": full, "ESTIMATE": estimate}
+    return ({"PREFIX": first} if first is not None else {}) | {program.phase: program for program in steps}
 
 
 def progress_slots() -> dict[str, SlotSpec]:
@@ -110,8 +111,14 @@ RESTART = 6
 
 
 def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program], Program] = lambda program: program) -> Cond:
-    """Merge all guards of a step, which share one predicate, into one torch.cond; decide in the graph. `finish`: of each program."""
-    programs = _with_prefix(guarded, specialize(guarded, "FULL", writes="returned"), specialize(guarded, "ESTIMATE"), None)
+    """Merge all guards of a step, which share one predicate, into one torch.cond; decide in the graph. `finish`: of each program.
+
+    Raises RFCError for a schedule with more than the two phases of a torch.cond.
+    """
+    if guarded.method.schedule.phases != ("FULL", "ESTIMATE"):
+        phases = ", ".join(guarded.method.schedule.phases)
+        raise RFCError(f"{type(guarded.method.schedule).__name__} has the phases {phases}, a torch.cond has two; use dispatch='host'")
+    programs = _with_prefix(guarded, [specialize(guarded, phase, writes="returned") for phase in ("FULL", "ESTIMATE")], None)
     verify_programs(guarded, programs)
     programs = {phase: finish(program) for phase, program in programs.items()}
     full, estimate = programs["FULL"], programs["ESTIMATE"]
@@ -145,7 +152,7 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
             for name, tensor in zip(first.results[1:], shared[1:], strict=True):
                 # contiguous: Inductor may lay an operand of torch.cond out otherwise than it told the branches
                 values["carry", name.removeprefix("carry:")] = tensor.contiguous()
-        before, total = total, total + eps
+        before, total = total, total + eps if schedule.accumulates else torch.where(known, eps, total)
         weighed = before if schedule.is_lagged else total
         is_full = decide(numbers, number, k, weighed)
 
@@ -155,8 +162,9 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
 
         def skip() -> tuple[Tensor, ...]:
             results = estimate.module(*arguments(estimate, values))
-            outcome = (r.contiguous().clone() if a else r.contiguous() for r, a in zip(results, aliases[estimate.phase], strict=True))
-            return (*outcome, *(state[slot].clone() for slot in slots))
+            outcome = [r.contiguous().clone() if a else r.contiguous() for r, a in zip(results, aliases[estimate.phase], strict=True)]
+            new = dict(zip(estimate.results[outputs:], outcome[outputs:], strict=True))
+            return (*outcome[:outputs], *(new[s] if (s := f"state:{slot}") in new else state[slot].clone() for slot in slots))
 
         if torch.compiler.is_compiling():
             results = torch.cond(is_full, compute, skip)
@@ -165,8 +173,8 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
         else:  # uncompiled, torch.cond would compile its branches: branch in Python
             program = full if bool(is_full) else estimate
             results = program.module(*arguments(program, values))
-            for slot, new in zip(slots, results[outputs:], strict=False):
-                state[slot].copy_(new)
+            for name, new in zip(program.results[outputs:], results[outputs:], strict=True):
+                state[name.removeprefix("state:")].copy_(new)
         ran = is_full.to(torch.float32)
         row = torch.stack([ran, torch.where(known, eps, torch.full_like(eps, float("nan"))), weighed]).reshape(1, 3)
         log.index_copy_(0, number.clamp(max=LOG_STEPS - 1).long().reshape(1), row)

@@ -10,12 +10,15 @@ from typing import Any
 
 from torch import Tensor, inference_mode, nn
 
+from rfc.disca import predicted_by
 from rfc.generation import timestep_argument
+from rfc.predictor import Predictor, PredictorError
 from rfc_fx.calls import Call, Form, new_call
 from rfc_fx.capture import named_arguments
 from rfc_fx.context import Context
 from rfc_fx.errors import RFCError
 from rfc_fx.guard import Guarded
+from rfc_fx.predicted import PredictorMismatchError
 from rfc_fx.program import Compiled, Options, Plan, build, signature
 from rfc_fx.sets import MAX_SIGNATURES, Key, ProgramSets
 from rfc_fx.specialize import Program
@@ -41,6 +44,8 @@ class CachedModel(StepModel):
         self._sets = ProgramSets()
         self._forms: list[Form] = []
         self._made_from: Fingerprint = ()
+        self.register_module("_predictor", None)  # a part of this module: its weights are listed and move with the others
+        self._predictor: Predictor | None
         self._prepared: Context | None = None
         self._here_numbers: dict[str, Tensor] = {}
         self.eval()
@@ -59,7 +64,7 @@ class CachedModel(StepModel):
             log.warning("%s was changed since it was captured; it is captured anew", self._name)
             for held in (self._sets, self._contexts, self._streams, self._forms):
                 held.clear()
-            self._last = self._prepared = None
+            self._last = self._prepared = self._predictor = None
         self._made_from = now
         return changed
 
@@ -90,13 +95,23 @@ class CachedModel(StepModel):
             if len(self._sets):
                 log.warning("%s: new call signature, capturing programs number %d", self._name, len(self._sets) + 1)
             with inference_mode(False):
-                compiled = build(self.model, arguments, self.options, self._timestep)
+                compiled = build(self.model, arguments, self.options, self._timestep, self._loaded())
             key = self._sets.add(shape, leaves, compiled)
             dropped = self._sets.evict()
             self._forms = [form for form in self._forms if form.key not in dropped]
             self._contexts = {name: context for name, context in self._contexts.items() if name[1] not in dropped}
             self._streams = {name: streams for name, streams in self._streams.items() if name[0] not in dropped}
         return self._sets.use(key), key, leaves
+
+    def _loaded(self) -> Predictor | None:
+        """The predictor of a method that has one, loaded for the first programs; PredictorMismatchError where it is not the model's."""
+        try:
+            predicted = predicted_by(self._method)
+            if predicted is not None and (self._predictor is None or not len(self._sets)):
+                self._predictor = predicted.load(self.model)
+        except PredictorError as error:
+            raise PredictorMismatchError(str(error)) from error
+        return self._predictor
 
     def trace(self, *args: Any, **kwargs: Any) -> Plan:
         """Capture for these arguments without running a step; return the plan."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, fx, nn
 
-from rfc_fx.capture import MODEL, Captured, remove_dead
+from rfc_fx.capture import MODEL, PREDICTOR, Captured, remove_dead
 from rfc_fx.ops import aten
-from rfc_fx.sites import Site, reads
+from rfc_fx.residuals import Site
+from rfc_fx.sites import reads
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,21 @@ class Outlined:
 
 
 def graph_module(
-    model: nn.Module, graph: fx.Graph, constants: Mapping[str, Tensor], regions: Mapping[str, nn.Module], name: str
+    captured: Captured, graph: fx.Graph, constants: Mapping[str, Tensor], regions: Mapping[str, nn.Module], name: str
 ) -> fx.GraphModule:
     """Make a graph executable with the model attached live: weights that change or move are seen, none is copied."""
     root = nn.Module()
-    root.add_module(MODEL, model)
+    live = {MODEL: captured.model} | ({} if captured.predictor is None else {PREDICTOR: captured.predictor})
+    for held, owner in live.items():
+        root.add_module(held, owner)
     for target, tensor in constants.items():
         root.register_buffer(target, tensor, persistent=False)
     for target, region in regions.items():
         root.add_module(target, region)
     module = fx.GraphModule(root, graph, class_name=name)
-    if hasattr(module, MODEL):  # fx made empty copies of the containers on the way to each weight
-        module.add_module(MODEL, model)
+    for held, owner in live.items():
+        if hasattr(module, held):  # fx made empty copies of the containers on the way to each weight
+            module.add_module(held, owner)
     return module
 
 
@@ -79,7 +83,17 @@ def outline(captured: Captured, sites: Sequence[Site]) -> Outlined:
                 part.meta = {"val": site.output.meta["val"]}
                 env[site.output] = part
     remove_dead(new)
-    moved = [replace(site, I=env[site.I], output=env[site.output], base=None if site.base is None else env[site.base]) for site in sites]
+    moved = [
+        replace(
+            site,
+            I=env[site.I],
+            output=env[site.output],
+            base=None if site.base is None else env[site.base],
+            origin=None if site.origin is None else env[site.origin],
+            joined=env.get(site.joined) if site.joined is not None else None,
+        )
+        for site in sites
+    ]
     return Outlined(captured, new, moved, regions)
 
 
@@ -176,7 +190,7 @@ def _region(
     graph.output(results[0] if len(results) == 1 else results)
     used = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
     constants = {target: tensor for target, tensor in captured.constants.items() if target in used}
-    return graph_module(captured.model, graph, constants, {}, name), inputs
+    return graph_module(captured, graph, constants, {}, name), inputs
 
 
 def _identifier(site: str, taken: Mapping[str, object]) -> str:

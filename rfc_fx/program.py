@@ -15,6 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from rfc.method import CachingMethod
+from rfc.predictor import Predictor
 from rfc.state import SlotSpec
 from rfc_fx.budget import Alternatives, Choice, alternatives, sites_within
 from rfc_fx.capture import Captured, capture
@@ -25,7 +26,9 @@ from rfc_fx.layout import Layout
 from rfc_fx.lower import Cond, Host, lower_cond, lower_host, unflatten
 from rfc_fx.ops import flops, value
 from rfc_fx.outline import outline
-from rfc_fx.sites import Found, watched
+from rfc_fx.predicted import capture_skipped
+from rfc_fx.residuals import Found
+from rfc_fx.sites import watched
 from rfc_fx.specialize import AHEAD, Argument, Program, prefix_nodes
 from rfc_fx.verify import verify_guarded
 
@@ -82,15 +85,27 @@ class Plan:
     """Of TIMESTEP, per step; after `prepare` one batched product for all steps."""
     timestep_bytes: int = 0
     """Bytes of what TIMESTEP computes for one step; after `prepare` a table holds as much for every step."""
+    phase_flops: Mapping[str, int] = field(default_factory=dict)
+    """Of a step in each phase that the method has beside FULL and ESTIMATE, counted as these are."""
     alternatives: Alternatives = field(default_factory=dict)
     """Bytes of state of one context, had another granularity or `state_dtype` been chosen (without the bookkeeping of "cond")."""
     dependence: tuple[Dependence, ...] = ()
     """What depends on the conditioning alone, on the timestep, and on the latent."""
 
     @property
+    def verify_flops(self) -> int:
+        """Of a VERIFY step, which computes a block beside its estimate; 0 where the method has no such phase."""
+        return self.phase_flops.get("VERIFY", 0)
+
+    def share(self, phase: str) -> float:
+        """FLOPs of a step in that phase as a share of a FULL step's."""
+        known = {"FULL": self.full_flops, "ESTIMATE": self.estimate_flops, **self.phase_flops}
+        return known[phase] / max(1, self.full_flops)
+
+    @property
     def estimate_share(self) -> float:
         """FLOPs of an ESTIMATE step as a share of a FULL step's."""
-        return self.estimate_flops / max(1, self.full_flops)
+        return self.share("ESTIMATE")
 
 
 class Runner(Protocol):
@@ -217,8 +232,10 @@ class Compiled:
         return [leaves[position] for position in self.captured.inputs]
 
 
-def build(model: nn.Module, arguments: Mapping[str, Any], options: Options, timestep: str | None) -> Compiled:
-    """model -> graph -> sites -> one call per site -> guarded graph -> programs."""
+def build(
+    model: nn.Module, arguments: Mapping[str, Any], options: Options, timestep: str | None, predictor: Predictor | None = None
+) -> Compiled:
+    """model -> graph -> sites -> one call per site -> guarded graph -> programs. `predictor` stands in for the blocks."""
     start = time.perf_counter()
     when = arguments.get(timestep) if timestep is not None else None
     if when is not None and not isinstance(when, Tensor):
@@ -226,10 +243,11 @@ def build(model: nn.Module, arguments: Mapping[str, Any], options: Options, time
             f"{type(model).__name__}: {timestep} must be a tensor, got {type(when).__name__}; "
             "a plain number would be a constant of the graph, and every step would be captured anew"
         )
-    captured = capture(model, arguments)
+    captured = replace(capture(model, arguments), predictor=predictor)
     found = sites_within(captured, options.granularity, options.method, options.state_budget)
     outlined = outline(captured, found.sites)
-    guarded = guard(outlined, watched(found.sites, captured), options.method)
+    skipped = None if predictor is None else capture_skipped(captured, predictor, arguments, found.sites)
+    guarded = guard(outlined, watched(found.sites, captured), options.method, skipped)
     verify_guarded(guarded)
     named = next((place for place, name in captured.names.items() if name == timestep), None)
     lowered = (
@@ -268,6 +286,7 @@ def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, Sl
         invariant_flops=cost.get("INVARIANT", 0),
         invariant_bytes=held.get("INVARIANT", 0),
         timestep_flops=cost.get("TIMESTEP", 0),
+        phase_flops={phase: flops + shared for phase, flops in cost.items() if phase not in (*AHEAD, "PREFIX", "FULL", "ESTIMATE")},
         timestep_bytes=held.get("TIMESTEP", 0),
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rfc_fx.compare import DATA_RANGE, FULL, Comparison, Row, Variant
+from rfc_fx.compare import DATA_RANGE, FULL, Comparison, Row, Variant, threshold_of
 from rfc_fx.show import pattern
 
 
@@ -56,6 +56,7 @@ def _method(of: Comparison, row: Row) -> dict[str, Any]:
         "eager_is": "the model" if row.method == FULL else "the twin, rfc.eager.cached",
         "eager": side(row.eager),
         "graph_is": _graph_is(of, row),
+        "granularity": row.best.granularity,
         "graph": None if row.graph is None else side(row.graph),
         "speedup": of.speedups(row),
         "psnr_db": row.psnr_db,
@@ -69,6 +70,7 @@ def decisions(of: Comparison, row: Row) -> dict[str, Any]:
     """What was decided in each generation, and on what grounds."""
     return {
         "settings": str(of.methods[row.method]) if row.method in of.methods else "every step in full",
+        "threshold": threshold_of(of.methods[row.method].schedule) if row.method in of.methods else None,
         "nfc": of.nfc(row),
         "steps": of.settings.steps,
         "phases": of.phases(row),

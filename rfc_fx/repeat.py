@@ -115,7 +115,7 @@ def share_repeats(program: Program, captured: Captured) -> fx.GraphModule:
             env[node].meta = dict(node.meta)
     used = {str(node.target) for node in new.nodes if node.op == "get_attr"}
     constants = {target: tensor for target, tensor in captured.constants.items() if target in used}
-    return graph_module(captured.model, new, constants, regions, program.phase.capitalize())
+    return graph_module(captured, new, constants, regions, program.phase.capitalize())
 
 
 def inlined(module: fx.GraphModule) -> fx.Graph:

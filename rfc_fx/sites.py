@@ -8,94 +8,34 @@ O is the last heavy result of the branch, I what its first heavy operations read
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import replace
 
-import torch
 from torch import Tensor, fx
 
+from rfc.grain import parse_granularity
+from rfc_fx import coarse
 from rfc_fx.capture import Captured
 from rfc_fx.errors import NoSiteError
-from rfc_fx.ops import CASTS, VIEWS, aten, is_heavy, is_view, shape, value
-
-Granularity = Literal["module", "block", "stack"]
-
-_ADDS = frozenset({aten.add.Tensor, aten.add_.Tensor})
+from rfc_fx.ops import is_heavy, is_view, shape, value
+from rfc_fx.residuals import Ancestry, Found, Rejected, Residual, Site, block_of, block_path, module_path, residual_adds
 
 
-@dataclass(frozen=True)
-class Site:
-    """A residual branch: `output` is estimated from its past and from `I`.
+def find_sites(
+    captured: Captured, granularity: str = "module", *, needs_input: bool = True, probe: int = 0, verifies: bool = False
+) -> Found:
+    """Return the sites of the graph, one per residual branch and stream, block and stream, range of blocks, or for the whole stack.
 
-    With `base`, the remembered O is `output - base` (a block's residual); without, O is `output` itself.
+    `needs_input`: whether the estimator reads I; if not, what feeds only the I of others is not needed. `probe`: I is what so many leading
+    blocks add to the stream. `verifies`: the last block is computed beside its estimate, so what it reads is needed. Raises NoSiteError
+    listing every rejected branch when there is none, ValueError for an unknown granularity.
     """
-
-    name: str
-    I: fx.Node
-    output: fx.Node
-    base: fx.Node | None = None
-
-
-class Rejected(NamedTuple):
-    """A branch that is not a site, and why."""
-
-    where: str
-    why: str
-
-
-class Found(NamedTuple):
-    """The sites of a graph in execution order, and the branches that were passed over."""
-
-    sites: list[Site]
-    rejected: list[Rejected]
-    granularity: Granularity = "module"
-
-
-class _Residual(NamedTuple):
-    add: fx.Node
-    x: fx.Node
-    """The stream, behind casts."""
-    root: fx.Node
-    """The point of the stream that v was computed from: x, or an earlier one where branches are parallel."""
-    v: fx.Node
-
-
-_FILLED = frozenset(
-    {aten.zeros_like.default, aten.ones_like.default, aten.empty_like.default, aten.full_like.default, aten.new_zeros.default}
-    | {aten.new_ones.default, aten.new_empty.default, aten.new_full.default}
-)
-"""Operations that take no more than the shape from their argument."""
-
-
-class _Ancestry:
-    """Ancestors of every node as bit sets."""
-
-    def __init__(self, graph: fx.Graph) -> None:
-        self.index = {node: i for i, node in enumerate(graph.nodes)}
-        self.bits: dict[fx.Node, int] = {}
-        for node in graph.nodes:
-            mine = 0
-            for source in () if node.target in _FILLED else node.all_input_nodes:
-                mine |= self.bits[source] | (1 << self.index[source])
-            self.bits[node] = mine
-
-    def before(self, early: fx.Node, late: fx.Node) -> bool:
-        """Whether `early` is an ancestor of `late`."""
-        return bool(self.bits[late] >> self.index[early] & 1)
-
-
-def find_sites(captured: Captured, granularity: Granularity = "module", *, needs_input: bool = True) -> Found:
-    """Return the sites of the graph, one per residual branch and stream, block and stream, or for the whole stack.
-
-    `needs_input`: whether the estimator reads I; if not, what feeds only the I of others is not needed.
-    Raises NoSiteError listing every rejected branch when there is none.
-    """
+    grain = parse_granularity(granularity)
     graph = captured.graph
-    ancestry = _Ancestry(graph)
+    ancestry = Ancestry(graph)
     rejected: list[Rejected] = []
     residuals = []
     latents = [node for node in graph.nodes if node.op == "placeholder" and node.name in captured.latents]
-    for residual in _residual_adds(graph, ancestry):
+    for residual in residual_adds(graph, ancestry):
         if any(ancestry.before(latent, residual.add) for latent in latents):
             residuals.append(residual)
         else:
@@ -114,14 +54,19 @@ def find_sites(captured: Captured, granularity: Granularity = "module", *, needs
         elif any(found.output is site.output for site in by_add.values()):
             rejected.append(Rejected(found.name, "its output is another site's output"))
         else:
-            by_add[residual.add] = replace(found, name=_unused(found, {site.name for site in by_add.values()}))
+            joined = None if residual.v is residual.add else residual.add
+            by_add[residual.add] = replace(found, joined=joined, name=_unused(found, {site.name for site in by_add.values()}))
     sites = list(by_add.values())
-    if granularity == "block":
-        sites = list(_blocks(residuals, by_add))
-    elif granularity == "stack":
-        sites = list(_stack(residuals, by_add, captured, ancestry))
+    stream = coarse.Stream(residuals, by_add, latents, ancestry)
+    if grain.kind == "block":
+        sites = list(coarse.blocks(stream))
+    elif grain.kind == "blocks":
+        sites = list(coarse.block_range(stream, grain.blocks))
+    elif grain.kind in ("stack", "output") and sites:
+        sites = list(coarse.stack(stream, watched(sites, captured), with_base=grain.kind == "stack"))
+    sites = coarse.probed(sites, stream, probe)
     sites.sort(key=lambda site: ancestry.index[site.output])
-    needed = needed_sites(graph, sites, needs_input)
+    needed = needed_sites(graph, sites, needs_input, last_sites(sites) if verifies else [])
     rejected += [Rejected(site.name, "no estimated step needs its output") for site in sites if site not in needed]
     sites = [site for site in sites if site in needed]
     if not sites:
@@ -132,8 +77,13 @@ def find_sites(captured: Captured, granularity: Granularity = "module", *, needs
     return Found(sites, rejected, granularity)
 
 
-def needed_sites(graph: fx.Graph, sites: Sequence[Site], needs_input: bool) -> list[Site]:
-    """The sites whose estimate reaches the model's output when every site is estimated.
+def last_sites(sites: Sequence[Site]) -> list[Site]:
+    """The sites of the last block."""
+    return [site for site in sites if block_of(site.name) == block_of(sites[-1].name)]
+
+
+def needed_sites(graph: fx.Graph, sites: Sequence[Site], needs_input: bool, computed: Sequence[Site] = ()) -> list[Site]:
+    """The sites whose estimate reaches the model's output when every site is estimated; `computed`: those that are computed as well.
 
     Joint attention makes the difference: once it is skipped, a text stream that only feeds attention feeds nothing.
     """
@@ -144,18 +94,19 @@ def needed_sites(graph: fx.Graph, sites: Sequence[Site], needs_input: bool) -> l
         node = pending.pop()
         if node not in seen:
             seen.add(node)
-            pending.extend(reads(at[node], needs_input) if node in at else node.all_input_nodes)
+            pending.extend(reads(at[node], needs_input) if node in at and at[node] not in computed else node.all_input_nodes)
     return [site for site in sites if site.output in seen]
 
 
 def reads(site: Site, needs_input: bool = True) -> list[fx.Node]:
     """What an estimate of the site is made from, besides its state."""
-    return [site.I] * needs_input + ([] if site.base is None else [site.base])
+    inputs = [site.I, *([] if site.origin is None else [site.origin])]
+    return inputs * needs_input + ([] if site.base is None else [site.base])
 
 
 def watched(sites: Sequence[Site], captured: Captured) -> Site:
     """The first site whose input depends on the latent: what a data-driven schedule watches (methods: first module only)."""
-    ancestry = _Ancestry(captured.graph)
+    ancestry = Ancestry(captured.graph)
     latents = [node for node in captured.graph.nodes if node.op == "placeholder" and node.name in captured.latents]
     outputs = [site.output for site in sites]
     for site in sorted(sites, key=lambda s: ancestry.index[s.I]):
@@ -166,42 +117,15 @@ def watched(sites: Sequence[Site], captured: Captured) -> Site:
     raise NoSiteError(f"{type(captured.model).__name__}: no site depends on the latent {', '.join(captured.latents)}")
 
 
-def _residual_adds(graph: fx.Graph, ancestry: _Ancestry) -> Iterator[_Residual]:
-    heavy_bits = sum(1 << ancestry.index[node] for node in graph.nodes if is_heavy(node))
-    after: dict[fx.Node, int] = {node: 0 for node in graph.nodes}  # descendants, filled backwards
-    for node in reversed(list(graph.nodes)):
-        for source in node.all_input_nodes:
-            after[source] |= after[node] | (1 << ancestry.index[node])
-    known: dict[fx.Node, _Residual] = {}
-    for node in graph.nodes:
-        if node.target not in _ADDS or len(shape(node)) < 2 or node.kwargs.get("alpha", 1) != 1:
-            continue
-        a, b = node.args[:2]
-        if not (isinstance(a, fx.Node) and isinstance(b, fx.Node) and shape(a) == shape(b) == shape(node)):
-            continue
-        for x, v in ((a, b), (b, a)):
-            start = _behind_casts(x)
-            root: fx.Node | None = start
-            while root is not None:
-                between = after[root] & (ancestry.bits[v] | 1 << ancestry.index[v]) & heavy_bits
-                if between and ancestry.before(root, v):
-                    known[node] = _Residual(node, start, root, v)
-                    yield known[node]
-                    break
-                root = known[root].x if root in known else None
-            if node in known:
-                break
-
-
-def _nested(residuals: Sequence[_Residual], latents: Sequence[fx.Node], ancestry: _Ancestry) -> list[tuple[_Residual, _Residual]]:
+def _nested(residuals: Sequence[Residual], latents: Sequence[fx.Node], ancestry: Ancestry) -> list[tuple[Residual, Residual]]:
     """Residual adds inside a branch of the same block, behind its first heavy operation: the last step of a feed-forward, say."""
     heavy = [node for node in ancestry.index if is_heavy(node)]
 
     def upto(early: fx.Node, late: fx.Node) -> bool:
         return early is late or ancestry.before(early, late)
 
-    def inside(inner: _Residual, outer: _Residual) -> bool:
-        if outer is inner or not _block(outer.add) or _block(outer.add) != _block(inner.add):
+    def inside(inner: Residual, outer: Residual) -> bool:
+        if outer is inner or not block_path(outer.add) or block_path(outer.add) != block_path(inner.add):
             return False
         if not upto(inner.add, outer.v) or upto(inner.add, outer.root) or not any(upto(latent, outer.root) for latent in latents):
             return False
@@ -211,7 +135,7 @@ def _nested(residuals: Sequence[_Residual], latents: Sequence[fx.Node], ancestry
     return [(inner, outer) for inner, outer in pairs if outer is not None]
 
 
-def _transitions(residuals: Sequence[_Residual], ancestry: _Ancestry) -> Iterator[_Residual]:
+def _transitions(residuals: Sequence[Residual], ancestry: Ancestry) -> Iterator[Residual]:
     """Where a stream ends and its next part is heavy work on it: a U-shaped skip that is joined and projected, with no add around it.
 
     As residuals whose add, and v, is the first node of the next part.
@@ -221,23 +145,17 @@ def _transitions(residuals: Sequence[_Residual], ancestry: _Ancestry) -> Iterato
         before = [add for add in adds if ancestry.before(add, start)]
         if before:
             last = max(before, key=ancestry.index.__getitem__)
-            step = _Residual(start, last, last, start)
+            step = Residual(start, last, last, start)
             if any(map(is_heavy, _branch(step, residuals, ancestry))):
                 yield step
 
 
-def _behind_casts(node: fx.Node) -> fx.Node:
-    while (node.target in CASTS or (node.target in VIEWS and shape(node) == shape(node.args[0]))) and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    return node
-
-
-def _streams(residual: _Residual, residuals: Sequence[_Residual]) -> set[fx.Node]:
+def _streams(residual: Residual, residuals: Sequence[Residual]) -> set[fx.Node]:
     streams = {r.add for r in residuals} | {r.x for r in residuals}
     return streams - {residual.v} if residual.v is residual.add else streams
 
 
-def _branch(residual: _Residual, residuals: Sequence[_Residual], ancestry: _Ancestry) -> set[fx.Node]:
+def _branch(residual: Residual, residuals: Sequence[Residual], ancestry: Ancestry) -> set[fx.Node]:
     """What v is made from, back to the streams and to what the root is made from."""
     streams = _streams(residual, residuals)
     region: set[fx.Node] = set()
@@ -251,7 +169,7 @@ def _branch(residual: _Residual, residuals: Sequence[_Residual], ancestry: _Ance
     return region
 
 
-def _site(residual: _Residual, residuals: Sequence[_Residual], ancestry: _Ancestry) -> Site | Rejected:
+def _site(residual: Residual, residuals: Sequence[Residual], ancestry: Ancestry) -> Site | Rejected:
     """Delimit one branch: its region, the heavy operations in it that the stream feeds, and from them I and O."""
     streams = _streams(residual, residuals)
     region = _branch(residual, residuals, ancestry)
@@ -289,7 +207,7 @@ def _site(residual: _Residual, residuals: Sequence[_Residual], ancestry: _Ancest
     return Site(name, I, O)
 
 
-def _last_heavy(v: fx.Node, heavy: Sequence[fx.Node], ancestry: _Ancestry, region: set[fx.Node]) -> fx.Node:
+def _last_heavy(v: fx.Node, heavy: Sequence[fx.Node], ancestry: Ancestry, region: set[fx.Node]) -> fx.Node:
     """Go back from v as long as only one operand carries heavy results; stop at a heavy operation or at a fork."""
     node = v
     while not is_heavy(node):
@@ -321,78 +239,6 @@ def _is_float(node: fx.Node) -> bool:
     return isinstance(tensor, Tensor) and tensor.is_floating_point()
 
 
-# ---- coarser sites: the residual of a whole block, or of all blocks ------------------------------------------------
-
-
-def _blocks(residuals: Sequence[_Residual], by_add: dict[fx.Node, Site]) -> Iterator[Site]:
-    """One site per block and stream: from the stream before the block's first residual add to the one after its last; transitions stay."""
-    adds = {residual.add for residual in residuals}
-    yield from (site for add, site in by_add.items() if add not in adds)
-    chains: list[list[_Residual]] = []
-    for residual in residuals:
-        if residual.add not in by_add:
-            continue
-        for chain in chains:
-            if chain[-1].add is residual.x and _block(residual.add) == _block(chain[-1].add):
-                chain.append(residual)
-                break
-        else:
-            chains.append([residual])
-    names: set[str] = set()
-    for chain in chains:
-        first, last = chain[0], chain[-1]
-        name = _block(first.add) or by_add[first.add].name
-        name = name if name not in names else f"{name}:{by_add[first.add].name.rsplit('.', 1)[-1]}"
-        names.add(name)
-        yield Site(name, _in_layout_of(last.add, by_add[first.add].I, first.x), last.add, base=first.x)
-
-
-def _stack(residuals: Sequence[_Residual], by_add: dict[fx.Node, Site], captured: Captured, ancestry: _Ancestry) -> Iterator[Site]:
-    """One site for everything between the latent's first residual add and the last residual add."""
-    known = [residual for residual in residuals if residual.add in by_add]
-    if not known:
-        return
-    start = watched(list(by_add.values()), captured)
-    base = next(residual.x for residual in known if by_add[residual.add] is start)
-    end = known[-1].add
-    while shape(end) != shape(base) and len(end.users) == 1:  # cut the text tokens off, where streams were joined
-        after = next(iter(end.users))
-        if not (is_view(after) or after.target in CASTS) or not shape(after):
-            break
-        end = after
-    alike = [residual.add for residual in known if shape(residual.add) == shape(base)]
-    if shape(end) != shape(base) and alike:  # the last branch works on pixels, or on another stream: the stack ends before it
-        end = alike[-1]
-        yield from (site for add, site in by_add.items() if ancestry.index[add] > ancestry.index[end])
-    yield Site("stack", _in_layout_of(end, start.I, base), end, base=base if shape(end) == shape(base) else None)
-
-
-def _in_layout_of(output: fx.Node, *candidates: fx.Node) -> fx.Node:
-    """The first candidate for I with as many samples in its first axis as the output: some streams are (tokens, samples, channels)."""
-    return next((I for I in candidates if shape(I)[:1] == shape(output)[:1]), candidates[0])
-
-
-# ---- names ---------------------------------------------------------------------------------------------------------
-
-
-def module_path(node: fx.Node) -> str:
-    """Path of the module whose forward made a node, e.g. `transformer_blocks.0.attn1.to_out.0`."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [entry[0] for entry in stack.values()]
-    return str(paths[-1]) if paths else ""
-
-
-def block_of(path: str) -> str:
-    """Path up to the first index: `blocks.3.attn` lies in `blocks.3`; "" outside of all blocks."""
-    parts = path.split(".")
-    index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return "" if index is None else ".".join(parts[: index + 1])
-
-
-def _block(node: fx.Node) -> str:
-    return block_of(module_path(node))
-
-
 def _common(a: str, b: str) -> str:
     parts = []
     for left, right in zip(a.split("."), b.split("."), strict=False):
@@ -408,8 +254,3 @@ def _unused(site: Site, taken: set[str]) -> str:
         return site.name
     longer = module_path(site.output)
     return longer if longer not in taken else f"{longer}#{site.output.name}"
-
-
-def dtype_of(node: fx.Node) -> torch.dtype:
-    """Dtype of a node's tensor."""
-    return value(node).dtype  # type: ignore[no-any-return]

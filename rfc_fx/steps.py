@@ -7,7 +7,6 @@ import logging
 import threading
 import warnings
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rfc.generation import Direction, Generation, Phase, timestep_value
-from rfc.method import CachingMethod
+from rfc.generation import Direction, Generation, timestep_value
+from rfc.method import CachingMethod, placement
 from rfc.storage import kept_like
 from rfc.streams import Streams, stream_name
 from rfc_fx import show
 from rfc_fx.ahead import Following, known
 from rfc_fx.calls import Call
-from rfc_fx.context import Context, Step, new_context
+from rfc_fx.context import Context, Step, new_context, records
 from rfc_fx.errors import RFCError
 from rfc_fx.frames import between_programs
 from rfc_fx.program import Plan, Runner
@@ -81,14 +80,7 @@ class StepModel(nn.Module):
     def method(self, method: CachingMethod) -> None:
         old = self._method
         new = kept_like(old, method)
-        same = (
-            new.estimator == old.estimator
-            and type(new.schedule) is type(old.schedule)
-            and (new.schedule.forecaster == old.schedule.forecaster)
-            and getattr(new.schedule, "over", None) == getattr(old.schedule, "over", None)
-            and new.schedule.is_lagged == old.schedule.is_lagged
-        )
-        if not same:
+        if (new.estimator, new.schedule.in_graph, placement(new)) != (old.estimator, old.schedule.in_graph, placement(old)):
             raise RFCError(f"method: {new} needs other programs than {old}; call rfc_fx.transform again")
         self._method = new
         fresh = new.schedule.numbers()
@@ -138,6 +130,8 @@ class StepModel(nn.Module):
         if context.clock.is_cuda:
             torch.compiler.cudagraph_mark_step_begin()
         values = context.own | dict(zip(compiled.placeholders, compiled.inputs(leaves), strict=True))
+        if placement(self.method).tokens is not None:
+            values |= {("number", name): tensor for name, tensor in self._numbers_on(compiled.device).items()}
         step = Step(context, values, (args, kwargs), [*AHEAD, "PREFIX"])
         if context.fresh:
             context.begin()
@@ -153,12 +147,16 @@ class StepModel(nn.Module):
     def _advance(self, step: Step, results: Any) -> Step:
         """Take what a program returned, and turn to the next; the step that comes back may be a new one."""
         assert step.program is not None
-        if step.program.phase not in ("FULL", "ESTIMATE"):
+        if step.program.phase in (*AHEAD, "PREFIX"):
             self._share(step, step.program, results)
             return self._next(step)
         if step.is_guessing:
             step.guess, step.is_guessing = results, False
             return self._turn(step, self._decide(step))
+        if "decision" in step.program.results:  # of the step after this one
+            *results, found = results
+            step.context.mail.post(found)
+            step.context.is_blind = False
         return step.finish(results)
 
     def _next(self, step: Step) -> Step:
@@ -185,6 +183,8 @@ class StepModel(nn.Module):
         """Whether ESTIMATE, which writes nothing, runs while the decision travels to the host; in vain where FULL is decided."""
         context, schedule = step.context, self.method.schedule
         if not context.mail.is_full or schedule.is_lagged or context.generation.step < schedule.warmup:
+            return False
+        if schedule.remembers == "all steps":  # an ESTIMATE writes what it saw
             return False
         wanted = self._speculate
         return context.clock.is_cuda and context.compiled.plan.state_bytes <= GUESSED_BYTES if wanted is None else wanted
@@ -230,7 +230,7 @@ class StepModel(nn.Module):
                 self._set_clock(step)
             elif context.generation.clock() != clock:  # the generation is longer than was known when eps was measured
                 return None
-        phase: Phase = context.generation.decide(schedule, self._numbers_on(torch.device("cpu")), eps, step.timestep)
+        phase = context.generation.decide(schedule, self._numbers_on(torch.device("cpu")), eps, step.timestep)
         if self._following is not None:
             self._following.decided(step)
         return context.compiled.programs[phase]
@@ -246,7 +246,7 @@ class StepModel(nn.Module):
     def _learn(self, context: Context) -> None:
         """Take in the error of the step before and, where the host did not see it, its timestep; RFCError where that began a generation."""
         eps, *noise = context.mail.read()
-        context.generation.learn(eps)
+        context.generation.learn(self.method.schedule, eps)
         as_prepared = context.assumed is None or {*noise} == {context.assumed}
         if not context.is_blind or not noise or (as_prepared and context.generation.follows(noise[0], self._direction)):
             return
@@ -347,13 +347,7 @@ class StepModel(nn.Module):
     @property
     def contexts(self) -> dict[str, Generation]:
         """Records of the current generations by context name; "cond (2)" is the second set of programs that ran as "cond"."""
-        schedule = self.method.schedule
-        records: dict[str, Generation] = {}
-        times = Counter[str]()
-        for (name, _), context in self._contexts.items():
-            times[name] += 1
-            records[name if times[name] == 1 else f"{name} ({times[name]})"] = context.record(schedule)
-        return records
+        return records(self._contexts, self.method.schedule)
 
     def summary(self) -> show.Summary:
         """What was computed, what was skipped and what it held in memory; print it."""

@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterable
 
 from torch import fx
 
+from rfc.method import placement
+from rfc.schedule import Phase, is_partial
 from rfc_fx.errors import IllegalGraphError
-from rfc_fx.guard import SCHEDULE, Guarded, select
+from rfc_fx.guard import LAST, SCHEDULE, Guarded, select
 from rfc_fx.ops import is_heavy, is_mutable
 from rfc_fx.specialize import AHEAD, Program
+from rfc_fx.tokens import ATTENTION
 
 Violations = Iterable[str]
 
@@ -63,20 +66,60 @@ def _full_writes_each_slot_once(guarded: Guarded, programs: dict[str, Program]) 
             yield f"{slot} is written {written.count(slot)} times"
 
 
-def _only_full_writes(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+def _phases_write_what_is_theirs(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    """FULL all of it, PARTIAL what a computed token leaves and the last block's stream, the others nothing."""
     for phase, program in programs.items():
-        if phase != "FULL" and program.written():
-            yield f"{phase} writes {', '.join(program.written())}"
+        written = {slot for slot in program.written() if not slot.startswith(f"{SCHEDULE}.")}
+        wanted = _renewed(guarded, phase) if is_partial(phase) else set()
+        if phase != "FULL" and written != wanted:
+            yield f"{phase} writes {', '.join(sorted(written ^ wanted))} " + ("too" if written - wanted else "not")
 
 
-def _estimate_does_no_site_work(guarded: Guarded, programs: dict[str, Program]) -> Violations:
-    for node in programs["ESTIMATE"].graph.nodes:
-        if node.op == "call_module":
-            yield f"{node.name} is the work of a site"
+def _renewed(guarded: Guarded, phase: Phase) -> set[str]:
+    tokens = placement(guarded.method).tokens
+    found = {slot for slot in guarded.slots if slot.startswith(f"{LAST}.")}
+    for site in guarded.tokens.values():
+        assert tokens is not None
+        found.add(f"{site.name}.tokens.age")
+        if tokens.count(phase, site.place):
+            found |= {f"{site.name}.{name}" for name in guarded.site_slots(site.name)}
+    return found
 
 
-def _estimate_reads_every_site(guarded: Guarded, programs: dict[str, Program]) -> Violations:
-    read = {slot.rpartition(".")[0] for slot in programs["ESTIMATE"].read()}
+def _what_is_watched_is_kept_when_the_schedule_says(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    kept = {slot for slot in guarded.slots if slot.startswith(f"{SCHEDULE}.")}
+    always = guarded.method.schedule.remembers == "all steps"
+    for phase, program in programs.items():
+        written = kept & set(program.written())
+        wanted = kept if phase == "FULL" or (always and phase not in (*AHEAD, "PREFIX")) else set()
+        if written != wanted:
+            yield f"{phase} writes {', '.join(sorted(written)) or 'nothing'} of the schedule's slots"
+
+
+def _skipped_steps_do_no_site_work(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    for phase in (p for p in programs if p in ("ESTIMATE", "REUSE") or is_partial(p)):
+        for node in programs[phase].graph.nodes:
+            if node.op == "call_module":
+                yield f"{node.name} in {phase} is the work of a site"
+
+
+def _tokens_are_computed_one_by_one(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    outside = sum(node.target is ATTENTION for node in programs["ESTIMATE"].graph.nodes)
+    for phase in filter(is_partial, programs):
+        if sum(node.target is ATTENTION for node in programs[phase].graph.nodes) > outside:
+            yield f"{phase} computes attention, in which every token meets every other"
+
+
+def _reuse_begins_behind_the_last_block(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    if "REUSE" in programs:
+        for slot in programs["REUSE"].read():
+            if not slot.startswith(f"{LAST}."):
+                yield f"REUSE reads {slot}"
+
+
+def _skipped_steps_read_every_site(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    skipped = (program for phase, program in programs.items() if phase not in (*AHEAD, "PREFIX", "FULL"))
+    read = {slot.rpartition(".")[0] for program in skipped for slot in program.read()}
     for site in guarded.sites:
         if site.name not in read:
             yield f"site {site.name} is remembered but never estimated"
@@ -90,7 +133,7 @@ def _prefix_precedes_all_sites(guarded: Guarded, programs: dict[str, Program]) -
 
 def _what_is_carried_was_computed(guarded: Guarded, programs: dict[str, Program]) -> Violations:
     known: set[str] = set()
-    for phase in (p for p in (*AHEAD, "PREFIX", "FULL", "ESTIMATE") if p in programs):
+    for phase in sorted(programs, key=[*AHEAD, "PREFIX", *programs].index):
         for kind, name in programs[phase].arguments:
             if kind == "carry" and name not in known:
                 yield f"{phase} reads {name}, which no program before it computes"
@@ -109,9 +152,12 @@ PROGRAM_LAWS: dict[str, Callable[[Guarded, dict[str, Program]], Violations]] = {
     "no guard is left in a program": _no_guard_is_left,
     "every slot that is read is written by FULL": _slots_read_are_written,
     "FULL writes each slot exactly once": _full_writes_each_slot_once,
-    "only FULL writes": _only_full_writes,
-    "ESTIMATE does no site's work": _estimate_does_no_site_work,
-    "ESTIMATE reads every site": _estimate_reads_every_site,
+    "only FULL writes the state of sites, and PARTIAL that of computed tokens": _phases_write_what_is_theirs,
+    "what is watched is kept when the schedule says so": _what_is_watched_is_kept_when_the_schedule_says,
+    "a skipped step does no site's work": _skipped_steps_do_no_site_work,
+    "PARTIAL computes tokens one by one": _tokens_are_computed_one_by_one,
+    "REUSE reads the stream behind the last block alone": _reuse_begins_behind_the_last_block,
+    "skipped steps read every site": _skipped_steps_read_every_site,
     "PREFIX contains no site": _prefix_precedes_all_sites,
     "what a program is handed, a program before it has computed": _what_is_carried_was_computed,
     "what runs ahead of the steps reads no latent and no state": _what_runs_ahead_knows_no_latent,

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rfc_export.artifact import Manifest
 from rfc_export.backends import Built, Report, Run
 from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetError
+from rfc_export.manifest import Manifest
 from rfc_export.portable import STEP, Portable
 from rfc_fx.doctor import CompilerError, compile_seconds
 
@@ -79,7 +79,7 @@ def _compiled(program: Portable) -> Any:
         # strict for STEP: only there does torch trace a torch.cond with fixed shapes
         exported = torch.export.export(program.module, program.examples, strict=program.phase == STEP)
         writes = any(node.target is torch.ops.aten.copy_.default for node in exported.graph.nodes)
-        if program.phase in ("FULL", STEP) and not writes:
+        if program.written and not writes:
             raise ExportError(f"export: {program.phase} writes no state after torch.export; it would be frozen; please report this")
         module: Any = exported.module()
         files: Any = torch._inductor.aot_compile(module, program.examples, options=OPTIONS)

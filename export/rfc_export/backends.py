@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from rfc_export.artifact import BackendName, Manifest
 from rfc_export.errors import BackendError
+from rfc_export.manifest import BackendName, Manifest
 from rfc_export.portable import Portable
 
 Report = Callable[[str], object]

@@ -12,8 +12,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from rfc_export.artifact import CallSpec, LeafSpec
 from rfc_export.errors import ArtifactError, ExportError
+from rfc_export.manifest import CallSpec, LeafSpec
 from rfc_export.methods import dtype_of, name_of
 from rfc_fx.calls import PLAIN
 from rfc_fx.capture import named_arguments

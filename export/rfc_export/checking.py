@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import rfc_fx
-from rfc_export.artifact import Manifest, check_files, opened, read_manifest
+from rfc_export.artifact import check_files, opened, read_manifest
 from rfc_export.errors import ExportError
+from rfc_export.manifest import Manifest
 from rfc_export.methods import decode_method, dtype_of
 from rfc_export.parity import TOLERANCE, Parity, compare, moved
 from rfc_export.running import Exportable, engine_source, exportable

@@ -15,21 +15,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-import rfc
-from rfc_export.artifact import BackendName, DispatchName, check_place, opened, read_manifest
+from rfc_export.artifact import check_place, opened, read_manifest
 from rfc_export.backends import backend as backend_of
 from rfc_export.checking import STEPS, Verdict, cached_like, checks, exported_from, parity_over, work
 from rfc_export.exporter import export as export_model
-from rfc_export.running import draw_all, engine_source, exportable, is_shipped, run_notes, run_summary, sizes, with_tau
+from rfc_export.manifest import BackendName, DispatchName
+from rfc_export.methods import check_method
+from rfc_export.running import draw_all, engine_source, exportable, is_shipped, run_notes, run_summary, sizes, with_threshold
 from rfc_export.runtime import Engine, load
 from rfc_export.timing import PROTOCOL, Timed, engine_variant, measure, model_variants
-from rfc_fx import cli as base
-from rfc_fx import pictures
-from rfc_fx.cli import DIGITS_TAU, DTYPES, STATE_DTYPES, OptionError, app, at_least, known, new_method, span, writable
+from rfc_fx import options, pictures
+from rfc_fx.cli import app, span, whole_files, writable
+from rfc_fx.cli import main as run_app
 from rfc_fx.load import layout, locate
+from rfc_fx.options import DTYPES, HELP, METHODS, STATE_DTYPES, Asked, OptionError, at_least, known
 from rfc_fx.record import versions
 from rfc_fx.show import mib
-from rfc_fx.sites import Granularity
 
 FolderArgument = Annotated[Path, typer.Argument(help="what `rfc-fx export` wrote: a folder, or a .pt2 file")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
@@ -42,11 +43,14 @@ def export(
     model: Annotated[str, typer.Argument(help="digits, a folder in diffusers' layout (transformer or pipeline), or a Hub id")],
     backend: Annotated[str, typer.Option(help=", ".join(get_args(BackendName)))],
     out: Annotated[Path, typer.Option(help="the engine's folder, or a file that ends in .pt2")],
-    method: Annotated[str, typer.Option(help="fora, taylorseer, rfc, projective")] = "rfc",
-    tau: Annotated[float | None, typer.Option(help=f"RFC's threshold (default: {DIGITS_TAU} for digits, else {rfc.RFC().tau})")] = None,
-    order: Annotated[int | None, typer.Option(help="order of the forecast (default: the method's own)")] = None,
-    interval: Annotated[int, typer.Option(help="FORA and TaylorSeer: every so many steps one is full")] = 4,
-    granularity: Annotated[str, typer.Option(help=", ".join(get_args(Granularity)))] = "module",
+    method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "rfc",
+    preset: Annotated[str | None, typer.Option(help=HELP["preset"])] = None,
+    tau: Annotated[float | None, typer.Option(help=HELP["tau"])] = None,
+    threshold: Annotated[float | None, typer.Option(help=HELP["threshold"])] = None,
+    order: Annotated[int | None, typer.Option(help=HELP["order"])] = None,
+    interval: Annotated[int | None, typer.Option(help=HELP["interval"])] = None,
+    steps: Annotated[int | None, typer.Option(help=f"of a generation, for {', '.join(options.taking('steps'))}")] = None,
+    granularity: Annotated[str | None, typer.Option(help=HELP["sizes"])] = None,
     state_dtype: Annotated[str | None, typer.Option(help=f"of the differences: {', '.join(STATE_DTYPES)}")] = None,
     dispatch: Annotated[str, typer.Option(help=", ".join(get_args(DispatchName)))] = "host",
     hoist: Annotated[
@@ -60,15 +64,17 @@ def export(
     """Transform a model, build its programs for a back end, and check the engine against the model."""
     wanted: Any = known("--backend", backend, get_args(BackendName))
     how: Any = known("--dispatch", dispatch, get_args(DispatchName))
-    size: Any = known("--granularity", granularity, get_args(Granularity))
+    size = options.parse_size(granularity, auto=False)
     if how == "cond" and hoist:
         raise OptionError("--hoist needs --dispatch host")
     at_least("--batch", 1 if batch is None else batch, 1)
-    numbers, place, kept = base.parse_dtype(dtype), base.parse_device(device), base.parse_state_dtype(state_dtype)
+    numbers, place, kept = options.parse_dtype(dtype), options.parse_device(device), options.parse_state_dtype(state_dtype)
     check_place(out, overwrite=overwrite)
     is_digits = layout(locate(model)) == "digits"
-    threshold = tau if tau is not None else DIGITS_TAU if is_digits else rfc.RFC().tau
-    chosen = new_method(method, tau=threshold, order=order, interval=interval)
+    asked = Asked(tau=tau, threshold=threshold, order=order, interval=interval, steps=steps, preset=preset, is_digits=is_digits)
+    (chosen,) = options.new_methods([method], asked).values()
+    options.check_sizes({method: chosen}, size)
+    check_method(chosen, how)
     backend_of(wanted).check(place)  # before anything is loaded
     found = exportable(model, numbers, place, batch)
     start = time.perf_counter()
@@ -107,17 +113,20 @@ def run(
     seeds: Annotated[int, typer.Option(help="seeds per class")] = 4,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     cfg: Annotated[float | None, typer.Option(help="guidance (default: as exported)")] = None,
-    tau: Annotated[float | None, typer.Option(help="another threshold (default: as exported)")] = None,
+    tau: Annotated[float | None, typer.Option(help="another threshold of RCS (default: as exported)")] = None,
+    threshold: Annotated[float | None, typer.Option(help="another threshold of the other rules (default: as exported)")] = None,
     device: DeviceOption = "cpu",
     out: Annotated[Path, typer.Option(help="folder for images.png, schedule.png and summary.json")] = Path("out/run"),
 ) -> None:
     """Draw with an engine, without the model's Python."""
     first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)
     at_least("--steps", steps, 1)
-    chosen = base.parse_classes(classes)
-    loaded = load(engine, device=base.parse_device(device))
+    chosen = options.parse_classes(classes)
+    loaded = load(engine, device=options.parse_device(device))
     if tau is not None:
-        with_tau(loaded, tau)
+        with_threshold(loaded, "tau", tau)
+    if threshold is not None:
+        with_threshold(loaded, "threshold", threshold)
     source = engine_source(str(engine), loaded, chosen, list(range(first, first + count)), cfg)
     writable(out)
     console = Console()
@@ -134,7 +143,7 @@ def run(
     )
     for note in run_notes(drawn, loaded):
         console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
-    with base.whole_files(out) as folder:
+    with whole_files(out) as folder:
         pictures.save_images(drawn, folder / "images.png")
         pictures.save_schedule(drawn, folder / "schedule.png")
         (folder / "summary.json").write_text(json.dumps(run_summary(drawn, loaded), indent=1, allow_nan=False) + "\n")
@@ -162,7 +171,7 @@ def verify(
     device: DeviceOption = "cpu",
 ) -> None:
     """Check manifest, files, target and versions; with the model also every decision and output of a generation."""
-    place = base.parse_device(device)
+    place = options.parse_device(device)
     for what, finding in checks(engine, place):
         typer.echo(f"{what:<9} {finding}")
     if model is None:
@@ -193,7 +202,7 @@ def bench(
     """Time engines beside the compiled CachedModel and the eager twin, in turns, and compare what they compute."""
     at_least("--rounds", rounds, 1)
     at_least("--steps", steps, 1)
-    place = base.parse_device(device)
+    place = options.parse_device(device)
     if out is not None:
         writable(out)
     names, bytes_of = [str(path) for path in engine], []
@@ -222,7 +231,7 @@ def bench(
     if out is not None:
         settings = {"engines": names, "model": model, "rounds": rounds, "steps": steps, "compile": compile, "device": str(place)}
         record = {"settings": settings, "protocol": PROTOCOL, "versions": versions(), "variants": {v.name: v.record() for v in variants}}
-        with base.whole_files(out) as folder:
+        with whole_files(out) as folder:
             (folder / "bench.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         typer.echo(out / "bench.json")
     for one in loaded:
@@ -283,7 +292,7 @@ def _error(verdict: Verdict | None) -> str:
 
 def main() -> None:
     """Entry point of the command rfc-fx."""
-    base.main()
+    run_app()
 
 
 if __name__ == "__main__":

@@ -6,15 +6,21 @@ import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import rfc
 import rfc_fx
 from rfc.method import CachingMethod
-from rfc_export.artifact import (
+from rfc_export.artifact import file_spec, write_manifest, writing
+from rfc_export.backends import Backend, Built
+from rfc_export.backends import backend as backend_of
+from rfc_export.calls import RETURN_DICT, call_spec, fixed_name
+from rfc_export.errors import ExportError
+from rfc_export.manifest import (
     WEIGHTS,
     BackendName,
     DecisionSpec,
@@ -25,15 +31,8 @@ from rfc_export.artifact import (
     PoolSpec,
     ProgramSpec,
     SlotSpecs,
-    file_spec,
-    write_manifest,
-    writing,
 )
-from rfc_export.backends import Backend, Built
-from rfc_export.backends import backend as backend_of
-from rfc_export.calls import RETURN_DICT, call_spec, fixed_name
-from rfc_export.errors import ExportError
-from rfc_export.methods import encode_method, name_of
+from rfc_export.methods import check_method, encode_method, name_of
 from rfc_export.parity import check_parity
 from rfc_export.portable import STEP, Portable, Weights, portable_cond, portable_host
 from rfc_export.runtime import load
@@ -54,7 +53,7 @@ def export(
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
     method: CachingMethod | None = None,
     dispatch: DispatchName = "host",
-    granularity: Literal["module", "block", "stack"] = "module",
+    granularity: str | None = None,
     state_dtype: torch.dtype | None = None,
     hoist: bool = True,
     sampler: Mapping[str, Any] | None = None,
@@ -72,9 +71,9 @@ def export(
     """
     path = Path(path)
     maker = backend_of(backend)
+    check_method(model.method if isinstance(model, rfc_fx.CachedModel) else method or rfc.RFC(), dispatch)
     cached = _cached(model, example_inputs, method, dispatch, granularity, state_dtype)
     compiled = cached.compiled
-    encoded = encode_method(cached.method)
     maker.check(compiled.device)
     arguments = _arguments(cached, example_inputs)
     call = call_spec(compiled, arguments, cached._signature, cached._timestep)
@@ -104,7 +103,7 @@ def export(
                 dtype=name_of(_dtype(cached.model)),
                 weights_sha256=files[WEIGHTS].sha256,
             ),
-            method=encoded,
+            method=encode_method(cached.method),
             granularity=compiled.found.granularity,
             backend=backend,
             dispatch=dispatch,
@@ -121,6 +120,7 @@ def export(
                 state_bytes=sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in layout.slots.values()),
                 full_flops=compiled.plan.full_flops,
                 estimate_flops=compiled.plan.estimate_flops,
+                phase_flops=dict(compiled.plan.phase_flops),
             ),
             sampler=None if sampler is None else dict(sampler),
             built_with=built_with() | maker.versions(),
@@ -141,14 +141,14 @@ def _cached(
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None,
     method: CachingMethod | None,
     dispatch: DispatchName,
-    granularity: Any,
+    granularity: str | None,
     state_dtype: torch.dtype | None,
 ) -> rfc_fx.CachedModel:
     if not isinstance(model, rfc_fx.CachedModel):
         if example_inputs is None:
             raise ExportError("export: example_inputs are needed: the arguments of one call, as a mapping or a tuple")
         return rfc_fx.transform(model, example_inputs, method=method, granularity=granularity, state_dtype=state_dtype)
-    if method is not None or state_dtype is not None or granularity != "module":
+    if method is not None or state_dtype is not None or granularity is not None:
         raise ExportError("export: a CachedModel has its own method, granularity and state_dtype; give them to rfc_fx.transform")
     if isinstance(model, rfc_fx.PerSampleModel):
         raise ExportError("export: an engine decides for its batch; transform with decision='batch' and export for a batch of one")
@@ -173,7 +173,7 @@ def _refuse_lost_state(layout: Layout, programs: Mapping[str, Portable], maker: 
     pooled = {spec.name for program in programs.values() for spec in program.inputs if spec.kind == "pool"}
     entering |= {slot for pool in layout.pools if pool.name in pooled for slot in pool.slots}
     returned = {spec.name for program in programs.values() for spec in program.outputs if spec.kind == "next"}
-    if lost := [slot for slot in layout.slots if slot not in entering]:
+    if lost := [slot for slot in layout.slots if slot not in entering | returned]:  # what is returned alone, nothing reads
         raise ExportError(f"export: no program takes the state {', '.join(lost[:3])}; it would be lost; please report this")
     if maker.WRITES == "returned" and (frozen := [slot for slot in layout.slots if slot not in returned]):
         raise ExportError(f"export: no program returns the state {', '.join(frozen[:3])}; it would be frozen; please report this")
@@ -222,14 +222,13 @@ def _state(layout: Layout, programs: Mapping[str, Portable]) -> list[SlotSpecs]:
         return own | {slot for spec in program.inputs if spec.kind == "pool" for slot in rows[spec.name]}
 
     read = {phase: reads(program) for phase, program in programs.items()}
-    writer = STEP if STEP in programs else "FULL"
     return [
         SlotSpecs(
             name=name,
             dtype=name_of(spec.dtype),
             shape=list(spec.shape),
             init="zeros",
-            written_by=[writer],
+            written_by=[phase for phase, program in programs.items() if name in program.written],
             read_by=[phase for phase in programs if name in read[phase]],
             pool=layout.places[name][0].name if name in layout.places else None,
             row=layout.places[name][1] if name in layout.places else None,
@@ -241,7 +240,7 @@ def _state(layout: Layout, programs: Mapping[str, Portable]) -> list[SlotSpecs]:
 def _decision(cached: rfc_fx.CachedModel, programs: Mapping[str, Portable]) -> DecisionSpec:
     schedule = cached.method.schedule
     numbers = {name: [_finite(one) for one in tensor.flatten().tolist()] for name, tensor in schedule.numbers().items()}
-    where = "PREFIX" if "PREFIX" in programs else STEP if STEP in programs else None
+    where = next((phase for phase in ("PREFIX", "VERIFY", STEP) if phase in programs), None)
     return DecisionSpec(program=where, index=0, rule=type(schedule).__name__, numbers=numbers)
 
 

@@ -1,103 +1,51 @@
-"""Methods as JSON: an engine's estimator and schedule by name and fields, rebuilt from the package's own classes only."""
+"""Methods and data types as a manifest has them (`rfc.encoding`), with this package's errors."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import fields
 from typing import Any
 
 import torch
 
 import rfc
+from rfc import encoding
+from rfc.encoding import DTYPES as DTYPES
 from rfc.method import CachingMethod
 from rfc_export.errors import ArtifactError, ExportError
 
-ESTIMATORS: dict[str, type[rfc.Estimator]] = {kind.__name__: kind for kind in (rfc.Reuse, rfc.Taylor, rfc.RFE, rfc.Projective, rfc.Stored)}
-SCHEDULES: dict[str, type[rfc.Schedule]] = {kind.__name__: kind for kind in (rfc.Every, rfc.Listed, rfc.RCS)}
-KNOWN: dict[str, Any] = ESTIMATORS | SCHEDULES
+
+def check_method(method: CachingMethod, dispatch: str = "host") -> None:
+    """ExportError, which names the method, for one that no engine of this dispatch can run; nothing has been loaded for it."""
+    encode_method(method)
+    name, phases = type(method).__name__, method.schedule.phases
+    if dispatch == "cond" and phases != ("FULL", "ESTIMATE"):
+        raise ExportError(
+            f"export: {name} has the phases {', '.join(phases)}, an engine with dispatch='cond' has FULL and ESTIMATE; "
+            "pass dispatch='host' (--dispatch host)"
+        )
 
 
 def encode_method(method: CachingMethod) -> dict[str, Any]:
-    """Return {"estimator": ..., "schedule": ...}; ExportError for parts that are not this package's: no engine could rebuild them."""
-    return {"estimator": _encode(method.estimator), "schedule": _encode(method.schedule)}
+    """Return {"estimator": ..., "schedule": ...}; ExportError for parts that are not the package's: no engine could rebuild them."""
+    try:
+        return encoding.encode_method(method)
+    except encoding.EncodingError as error:
+        raise ExportError(f"export: {error}") from error
 
 
 def decode_method(encoded: dict[str, Any]) -> rfc.Method:
     """The method again; ArtifactError for what no method is."""
-    if set(encoded) != {"estimator", "schedule"}:
-        raise ArtifactError(f"method: expected estimator and schedule, got {', '.join(sorted(encoded)) or 'nothing'}")
-    estimator = _decode("method.estimator", encoded["estimator"], ESTIMATORS)
-    schedule = _decode("method.schedule", encoded["schedule"], SCHEDULES)
-    return rfc.Method(estimator=estimator, schedule=schedule)
-
-
-def _encode(part: Any) -> dict[str, Any]:
-    name = type(part).__name__
-    if KNOWN.get(name) is not type(part):
-        known = ", ".join(KNOWN)
-        raise ExportError(f"export: {part!r} is of a class of its own; an engine can be rebuilt with {known}")
-    return {"type": name, **{field.name: _encode_value(getattr(part, field.name)) for field in fields(part)}}
-
-
-def _encode_value(value: Any) -> Any:
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    if isinstance(value, float) and math.isinf(value):
-        return "inf"
-    if isinstance(value, tuple):
-        return list(value)
-    return _encode(value) if type(value).__name__ in KNOWN else value
-
-
-def _decode(where: str, encoded: Any, known: dict[str, Any]) -> Any:
-    got = encoded.get("type") if isinstance(encoded, dict) else encoded
-    if not isinstance(encoded, dict) or not isinstance(got, str) or got not in known:
-        raise ArtifactError(f"{where}: type must be one of {', '.join(known)}, got {got!r}")
-    kind = known[encoded["type"]]
-    given = {name: value for name, value in encoded.items() if name != "type"}
-    wanted = {field.name for field in fields(kind)}
-    if set(given) != wanted:
-        raise ArtifactError(f"{where}: {encoded['type']} has the fields {', '.join(sorted(wanted))}, got {', '.join(sorted(given))}")
-    for field in fields(kind):
-        if field.type == "bool" and not isinstance(given[field.name], bool):
-            raise ArtifactError(f"{where}.{field.name}: expected true or false, got {given[field.name]!r}")
     try:
-        return kind(**{name: _decode_value(f"{where}.{name}", name, value) for name, value in given.items()})
-    except (TypeError, ValueError) as error:
-        raise ArtifactError(f"{where}: {error}") from error
-
-
-def _decode_value(where: str, name: str, value: Any) -> Any:
-    if name == "estimator":
-        return _decode(where, value, ESTIMATORS)
-    if name in ("differences", "outputs") and isinstance(value, str):
-        return dtype_of(where, value)
-    return math.inf if value == "inf" else value
-
-
-DTYPES: dict[str, torch.dtype] = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.float64,
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-        torch.float8_e4m3fn,
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-        torch.uint8,
-        torch.bool,
-    )
-}
+        return encoding.decode_method(encoded)
+    except encoding.EncodingError as error:
+        raise ArtifactError(str(error)) from error
 
 
 def dtype_of(where: str, name: str) -> torch.dtype:
     """The dtype of that name; ArtifactError for any other name."""
-    if name not in DTYPES:
-        raise ArtifactError(f"{where}: expected a dtype ({', '.join(DTYPES)}), got {name!r}")
-    return DTYPES[name]
+    try:
+        return encoding.dtype_of(where, name)
+    except encoding.EncodingError as error:
+        raise ArtifactError(str(error)) from error
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rfc_export.artifact import WEIGHTS, Manifest, ProgramSpec, TensorSpec
 from rfc_export.backends import Built, Report, Run
 from rfc_export.errors import ArtifactError, BackendError, ExportError
+from rfc_export.manifest import WEIGHTS, Manifest, ProgramSpec, TensorSpec
 from rfc_export.methods import dtype_of
 from rfc_export.portable import STEP, Portable
 
@@ -192,14 +192,15 @@ def _squeeze(x: Any, dim: int) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's word on operators of packages that are not installed."""
-    loud = logging.getLogger("torch.onnx")
-    level = loud.level
-    loud.setLevel(logging.ERROR)
+    """Without the exporter's word on operators of packages that are not installed, and on lists that are empty."""
+    levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnx_ir")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
-        loud.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _externalize(program: Portable, graph: Any, places: Mapping[str, tuple[int, int]]) -> None:

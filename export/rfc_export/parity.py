@@ -11,12 +11,14 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from rfc.draft import Verified
 from rfc.generation import Generation
-from rfc.method import CachingMethod, Method
-from rfc.schedule import RCS
+from rfc.method import CachingMethod
+from rfc.schedule import RCS, Phased, Schedule
 from rfc_export.errors import ExportError
 from rfc_export.runtime import Engine
 from rfc_fx.capture import latent_argument
+from rfc_fx.compare import CHANGES, with_schedule
 from rfc_fx.steps import StepModel
 
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
@@ -99,19 +101,31 @@ def check_parity(engine: Engine, model: StepModel, arguments: Mapping[str, Any])
 
 
 def forced(method: CachingMethod) -> CachingMethod:
-    """The method with a schedule that, where data decide, skips every second step after its warm-up; it runs on the same programs."""
-    if isinstance(method.schedule, RCS):
-        return Method(estimator=method.estimator, schedule=replace(method.schedule, tau=math.inf, max_skip=1))
-    return method
+    """The method with a schedule that, where data decide, skips, computes and skips after its warm-up; it runs on the same programs."""
+    schedule = _forced(method.schedule)
+    return method if schedule is method.schedule else with_schedule(method, schedule)
+
+
+def _forced(schedule: Schedule) -> Schedule:
+    if isinstance(schedule, RCS):
+        return replace(schedule, tau=math.inf, max_skip=1)
+    if isinstance(schedule, CHANGES):
+        return replace(schedule, threshold=math.inf, steps=schedule.warmup + 2)  # the "last" step is full
+    if isinstance(schedule, Verified):
+        return replace(schedule, base=math.inf, decay=1.0, min_drafts=1, max_drafts=2, enhanced=0)
+    if isinstance(schedule, Phased):
+        return replace(schedule, steps=schedule.phases * 2)
+    return schedule
 
 
 def steps_to_check(method: CachingMethod) -> int:
-    """Enough steps for an estimate, a full step after it and an estimate after that, if the schedule comes to them soon."""
+    """Enough steps for every phase, a full step after a skipped one and a skipped one after that, if the schedule comes to them soon."""
     generation, numbers = Generation(), method.schedule.numbers()
-    wanted = ["ESTIMATE", "FULL", "ESTIMATE"]
+    wanted = [False, True, False]
     for step in range(MOST_STEPS):
-        if generation.decide(method.schedule, numbers, 0.0, None) == wanted[0]:
+        is_full = generation.decide(method.schedule, numbers, 0.0, None) == "FULL"
+        if wanted and is_full is wanted[0]:
             wanted.pop(0)
-        if not wanted:
+        if not wanted and {*generation.phases} >= {*method.schedule.phases}:
             return step + 1
     return MOST_STEPS

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from rfc.state import SlotSpec
-from rfc_export.artifact import TensorSpec
 from rfc_export.errors import ExportError
+from rfc_export.manifest import TensorSpec
 from rfc_export.methods import dtype_of, name_of
 from rfc_fx.capture import MODEL
 from rfc_fx.lower import Cond, Host, lower_cond
@@ -38,6 +38,8 @@ class Portable:
     weights: dict[str, str]
     """Name of a parameter or buffer in the module -> its name in all programs (`Weights`)."""
     flops: int
+    written: tuple[str, ...]
+    """Slots that it writes, in place or by returning them."""
 
 
 @dataclass
@@ -75,6 +77,7 @@ def _portable(compiled: Compiled, program: Program, host: Host, weights: Weights
     places = [node for node in graph.nodes if node.op == "placeholder"]
     pools = {pool.name: pool.spec for pool in host.layout.pools}
     state = host.layout.allocate(torch.device("meta"))[0]
+    numbers = compiled.guarded.method.schedule.numbers()
     inputs, examples = [], []
     for node, (kind, name) in zip(places, program.arguments, strict=True):
         if kind == "state":
@@ -83,6 +86,8 @@ def _portable(compiled: Compiled, program: Program, host: Host, weights: Weights
             like = torch.empty(pools[name].shape, dtype=pools[name].dtype, device="meta")
         elif kind == "clock":
             like = torch.empty(3, device="meta")
+        elif kind == "number":
+            like = torch.empty_like(numbers[name], device="meta")
         else:
             like = torch.empty(value(node).shape, dtype=value(node).dtype, device="meta")
         inputs.append(_spec(kind, name, like))
@@ -93,13 +98,14 @@ def _portable(compiled: Compiled, program: Program, host: Host, weights: Weights
         if what == "state":
             outputs.append(_slot("next", rest, host.layout.slots[rest]))
         elif what == "decision":
-            outputs.append(_spec("decision", what, torch.empty(1 if compiled.timestep is None else 3, device="meta")))
+            brings_noise = program.phase == "PREFIX" and compiled.timestep is not None
+            outputs.append(_spec("decision", what, torch.empty(3 if brings_noise else 1, device="meta")))
         else:
             outputs.append(_spec(what, rest, value(node)))
     module = fx.GraphModule(used, graph, class_name=program.phase.capitalize())
-    return Portable(
-        program.phase, module.eval(), inputs, outputs, tuple(examples), {name: name for name in used}, flops(program.graph.nodes)
-    )
+    named = {name: name for name in used}
+    cost, written = flops(program.graph.nodes), tuple(dict.fromkeys(program.written()))
+    return Portable(program.phase, module.eval(), inputs, outputs, tuple(examples), named, cost, written)
 
 
 def _spec(kind: Any, name: str, like: Tensor) -> TensorSpec:
@@ -192,7 +198,7 @@ def portable_cond(compiled: Compiled, weights: Weights, writes: Writes) -> dict[
         for name, _ in (*program.module.named_parameters(), *program.module.named_buffers())
     }
     cost = max(flops(program.graph.nodes) for program in cond.programs.values())
-    return {STEP: Portable(STEP, module.eval(), inputs, outputs, tuple(examples), used, cost)}
+    return {STEP: Portable(STEP, module.eval(), inputs, outputs, tuple(examples), used, cost, tuple(state))}
 
 
 def _slot(kind: Any, name: str, slot: SlotSpec) -> TensorSpec:

@@ -18,12 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rfc.generation import Generation
-from rfc.method import Method
 from rfc.schedule import RCS
-from rfc_export.artifact import MANIFEST, WEIGHTS, Manifest
 from rfc_export.errors import ArtifactError, ExportError
+from rfc_export.manifest import MANIFEST, WEIGHTS, Manifest
 from rfc_export.runtime import Engine
-from rfc_fx.compare import Comparison, Row, Settings, Variant
+from rfc_fx.compare import CHANGES, Comparison, Row, Settings, Variant, steps_to_warm_up, with_schedule
 from rfc_fx.inspection import load_with_inputs
 from rfc_fx.load import DigitsSource, Tick, layout, load_source, locate
 from rfc_fx.pictures import ENGINE
@@ -194,13 +193,15 @@ def _facts(name: str, manifest: Manifest) -> tuple[DigitsFacts, Any]:
     return facts, scheduler
 
 
-def with_tau(engine: Engine, tau: float) -> None:
+def with_threshold(engine: Engine, name: Literal["tau", "threshold"], value: float) -> None:
     """Let the engine decide with another threshold; ExportError where its schedule has none, or for a value that cannot be."""
     method = engine.method
-    if not isinstance(method.schedule, RCS):
-        raise ExportError(f"--tau: this engine's schedule is {method.schedule}, which has no threshold; leave it out")
+    if not isinstance(method.schedule, RCS if name == "tau" else CHANGES):
+        other = next((f"pass --{one}" for one in ("tau", "threshold") if hasattr(method.schedule, one)), "leave it out")
+        raise ExportError(f"--{name}: this engine's schedule is {method.schedule}, which has no {name}; {other}")
     try:
-        engine.method = Method(estimator=method.estimator, schedule=replace(method.schedule, tau=tau))
+        changed: Any = {name: value}
+        engine.method = with_schedule(method, replace(method.schedule, **changed))
     except ValueError as error:
         raise ExportError(str(error)) from error
 
@@ -210,7 +211,7 @@ def draw_all(source: EngineSource, steps: int, tick: Tick, warmed: Tick = lambda
     if steps > (most := source.scheduler.config.num_train_timesteps):
         raise ExportError(f"--steps must be at most {most}, the steps the model was trained on, got {steps}")
     engine = source.model
-    variant = Variant(method=ENGINE, side="engine", call=engine, cache=engine, warmup_steps=min(steps, engine.method.schedule.warmup + 2))
+    variant = Variant(method=ENGINE, side="engine", call=engine, cache=engine, warmup_steps=steps_to_warm_up(engine.method, steps))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingSkippedWarning)  # the summary says how many steps were full
         variant.warm_up(source, engine.device)
@@ -263,7 +264,7 @@ def run_notes(of: Comparison, engine: Engine) -> list[str]:
     if len(source.batches) > 1:
         notes.append(f"{len(source.batches)} batches of classes, one schedule each; schedule.png shows the first")
     if of.nfc(of.rows[0]) == of.settings.steps:
-        notes.append(f"all {of.settings.steps} steps were full with {engine.method}; a larger --tau skips more")
+        notes.append(f"all {of.settings.steps} steps were full with {engine.method}; a larger threshold skips more")
     return notes
 
 

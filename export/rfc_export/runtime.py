@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rfc.state import SlotSpec
-from rfc_export.artifact import WEIGHTS, Manifest, ProgramSpec, check_files, opened, read_manifest
+from rfc_export.artifact import check_files, opened, read_manifest
 from rfc_export.backends import Run, backend
 from rfc_export.calls import RETURN_DICT, ExpectedCall
 from rfc_export.errors import ArtifactError
+from rfc_export.manifest import WEIGHTS, Manifest, ProgramSpec
 from rfc_export.methods import decode_method, dtype_of
 from rfc_export.portable import STEP
 from rfc_export.target import check_target
@@ -56,6 +57,11 @@ class LoadedProgram:
         """What comes back, in order."""
         named = {"decision": "decision", "output": "output:{}", "carry": "carry:{}"}
         return tuple(named[spec.kind].format(spec.name) for spec in self.spec.outputs if spec.kind in named)
+
+    @cached_property
+    def returned(self) -> tuple[str, ...]:
+        """Slots whose new value it returns."""
+        return tuple(spec.name for spec in self.spec.outputs if spec.kind == "next")
 
     @cached_property
     def _next(self) -> list[int]:
@@ -115,13 +121,14 @@ class Loaded:
 
 @dataclass
 class _Doubled:
-    """State that is written beside the old: after a program that did so, the two change places."""
+    """State that is written beside the old: after a program that did so, the two change places, as far as it wrote."""
 
     other: dict[str, Tensor] = field(default_factory=dict)
 
-    def flip(self, context: Context) -> None:
-        if self.other:
-            context.state, self.other = self.other, context.state
+    def flip(self, context: Context, written: Sequence[str]) -> None:
+        for name in written:
+            context.state[name], self.other[name] = self.other[name], context.state[name]
+        if written:
             context.__dict__.pop("own", None)
 
 
@@ -137,8 +144,7 @@ class EngineContext(Context):
         return pools | _named("state", self.state) | _named("next", self.doubled.other)
 
     def ran(self, phase: str) -> None:
-        if phase == "FULL":
-            self.doubled.flip(self)
+        self.doubled.flip(self, self.compiled.programs[phase].returned)  # type: ignore[attr-defined]
 
 
 class CondEngineContext(CondContext):
@@ -152,7 +158,7 @@ class CondEngineContext(CondContext):
         return _named("state", self.state) | _named("next", self.doubled.other)
 
     def ran(self, phase: str) -> None:
-        self.doubled.flip(self)
+        self.doubled.flip(self, self.compiled.programs[phase].returned)  # type: ignore[attr-defined]
 
 
 def _named(kind: Any, tensors: Mapping[str, Tensor]) -> dict[Argument, Tensor]:
@@ -277,6 +283,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", report: Callab
     with ExitStack() as resources:
         folder = resources.enter_context(opened(path))
         manifest = read_manifest(folder)
+        _check_phases(manifest)
         report("checking files")
         check_files(folder, manifest)
         check_target(str(path), manifest, device)
@@ -288,6 +295,14 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", report: Callab
         opened_programs = maker.open(folder, manifest, weights, device)
         programs = {phase: LoadedProgram(phase, spec, opened_programs[phase]) for phase, spec in manifest.programs.items()}
         return Engine(_loaded(manifest, programs, weights, device), resources.pop_all())
+
+
+def _check_phases(manifest: Manifest) -> None:
+    """ArtifactError where the method has a phase that no program is for."""
+    phases = decode_method(manifest.method).schedule.phases
+    there = {"FULL", "ESTIMATE"} if manifest.dispatch == "cond" else set(manifest.programs)
+    if missing := [phase for phase in phases if phase not in there]:
+        raise ArtifactError(f"method.schedule: has the phases {', '.join(phases)}, there is no program for {', '.join(missing)}")
 
 
 def _weights(path: Path, device: torch.device) -> dict[str, Tensor]:
@@ -313,7 +328,9 @@ def _loaded(manifest: Manifest, programs: dict[str, LoadedProgram], weights: Map
         SlotRow(name, spec.shape, spec.dtype, torch.empty(spec.shape, dtype=spec.dtype, device="meta").nbytes)
         for name, spec in slots.items()
     ]
-    plan = Plan(manifest.plan.sites, rows, sum(row.bytes for row in rows), manifest.plan.full_flops, manifest.plan.estimate_flops)
+    spec = manifest.plan
+    held = sum(row.bytes for row in rows)
+    plan = Plan(spec.sites, rows, held, spec.full_flops, spec.estimate_flops, phase_flops=dict(spec.phase_flops))
     timestep = next((leaf.placeholder for leaf in call.leaves if leaf.argument == call.timestep), None)
     layout = Layout(slots, tuple(pools.values()), places)
     return Loaded(manifest, programs, layout, plan, device, timestep, ExpectedCall(call, manifest.model.model_class, fixed))

@@ -6,8 +6,8 @@ import platform
 
 import torch
 
-from rfc_export.artifact import Manifest, TargetSpec
 from rfc_export.errors import TargetError
+from rfc_export.manifest import Manifest, TargetSpec
 
 INSTRUCTION_SETS = ("DEFAULT", "AVX2", "AVX512", "AMX")
 """Of x86 processors as torch names them, each with all before it."""

@@ -23,9 +23,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rfc_export.artifact import WEIGHTS, Manifest, ProgramSpec, sha256
+from rfc_export.artifact import sha256
 from rfc_export.backends import Built, Report, Run
 from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetError
+from rfc_export.manifest import WEIGHTS, Manifest, ProgramSpec
 from rfc_export.methods import dtype_of
 from rfc_export.portable import STEP, Portable
 from rfc_export.target import target_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,7 +42,8 @@ class Timed:
     state_bytes: int | None = None
     artefact_bytes: int | None = None
     verdict: Verdict | None = None
-    steps_ms: dict[str, list[float]] = field(default_factory=lambda: {"FULL": [], "ESTIMATE": []})
+    steps_ms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """By phase."""
     generations_ms: list[float] = field(default_factory=list)
     host_reads: int | None = None
     nfc: int = 0
@@ -95,8 +96,7 @@ class Timed:
     def record(self) -> dict[str, Any]:
         """All of it as JSON, with units."""
         return {
-            "full_ms": _median(self.steps_ms["FULL"]),
-            "estimate_ms": _median(self.steps_ms["ESTIMATE"]),
+            **{f"{phase.lower()}_ms": _median(self.steps_ms[phase]) for phase in dict.fromkeys(("FULL", "ESTIMATE", *self.steps_ms))},
             "generation_ms": dict(zip(("median", "min", "max"), self.timing, strict=True)),
             "generations_ms": self.generations_ms,
             "nfc": self.nfc,
@@ -149,7 +149,7 @@ def model_variants(engine: Engine, model: nn.Module, inputs: dict[str, Any], *, 
     held = transformed.plan().state_bytes
     yield Timed(name="compiled" if compile else "transformed", call=call, model=transformed, state_bytes=held)
     try:
-        twin: Any = cached(model, engine.method)
+        twin: Any = cached(model, engine.method, engine.manifest.granularity)
     except ValueError:  # a model whose sites no hooks can find
         return
     yield Timed(name="eager twin", call=twin, model=twin)

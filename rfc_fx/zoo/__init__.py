@@ -1,4 +1,4 @@
-"""The small trained diffusion transformer that ships with the package, and how to draw from it."""
+"""The small trained diffusion transformer that ships with the package, and how to draw from models like it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,39 @@ from torch import Tensor
 DIGITS = Path(__file__).parent / "digits"
 """Folder of the digits model in diffusers' own format: config.json, safetensors, scheduler_config.json."""
 
+DIGITS_PREDICTOR = Path(__file__).parent / "digits_predictor"
+"""Folder of DisCa's predictor for the digits model (`rfc.DisCa`)."""
+
 NULL_CLASS = 10
 """The label that stands for "no class" in classifier-free guidance."""
 
 
 def load_digits(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """Return (`DiTTransformer2DModel` in eval mode, `DDIMScheduler`) of the shipped digits model."""
+    return load(DIGITS, dtype)
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Return the same of a folder of that format; raises OSError where it is none."""
     from diffusers import DDIMScheduler, DiTTransformer2DModel
 
-    model = DiTTransformer2DModel.from_pretrained(DIGITS, torch_dtype=dtype, low_cpu_mem_usage=False)
-    return model.eval(), DDIMScheduler.from_pretrained(DIGITS)
+    model = DiTTransformer2DModel.from_pretrained(folder, torch_dtype=dtype, low_cpu_mem_usage=False)
+    return model.eval(), DDIMScheduler.from_pretrained(folder)
 
 
 def digits_noise(seeds: list[int], dtype: torch.dtype = torch.float32) -> Float[Tensor, "N 1 8 8"]:
     """Starting noise, one generator per seed, so that a sample does not depend on its batch mates."""
-    rows = [torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return starting_noise((1, 8, 8), seeds, dtype)
+
+
+def starting_noise(shape: tuple[int, ...], seeds: list[int], dtype: torch.dtype = torch.float32) -> Float[Tensor, "N C H W"]:
+    """The same in any shape (C, H, W)."""
+    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows).to(dtype)
 
 
 @torch.no_grad()
-def sample_digits(
+def sample(
     model: Callable[..., Any],
     scheduler: Any,
     labels: Int[Tensor, " N"],
@@ -60,3 +73,7 @@ def sample_digits(
         if progress is not None:
             progress()
     return x
+
+
+sample_digits = sample
+"""`sample`, by the name it had while the digits model was the only one."""

@@ -12,7 +12,8 @@ import typer
 from families import FAMILIES, moved
 from typer.testing import CliRunner, Result
 
-from benchmarks import latency, plots, rivals
+import rfc_fx
+from benchmarks import latency, plots, rivals, timed_methods
 from benchmarks.timing import Variant
 from rfc_fx.zoo import load_digits
 
@@ -221,6 +222,22 @@ def test_the_threshold_is_the_middle_of_the_widest_range_that_gives_the_number_o
 
 
 def test_taylorseer_gets_the_interval_that_gives_the_number_of_full_steps() -> None:
-    before, interval, full = rivals.taylor_steps(50, latency.full_steps(latency.schedule(50, 14), 50))
+    before, interval, full = rivals.taylor_steps(50, timed_methods.full_steps(latency.schedule(50, 14), 50))
     assert (before, interval, len(full)) == (2, 4, 14)
     assert full[:4] == [0, 1, 3, 7]
+
+
+@pytest.mark.parametrize("name", ["TeaCache", "DiCache"])
+def test_where_data_decides_the_planned_steps_are_full_all_the_same(name: str) -> None:
+    plan, model = latency.schedule(8, 3), three_blocks()
+    cached = rfc_fx.transform(model, method=timed_methods.WHOLE[name](plan, 8))
+    for step in range(8):
+        timestep = torch.full((2,), 999 - 100 * step)
+        cached(torch.randn(2, 1, 8, 8), timestep=timestep, class_labels=torch.tensor([3, 10]))
+    assert [step for step, phase in enumerate(cached.stats.phases) if phase == "FULL"] == timed_methods.full_steps(plan, 8) == WANTED
+
+
+@pytest.mark.parametrize("name", [name for name in timed_methods.WHOLE if name not in ("TeaCache", "First-Block cache", "DiCache")])
+def test_where_a_count_decides_the_number_of_full_steps_is_the_nearest(name: str) -> None:
+    full = timed_methods.full_steps(timed_methods.WHOLE[name](latency.schedule(50, 14), 50).schedule, 50)
+    assert abs(len(full) - 14) <= 1

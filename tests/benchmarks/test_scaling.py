@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from benchmarks import scaling
 
 
+@pytest.mark.slow
 def test_quick_measures_the_axes_and_writes_all_three_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[scaling.Point] = []
     original = scaling.measured

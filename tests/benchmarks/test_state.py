@@ -12,6 +12,7 @@ import rfc
 from benchmarks import state
 
 
+@pytest.mark.slow
 def test_smaller_state_changes_the_samples_a_little_and_is_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "FAMILIES", {"Taylor m=1": [rfc.Taylor(order=1)]})
     monkeypatch.setattr(state, "TYPES", [(None, None), (torch.int8, None)])

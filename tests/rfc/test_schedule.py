@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tolerances import ROUND
 
 from rfc import RCS, Clock, Every, Generation, Listed, Schedule, Taylor
+from rfc.state import SlotSpec
 
 NAN, INF = math.nan, math.inf
 
@@ -141,11 +142,13 @@ def test_an_error_that_is_not_a_number_makes_its_step_full_and_no_other(tau: flo
 
 
 def watched(schedule: RCS, full: dict[int, torch.Tensor]) -> tuple[dict[str, torch.Tensor], int]:
-    forecaster, before, gap = schedule.forecaster, 0, 0
+    """What is kept of the inputs of these full steps, from a state of an earlier generation on, and the last of them."""
+    before, gap = 0, 0
     first = next(iter(full.values()))
-    state = {name: torch.full_like(first, NAN) for name in ("O", *(f"dO{i}" for i in range(1, schedule.order + 1)))}
+    slots = schedule.slots({"I": SlotSpec(tuple(first.shape), first.dtype)})
+    state = {name: torch.full(spec.shape, NAN, dtype=spec.dtype) for name, spec in slots.items()}
     for n, (step, I) in enumerate(full.items()):
-        state = forecaster.refresh(state, I, I, Clock.at(step - before if n else 1, gap, n))
+        state = schedule.refresh(state, {"I": I}, Clock.at(step - before if n else 1, gap, n))
         gap, before = step - before, step
     return state, before
 
@@ -163,7 +166,7 @@ def test_eps_is_the_relative_l1_error_of_the_taylor_forecast_of_each_sample(over
     f1, f2 = (c - b) / 3, ((c - b) / 3 - (b - a)) / 3
     forecast = c + k * f1 + (k**2 / 2 * f2 if order == 2 else 0)
     each = [float((I[i] - forecast[i]).abs().sum() / I[i].double().abs().sum()) for i in range(3)]
-    eps = schedule.error(I, state, Clock.at(k, 3, 3))
+    eps = schedule.error({"I": I}, state, Clock.at(k, 3, 3))
     assert eps.shape == ()
     assert eps.dtype == torch.float32
     assert float(eps) == pytest.approx(sum(each) / 3 if over == "mean" else max(each), rel=ROUND)
@@ -172,14 +175,14 @@ def test_eps_is_the_relative_l1_error_of_the_taylor_forecast_of_each_sample(over
 def test_eps_of_an_input_that_keeps_its_pace_is_zero() -> None:
     schedule = RCS(tau=1)
     state, _ = watched(schedule, {0: torch.full((1, 2, 2), 4.0), 2: torch.full((1, 2, 2), 6.0)})
-    assert schedule.error(torch.full((1, 2, 2), 9.0), state, Clock.at(3, 2, 2)) == 0
+    assert schedule.error({"I": torch.full((1, 2, 2), 9.0)}, state, Clock.at(3, 2, 2)) == 0
 
 
 def test_eps_is_summed_in_float32_where_float16_would_overflow() -> None:
     one = torch.ones(1, 64, 64, dtype=torch.float16)
     schedule = RCS(tau=1)
     state, _ = watched(schedule, {0: 100 * one, 1: 100 * one})
-    assert float(schedule.error(200 * one, state, Clock.at(1, 1, 2))) == 0.5
+    assert float(schedule.error({"I": 200 * one}, state, Clock.at(1, 1, 2))) == 0.5
 
 
 @pytest.mark.parametrize("over", ["mean", "max"])
@@ -187,16 +190,25 @@ def test_one_sample_of_zeros_makes_eps_no_number_and_the_step_full(over: Any) ->
     schedule = RCS(tau=INF, warmup=1, over=over)
     I = torch.stack([torch.zeros(2, 2), torch.ones(2, 2)])
     state, _ = watched(schedule, {0: I})
-    eps = float(schedule.error(I, state, Clock.at(1, 0, 1)))
+    eps = float(schedule.error({"I": I}, state, Clock.at(1, 0, 1)))
     assert math.isnan(eps)
     assert full_steps(schedule, 2, [0.0, eps]) == [0, 1]
 
 
-def test_only_rcs_watches_an_input() -> None:
-    assert RCS(tau=1, order=2).forecaster == Taylor(order=2)
-    assert Every(interval=3).forecaster is None
-    assert Listed(steps=[0]).forecaster is None
-    assert Every(interval=3).error(torch.ones(1, 2), {}, Clock.at(1, 1, 1)) == 0
+def test_rcs_watches_the_input_and_keeps_what_its_forecast_needs_after_full_steps() -> None:
+    schedule, I = RCS(tau=1, order=2), SlotSpec((2, 3, 4), torch.bfloat16)
+    assert schedule.watches == ("I",)
+    assert schedule.remembers == "full steps"
+    assert schedule.forecaster == Taylor(order=2)
+    assert schedule.slots({"I": I}) == {"O": I, "dO1": I, "dO2": I}
+
+
+@pytest.mark.parametrize("schedule", [Every(interval=3), Listed(steps=[0])])
+def test_a_schedule_without_data_watches_nothing_keeps_nothing_and_has_no_error(schedule: Schedule) -> None:
+    assert schedule.watches == ()
+    assert schedule.slots({}) == schedule.refresh({}, {}, Clock.at(1, 1, 1)) == {}
+    with pytest.raises(NotImplementedError, match=rf"^{type(schedule).__name__} watches nothing$"):
+        schedule.error({"I": torch.ones(1, 2)}, {}, Clock.at(1, 1, 1))
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ import rfc
 import rfc_export
 import rfc_fx
 from rfc_export import aoti
-from rfc_export.artifact import MANIFEST, WEIGHTS, file_spec
+from rfc_export.artifact import file_spec
 from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetError
+from rfc_export.manifest import MANIFEST, WEIGHTS
 from rfc_export.runtime import Engine
 from rfc_fx.doctor import CompilerError
 from rfc_fx.zoo import DIGITS, digits_noise

@@ -23,7 +23,9 @@ import rfc
 import rfc_export
 import rfc_fx
 from rfc_export import ArtifactError, ExportError, TargetError, artifact, exporter, runtime
-from rfc_export.artifact import MANIFEST, WEIGHTS, Manifest, writing
+from rfc_export.artifact import writing
+from rfc_export.manifest import MANIFEST, WEIGHTS, Manifest
+from rfc_export.methods import encode_method
 from rfc_fx.errors import RFCError
 
 pytestmark = pytest.mark.onnx
@@ -172,6 +174,11 @@ def test_a_link_is_no_file_of_an_artefact(folder: Path, tmp_path: Path) -> None:
         (setting("decision.program", "nowhere"), "decision.program: there is no program nowhere"),
         (setting("call.leaves.shape", [1 << 31, 1 << 31]), "call.leaves.0"),
         (setting("call.leaves.dtype", None), "call.leaves.0"),
+        (setting("granularity", "atom"), "granularity: granularity must be one of module, block, stack, output, blocks[a:b]"),
+        (setting("granularity", "blocks[1]"), "granularity: granularity must be one of"),
+        (setting("granularity", 1), "granularity: "),
+        (setting("method.granularity", "stack"), "granularity: the method works on 'stack', the programs on 'module'"),
+        (setting("plan.phase_flops", {"VERIFY": -1}), "plan.phase_flops.VERIFY: "),
         (setting("backend", "magic"), "backend: "),
         (setting("dispatch", "cond"), "STEP missing"),
         (setting("files.weights/safetensors.sha256", "0" * 63), "sha256: "),
@@ -216,6 +223,8 @@ def test_what_is_no_manifest_is_refused(folder: Path, text: str, said: str) -> N
         (setting("method.schedule.tau", -1.0), "method.schedule: RCS: tau must be", ArtifactError),
         (setting("method.schedule.tau", "much"), "method.schedule: ", ArtifactError),
         (setting("method.schedule.taus", 1.0), "has the fields", ArtifactError),
+        (setting("method.schedule", encode_method(rfc.SpeCa())["schedule"]), "there is no program for VERIFY", ArtifactError),
+        (setting("method", encode_method(rfc.DuCa())), "no program for PARTIAL_1, PARTIAL_2,", ArtifactError),
         (setting("method.estimator.order", 9), "method.estimator: RFE: order must be", ArtifactError),
         (setting("method.estimator", [1]), "method.estimator: type must be one of", ArtifactError),
         (setting("call.tree", "[]"), "call.tree: ", ArtifactError),

@@ -16,7 +16,8 @@ import rfc
 import rfc_export
 import rfc_fx
 from rfc_export import ExportError, cli, running
-from rfc_export.artifact import MANIFEST, read_manifest
+from rfc_export.artifact import read_manifest
+from rfc_export.manifest import MANIFEST
 from rfc_export.parity import TOLERANCE
 from rfc_fx.load import load_scheduler, load_transformer
 from rfc_fx.zoo import digits_noise, sample_digits
@@ -268,7 +269,13 @@ def test_bench_refuses_engines_that_do_other_work(engine: Path, onnx_digits: Pat
         (["--backend", "magic"], "--backend must be one of aoti, onnx, tensorrt, got magic"),
         (["--dispatch", "each"], "--dispatch must be one of host, cond, got each"),
         (["--dispatch", "cond", "--hoist"], "--hoist needs --dispatch host"),
-        (["--granularity", "atom"], "--granularity must be one of module, block, stack, got atom"),
+        (["--granularity", "atom"], "--granularity must be one of module, block, stack, output, blocks[a:b], got atom"),
+        (["--granularity", "auto"], "--granularity must be one of module, block, stack, output, blocks[a:b], got auto"),
+        (["--method", "dicache", "--granularity", "block"], "--granularity: DiCache works on 'stack', got 'block'; leave granularity out"),
+        (["--method", "magcache"], "its ratios belong to a model; pass --preset with one of"),
+        (["--method", "speca", "--dispatch", "cond"], "SpeCa has the phases FULL, ESTIMATE, VERIFY, an engine with dispatch='cond' has"),
+        (["--method", "duca", "--dispatch", "cond"], "REUSE, an engine with dispatch='cond' has FULL and ESTIMATE; pass dispatch='host'"),
+        (["--method", "fora", "--tau", "1"], "--tau: not a setting of fora"),
         (["--batch", "0"], "--batch must be at least 1, got 0"),
         (["--method", "magic"], "--method must be one of"),
         (["--tau", "-1"], "tau must be a number >= 0"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,36 +12,61 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rfc
+from rfc.method import placement
 from rfc_export import ArtifactError, ExportError
-from rfc_export.methods import DTYPES, decode_method, dtype_of, encode_method, name_of
+from rfc_export.methods import DTYPES, check_method, decode_method, dtype_of, encode_method, name_of
 
 ESTIMATORS = st.one_of(
     st.just(rfc.Reuse()),
     st.builds(rfc.Taylor, order=st.integers(1, 2)),
     st.builds(rfc.RFE, order=st.integers(1, 2), sketch=st.sampled_from([1, 16])),
     st.builds(rfc.Projective, order=st.integers(1, 2)),
+    st.builds(rfc.Hermite, order=st.integers(1, 3), sigma=st.floats(0.1, 1)),
+    st.builds(rfc.Newton, order=st.integers(1, 3)),
+    st.builds(rfc.Aligned, most=st.floats(1, 2)),
 )
 STORED = st.builds(rfc.Stored, estimator=ESTIMATORS, differences=st.sampled_from([None, torch.int8, torch.bfloat16]))
+THRESHOLDS = st.floats(0, 10) | st.just(math.inf)
 SCHEDULES = st.one_of(
     st.builds(rfc.Every, interval=st.integers(1, 9)),
     st.builds(rfc.Listed, steps=st.sets(st.integers(0, 50), min_size=1).map(lambda steps: tuple(sorted(steps | {0})))),
     st.builds(rfc.RCS, tau=st.floats(0, 10) | st.just(math.inf), max_skip=st.none() | st.integers(1, 9)),
+    st.builds(rfc.StepChange, threshold=THRESHOLDS, coefficients=st.lists(st.floats(-9, 9), min_size=1), steps=st.none() | st.just(28)),
+    st.builds(rfc.AnchorChange, threshold=THRESHOLDS, warmup=st.integers(1, 9)),
+    st.builds(rfc.ProbeChange, threshold=THRESHOLDS, against_input=st.booleans()),
+    st.builds(rfc.Verified, base=st.floats(0, 9), decay=st.floats(0, 1), max_drafts=st.integers(1, 9), enhanced=st.integers(0, 5)),
 )
+PLACES = st.none() | st.sampled_from(["module", "block", "stack", "output", "blocks[1:]", "blocks[:-2]"])
 
 
-@given(estimator=ESTIMATORS | STORED, schedule=SCHEDULES)
-def test_a_method_comes_back_from_json_as_it_was(estimator: Any, schedule: Any) -> None:
-    method = rfc.Method(estimator=estimator, schedule=schedule)
+@given(estimator=ESTIMATORS | STORED, schedule=SCHEDULES, granularity=PLACES, probe=st.integers(0, 3))
+def test_a_method_comes_back_from_json_as_it_was(estimator: Any, schedule: Any, granularity: str | None, probe: int) -> None:
+    method = rfc.Method(estimator=estimator, schedule=schedule, granularity=granularity, probe=probe)
     text = json.dumps(encode_method(method), allow_nan=False)
     again = decode_method(json.loads(text))
     assert again == method
     assert encode_method(again) == json.loads(text)
 
 
-@pytest.mark.parametrize("method", [rfc.RFC(tau=0.2), rfc.FORA(interval=3), rfc.TaylorSeer(interval=5), rfc.FullCompute()])
-def test_a_named_method_comes_back_as_its_estimator_and_schedule(method: Any) -> None:
-    again = decode_method(encode_method(method))
-    assert (again.estimator, again.schedule) == (method.estimator, method.schedule)
+NAMED = [rfc.RFC(tau=0.2), rfc.FORA(interval=3), rfc.TaylorSeer(interval=5), rfc.FullCompute(), rfc.SpeCa(), rfc.TaylorSeerLite()]
+NAMED += [rfc.DeltaDiT(), rfc.TeaCache(steps=28), rfc.FirstBlockCache(tail=1), rfc.DiCache(depth=2), rfc.MagCache(ratios=[1.0, 0.9])]
+NAMED += [rfc.ToCa(), rfc.DuCa(grid=(4, 8))]
+
+
+@pytest.mark.parametrize("method", NAMED, ids=repr)
+def test_a_named_method_comes_back_as_its_estimator_schedule_and_placement(method: Any) -> None:
+    check_method(method)
+    again = decode_method(json.loads(json.dumps(encode_method(method), allow_nan=False)))
+    assert (again.estimator, again.schedule, placement(again)) == (method.estimator, method.schedule, placement(method))
+
+
+@pytest.mark.parametrize(
+    ("method", "phases"), [(rfc.SpeCa(), "FULL, ESTIMATE, VERIFY"), (rfc.DuCa(parts=2), "FULL, PARTIAL_1, PARTIAL_2, REUSE")]
+)
+def test_a_method_of_more_than_two_phases_is_refused_for_one_conditional_step(method: Any, phases: str) -> None:
+    text = f"export: {type(method).__name__} has the phases {phases}, an engine with dispatch='cond' has FULL and ESTIMATE; "
+    with pytest.raises(ExportError, match=f"^{re.escape(text)}"):
+        check_method(method, "cond")
 
 
 def test_parts_of_somebody_elses_are_refused() -> None:
@@ -52,6 +78,8 @@ def test_parts_of_somebody_elses_are_refused() -> None:
         encode_method(rfc.Method(estimator=rfc.Reuse(), schedule=RCS(tau=0.1)))
 
 
+SCHEDULES_THERE = ["Every", "Listed", "Phased", "RCS", "AnchorChange", "StepChange", "ProbeChange", "Verified"]
+
 GOOD = encode_method(rfc.Method(estimator=rfc.Stored(estimator=rfc.RFE(), differences=torch.int8), schedule=rfc.RCS(tau=0.1)))
 
 
@@ -60,8 +88,12 @@ GOOD = encode_method(rfc.Method(estimator=rfc.Stored(estimator=rfc.RFE(), differ
     [
         ({}, "expected estimator and schedule, got nothing"),
         (GOOD | {"seed": 1}, "expected estimator and schedule, got estimator, schedule, seed"),
-        (GOOD | {"schedule": None}, "method.schedule: type must be one of Every, Listed, RCS, got None"),
-        (GOOD | {"schedule": GOOD["estimator"]}, "method.schedule: type must be one of Every, Listed, RCS, got 'Stored'"),
+        (GOOD | {"schedule": None}, f"method.schedule: type must be one of {', '.join(SCHEDULES_THERE)}, got None"),
+        (GOOD | {"schedule": GOOD["estimator"]}, f"method.schedule: type must be one of {', '.join(SCHEDULES_THERE)}, got 'Stored'"),
+        (GOOD | {"granularity": "atom"}, "method: granularity must be one of module, block, stack, output, blocks[a:b]"),
+        (GOOD | {"granularity": 3}, "method: granularity must be one of module, block, stack, output, blocks[a:b]"),
+        (GOOD | {"probe": -1}, "method: Method: probe must be an integer of at least 0, got -1"),
+        (GOOD | {"tokens": GOOD["schedule"]}, "method.tokens: type must be one of Tokens, got 'RCS'"),
         (GOOD | {"schedule": {"type": ["RCS"]}}, "method.schedule: type must be one of"),
         (GOOD | {"schedule": {"type": "Every"}}, "method.schedule: Every has the fields interval"),
         (GOOD | {"schedule": GOOD["schedule"] | {"tau": None}}, "method.schedule: "),

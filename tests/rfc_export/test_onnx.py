@@ -24,8 +24,8 @@ import rfc
 import rfc_export
 import rfc_fx
 from rfc_export import onnx as backend
-from rfc_export.artifact import WEIGHTS, TensorSpec
 from rfc_export.errors import ArtifactError, BackendError, ExportError
+from rfc_export.manifest import WEIGHTS, TensorSpec
 from rfc_export.parity import TOLERANCE, compare
 from rfc_export.parity import moved as moved_call
 from rfc_export.portable import Portable
@@ -155,7 +155,7 @@ def test_state_that_does_not_change_places_is_found(
 
     engine = rfc_export.load(onnx_digits)
     check_parity(engine, twin, digits_inputs)
-    monkeypatch.setattr(_Doubled, "flip", lambda self, context: None)
+    monkeypatch.setattr(_Doubled, "flip", lambda self, context, returned: None)
     with pytest.raises(ExportError, match=r"of the engine is off by|the engine decided"):
         check_parity(rfc_export.load(onnx_digits), twin, digits_inputs)
 
@@ -240,6 +240,7 @@ def small(module: nn.Module, *inputs: Tensor) -> Portable:
         inputs,
         {name: name for name in parameters(module)},
         0,
+        (),
     )
 
 

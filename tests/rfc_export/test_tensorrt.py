@@ -19,8 +19,8 @@ from torch import nn
 import rfc
 import rfc_export
 from rfc_export import tensorrt
-from rfc_export.artifact import TensorSpec
 from rfc_export.errors import BackendError, ExportError
+from rfc_export.manifest import TensorSpec
 from rfc_export.portable import Portable
 
 CUDA = torch.device("cuda")
@@ -110,7 +110,7 @@ class Adds(nn.Module):
 
 def program(module: nn.Module, phase: str = "FULL") -> Portable:
     specs = [TensorSpec(kind=kind, name="x", dtype="float32", shape=[2, 2]) for kind in ("state", "next")]
-    return Portable(phase, module, specs[:1], specs[1:], (torch.zeros(2, 2),), {"a": "a"}, 0)
+    return Portable(phase, module, specs[:1], specs[1:], (torch.zeros(2, 2),), {"a": "a"}, 0, ())
 
 
 def test_the_cache_s_key_names_all_that_an_engine_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:

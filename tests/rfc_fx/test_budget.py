@@ -10,8 +10,8 @@ from torch import nn
 
 import rfc
 import rfc_fx
+from rfc.grain import Granularity
 from rfc_fx.budget import parse_bytes
-from rfc_fx.sites import Granularity
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 

@@ -10,7 +10,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2
 from PIL import Image
 from typer.testing import CliRunner
 
-from rfc_fx import cli, pictures
+import rfc
+from rfc_fx import cli, options, pictures
 from rfc_fx.compare import psnr
 
 FILES = ["images.png", "schedule.png", "summary.json"]
@@ -130,13 +131,15 @@ def test_summary_names_protocol_versions_and_both_sides_of_a_speedup(generated):
     assert record["settings"]["samples"] == 4
     assert record["settings"]["groups"] == ["3", "7"]
     assert record["methods"]["full"]["psnr_db"] == "inf"
-    rfc = record["methods"]["rfc"]
-    assert set(rfc["speedup"]) == {"transformed_cached_vs_eager_twin", "transformed_cached_vs_eager_full"}
-    ratio = rfc["eager"]["median_ms"] / rfc["graph"]["median_ms"]
-    assert rfc["speedup"]["transformed_cached_vs_eager_twin"] == pytest.approx(ratio)
-    assert rfc["settings"] == f"RFC(tau={cli.DIGITS_TAU}, order=1, warmup=3)"
-    assert [len(eps) for eps in rfc["eps"]] == [len(eps) for eps in rfc["accumulated_eps"]] == [8, 8]
-    assert len(rfc["eager"]["times_ms"]) == len(rfc["graph"]["times_ms"]) == 2
+    entry = record["methods"]["rfc"]
+    assert set(entry["speedup"]) == {"transformed_cached_vs_eager_twin", "transformed_cached_vs_eager_full"}
+    ratio = entry["eager"]["median_ms"] / entry["graph"]["median_ms"]
+    assert entry["speedup"]["transformed_cached_vs_eager_twin"] == pytest.approx(ratio)
+    assert entry["granularity"] == "module"
+    assert entry["threshold"] == options.DIGITS_TAU
+    assert entry["settings"] == f"RFC(tau={options.DIGITS_TAU}, order=1, warmup=3)"
+    assert [len(eps) for eps in entry["eps"]] == [len(eps) for eps in entry["accumulated_eps"]] == [8, 8]
+    assert len(entry["eager"]["times_ms"]) == len(entry["graph"]["times_ms"]) == 2
 
 
 def test_the_twin_and_the_graph_draw_the_same(generated):
@@ -145,6 +148,36 @@ def test_the_twin_and_the_graph_draw_the_same(generated):
         entry = summary(out)["methods"][name]
         assert entry["eager"]["contexts"] == entry["graph"]["contexts"]
         assert entry["psnr_db"] == pytest.approx(entry["psnr_twin_db"], abs=0.5)
+
+
+def test_generate_knows_every_method_and_gives_it_its_own_granularity(digits, tmp_path):
+    names = [name for name in options.METHODS if name not in ("magcache", "disca")]  # which belong to a model
+    chosen = [part for name in names for part in ("--method", name)]
+    result = run("generate", "--model", digits, *SHORT, *chosen, "--threshold", "0.2", "--granularity", "block", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    methods = summary(tmp_path)["methods"]
+    own = {"taylorseer-lite": "output", "delta-dit": "blocks[1:]", "teacache": "stack", "first-block": "blocks[1:]", "dicache": "stack"}
+    own |= {"toca": "module", "duca": "module"}
+    given = {"threshold": 0.2, "tau": options.DIGITS_TAU}
+    for name in names:
+        entry = methods[name]
+        assert entry["granularity"] == own.get(name, "block")
+        assert entry["threshold"] == next((value for key, value in given.items() if key in options.METHODS[name].takes), None)
+        assert entry["eager"]["contexts"] == entry["graph"]["contexts"]
+        assert entry["psnr_db"] == pytest.approx(entry["psnr_twin_db"], abs=0.5)
+    assert "v" in methods["speca"]["phases"][0]
+    assert methods["teacache"]["phases"][0][-1] == methods["dicache"]["phases"][0][-1] == "#"  # the last step, as published
+    assert not any("twin" in note for note in summary(tmp_path)["notes"])
+
+
+def test_a_preset_sets_what_was_published_for_a_model_and_options_change_it(digits, tmp_path):
+    chosen = ["--preset", "flux.1-dev", "--method", "magcache", "--method", "taylorseer", "--interval", "3"]
+    result = run("generate", "--model", digits, *SHORT, *chosen, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    methods = summary(tmp_path)["methods"]
+    assert methods["taylorseer"]["settings"] == "TaylorSeer(interval=3, order=2, warmup=3)"
+    full = rfc.preset("magcache", "flux.1-dev", steps=8).full_steps
+    assert methods["magcache"]["phases"] == ["".join("#" if step in full else "." for step in range(8))]
 
 
 def test_a_generation_too_short_to_skip_is_noted(digits, tmp_path):
@@ -192,7 +225,19 @@ def test_psnr_is_infinite_for_equal_images_and_counts_a_range_of_two():
         (["--classes", "10"], "--classes must lie in 0-9, got 10"),
         (["--classes", "a-b"], "--classes must be a list like 3,7 or a range like 0-9, got a-b"),
         (["--classes", "9-0"], "a range goes upwards"),
-        (["--method", "magic"], "--method must be one of fora, taylorseer, rfc, projective, got magic"),
+        (["--method", "magic"], f"--method must be one of {', '.join(options.METHODS)}, got magic"),
+        (["--method", "magcache"], "its ratios belong to a model; pass --preset with one of flux.1-dev, hunyuanvideo"),
+        (["--method", "magcache", "--preset", "sd3"], "--preset: magcache was published with settings for flux.1-dev, hunyuanvideo"),
+        (["--method", "disca"], "the predictor was trained for another model"),
+        (["--method", "newton", "--preset", "flux.1-dev"], "--preset: method must be one of fora, taylorseer, hicache"),
+        (["--method", "teacache", "--threshold", "-1"], "threshold must be a number >= 0"),
+        (["--method", "teacache", "--tau", "1"], "--tau: not a setting of teacache; rfc, projective, newton have it"),
+        (["--threshold", "1"], "--threshold: not a setting of fora, taylorseer, rfc; teacache, first-block, dicache"),
+        (["--method", "dicache", "--order", "2"], "--order: not a setting of dicache; taylorseer, "),
+        (
+            ["--method", "teacache", "--granularity", "block"],
+            "--granularity: TeaCache works on 'stack', got 'block'; leave granularity out",
+        ),
         (["--dtype", "int8"], "--dtype must be one of float32, bfloat16, float16, got int8"),
         (["--device", "abacus"], "--device abacus: not available here"),
         (["--steps", "0"], "--steps must be at least 1, got 0"),
@@ -202,13 +247,15 @@ def test_psnr_is_infinite_for_equal_images_and_counts_a_range_of_two():
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--interval", "0"], "interval must be an integer of at least 1"),
         (["--method", "rfc", "--order", "3"], "order must be an integer from 1 to 2, got 3"),
-        (["--granularity", "atom"], "--granularity must be one of module, block, stack, auto, got atom"),
+        (["--granularity", "atom"], "--granularity must be one of module, block, stack, output, blocks[a:b], auto, got atom"),
+        (["--granularity", "blocks[1]"], "--granularity must be one of module, block, stack, output, blocks[a:b], auto, got blocks[1]"),
         (["--granularity", "auto"], "--granularity auto needs --state-budget, such as --state-budget 2GiB"),
         (["--state-budget", "much"], "--state-budget must be a number of bytes such as 2147483648, '2GiB' or '500 MB', got 'much'"),
         (["--state-dtype", "int4"], "--state-dtype must be one of bfloat16, float16, int8, float8_e4m3fn, got int4"),
         (["--dispatch", "magic"], "--dispatch must be one of host, cond, got magic"),
         (["--decision", "each"], "--decision must be one of batch, per_sample, got each"),
         (["--decision", "per_sample", "--dispatch", "cond"], "--decision per_sample needs --dispatch host"),
+        (["--method", "speca", "--dispatch", "cond"], "--dispatch cond: speca has the phases FULL, ESTIMATE, VERIFY, a torch.cond has two"),
         (["--prompt", "a lighthouse"], "this model draws classes"),
         (["--wrong-option"], "--wrong-option"),
     ],
@@ -285,6 +332,8 @@ def test_version_and_help():
     assert run("--version").stdout.startswith("rfc-fx ")
     assert {"generate", "inspect"} <= set(run("--help").stdout.split())
     assert run("--help").exit_code == run("generate", "--help").exit_code == run("inspect", "--help").exit_code == 0
+    words = {word.strip(",;") for word in run("generate", "--help").stdout.split()}
+    assert {*options.METHODS, "blocks[a:b]", "output"} <= words
 
 
 # ---- inspect ---------------------------------------------------------------------------------------------------------
@@ -308,6 +357,26 @@ def test_inspect_takes_a_method_a_granularity_and_a_block(digits, pipeline):
     assert "1 sites, granularity block" in result.stdout
     assert "guarded graph of transformer_blocks.0" in result.stdout
     assert "--block nowhere: no operation" in one_line_error("inspect", digits, "--block", "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("method", "found"),
+    [
+        ("teacache", "1 sites, granularity stack"),
+        ("taylorseer-lite", "1 sites, granularity output"),
+        ("first-block", "1 sites, granularity blocks[1:]"),
+        ("speca", "4 sites, granularity module"),
+    ],
+)
+def test_inspect_knows_methods_with_a_granularity_of_their_own_and_more_phases(digits, method, found):
+    result = run("inspect", digits, "--method", method)
+    assert result.exit_code == 0, result.output
+    assert found in result.stdout
+    assert "guarded graph of" in result.stdout
+    assert result.stdout.count("= select(") >= 1
+    assert ("VERIFY" in result.stdout) == (method == "speca")
+    if method != "speca":
+        assert "--granularity: " in one_line_error("inspect", digits, "--method", method, "--granularity", "block")
 
 
 def test_inspect_chooses_the_granularity_that_fits_and_says_what_depends_on_what(digits):

@@ -96,7 +96,7 @@ def test_lagged_decisions_are_the_same_in_twin_host_and_cond(family: str) -> Non
     method = rfc.Method(estimator=rfc.RFE(order=1), schedule=rfc.RCS(tau=0.12, lagged=True))
     host, cond = (rfc_fx.transform(model, method=method, dispatch=dispatch) for dispatch in ("host", "cond"))  # type: ignore[arg-type]
     outputs = [generation(one, kwargs=kwargs) for one in (host, cond)]
-    twin = rfc.eager.CachedEager(model, method)
+    twin = rfc.eager.cached(model, method)
     expected = generation(twin, kwargs=kwargs)
     for one, output in zip((host, cond), outputs, strict=True):
         assert one.stats.phases == twin.stats.phases

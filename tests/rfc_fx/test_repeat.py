@@ -43,7 +43,11 @@ def calls(cached: rfc_fx.CachedModel, phase: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("family", "method"), [*((family, "rfc") for family in FAMILIES), *(("dit", method) for method in METHODS if method != "rfc")]
+    ("family", "method"),
+    [
+        *(pytest.param(family, "rfc", marks=() if family in ("dit", "flux") else pytest.mark.slow) for family in FAMILIES),
+        *(("dit", method) for method in METHODS if method != "rfc"),
+    ],
 )
 def test_regions_change_no_bit_of_any_output(family: str, method: str) -> None:
     regional, straight, kwargs = transformed(family, METHODS[method])

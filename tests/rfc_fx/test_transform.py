@@ -282,7 +282,7 @@ def test_wrong_arguments_are_refused_with_the_way_out() -> None:
     with pytest.raises(rfc_fx.CaptureError, match="transform first, compile after"):
         rfc_fx.transform(torch.compile(model, backend="eager"))
     for options, message in (
-        ({"granularity": "layer"}, "granularity must be one of module, block, stack, auto, got 'layer'"),
+        ({"granularity": "layer"}, r"granularity must be one of module, block, stack, output, blocks\[a:b\] .*, auto, got 'layer'"),
         ({"dispatch": "device"}, "dispatch must be one of host, cond, got 'device'"),
     ):
         with pytest.raises(ValueError, match=message):

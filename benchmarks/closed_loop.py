@@ -1,0 +1,174 @@
+"""The closed loop: whole generations by every method at an equal number of full computations, against full computation."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import rfc_fx
+from benchmarks.planned import planned_steps
+from benchmarks.quality_methods import Entry, Facts, uniform_steps
+from benchmarks.quality_workloads import CALIBRATED, FORCED, Bench, Images, Lot, Sampler
+from benchmarks.timed_methods import full_steps
+from benchmarks.trajectory import Trajectory, magnitude_ratios, record
+from rfc.method import CachingMethod, placement
+from rfc_fx.bisection import Calibrated, calibrated
+from rfc_fx.ops import flops
+from rfc_fx.show import pattern
+from rfc_fx.steps import NothingSkippedWarning
+
+Told = Callable[[str], None]
+"""Hears what is being done."""
+
+PLANNED_ON = 2
+"""Samples whose recorded inputs plan a schedule."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The samples of a lot, and what drawing them took."""
+
+    samples: Images
+    nfc: list[float]
+    """Full computations of every batch's generation."""
+    seconds: list[float]
+    """Of every batch's generation."""
+    flops_share: float
+    """Of full computation's floating-point operations."""
+    pattern: str
+    """The phases of the first batch's generation (`rfc_fx.show.pattern`)."""
+
+
+class Loop:
+    """Draws a lot by one method after another. One transformed model is held at a time: its state is large."""
+
+    def __init__(self, bench: Bench, lot: Lot, *, compiles: bool = False, calibrated_on: int = 1, told: Told = lambda what: None) -> None:
+        self.bench, self.lot, self.compiles, self.told = bench, lot, compiles, told
+        self.calibrated_on = Lot.of(range(CALIBRATED, CALIBRATED + calibrated_on * lot.batch), lot.batch)
+        self._held: tuple[Any, rfc_fx.CachedModel, Callable[..., Any]] | None = None
+        self._recorded: dict[tuple[str, str], Trajectory] = {}
+        self._thresholds: dict[tuple[str, Any], dict[int, float]] = {}
+        """By sampler and kind of schedule, then by budget."""
+
+    # ---- drawing -----------------------------------------------------------------------------------------------------
+
+    def full(self, sampler: Sampler) -> Drawn:
+        """The lot in full computation, by the model itself."""
+        model = torch.compile(self.bench.model, fullgraph=True) if self.compiles else self.bench.model
+        if self.compiles:
+            self.bench.draw(model, sampler, self.lot, self.lot.batches[0])
+        parts, seconds = [], []
+        for part in self.lot.batches:
+            self.told("full computation")
+            start = time.perf_counter()
+            parts.append(self.bench.draw(model, sampler, self.lot, part))
+            seconds.append(time.perf_counter() - start)
+        return Drawn(torch.cat(parts), [float(sampler.steps)] * len(parts), seconds, 1.0, "#" * sampler.steps)
+
+    def draw(self, method: CachingMethod, sampler: Sampler, lot: Lot | None = None) -> Drawn:
+        """A lot by a method; what was captured and compiled for another threshold or list serves again."""
+        lot = lot or self.lot
+        cached, call = self._transformed(method, sampler)
+        parts: list[Tensor] = []
+        nfc, seconds, shares, patterns = [], [], [], []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NothingSkippedWarning)  # said by the NFC
+            for part in lot.batches:
+                cached.reset()
+                start = time.perf_counter()
+                parts.append(self.bench.draw(call, sampler, lot, part))
+                seconds.append(time.perf_counter() - start)
+                nfc.append(statistics.fmean(generation.nfc for generation in cached.contexts.values()))
+                shares.append(_flops_share(cached))
+                patterns.append(pattern(cached.stats))
+            cached.reset()
+        return Drawn(torch.cat(parts), nfc, seconds, statistics.fmean(shares), patterns[0])
+
+    def _transformed(self, method: CachingMethod, sampler: Sampler) -> tuple[rfc_fx.CachedModel, Callable[..., Any]]:
+        key = method.estimator, method.schedule.in_graph, placement(method)
+        if self._held is None or self._held[0] != key:
+            self._held = None
+            if self.compiles:
+                torch._dynamo.reset()  # what was compiled for the last method goes with it
+            cached = rfc_fx.transform(self.bench.model, method=method, hoist=self.compiles, regional=self.compiles)
+            call = torch.compile(cached, fullgraph=True) if self.compiles else cached
+            self._held = key, cached, call
+            first = self.lot.batches[0]
+            self.bench.draw(call, _short(sampler, method), self.lot, first)  # captures and compiles, outside every time
+        _, cached, call = self._held
+        cached.method = method
+        return cached, call
+
+    # ---- an equal number of full computations ------------------------------------------------------------------------
+
+    def method(self, entry: Entry, sampler: Sampler, budget: int) -> tuple[CachingMethod, Calibrated | None]:
+        """The entry's method with so many full computations, or as close as it comes on samples that are not judged."""
+        if entry.listed is not None:
+            return entry.listed(uniform_steps(sampler.steps, budget)), None
+        assert entry.thresholded is not None
+        make, facts = entry.thresholded, self.facts(sampler)
+
+        def measure(threshold: float) -> float:
+            self.told(f"{entry.name}: threshold {threshold:.3g}")
+            method = make(threshold, facts)
+            if _is_planned(method):
+                return float(len(full_steps(method.schedule, sampler.steps)))
+            return statistics.fmean(self.draw(method, sampler, self.calibrated_on).nfc)
+
+        known = self._thresholds.setdefault((sampler.name, self._kind(entry, sampler)), {})
+        guess = known[min(known, key=lambda other: abs(other - budget))] if known else None
+        found = calibrated(measure, budget, low=entry.low, high=entry.high, guess=guess)
+        known[budget] = found.threshold
+        return make(found.threshold, facts), found
+
+    def remember(self, entry: Entry, sampler: Sampler, budget: int, threshold: float) -> None:
+        """Begin with this threshold, found before, for like schedules; it is measured again."""
+        self._thresholds.setdefault((sampler.name, self._kind(entry, sampler)), {})[budget] = threshold
+
+    def _kind(self, entry: Entry, sampler: Sampler) -> Any:
+        """What methods have in common whose thresholds are near each other: the kind of their schedule."""
+        assert entry.thresholded is not None
+        method = entry.thresholded(entry.high, self.facts(sampler))
+        return entry.name if _is_planned(method) else (method.schedule.in_graph, method.schedule.warmup)
+
+    def facts(self, sampler: Sampler) -> Facts:
+        """What may be known of a sampler, measured when it is asked for."""
+
+        def planned(tau: float, where: Literal["first", "all"]) -> list[int]:
+            return planned_steps(self._recording(sampler, "module"), tau, where)
+
+        return Facts(sampler.steps, lambda: magnitude_ratios(self._recording(sampler, "stack")), planned)
+
+    def _recording(self, sampler: Sampler, granularity: str) -> Trajectory:
+        if (sampler.name, granularity) not in self._recorded:
+            self.told(f"recording {sampler.what}")
+            lot = Lot.of(range(FORCED, FORCED + PLANNED_ON), PLANNED_ON)
+            self._recorded[sampler.name, granularity] = record(self.bench, sampler, lot, lot.batches[0], granularity)
+        return self._recorded[sampler.name, granularity]
+
+
+def _is_planned(method: CachingMethod) -> bool:
+    """Whether its full steps are known beforehand."""
+    return not method.schedule.watches and not method.schedule.is_lagged
+
+
+def _short(sampler: Sampler, method: CachingMethod) -> Sampler:
+    """A few steps, among which is an estimated one."""
+    return Sampler(
+        name=sampler.name, what=sampler.what, steps=min(sampler.steps, method.schedule.warmup + 2), budgets=(), scheduler=sampler.scheduler
+    )
+
+
+def _flops_share(cached: rfc_fx.CachedModel) -> float:
+    """Floating-point operations of the latest generation as a share of as many full steps'."""
+    costs = {phase: flops(program.graph.nodes) for phase, program in cached.programs.items()}
+    shared = costs.get("PREFIX", 0) + costs.get("TIMESTEP", 0)
+    phases = cached.stats.phases
+    return sum(costs[phase] + shared for phase in phases) / (len(phases) * (costs["FULL"] + shared))

@@ -1,0 +1,202 @@
+"""DisCa: at a skipped step a small trained network stands in the place of all blocks (arXiv 2602.05449).
+
+The cache is one tensor, the stream that left the last block at the latest full step. The predictor is a folder with `predictor.json` and
+`predictor.safetensors`; its blocks are of the model's own class, and are called with what the model calls its first block with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from rfc.estimate import Coefficients, Estimator
+from rfc.method import CachingMethod, placement
+from rfc.predictor import Predictor, PredictorError, checksum, load_predictor, same_blocks
+from rfc.run import Now
+from rfc.schedule import Every, Listed, Schedule
+from rfc.spans import Block, Replaced, block_modules, in_place
+from rfc.state import Clock, SlotSpec, State
+from rfc.storage import Stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted(Estimator):
+    """The stream behind the last block as a trained predictor forecasts it from the embedded tokens and its past, O (`Predictor`).
+
+    `folder` holds the predictor, whose weights have this `sha256`. The estimate needs the arguments of the blocks, which no formula has:
+    the twin (`predictions`) and the compiler put the predictor's own operations in its place.
+    """
+
+    folder: str
+    sha256: str
+
+    def __post_init__(self) -> None:
+        for name, value in (("folder", self.folder), ("sha256", self.sha256)):
+            if not isinstance(value, str):
+                raise TypeError(f"Predicted: {name} must be a string, got {value!r}")
+
+    @property
+    def orders(self) -> int:
+        return 0
+
+    def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
+        return {"O": O}
+
+    def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
+        return {"O": O}
+
+    def load(self, model: nn.Module) -> Predictor:
+        """The predictor, made for that model; PredictorError where it cannot be (`load_predictor`)."""
+        if not self.folder:
+            raise PredictorError("DisCa: predictor is None; pass the folder of one that was trained for the model")
+        return load_predictor(model, Path(self.folder), self.sha256)
+
+    def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
+        raise NotImplementedError("Predicted: its estimate is a network's, with no coefficients; it needs granularity 'output'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DisCa:
+    """Full steps by a list, or every `interval`-th; between them a predictor in the place of the blocks (arXiv 2602.05449).
+
+    `predictor` is the folder of a predictor trained for the model (`python -m benchmarks.train_predictor` makes one); None only in
+    presets. `steps`, where given, are the full ones, counted from 0. Raises PredictorError where the folder holds none.
+    """
+
+    predictor: str | Path | None
+    steps: Sequence[int] | None = None
+    interval: int = 2
+    warmup: int = 1
+    sha256: str = field(init=False, default="", repr=False)
+    """Of the weights, as they were when the method was made."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            object.__setattr__(self, "steps", Listed(steps=self.steps).steps)
+        if self.predictor is not None:
+            object.__setattr__(self, "predictor", str(self.predictor))
+            object.__setattr__(self, "sha256", checksum(Path(self.predictor)))
+        _ = self.schedule
+
+    @property
+    def estimator(self) -> Estimator:
+        return Predicted(folder="" if self.predictor is None else str(self.predictor), sha256=self.sha256)
+
+    @property
+    def schedule(self) -> Schedule:
+        return Every(interval=self.interval, warmup=self.warmup) if self.steps is None else Listed(steps=self.steps)
+
+    @property
+    def granularity(self) -> str:
+        return "output"
+
+
+def predicted_by(method: CachingMethod) -> Predicted | None:
+    """The method's estimator, where it is a predictor; PredictorError where the method asks what no predictor can."""
+    estimator = method.estimator
+    kept = estimator.outputs if isinstance(estimator, Stored) else None
+    estimator = estimator.estimator if isinstance(estimator, Stored) else estimator
+    if not isinstance(estimator, Predicted):
+        return None
+    if kept is not None:
+        raise PredictorError(f"DisCa: the cache is the predictor's input and stays in the model's type, got outputs={kept}; leave it None")
+    if (granularity := placement(method).granularity) != "output":
+        raise PredictorError(f"DisCa: a predictor stands in for all blocks, granularity 'output', got {granularity!r}")
+    return estimator
+
+
+# ---- a skipped step --------------------------------------------------------------------------------------------------
+
+
+def predict(predictor: Predictor, block: Block, cache: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The stream behind the last block, from the call of the first one; PredictorError for a stream that the predictor is not for."""
+    x = _stream(block, args, kwargs)
+    where = type(block.module).__name__
+    if x.dim() != 3 or x.shape[-1] != predictor.channels:
+        raise PredictorError(
+            f"DisCa: {where} takes a stream of shape {tuple(x.shape)}, the predictor one of (N, T, {predictor.channels}); "
+            "it was trained for another model"
+        )
+
+    def call(own: nn.Module, h: Tensor) -> Tensor:
+        named = "hidden_states" in kwargs
+        output = own(*args, **{**kwargs, "hidden_states": h}) if named else own(h, *args[1:], **kwargs)
+        return _one_stream(where, output)
+
+    h: Tensor = predictor(x, cache, call)
+    return h
+
+
+def _stream(block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    found = block.streams(args, kwargs)
+    if "hidden_states" not in found:
+        raise PredictorError(f"DisCa: {type(block.module).__name__} is called without hidden_states, the stream that a predictor forecasts")
+    return found["hidden_states"]
+
+
+def _one_stream(where: str, output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise PredictorError(
+            f"DisCa: {where} returns {type(output).__name__}, expected one tensor: a predictor stands in for blocks of one stream of "
+            "tokens; use a method without a predictor (rfc.TaylorSeerLite)"
+        )
+    return output
+
+
+@dataclass
+class Prediction:
+    """All blocks as one site of the twin: computed, or forecast in the place of the first and handed on by the others."""
+
+    name: str
+    now: Now
+    predictor: Predictor
+    blocks: list[Block]
+    x: Tensor | None = None
+
+    def forward(self, place: int, *args: Any, **kwargs: Any) -> Tensor:
+        """In the place of a block's forward."""
+        block, run = self.blocks[place], self.now.run
+        if place == 0:
+            self.x = _stream(block, args, kwargs)
+            run.decide(I=self.x)
+        if run.phase == "FULL":
+            output = _one_stream(type(block.module).__name__, block.compute(*args, **kwargs))
+            if place == len(self.blocks) - 1:
+                assert self.x is not None
+                run.refresh(self.name, 0, self.x, output)
+            return output
+        if place == 0:
+            return predict(self.predictor, block, run.states[self.name, 0]["O"], args, kwargs)
+        return _stream(block, args, kwargs)
+
+
+def predictions(model: nn.Module, now: Now, estimator: Predicted) -> Iterator[Replaced]:
+    """The twin's replacements for the blocks; see `Predicted.load` for what is raised."""
+    predictor = estimator.load(model)
+    blocks = [Block(module, module.forward) for _, module in block_modules(model)]
+    site = Prediction(block_modules(model)[0][0], now, predictor, blocks)
+    for place, block in enumerate(blocks):
+        yield block.module, partial(site.forward, place)
+
+
+@contextmanager
+def skipping(model: nn.Module, predictor: Predictor, cache: Callable[[], Tensor], seen: Callable[[Tensor], object]) -> Iterator[None]:
+    """While it is open, the model runs as in a skipped step, from the tensor that `cache` returns; `seen` gets each forecast."""
+    blocks = [Block(module, module.forward) for _, module in same_blocks(model)]
+
+    def first(*args: Any, **kwargs: Any) -> Tensor:
+        h = predict(predictor, blocks[0], cache(), args, kwargs)
+        seen(h)
+        return h
+
+    def after(block: Block, *args: Any, **kwargs: Any) -> Tensor:
+        return _stream(block, args, kwargs)
+
+    with in_place([(blocks[0].module, first), *((block.module, partial(after, block)) for block in blocks[1:])]):
+        yield

@@ -1,0 +1,162 @@
+"""Calibrate: the threshold of a method that gives a wanted number of full computations, or saves most within a bound on quality."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from math import inf
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import rfc_fx
+from rfc.method import CachingMethod, Method, placement
+from rfc_fx.bisection import calibrated, largest_threshold
+from rfc_fx.compare import psnr
+from rfc_fx.errors import RFCError
+from rfc_fx.load import Source
+from rfc_fx.steps import NothingSkippedWarning
+
+Told = Callable[[str], None]
+"""Hears what is being measured."""
+
+THRESHOLDS = ("tau", "threshold", "base")
+"""What methods and schedules call their threshold."""
+
+LOW, HIGH = 1e-3, 20.0
+"""Between which it is looked for."""
+
+
+class CalibrationError(RFCError):
+    """What was asked for cannot be reached, or the method has nothing to calibrate."""
+
+
+class Measured(NamedTuple):
+    """What a threshold gives, over the seeds."""
+
+    nfc: float
+    """Mean number of full computations of a generation."""
+    psnr_db: float
+    """Against full computation of the same seeds; inf where nothing was skipped."""
+    error: float
+    """Geometric mean over the samples of ||x - x_full|| / ||x_full||."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """Exactly one of them."""
+
+    nfc: float | None = None
+    psnr: float | None = None
+    max_error: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        if len(given) != 1:
+            raise CalibrationError(f"calibrate: exactly one of nfc, psnr and max_error is needed, got {', '.join(given) or 'none'}")
+
+    def met(self, found: Measured) -> bool:
+        """Whether the bound on quality holds."""
+        if self.psnr is not None:
+            return found.psnr_db >= self.psnr
+        assert self.max_error is not None
+        return found.error <= self.max_error
+
+    @property
+    def text(self) -> str:
+        """What was asked for, as people say it."""
+        if self.nfc is not None:
+            return f"NFC {self.nfc:g}"
+        return f"a PSNR of at least {self.psnr:g} dB" if self.psnr is not None else f"an error of at most {self.max_error:g}"
+
+
+class Calibrated(NamedTuple):
+    """The method with its threshold, and what that gave."""
+
+    method: CachingMethod
+    threshold: float
+    measured: Measured
+    tried: int
+
+
+def with_threshold(method: CachingMethod, threshold: float) -> CachingMethod:
+    """The method with another threshold; CalibrationError for one that has none."""
+    for name in THRESHOLDS:
+        if hasattr(method, name):
+            return replace(method, **{name: threshold})  # type: ignore[type-var]
+        if isinstance(method, Method) and hasattr(method.schedule, name):
+            return replace(method, schedule=replace(method.schedule, **{name: threshold}))  # type: ignore[type-var]
+    raise CalibrationError(f"calibrate: {type(method).__name__} decides without a threshold; choose its interval, or a method with RCS")
+
+
+class Laboratory:
+    """Draws the seeds of a source by one method at one threshold after another; captures once."""
+
+    def __init__(self, source: Source, method: CachingMethod, steps: int, *, compile: bool = False, told: Told = lambda what: None) -> None:
+        self.source, self.method, self.steps, self.told = source, method, steps, told
+        self.cached = rfc_fx.transform(source.model, method=method, granularity=placement(method).granularity)
+        self.call: Any = torch.compile(self.cached, fullgraph=True) if compile else self.cached
+        self._whole: Float[Tensor, "N C H W"] | None = None
+        self.seen: dict[float, Measured] = {}
+
+    def whole(self) -> Float[Tensor, "N C H W"]:
+        """Full computation of all seeds, drawn once."""
+        if self._whole is None:
+            self.told("full computation")
+            self._whole = torch.cat([self.source.draw(self.source.model, seed, self.steps, lambda: None) for seed in self.source.seeds])
+        return self._whole
+
+    def measure(self, threshold: float, *, quality: bool = True) -> Measured:
+        """Draw all seeds at a threshold."""
+        if threshold in self.seen:
+            return self.seen[threshold]
+        self.told(f"threshold {threshold:.4g}")
+        self.cached.method = with_threshold(self.method, threshold)
+        samples, counts = [], []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NothingSkippedWarning)  # the NFC says it
+            for seed in self.source.seeds:
+                self.cached.reset()
+                samples.append(self.source.draw(self.call, seed, self.steps, lambda: None))
+                counts.append(statistics.fmean(record.nfc for record in self.cached.contexts.values()))
+            self.cached.reset()
+        drawn = torch.cat(samples)
+        found = Measured(statistics.fmean(counts), *self._quality(drawn)) if quality else Measured(statistics.fmean(counts), inf, 0.0)
+        if quality:
+            self.seen[threshold] = found
+        return found
+
+    def _quality(self, drawn: Float[Tensor, "N C H W"]) -> tuple[float, float]:
+        whole = self.whole()
+        lengths = whole.flatten(1).norm(dim=1)
+        errors = (drawn - whole).flatten(1).norm(dim=1) / lengths
+        error = float(errors.clamp(min=1e-12).log().mean().exp()) if errors.any() else 0.0
+        return psnr(drawn, whole), error
+
+
+def calibrate(
+    source: Source, method: CachingMethod, goal: Goal, steps: int, *, compile: bool = False, told: Told = lambda what: None
+) -> Calibrated:
+    """Find the threshold: by bisection on the mean NFC over the seeds, or the largest one that keeps the bound on quality.
+
+    Raises CalibrationError for a method without a threshold, an NFC beyond `steps`, or a quality that even the smallest threshold misses.
+    """
+    with_threshold(method, LOW)
+    if goal.nfc is not None and not 1 <= goal.nfc <= steps:
+        raise CalibrationError(f"calibrate: nfc must be from 1 to the number of steps {steps}, got {goal.nfc:g}")
+    laboratory = Laboratory(source, method, steps, compile=compile, told=told)
+    if goal.nfc is not None:
+        found = calibrated(lambda at: laboratory.measure(at, quality=False).nfc, goal.nfc, low=LOW, high=HIGH)
+        return Calibrated(with_threshold(method, found.threshold), found.threshold, laboratory.measure(found.threshold), found.measured)
+    threshold = largest_threshold(lambda at: goal.met(laboratory.measure(at)), low=LOW, high=HIGH)
+    if threshold is None:
+        best = laboratory.measure(LOW)
+        raise CalibrationError(
+            f"calibrate: {goal.text} is not reached: at threshold {LOW:g} (NFC {best.nfc:.1f} of {steps}) the PSNR is "
+            f"{best.psnr_db:.1f} dB, the error {best.error:.2g}; ask for less, or for another method"
+        )
+    return Calibrated(with_threshold(method, threshold), threshold, laboratory.measure(threshold), len(laboratory.seen))

@@ -1,0 +1,222 @@
+"""Every published method is a phase of the same guarded graph: equal to its twin, without graph breaks, with its own granularity."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+from families import FAMILIES, moved, sample
+from tolerances import INDUCTOR, SAME_GRAPH
+from torch import Tensor
+
+import rfc
+import rfc.eager
+import rfc_fx
+from rfc.method import placement
+from rfc_fx.errors import NoSiteError, RFCError
+
+pytestmark = pytest.mark.usefixtures("captured_once")
+
+STEPS = 10
+
+METHODS: dict[str, rfc.CachingMethod] = {
+    "fora": rfc.FORA(interval=3),
+    "taylorseer": rfc.TaylorSeer(interval=3, order=2),
+    "taylorseer-lite": rfc.TaylorSeerLite(interval=3),
+    "hicache": rfc.HiCache(interval=3),
+    "delta-dit": rfc.DeltaDiT(interval=3, first=1),
+    "delta-dit-front": rfc.DeltaDiT(interval=3, first=0, last=1),
+    "teacache": rfc.TeaCache(threshold=0.3, coefficients=(0.5, 1.0, 0.01), steps=STEPS),
+    "first-block": rfc.FirstBlockCache(threshold=0.3),
+    "dbcache": rfc.FirstBlockCache(threshold=0.3, tail=1),
+    "dicache": rfc.DiCache(threshold=0.3, warmup=3),
+    "magcache": rfc.MagCache(ratios=[1.0, 1.01, 0.97, 1.02, 0.99, 1.0, 0.98, 1.01, 1.0, 0.96]),
+    "speca": rfc.SpeCa(base=0.1, order=2, min_drafts=1, steps=STEPS),
+    "newton": rfc.NewtonRCS(tau=0.3),
+}
+
+TWO_PHASES = [name for name, method in METHODS.items() if len(method.schedule.phases) == 2]
+
+BLOCKS = 3
+
+CLOSE_KIN = {
+    family: {"fora", "taylorseer", "hicache", "delta-dit", "delta-dit-front", "teacache", "dbcache", "magcache"}
+    for family in ("pixart", "sd3", "flux", "wan")
+}
+"""Methods that differ in numbers alone from one that is always tested with the family."""
+
+
+def pairs(families: Iterable[str], methods: Iterable[str], left_out: Mapping[str, set[str]]) -> list[Any]:
+    """Every family with every method; what is left out takes minutes in all and runs with the slow tests."""
+    slow = pytest.mark.slow
+    return [pytest.param(f, m, marks=slow if m in left_out.get(f, ()) else ()) for f in families for m in methods]
+
+
+MADE = {name: cache(lambda build=build: build(layers=BLOCKS)) for name, build in FAMILIES.items()}
+"""One model of each family: no test here changes it."""
+
+
+@torch.no_grad()
+def generation(model: Any, kwargs: dict[str, Any], steps: int = STEPS) -> Tensor:
+    return torch.stack([sample(model(**moved(kwargs, i, steps))) for i in range(steps)])
+
+
+def close(a: list[float | None], b: list[float | None]) -> bool:
+    """The same numbers up to rounding (of differences of numbers near 1, too), None where the other has None."""
+    near = [x is y if x is None or y is None else abs(x - y) <= SAME_GRAPH * (1 + abs(y)) for x, y in zip(a, b, strict=True)]
+    return all(near)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize(("family", "method"), pairs(FAMILIES, METHODS, CLOSE_KIN))
+def test_every_method_takes_the_decisions_and_has_the_outputs_of_its_twin(family: str, method: str) -> None:
+    model, kwargs = MADE[family]()
+    twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, method=METHODS[method])
+    for _ in range(2):  # the second begins with what the first left in the state
+        expected, got = generation(twin, kwargs), generation(graph, kwargs)
+        assert graph.stats.phases == twin.stats.phases
+        assert close(graph.stats.eps, twin.stats.eps)
+        assert 1 <= graph.stats.nfc < STEPS
+        assert difference(got, expected) <= SAME_GRAPH
+
+
+@pytest.mark.parametrize(("family", "method"), pairs(["dit", "flux"], TWO_PHASES, CLOSE_KIN))
+def test_every_method_of_two_phases_is_the_same_as_one_graph_with_its_decision(family: str, method: str) -> None:
+    model, kwargs = MADE[family]()
+    host, cond = (rfc_fx.transform(model, method=METHODS[method], dispatch=dispatch) for dispatch in ("host", "cond"))
+    assert difference(generation(cond, kwargs), generation(host, kwargs)) <= SAME_GRAPH
+    assert cond.stats.phases == host.stats.phases
+    if METHODS[method].schedule.watches:  # otherwise one graph counts nothing as 0, the host as None
+        assert close(cond.stats.totals, host.stats.totals)
+
+
+@pytest.mark.usefixtures("no_recompiles")
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_compiles_one_frame_per_program_without_a_graph_break(method: str) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model, kwargs = MADE["dit"]()
+    cached, plain = (rfc_fx.transform(model, method=METHODS[method]) for _ in range(2))
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    compiled = torch.compile(cached, fullgraph=True, backend=counter)
+    for steps in (STEPS, STEPS - 2, STEPS):
+        assert difference(generation(compiled, kwargs, steps), generation(plain, kwargs, steps)) <= SAME_GRAPH
+    ran = {"FULL", *cached.stats.phases} | {name for name in cached.programs if name == "PREFIX"}
+    assert counter.frame_count == len(ran)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    "method", [pytest.param("teacache", marks=pytest.mark.slow), "dicache", pytest.param("speca", marks=pytest.mark.slow)]
+)
+def test_compiled_by_inductor_the_new_phases_are_the_same(method: str) -> None:
+    torch._dynamo.reset()
+    model, kwargs = MADE["dit"]()
+    cached, plain = (rfc_fx.transform(model, method=METHODS[method], hoist=True) for _ in range(2))
+    got = generation(torch.compile(cached, fullgraph=True), kwargs)
+    assert difference(got, generation(plain, kwargs)) <= INDUCTOR
+    assert cached.stats.phases == plain.stats.phases
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_law_1_all_full_is_the_model_bit_for_bit_behind_probes_and_ranges(family: str) -> None:
+    model, kwargs = MADE[family]()
+    expected = generation(model, kwargs, 4)
+    for method in (rfc.TeaCache(threshold=0.0), rfc.FirstBlockCache(threshold=0.0), rfc.DiCache(threshold=0.0)):
+        cached = rfc_fx.transform(model, method=method)
+        assert torch.equal(generation(cached, kwargs, 4), expected)
+        assert cached.stats.phases == ["FULL"] * 4
+
+
+@pytest.mark.filterwarnings("ignore::rfc_fx.NothingSkippedWarning")
+@pytest.mark.parametrize("family", ["dit", "sd3", "flux"])
+def test_law_9_what_a_schedule_remembers_of_all_steps_is_not_seen_by_the_next_generation(family: str) -> None:
+    model, kwargs = MADE[family]()
+    for method in (METHODS["teacache"], METHODS["dicache"], METHODS["speca"]):
+        expected = generation(rfc_fx.transform(model, method=method), kwargs)
+        used = rfc_fx.transform(model, method=method)
+        generation(used, {**kwargs, "hidden_states": torch.full_like(kwargs["hidden_states"], float("nan"))}, 3)
+        assert torch.equal(generation(used, kwargs), expected)
+
+
+def test_a_range_of_blocks_leaves_the_others_in_every_step_and_costs_what_they_cost() -> None:
+    model, kwargs = MADE["dit"]()
+    shares = []
+    for first in range(BLOCKS):
+        plan = rfc_fx.transform(model, kwargs, method=rfc.DeltaDiT(first=first)).plan()
+        assert plan.sites == [f"blocks[{first}:]"]
+        shares.append(plan.estimate_share)
+    assert shares == sorted(shares)
+    assert shares[0] < 0.3 < shares[1] < shares[2] < 1
+
+
+def test_the_last_block_is_verified_at_the_price_of_a_block() -> None:
+    model, kwargs = MADE["dit"]()
+    plan = rfc_fx.transform(model, kwargs, method=METHODS["speca"]).plan()
+    block = (plan.full_flops - plan.estimate_flops) / BLOCKS
+    assert plan.verify_flops - plan.estimate_flops == pytest.approx(block, rel=0.01)
+
+
+def test_state_of_coarser_methods_is_a_few_tensors() -> None:
+    model, kwargs = MADE["dit"]()
+    whole = {
+        name: rfc_fx.transform(model, kwargs, method=METHODS[name]).plan().state_bytes
+        for name in ("taylorseer", "taylorseer-lite", "first-block", "teacache")
+    }
+    one = whole["first-block"] / 2  # the residual, and what the first block added
+    assert whole["teacache"] == 2 * one  # the residual, and the input of the step before
+    assert whole["taylorseer-lite"] == 3 * one
+    assert whole["taylorseer"] == 2 * BLOCKS * 3 * one
+
+
+PROBE_BEHIND = rfc.Method(estimator=rfc.Reuse(), schedule=rfc.AnchorChange(threshold=0.1), granularity="blocks[0:1]", probe=1)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (rfc.DeltaDiT(first=9), "granularity blocks[9:] chooses none of the 3 blocks"),
+        (rfc.FirstBlockCache(blocks=2, tail=1), "chooses none of the 3 blocks"),
+        (rfc.FirstBlockCache(blocks=3), "chooses none of the 3 blocks"),
+        (PROBE_BEHIND, "lies inside blocks[0:1]"),
+        (rfc.DiCache(depth=3), "no block number 3"),
+    ],
+)
+def test_ranges_and_probes_that_a_model_has_not_are_refused(method: rfc.CachingMethod, said: str) -> None:
+    model, kwargs = MADE["dit"]()
+    with pytest.raises(NoSiteError) as error:
+        rfc_fx.transform(model, kwargs, method=method)
+    assert said in str(error.value)
+
+
+def test_a_granularity_against_the_methods_own_is_refused() -> None:
+    model, _ = MADE["dit"]()
+    with pytest.raises(ValueError, match="transform: granularity: TeaCache works on 'stack', got 'module'; leave granularity out"):
+        rfc_fx.transform(model, method=rfc.TeaCache(), granularity="module")
+    with pytest.raises(ValueError, match=r"granularity must be one of module, block, stack, output, blocks\[a:b\]"):
+        rfc_fx.transform(model, granularity="layer")
+
+
+def test_more_than_two_phases_are_refused_as_one_cond() -> None:
+    model, kwargs = MADE["dit"]()
+    with pytest.raises(RFCError, match=r"Verified has the phases FULL, ESTIMATE, VERIFY, a torch\.cond has two; use dispatch='host'"):
+        rfc_fx.transform(model, kwargs, method=rfc.SpeCa(), dispatch="cond")
+    with pytest.raises(RFCError, match="VERIFY computes the last block, but stack lies in none"):
+        rfc_fx.transform(model, kwargs, method=rfc.SpeCa(), granularity="stack")
+
+
+def test_every_method_of_the_package_is_tested_here() -> None:
+    made = {kind for _, kind in inspect.getmembers(rfc, inspect.isclass) if hasattr(kind, "estimator") and hasattr(kind, "schedule")}
+    tested = {type(method) for method in METHODS.values()}
+    elsewhere = {rfc.RFC, rfc.FullCompute, rfc.ToCa, rfc.DuCa, rfc.DisCa}  # test_laws, test_tokens, test_disca
+    assert made - tested <= {*elsewhere, rfc.Method, rfc.CachingMethod}
+    assert all(placement(METHODS[name]).granularity == "stack" for name in ("teacache", "dicache", "magcache"))
