@@ -51,19 +51,25 @@ def schedule(steps: int, nfc: int) -> rfc.RCS:
     raise typer.BadParameter(f"no equal gaps give {nfc} full steps of {steps}")
 
 
-def variants(model: Any, names: list[str], plan: rfc.RCS, calls: Calls, *, per_sample: bool = False) -> list[Variant]:
+def variants(
+    model: Any, names: list[str], plan: rfc.RCS, calls: Calls, refused: dict[str, str], *, per_sample: bool = False
+) -> list[Variant]:
     """Full computation, and for each estimator the eager twin (where its state is the paper's) and the compiled graph, hoisted and not.
 
     A step of most is decided by data (RCS, whose PREFIX is part of the step); "fixed steps" are listed beforehand. What is more than an
-    estimator has a schedule of its own (`benchmarks.timed_methods`).
+    estimator has a schedule of its own (`benchmarks.timed_methods`), and may be `refused` by a model.
     """
     made = [Variant("full, eager", model), Variant("full, compiled", torch.compile(model, fullgraph=True))]
     timesteps = torch.stack([call["timestep"].flatten()[0] for call in calls])
     for name in names:
         if name in WHOLE:
             whole = WHOLE[name](plan, len(calls))
+            try:
+                hoisted = rfc_fx.transform(model, calls[0], method=whole, hoist=True)
+            except rfc_fx.RFCError as error:
+                refused[name] = str(error).partition("\n")[0]
+                continue
             twin = rfc.eager.cached(model, whole)
-            hoisted = rfc_fx.transform(model, method=whole, hoist=True)
             hoisted.prepare(timesteps)
             made.append(Variant(f"{name}, eager twin", twin, twin))
             made.append(Variant(f"{name}, hoisted, compiled", torch.compile(hoisted, fullgraph=True), hoisted))
@@ -227,7 +233,7 @@ def main(
     if with_rivals or (with_rivals is None and rivals.installed()):
         torch._dynamo.config.recompile_limit = rivals.RECOMPILE_LIMIT
         others, refused = rivals.rivals(net, calls, wanted)
-    made = variants(net, names, plan, calls, per_sample=per_sample) + others
+    made = variants(net, names, plan, calls, refused, per_sample=per_sample) + others
     refused |= timed(made, calls, where, rounds)
     for variant in made:
         if isinstance(variant.cache, rivals.Rival):

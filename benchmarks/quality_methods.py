@@ -16,6 +16,7 @@ import rfc
 from rfc.estimate import Coefficients
 from rfc.method import CachingMethod
 from rfc.state import Clock, State
+from rfc_fx.zoo import DIGITS_PREDICTOR
 
 FULL = "full"
 """Full computation: what all others are compared with."""
@@ -147,6 +148,12 @@ ENTRIES: tuple[Entry, ...] = (
         note="a verified draft also runs the last block; the threshold's floor is a tenth of its base, and drafts in a row are not bounded",
     ),
     *(_token_wise(make) for make in (rfc.ToCa, rfc.DuCa)),
+    Entry(
+        name="DisCa",
+        kind="published",
+        listed=lambda steps: rfc.DisCa(predictor=DIGITS_PREDICTOR, steps=steps),
+        note="a skipped step runs the predictor, which the digits model alone has",
+    ),
     _rcs("RFC m=1", "RFC", rfc.RFE(order=1), order=1),
     _rcs("RFC m=2", "RFC", rfc.RFE(order=2), order=2),
     *(_rcs(f"Projective m={m} + RCS", "ours", rfc.Projective(order=m)) for m in (1, 2, 3)),

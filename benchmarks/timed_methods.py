@@ -17,6 +17,7 @@ from torch import Tensor
 import rfc
 from rfc.generation import Generation
 from rfc.method import CachingMethod
+from rfc_fx.zoo import DIGITS_PREDICTOR
 
 ESTIMATORS: dict[str, rfc.Estimator] = {
     "FORA": rfc.Reuse(),
@@ -100,6 +101,7 @@ WHOLE: dict[str, Callable[[rfc.RCS, int], CachingMethod]] = {
     "SpeCa m=1": _speca,
     "ToCa": _token_wise(rfc.ToCa),
     "DuCa": _token_wise(rfc.DuCa),
+    "DisCa": lambda plan, steps: rfc.DisCa(predictor=DIGITS_PREDICTOR, steps=full_steps(plan, steps)),
 }
 """Methods that are more than an estimator at every module: made from the plan of full steps and the number of steps."""
 

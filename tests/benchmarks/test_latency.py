@@ -241,3 +241,12 @@ def test_where_data_decides_the_planned_steps_are_full_all_the_same(name: str) -
 def test_where_a_count_decides_the_number_of_full_steps_is_the_nearest(name: str) -> None:
     full = timed_methods.full_steps(timed_methods.WHOLE[name](latency.schedule(50, 14), 50).schedule, 50)
     assert abs(len(full) - 14) <= 1
+
+
+def test_a_method_that_a_model_cannot_have_is_named_with_the_reason() -> None:
+    model, kwargs = FAMILIES["dit"]()
+    refused: dict[str, str] = {}
+    made = latency.variants(model, ["DisCa", "TaylorSeer Lite m=1"], latency.schedule(8, 3), [kwargs] * 8, refused)
+    assert [variant.name for variant in made[2:]] == ["TaylorSeer Lite m=1, eager twin", "TaylorSeer Lite m=1, hoisted, compiled"]
+    assert refused.keys() == {"DisCa"}
+    assert "predictor" in refused["DisCa"]
