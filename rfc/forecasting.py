@@ -149,7 +149,8 @@ class NewtonRCS:
     What it takes from RFC is the schedule (arXiv 2602.19506, section 3.3), with one leading full step in place of several neighbouring
     ones: differences over a gap of one step say little about the many steps after it. In the place of the estimate stands the polynomial
     that is exact over the unequal gaps RCS leaves (`Newton`). A skipped step needs no site's input, so it is one pass over the state.
-    `tau` as in `RFC`.
+    `tau` as in `RFC`. Measured: a third of the error of TaylorSeer on one model, more than that on another (README, "How good"):
+    a polynomial does not know how far the input has moved, `RFE` does. Try it on yours before relying on it.
     """
 
     tau: float = 0.15
