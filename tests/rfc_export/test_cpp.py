@@ -15,6 +15,7 @@ import rfc_export
 from rfc_fx.zoo import digits_noise
 
 pytestmark = [
+    pytest.mark.slow,  # an engine for it alone
     pytest.mark.compile,
     pytest.mark.skipif(shutil.which("cmake") is None or shutil.which("g++") is None, reason="needs cmake and g++"),
 ]

@@ -32,7 +32,7 @@ METHODS: dict[str, rfc.CachingMethod] = {
     "duca": rfc.DuCa(interval=3, parts=2, steps=STEPS, ratio=0.2),
 }
 
-FAST = ("first-block", "speca", "duca")
+FAST = ("speca", "duca")
 """One for each way in which an engine's steps differ; one that remembers every step runs as one conditional step."""
 
 by_method = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in METHODS]

@@ -53,7 +53,7 @@ def test_slots_that_look_alike_lie_row_beside_row_and_never_overlap(dtype: torch
     assert len(set(storages)) == len(storages)  # what a compiler takes for one storage, it takes for overlapping
 
 
-@pytest.mark.parametrize("family", ["dit", "flux", "wan"])
+@pytest.mark.parametrize("family", ["dit", "flux", pytest.param("wan", marks=pytest.mark.slow)])
 def test_an_estimated_step_is_handed_pools_where_it_is_one_pass_over_the_state(family: str) -> None:
     model, kwargs = FAMILIES[family]()
     for estimator, pooled in ((rfc.Taylor(order=2), True), (SKETCHED, True), (rfc.RFE(order=1), False)):

@@ -97,7 +97,9 @@ def test_every_method_of_two_phases_is_the_same_as_one_graph_with_its_decision(f
 
 
 @pytest.mark.usefixtures("no_recompiles")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow if name in CLOSE_KIN["flux"] - {"dbcache"} else ()) for name in METHODS]
+)
 def test_every_method_compiles_one_frame_per_program_without_a_graph_break(method: str) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -53,7 +53,7 @@ def hook(model: Any) -> None:
 
 
 @pytest.mark.parametrize("announced", [True, False], ids=["after reset", "noticed as the noise grows"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["rfc", *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name != "rfc")])
 @pytest.mark.parametrize("change", [adapt, hook, widen])
 def test_a_change_between_generations_is_seen(change: Callable[[Any], None], method: str, announced: bool) -> None:
     model, kwargs = FAMILIES["dit"]()

@@ -61,7 +61,7 @@ def some_tokens(ratio: float, steps: list[str], **settings: Any) -> rfc.Method:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["dit", "sd3", "flux", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pixart", "wan"))])
 def test_token_wise_steps_are_those_of_the_twin(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
     twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, method=METHODS[method])
@@ -155,7 +155,7 @@ def test_law_9_a_result_never_depends_on_an_earlier_generation(method: str) -> N
 
 
 @pytest.mark.parametrize("method", ["toca", "duca"])
-@pytest.mark.parametrize("family", ["dit", "sd3"])
+@pytest.mark.parametrize("family", ["dit", pytest.param("sd3", marks=pytest.mark.slow)])
 def test_other_ways_to_run_the_same_programs_agree(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
     expected = generation(rfc_fx.transform(model, method=METHODS[method]), kwargs)
