@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.nn import functional as F
 
+from rfc_fx.files import write_atomically as write_atomically
 from rfc_fx.zoo import NULL_CLASS
 
 Images = Float[Tensor, "N C H W"]
@@ -100,14 +100,6 @@ def save_grid(images: Images, path: Path, columns: int, zoom: int = 6) -> None:
     pixels = ((torch.cat(rows, dim=1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
     picture = Image.fromarray(pixels.squeeze(2).numpy())
     picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(path)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that a crash leaves either the old one or the new one."""
-    unfinished = path.with_name(path.name + ".partial")
-    write(unfinished)
-    unfinished.chmod(0o644)  # safetensors leaves files that only their owner can read
-    os.replace(unfinished, path)
 
 
 def ship(model: Any, scheduler: Any, out: Path, metadata: dict[str, str]) -> None:

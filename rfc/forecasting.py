@@ -11,11 +11,8 @@ from rfc.forecast import Hermite, Newton
 from rfc.schedule import RCS, Every, Schedule
 
 
-class EveryNth(ABC):
-    """What methods with an `interval` and leading full steps (`warmup`) share; their fields are their own."""
-
-    interval: int
-    warmup: int
+class Checked(ABC):
+    """A method whose settings are checked when it is made, by making what they are for."""
 
     def __post_init__(self) -> None:
         _ = self.schedule, self.estimator
@@ -25,20 +22,35 @@ class EveryNth(ABC):
     def estimator(self) -> Estimator: ...
 
     @property
+    @abstractmethod
+    def schedule(self) -> Schedule: ...
+
+
+class EveryNth(Checked):
+    """What methods with an `interval` and leading full steps (`warmup`) share; their fields are their own."""
+
+    interval: int
+    warmup: int
+
+    @property
     def schedule(self) -> Schedule:
         return Every(interval=self.interval, warmup=self.warmup)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FORA(EveryNth):
-    """Reuse of attention and MLP outputs between every `interval`-th step (arXiv 2407.01425)."""
-
-    interval: int = 4
-    warmup: int = 2
+class Reusing:
+    """What methods share that keep the last output or residual as it is."""
 
     @property
     def estimator(self) -> Estimator:
         return Reuse()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FORA(Reusing, EveryNth):
+    """Reuse of attention and MLP outputs between every `interval`-th step (arXiv 2407.01425)."""
+
+    interval: int = 4
+    warmup: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +98,7 @@ class TaylorSeerLite(EveryNth):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeCa:
+class SpeCa(Checked):
     """Taylor drafts, of which the last block is verified; a bad one makes the next step full (arXiv 2509.11628; `Verified`)."""
 
     base: float = 0.1
@@ -97,9 +109,6 @@ class SpeCa:
     order: int = 4
     enhanced: int = 3
     steps: int = 50
-
-    def __post_init__(self) -> None:
-        _ = self.schedule, self.estimator
 
     @property
     def estimator(self) -> Estimator:
@@ -119,7 +128,7 @@ class SpeCa:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RFC:
+class RFC(Checked):
     """Relational feature caching: RFE of order m with RCS of threshold tau (arXiv 2602.19506, sections 3.2 and 3.3).
 
     `tau` is the one knob: larger skips more. It has no unit (an accumulated relative L1 error) and differs per model and
@@ -129,9 +138,6 @@ class RFC:
     tau: float = 0.1
     order: int = 1
     warmup: int = 3
-
-    def __post_init__(self) -> None:
-        _ = self.schedule, self.estimator
 
     @property
     def estimator(self) -> Estimator:
@@ -143,7 +149,7 @@ class RFC:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewtonRCS:
+class NewtonRCS(Checked):
     """RCS decides from the first step on; Newton's polynomial through the full steps it chose is the forecast. Not in the papers.
 
     What it takes from RFC is the schedule (arXiv 2602.19506, section 3.3), with one leading full step in place of several neighbouring
@@ -156,9 +162,6 @@ class NewtonRCS:
     tau: float = 0.15
     order: int = 2
     warmup: int = 1
-
-    def __post_init__(self) -> None:
-        _ = self.schedule, self.estimator
 
     @property
     def estimator(self) -> Estimator:

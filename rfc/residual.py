@@ -7,22 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rfc.change import AnchorChange, ProbeChange, StepChange
-from rfc.estimate import Estimator, Reuse
+from rfc.estimate import Estimator
 from rfc.forecast import Aligned
-from rfc.forecasting import EveryNth
+from rfc.forecasting import EveryNth, Reusing
 from rfc.schedule import Listed, Schedule, checked_count
 
 
-class Reusing:
-    """What methods share that keep the last residual as it is."""
-
-    @property
-    def estimator(self) -> Estimator:
-        return Reuse()
-
-
 @dataclass(frozen=True, kw_only=True)
-class DeltaDiT(EveryNth):
+class DeltaDiT(Reusing, EveryNth):
     """Reuse of what a range of blocks adds to the stream; the others always run (Delta-DiT, arXiv 2406.01125; DeepCache's analogue)."""
 
     interval: int = 3
@@ -31,10 +23,6 @@ class DeltaDiT(EveryNth):
     last: int | None = None
     """The block after the range; None: to the end."""
     warmup: int = 1
-
-    @property
-    def estimator(self) -> Estimator:
-        return Reuse()
 
     @property
     def granularity(self) -> str:

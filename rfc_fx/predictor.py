@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rfc.predictor import CONFIG, WEIGHTS, Predictor, description
+from rfc_fx.files import write_atomically
 
 
 def write_predictor(folder: str | Path, model: nn.Module, predictor: Predictor, dtypes: Mapping[str, torch.dtype] | None = None) -> Path:
@@ -26,15 +26,7 @@ def write_predictor(folder: str | Path, model: nn.Module, predictor: Predictor, 
     for name, tensor in predictor.state_dict().items():
         dtype = next((dtype for begin, dtype in kinds if name.startswith(begin)), tensor.dtype)
         weights[name] = tensor.detach().to("cpu", dtype, copy=True).contiguous()
-    _whole(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    write_atomically(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
     text = json.dumps(description(model, predictor), indent=1) + "\n"
-    _whole(folder / CONFIG, lambda path: path.write_text(text))
+    write_atomically(folder / CONFIG, lambda path: path.write_text(text))
     return folder
-
-
-def _whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that a crash leaves either the old one or the new one."""
-    part = path.with_name(f".{path.name}.partial")
-    write(part)
-    part.chmod(0o644)  # safetensors leaves files that only their owner can read
-    os.replace(part, path)

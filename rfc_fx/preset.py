@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from rfc.encoding import EncodingError, decode_method, encode_method
 from rfc.method import CachingMethod
 from rfc_fx.errors import RFCError
+from rfc_fx.files import write_atomically
 
 SCHEMA_VERSION = 1
 
@@ -26,9 +26,8 @@ def write_preset(path: str | Path, method: CachingMethod, measured: dict[str, An
     except EncodingError as error:
         raise PresetError(f"{path}: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.partial")
-    part.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")
-    os.replace(part, path)
+    text = json.dumps(kept, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda part: part.write_text(text))
 
 
 def read_preset(path: str | Path) -> CachingMethod:
