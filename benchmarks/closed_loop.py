@@ -12,17 +12,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+import rfc
 import rfc_fx
 from benchmarks.planned import planned_steps
 from benchmarks.quality_methods import Entry, Facts, uniform_steps
 from benchmarks.quality_workloads import CALIBRATED, FORCED, Bench, Images, Lot, Sampler
+from benchmarks.similarity import relative_l2
 from benchmarks.timed_methods import full_steps
 from benchmarks.trajectory import Trajectory, magnitude_ratios, record
-from rfc.method import CachingMethod, placement
+from rfc.method import CachingMethod, Method, placement
 from rfc_fx.bisection import Calibrated, calibrated
 from rfc_fx.ops import flops
+from rfc_fx.placing import Steps, best_placed
 from rfc_fx.show import pattern
-from rfc_fx.steps import NothingSkippedWarning
+from rfc_fx.steps import NothingSkippedWarning, StepsMismatchWarning
 
 Told = Callable[[str], None]
 """Hears what is being done."""
@@ -56,6 +59,8 @@ class Loop:
         self._recorded: dict[tuple[str, str], Trajectory] = {}
         self._thresholds: dict[tuple[str, Any], dict[int, float]] = {}
         """By sampler and kind of schedule, then by budget."""
+        self._whole: dict[str, Images] = {}
+        """The calibration samples in full computation, by sampler."""
 
     # ---- drawing -----------------------------------------------------------------------------------------------------
 
@@ -80,6 +85,7 @@ class Loop:
         nfc, seconds, shares, patterns = [], [], [], []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingSkippedWarning)  # said by the NFC
+            warnings.simplefilter("ignore", StepsMismatchWarning)  # of the few steps that compile
             for part in lot.batches:
                 cached.reset()
                 start = time.perf_counter()
@@ -112,6 +118,9 @@ class Loop:
         """The entry's method with so many full computations, or as close as it comes on samples that are not judged."""
         if entry.listed is not None:
             return entry.listed(uniform_steps(sampler.steps, budget)), None
+        if entry.placed is not None:
+            method = entry.placed(budget, sampler.steps)
+            return (self._moved(entry, method, sampler), None) if entry.moved else (method, None)
         assert entry.thresholded is not None
         make, facts = entry.thresholded, self.facts(sampler)
 
@@ -127,6 +136,28 @@ class Loop:
         found = calibrated(measure, budget, low=entry.low, high=entry.high, guess=guess)
         known[budget] = found.threshold
         return make(found.threshold, facts), found
+
+    def _moved(self, entry: Entry, method: CachingMethod, sampler: Sampler) -> CachingMethod:
+        """The method with its full steps moved to where the error of the calibration samples is smallest."""
+        whole = self._full(sampler)
+
+        def at(steps: Steps) -> CachingMethod:
+            return Method(estimator=method.estimator, schedule=rfc.Placed(steps=steps, of=sampler.steps), **placement(method)._asdict())
+
+        def error(steps: Steps) -> float:
+            self.told(f"{entry.name}: full steps {' '.join(map(str, steps))}")
+            drawn = self.draw(at(steps), sampler, self.calibrated_on).samples
+            return float(relative_l2(drawn, whole).log().mean().exp())
+
+        assert isinstance(method.schedule, rfc.Placed)
+        return at(best_placed(error, tuple(method.schedule.steps), sampler.steps, most=entry.moved).steps)
+
+    def _full(self, sampler: Sampler) -> Images:
+        """The calibration samples in full computation, drawn once."""
+        if sampler.name not in self._whole:
+            lot = self.calibrated_on
+            self._whole[sampler.name] = torch.cat([self.bench.draw(self.bench.model, sampler, lot, part) for part in lot.batches])
+        return self._whole[sampler.name]
 
     def remember(self, entry: Entry, sampler: Sampler, budget: int, threshold: float) -> None:
         """Begin with this threshold, found before, for like schedules; it is measured again."""

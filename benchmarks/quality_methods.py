@@ -1,7 +1,7 @@
 """The methods that the quality laboratory compares, as a table: another method is another line.
 
-A method gets its number of full computations in one of two ways. `listed`: the steps are given beforehand, the same for all such methods.
-`thresholded`: the data (or a calibration) decides, and a threshold is found that gives the number.
+A method gets its number of full computations in one of three ways. `listed`: the steps are given beforehand, the same for all such methods.
+`placed`: it places so many itself. `thresholded`: the data (or a calibration) decides, and a threshold is found that gives the number.
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One method; exactly one of `listed` and `thresholded` is given."""
+    """One method; exactly one of `listed`, `placed` and `thresholded` is given."""
 
     name: str
     kind: Literal["published", "RFC", "ours", "control"]
     """control: stands in a table of parts or variants."""
     listed: Callable[[list[int]], CachingMethod] | None = None
+    placed: Callable[[int, int], CachingMethod] | None = None
+    """Makes it from the numbers of full steps and of steps."""
+    moved: int = 0
+    """Of a placed method: so many lists of full steps are drawn with the calibration seeds, and the best is taken; 0: its own."""
     thresholded: Callable[[float, Facts], CachingMethod] | None = None
     low: float = 1e-4
     high: float = 50.0
@@ -84,6 +88,16 @@ def _planned(name: str, where: Literal["first", "all"]) -> Entry:
     )
 
 
+def _chebyshev(name: str, kind: Literal["ours", "control"], estimator: rfc.Estimator, moved: int = 0) -> Entry:
+    """An estimator at the full steps of `rfc.Chebyshev`."""
+
+    def make(nfc: int, steps: int) -> CachingMethod:
+        return rfc.Method(estimator=estimator, schedule=rfc.Chebyshev(nfc=nfc, steps=steps).schedule)
+
+    note = f"its full steps are the best of {moved} lists on the seeds that thresholds are found with" if moved else ""
+    return Entry(name=name, kind=kind, placed=make, moved=moved, note=note)
+
+
 def _newton(order: int) -> Entry:
     """Newton's polynomial with RCS from the first step on."""
     return Entry(
@@ -108,6 +122,9 @@ def _token_wise(make: type[rfc.ToCa] | type[rfc.DuCa]) -> Entry:
 def mag_cache(threshold: float, facts: Facts) -> CachingMethod:
     return rfc.MagCache(ratios=facts.ratios(), threshold=threshold, max_skip=facts.steps, retention=2 / facts.steps, steps=facts.steps)
 
+
+MOVED = 60
+"""Lists of full steps of which the calibrated method is the best, as many as `rfc-fx calibrate` draws."""
 
 ENTRIES: tuple[Entry, ...] = (
     _uniform("FORA", "published", rfc.Reuse()),
@@ -159,6 +176,8 @@ ENTRIES: tuple[Entry, ...] = (
     *(_rcs(f"Projective m={m} + RCS", "ours", rfc.Projective(order=m)) for m in (1, 2, 3)),
     *(_rcs(f"Newton m={m} + RCS", "ours", rfc.Newton(order=m)) for m in (2, 3)),
     *(_newton(m) for m in (2, 3)),
+    _chebyshev("Chebyshev", "ours", rfc.Chebyshev().estimator),
+    _chebyshev("Chebyshev, calibrated", "ours", rfc.Chebyshev().estimator, moved=MOVED),
     _uniform("RFE m=1, uniform", "control", rfc.RFE(order=1)),
     _uniform("RFE m=2, uniform", "control", rfc.RFE(order=2)),
     _rcs("Taylor m=1 + RCS", "control", rfc.Taylor(order=1), order=1),
@@ -166,6 +185,11 @@ ENTRIES: tuple[Entry, ...] = (
     *(_uniform(f"Taylor m=1 x {w}", "control", Weighted(order=1, weight=w)) for w in (0.8, 1.2)),
     _uniform("RFE m=1 per token, uniform", "control", rfc.RFE(order=1, norm="token")),
     _uniform("RFE m=1 per tensor, uniform", "control", rfc.RFE(order=1, norm="tensor")),
+    *(_chebyshev(f"Taylor m={m} + Chebyshev", "control", rfc.Taylor(order=m)) for m in (1, 2)),
+    *(_chebyshev(f"RFE m={m} + Chebyshev", "control", rfc.RFE(order=m)) for m in (1, 2)),
+    _chebyshev("Newton m=3 + Chebyshev", "control", rfc.Newton(order=3)),
+    _chebyshev("Reuse + Chebyshev", "control", rfc.Reuse()),
+    _uniform("Newton m=2, uniform", "control", rfc.Newton(order=2)),
     _planned("RFE m=1 + planned RCS, first site", "first"),
     _planned("RFE m=1 + planned RCS, all sites", "all"),
 )
@@ -209,6 +233,26 @@ WATCHED = {
     "all sites, planned": "RFE m=1 + planned RCS, all sites",
 }
 """Which inputs RCS looks at."""
+
+PLACES = {
+    "equal gaps": "Newton m=2, uniform",
+    "RCS": "Newton m=2 + RCS",
+    "RCS with one leading full step": "NewtonRCS m=2",
+    "Chebyshev": "Chebyshev",
+    "Chebyshev, calibrated": "Chebyshev, calibrated",
+}
+"""Which steps are full, with the same forecast."""
+
+FORECASTS = {
+    "reuse": "Reuse + Chebyshev",
+    "Taylor m=1": "Taylor m=1 + Chebyshev",
+    "Taylor m=2": "Taylor m=2 + Chebyshev",
+    "RFE m=1": "RFE m=1 + Chebyshev",
+    "RFE m=2": "RFE m=2 + Chebyshev",
+    "Newton m=2 (Chebyshev)": "Chebyshev",
+    "Newton m=3": "Newton m=3 + Chebyshev",
+}
+"""What the forecast is, at the same full steps."""
 
 QUICK = ("TaylorSeer m=1", "MagCache", "RFC m=1")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks.quality_methods import ABLATIONS, FULL, MAGNITUDES, METHODS, NORMS, WATCHED
+from benchmarks.quality_methods import ABLATIONS, FORECASTS, FULL, MAGNITUDES, METHODS, NORMS, PLACES, WATCHED
 
 Row = dict[str, Any]
 Column = Callable[[Row], str]
@@ -159,6 +159,8 @@ def _parts(record: Row) -> str:
         "How long the step along Taylor's direction is (order 1, equal gaps)": MAGNITUDES,
         "Over what RFE takes its norms (order 1, equal gaps)": NORMS,
         "Which inputs RCS looks at (RFE of order 1)": WATCHED,
+        "Which steps are full (Newton's polynomial of order 2)": PLACES,
+        "What the forecast is, at the full steps of Chebyshev": FORECASTS,
     }
     parts = []
     for title, methods in named.items():

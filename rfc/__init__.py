@@ -4,6 +4,7 @@ Estimators forecast a site's output, schedules decide which steps are full, meth
 """
 
 from rfc.change import AnchorChange, ProbeChange, StepChange
+from rfc.chebyshev import Chebyshev, Placed
 from rfc.disca import DisCa, Predicted
 from rfc.draft import Verified
 from rfc.estimate import RFE, Estimator, Projective, Reuse, Taylor, combine
@@ -29,6 +30,7 @@ __all__ = [
     "Aligned",
     "AnchorChange",
     "CachingMethod",
+    "Chebyshev",
     "Clock",
     "DeltaDiT",
     "DiCache",
@@ -47,6 +49,7 @@ __all__ = [
     "Newton",
     "NewtonRCS",
     "Phased",
+    "Placed",
     "Predicted",
     "PredictorError",
     "ProbeChange",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rfc.change import AnchorChange, ProbeChange, StepChange
+from rfc.chebyshev import Placed
 from rfc.disca import Predicted
 from rfc.draft import Verified
 from rfc.estimate import RFE, Estimator, Projective, Reuse, Taylor
@@ -26,7 +27,7 @@ class EncodingError(ValueError):
 
 ESTIMATOR_KINDS = (Reuse, Taylor, Hermite, Newton, RFE, Projective, Aligned, Predicted, Stored)
 ESTIMATORS: dict[str, type[Estimator]] = {kind.__name__: kind for kind in ESTIMATOR_KINDS}
-SCHEDULE_KINDS = (Every, Listed, Phased, RCS, AnchorChange, StepChange, ProbeChange, Verified)
+SCHEDULE_KINDS = (Every, Listed, Placed, Phased, RCS, AnchorChange, StepChange, ProbeChange, Verified)
 SCHEDULES: dict[str, type[Schedule]] = {kind.__name__: kind for kind in SCHEDULE_KINDS}
 TOKENS: dict[str, type[Tokens]] = {"Tokens": Tokens}
 KNOWN: dict[str, Any] = ESTIMATORS | SCHEDULES | TOKENS

@@ -26,7 +26,7 @@ from rfc_fx.predicted import PredictorMismatchError
 from rfc_fx.predictor import write_predictor
 from rfc_fx.preset import read_preset, write_preset
 from rfc_fx.program import Decision, Dispatch, Options, Plan
-from rfc_fx.steps import NothingSkippedWarning
+from rfc_fx.steps import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.structure import refuse
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "RFCError",
     "SignatureError",
     "StateBudgetError",
+    "StepsMismatchWarning",
     "explain",
     "read_preset",
     "transform",

@@ -1,9 +1,13 @@
-"""Calibrate: the threshold of a method that gives a wanted number of full computations, or saves most within a bound on quality."""
+"""Calibrate a method on samples: a number of full computations, or most savings within a bound on quality.
+
+Of a method with a threshold that threshold is found; of one that places its full steps (`rfc.Chebyshev`) the steps themselves.
+"""
 
 from __future__ import annotations
 
 import statistics
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from math import inf
@@ -14,11 +18,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 import rfc_fx
+from rfc.chebyshev import Chebyshev, Placed, placed_steps
 from rfc.method import CachingMethod, Method, placement
+from rfc.schedule import Schedule
 from rfc_fx.bisection import calibrated, largest_threshold
 from rfc_fx.compare import psnr
 from rfc_fx.errors import RFCError
 from rfc_fx.load import Source
+from rfc_fx.placing import Steps, best_placed
 from rfc_fx.steps import NothingSkippedWarning
 
 Told = Callable[[str], None]
@@ -29,6 +36,9 @@ THRESHOLDS = ("tau", "threshold", "base")
 
 LOW, HIGH = 1e-3, 20.0
 """Between which it is looked for."""
+
+LISTS = 60
+"""How many lists of full steps are drawn to find the best of them."""
 
 
 class CalibrationError(RFCError):
@@ -75,12 +85,14 @@ class Goal:
 
 
 class Calibrated(NamedTuple):
-    """The method with its threshold, and what that gave."""
+    """The method as it was found, and what it gave."""
 
     method: CachingMethod
-    threshold: float
+    threshold: float | None
+    """None for a method that has none."""
     measured: Measured
     tried: int
+    """How many methods were measured."""
 
 
 def with_threshold(method: CachingMethod, threshold: float) -> CachingMethod:
@@ -90,18 +102,20 @@ def with_threshold(method: CachingMethod, threshold: float) -> CachingMethod:
             return replace(method, **{name: threshold})  # type: ignore[type-var]
         if isinstance(method, Method) and hasattr(method.schedule, name):
             return replace(method, schedule=replace(method.schedule, **{name: threshold}))  # type: ignore[type-var]
-    raise CalibrationError(f"calibrate: {type(method).__name__} decides without a threshold; choose its interval, or a method with RCS")
+    raise CalibrationError(
+        f"calibrate: {type(method).__name__} decides without a threshold; choose its interval, or a method with RCS, or rfc.Chebyshev"
+    )
 
 
 class Laboratory:
-    """Draws the seeds of a source by one method at one threshold after another; captures once."""
+    """Draws the seeds of a source by one method after another that run on the same programs; captures once."""
 
     def __init__(self, source: Source, method: CachingMethod, steps: int, *, compile: bool = False, told: Told = lambda what: None) -> None:
-        self.source, self.method, self.steps, self.told = source, method, steps, told
+        self.source, self.steps, self.told = source, steps, told
         self.cached = rfc_fx.transform(source.model, method=method, granularity=placement(method).granularity)
         self.call: Any = torch.compile(self.cached, fullgraph=True) if compile else self.cached
         self._whole: Float[Tensor, "N C H W"] | None = None
-        self.seen: dict[float, Measured] = {}
+        self.seen: dict[Schedule, Measured] = {}
 
     def whole(self) -> Float[Tensor, "N C H W"]:
         """Full computation of all seeds, drawn once."""
@@ -110,12 +124,12 @@ class Laboratory:
             self._whole = torch.cat([self.source.draw(self.source.model, seed, self.steps, lambda: None) for seed in self.source.seeds])
         return self._whole
 
-    def measure(self, threshold: float, *, quality: bool = True) -> Measured:
-        """Draw all seeds at a threshold."""
-        if threshold in self.seen:
-            return self.seen[threshold]
-        self.told(f"threshold {threshold:.4g}")
-        self.cached.method = with_threshold(self.method, threshold)
+    def measure(self, method: CachingMethod, what: str, *, quality: bool = True) -> Measured:
+        """Draw all seeds by a method."""
+        if method.schedule in self.seen:
+            return self.seen[method.schedule]
+        self.told(what)
+        self.cached.method = method
         samples, counts = [], []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingSkippedWarning)  # the NFC says it
@@ -127,7 +141,7 @@ class Laboratory:
         drawn = torch.cat(samples)
         found = Measured(statistics.fmean(counts), *self._quality(drawn)) if quality else Measured(statistics.fmean(counts), inf, 0.0)
         if quality:
-            self.seen[threshold] = found
+            self.seen[method.schedule] = found
         return found
 
     def _quality(self, drawn: Float[Tensor, "N C H W"]) -> tuple[float, float]:
@@ -139,24 +153,79 @@ class Laboratory:
 
 
 def calibrate(
-    source: Source, method: CachingMethod, goal: Goal, steps: int, *, compile: bool = False, told: Told = lambda what: None
+    source: Source,
+    method: CachingMethod,
+    goal: Goal,
+    steps: int,
+    *,
+    compile: bool = False,
+    lists: int = LISTS,
+    told: Told = lambda what: None,
 ) -> Calibrated:
     """Find the threshold: by bisection on the mean NFC over the seeds, or the largest one that keeps the bound on quality.
 
-    Raises CalibrationError for a method without a threshold, an NFC beyond `steps`, or a quality that even the smallest threshold misses.
+    For `rfc.Chebyshev`: from its own full steps on, move them while the error over the seeds falls (at most `lists` lists are drawn); for a
+    bound on quality, find the fewest full steps that keep it first, and then move those of one less.
+    Raises CalibrationError for a method without a threshold, an NFC beyond `steps`, or a quality that nothing reaches.
     """
-    with_threshold(method, LOW)
     if goal.nfc is not None and not 1 <= goal.nfc <= steps:
         raise CalibrationError(f"calibrate: nfc must be from 1 to the number of steps {steps}, got {goal.nfc:g}")
+    if isinstance(method, Chebyshev):
+        method = replace(method, nfc=_whole(goal.nfc), steps=steps)
+        return _placed(Laboratory(source, method, steps, compile=compile, told=told), method, goal, lists)
+    with_threshold(method, LOW)
     laboratory = Laboratory(source, method, steps, compile=compile, told=told)
+    tried: set[float] = set()
+
+    def measure(threshold: float, *, quality: bool = True) -> Measured:
+        tried.add(threshold)
+        return laboratory.measure(with_threshold(method, threshold), f"threshold {threshold:.4g}", quality=quality)
+
     if goal.nfc is not None:
-        found = calibrated(lambda at: laboratory.measure(at, quality=False).nfc, goal.nfc, low=LOW, high=HIGH)
-        return Calibrated(with_threshold(method, found.threshold), found.threshold, laboratory.measure(found.threshold), found.measured)
-    threshold = largest_threshold(lambda at: goal.met(laboratory.measure(at)), low=LOW, high=HIGH)
-    if threshold is None:
-        best = laboratory.measure(LOW)
-        raise CalibrationError(
-            f"calibrate: {goal.text} is not reached: at threshold {LOW:g} (NFC {best.nfc:.1f} of {steps}) the PSNR is "
-            f"{best.psnr_db:.1f} dB, the error {best.error:.2g}; ask for less, or for another method"
-        )
-    return Calibrated(with_threshold(method, threshold), threshold, laboratory.measure(threshold), len(laboratory.seen))
+        found: float | None = calibrated(lambda at: measure(at, quality=False).nfc, goal.nfc, low=LOW, high=HIGH).threshold
+    else:
+        found = largest_threshold(lambda at: goal.met(measure(at)), low=LOW, high=HIGH)
+    if found is None:
+        raise _unreached(goal, f"at threshold {LOW:g}", measure(LOW), steps)
+    return Calibrated(with_threshold(method, found), found, measure(found), len(tried))
+
+
+def _whole(nfc: float | None) -> int | None:
+    if nfc is not None and nfc != int(nfc):
+        raise CalibrationError(f"calibrate: full steps are placed, so nfc must be a whole number, got {nfc:g}")
+    return None if nfc is None else int(nfc)
+
+
+def _placed(laboratory: Laboratory, method: Chebyshev, goal: Goal, lists: int) -> Calibrated:
+    """The full steps of least error for that many; or the fewest that keep a bound on quality."""
+    steps = method.steps
+
+    def listed(places: Steps) -> CachingMethod:
+        return Method(estimator=method.estimator, schedule=Placed(steps=places, of=steps))
+
+    def measured(nfc: int) -> Measured:
+        return laboratory.measure(replace(method, nfc=nfc), f"{nfc} full steps")
+
+    def moved(nfc: int) -> Steps:
+        def error(places: Steps) -> float:
+            return laboratory.measure(listed(places), "full steps " + " ".join(map(str, places))).error
+
+        return best_placed(error, placed_steps(nfc, steps, method.clustering), steps, most=lists).steps
+
+    if goal.nfc is not None:
+        best = listed(moved(method.full))
+        return Calibrated(best, None, laboratory.measure(best, ""), len(laboratory.seen))
+    if not goal.met(measured(steps)):
+        raise _unreached(goal, "with every step full", measured(steps), steps)
+    fewest = bisect_left(range(1, steps), True, key=lambda nfc: goal.met(measured(nfc))) + 1
+    best = listed(placed_steps(fewest, steps, method.clustering))
+    if fewest > 1 and goal.met(laboratory.measure(fewer := listed(moved(fewest - 1)), "")):
+        best = fewer
+    return Calibrated(best, None, laboratory.measure(best, ""), len(laboratory.seen))
+
+
+def _unreached(goal: Goal, where: str, best: Measured, steps: int) -> CalibrationError:
+    return CalibrationError(
+        f"calibrate: {goal.text} is not reached: {where} (NFC {best.nfc:.1f} of {steps}) the PSNR is "
+        f"{best.psnr_db:.1f} dB, the error {best.error:.2g}; ask for less, or for another method"
+    )

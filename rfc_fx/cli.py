@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
@@ -20,9 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from typer.core import TyperGroup
 
+import rfc
 from rfc.storage import stored
 from rfc_fx import pictures
-from rfc_fx.calibrate import Goal, calibrate, with_threshold
+from rfc_fx.calibrate import LISTS, Calibrated, Goal, calibrate, with_threshold
 from rfc_fx.compare import FULL, Comparison, Row, Settings, Timing, Variant, compare
 from rfc_fx.doctor import examine
 from rfc_fx.errors import RFCError
@@ -121,6 +122,7 @@ def generate(
     threshold: Annotated[float | None, typer.Option(help=HELP["threshold"])] = None,
     order: Annotated[int | None, typer.Option(help=HELP["order"])] = None,
     interval: Annotated[int | None, typer.Option(help=HELP["interval"])] = None,
+    nfc: Annotated[int | None, typer.Option(help=HELP["nfc"])] = None,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     cfg: Annotated[float | None, typer.Option(help="guidance (default: 1.5 for digits, else the pipeline's own)")] = None,
     classes: Annotated[str | None, typer.Option(help="such as 0-9 or 3,7 (default: 0-9 for digits, else 0-3)")] = None,
@@ -157,7 +159,7 @@ def generate(
         raise OptionError(f"{'--hoist' if hoist else '--decision per_sample'} needs --dispatch host")
     first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)
     names = method or ["fora", "taylorseer", "rfc"]
-    asked = Asked(tau=tau, threshold=threshold, order=order, interval=interval, steps=steps, preset=preset)
+    asked = Asked(tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, steps=steps, preset=preset)
     methods = new_methods(names, asked)  # before anything is loaded
     check_sizes(methods, settings.granularity)
     check_dispatch(methods, dispatch)
@@ -293,7 +295,7 @@ def calibrate_command(
     nfc: Annotated[float | None, typer.Option(help="wanted mean number of full computations of a generation")] = None,
     psnr: Annotated[float | None, typer.Option(help="smallest PSNR in dB against full computation")] = None,
     max_error: Annotated[float | None, typer.Option(help="largest ||x - x_full|| / ||x_full||, geometric mean over samples")] = None,
-    method: Annotated[str, typer.Option(help=f"one with a threshold, of {NAMES}")] = "newton",
+    method: Annotated[str, typer.Option(help=f"chebyshev, or one with a threshold, of {NAMES}")] = "chebyshev",
     order: Annotated[int | None, typer.Option(help=HELP["order"])] = None,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     cfg: Annotated[float | None, typer.Option(help="guidance (default: 1.5 for digits, else the pipeline's own)")] = None,
@@ -304,12 +306,15 @@ def calibrate_command(
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True)")] = False,
+    lists: Annotated[int, typer.Option(help="chebyshev: at most so many lists of full steps are drawn")] = LISTS,
     out: Annotated[Path, typer.Option(help="a .json file: --method of generate and transform take it")] = Path("out/preset.json"),
 ) -> None:
-    """Find the threshold of a method for a number of full computations, or for most savings within a bound on quality."""
+    """Find a method's full steps or threshold for a number of full computations, or for most savings within a bound on quality."""
     goal = Goal(nfc=nfc, psnr=psnr, max_error=max_error)
     chosen = new_method(method, Asked(order=order, steps=at_least("--steps", steps, 1)))
-    with_threshold(chosen, 1.0)  # before anything is loaded
+    if not isinstance(chosen, rfc.Chebyshev):
+        with_threshold(chosen, 1.0)  # before anything is loaded
+    at_least("--lists", lists, 1)
     first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)
     writable(out.parent)
     source = load_source(
@@ -322,15 +327,24 @@ def calibrate_command(
         device=parse_device(device),
     )
     with Console().status("calibrating") as status:
-        found = calibrate(source, chosen, goal, steps, compile=compile, told=lambda what: status.update(f"calibrating: {what}"))
+        say: Callable[[str], None] = lambda what: status.update(f"calibrating: {what}")  # noqa: E731
+        found = calibrate(source, chosen, goal, steps, compile=compile, lists=lists, told=say)
     measured = found.measured
     settings = {"model": source.name, "steps": steps, "seeds": source.seeds, "groups": len(source.groups), "asked": goal.text}
     reached = {"nfc": measured.nfc, "psnr_db": measured.psnr_db if isfinite(measured.psnr_db) else None, "error": measured.error}
     write_preset(out, found.method, settings | {"threshold": found.threshold, **reached})
     typer.echo(
-        f"{method}: threshold {found.threshold:.4g} gives NFC {measured.nfc:.2f} of {steps}, PSNR {measured.psnr_db:.1f} dB, error "
-        f"{measured.error:.2g} over {len(source.seeds)} x {len(source.groups)} samples ({found.tried} thresholds tried)\n{out}"
+        f"{method}: {_found(found)} gives NFC {measured.nfc:.2f} of {steps}, PSNR {measured.psnr_db:.1f} dB, error "
+        f"{measured.error:.2g} over {len(source.seeds)} x {len(source.groups)} samples ({found.tried} tried)\n{out}"
     )
+
+
+def _found(found: Calibrated) -> str:
+    """What was found: a threshold, or the full steps."""
+    schedule = found.method.schedule
+    if isinstance(schedule, rfc.Placed):
+        return f"full steps {', '.join(map(str, schedule.steps))}"
+    return f"threshold {found.threshold:.4g}"
 
 
 # ---- inspect ---------------------------------------------------------------------------------------------------------

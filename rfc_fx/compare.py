@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import rfc_fx
 from rfc.change import AnchorChange, ProbeChange, StepChange
+from rfc.chebyshev import Placed
 from rfc.draft import Verified
 from rfc.eager import CachedEager, cached
 from rfc.generation import Generation
@@ -27,7 +28,7 @@ from rfc_fx.load import Source, Tick
 from rfc_fx.model import CachedModel
 from rfc_fx.program import Decision, Dispatch
 from rfc_fx.show import pattern
-from rfc_fx.steps import NothingSkippedWarning, StepModel
+from rfc_fx.steps import NothingSkippedWarning, StepModel, StepsMismatchWarning
 
 FULL = "full"
 """Name of the row without caching."""
@@ -154,6 +155,14 @@ def skipping_schedule(schedule: Schedule) -> Schedule:
     if isinstance(schedule, Phased):
         return replace(schedule, steps=schedule.phases)
     return schedule
+
+
+def misplaced(method: CachingMethod, steps: int) -> str | None:
+    """What to say where full steps were placed for generations of another length."""
+    schedule = method.schedule
+    if not isinstance(schedule, Placed) or schedule.of == steps:
+        return None
+    return f"its full steps were placed for generations of {schedule.of} steps, these have {steps}"
 
 
 def threshold_of(schedule: Schedule) -> float | None:
@@ -295,7 +304,8 @@ def compare(source: Source, methods: Mapping[str, CachingMethod], settings: Sett
     made = variants(source, methods, settings)
     device = next(source.model.parameters()).device
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NothingSkippedWarning)  # said in notes()
+        for said_in_notes in (NothingSkippedWarning, StepsMismatchWarning):
+            warnings.simplefilter("ignore", said_in_notes)
         for variant in made:
             report.warming(variant)
             variant.warm_up(source, device)
@@ -345,6 +355,8 @@ def _notes(of: Comparison) -> Iterator[str]:
             yield f"{row.method}: nothing can be skipped in {steps} steps with {method.schedule}: the times are those of full computation"
         elif of.nfc(row) == steps:
             yield f"{row.method}: all {steps} steps were full although {method.schedule} could skip; raise its threshold{_option(method)}"
+        if (note := misplaced(method, steps)) is not None:
+            yield f"{row.method}: {note}"
         if row.graph is not None and of.settings.decision == "batch" and pattern_of(row.eager) != pattern_of(row.graph):
             yield f"{row.method}: the twin took other decisions than the graph: {pattern_of(row.eager)} against {pattern_of(row.graph)}"
         if any(len(contexts) > 1 for contexts in row.best.records.values()):

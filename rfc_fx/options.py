@@ -46,6 +46,7 @@ class Asked:
     threshold: float | None = None
     order: int | None = None
     interval: int | None = None
+    nfc: int | None = None
     steps: int | None = None
     """Of a generation, where it is known."""
     preset: str | None = None
@@ -96,6 +97,7 @@ METHODS: Mapping[str, Kind] = {
     "rfc": Kind(rfc.RFC, ("tau", "order")),
     "projective": Kind(_watched(rfc.Projective), ("tau", "order")),
     "newton": Kind(rfc.NewtonRCS, ("tau", "order")),
+    "chebyshev": Kind(rfc.Chebyshev, ("nfc", "order", "steps")),
     "speca": Kind(rfc.SpeCa, ("order", "steps")),
     "teacache": Kind(rfc.TeaCache, ("threshold", "steps")),
     "first-block": Kind(rfc.FirstBlockCache, ("threshold",)),
@@ -120,6 +122,7 @@ HELP = {
     "threshold": f"threshold of {', '.join(taking('threshold'))} (default: the method's own)",
     "order": "order of the forecast (default: the method's own)",
     "interval": f"{', '.join(taking('interval'))}: every so many steps one is full (default: the method's own)",
+    "nfc": f"{', '.join(taking('nfc'))}: how many steps of a generation are full (default: 28 %)",
     "preset": "take the settings published for this model, such as flux.1-dev (rfc.PRESETS); other options change them",
     "granularity": f"{_SIZES}, auto: the finest that fits --state-budget (default: the method's own, else module)",
     "sizes": f"{_SIZES} (default: the method's own, else module)",
@@ -145,7 +148,7 @@ def new_method(name: str, asked: Asked) -> CachingMethod:
 def new_methods(names: list[str], asked: Asked) -> dict[str, CachingMethod]:
     """Return the methods by name, each once; OptionError also for a setting that none of them has."""
     methods = {name: new_method(name, asked) for name in dict.fromkeys(names)}
-    for setting in ("tau", "threshold", "order", "interval"):
+    for setting in ("tau", "threshold", "order", "interval", "nfc"):
         if getattr(asked, setting) is not None and not any(setting in METHODS[name].takes for name in methods if name in METHODS):
             raise OptionError(f"--{setting}: not a setting of {', '.join(methods)}; {', '.join(taking(setting))} have it")
     return methods

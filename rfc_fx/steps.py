@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rfc.chebyshev import Placed
 from rfc.generation import Direction, Generation, timestep_value
 from rfc.method import CachingMethod, placement
 from rfc.storage import kept_like
@@ -36,6 +37,10 @@ GUESSED_BYTES = 512 << 20
 
 class NothingSkippedWarning(UserWarning):
     """A generation ran every step in full although its schedule could have skipped some."""
+
+
+class StepsMismatchWarning(UserWarning):
+    """A generation has another number of steps than its full steps were placed for (`rfc.Placed`, `rfc.Chebyshev`)."""
 
 
 class StepModel(nn.Module):
@@ -64,7 +69,7 @@ class StepModel(nn.Module):
         self._direction = Direction()
         self._here = threading.local()
         self._last: Context | None = None
-        self._warned = False
+        self._warned: set[type[Warning]] = set()
         self._may_have_changed = False
         if timestep is None:
             log.warning("%s: no timestep argument found; call reset() before every generation", name)
@@ -230,6 +235,8 @@ class StepModel(nn.Module):
                 self._set_clock(step)
             elif context.generation.clock() != clock:  # the generation is longer than was known when eps was measured
                 return None
+        if isinstance(schedule, Placed) and context.generation.step == schedule.of:
+            self._compare_with_placed(schedule.of + 1, " or more")
         phase = context.generation.decide(schedule, self._numbers_on(torch.device("cpu")), eps, step.timestep)
         if self._following is not None:
             self._following.decided(step)
@@ -265,7 +272,7 @@ class StepModel(nn.Module):
                 way = "rises" if sign > 0 else "falls"
                 log.info("%s: the %s %s from noise to image in this sampler", self._name, self._timestep, way)
             return False
-        self._warn_if_nothing_skipped(context)
+        self._warn_at_the_end(context)
         context.begin(context.generation.successor(self.method.schedule))
         return True
 
@@ -326,6 +333,7 @@ class StepModel(nn.Module):
         if given.dim() != 1 or not given.numel():
             raise ValueError(f"prepare: timesteps must have shape (S,) with S at least 1, got {tuple(given.shape)}")
         self._timesteps = given
+        self._compare_with_placed(len(given))
 
     def follow(self, pipeline: Any) -> None:
         """Take the timesteps of every coming generation from this pipeline's scheduler (or from a scheduler), instead of `prepare`.
@@ -358,25 +366,39 @@ class StepModel(nn.Module):
     def reset(self) -> None:
         """End the generation of every context: the next call begins with empty state."""
         for context in self._contexts.values():
-            self._warn_if_nothing_skipped(context)
+            self._warn_at_the_end(context)
             context.end()
         for streams in self._streams.values():
             streams.forget()
         self._may_have_changed = True
 
-    def _warn_if_nothing_skipped(self, context: Context) -> None:
+    def _warn_at_the_end(self, context: Context) -> None:
+        """Say what was wrong with a generation that has ended."""
         schedule = self.method.schedule
-        if self._warned:
-            return
         record = context.record(schedule)
         if record.never_skipped():
-            self._warned = True
-            warnings.warn(
-                f"{self._name}: all {record.step} steps of a generation were computed in full although {schedule} "
-                "could skip; raise its threshold, or check that one generation reaches one context",
+            self._warn_once(
                 NothingSkippedWarning,
-                stacklevel=2,
+                f"all {record.step} steps of a generation were computed in full although {schedule} "
+                "could skip; raise its threshold, or check that one generation reaches one context",
             )
+        if record.step:
+            self._compare_with_placed(record.step)
+
+    def _compare_with_placed(self, steps: int, more: str = "") -> None:
+        """Warn where full steps were placed for generations of another length than `steps` (or `more`)."""
+        schedule = self.method.schedule
+        if isinstance(schedule, Placed) and steps != schedule.of:
+            self._warn_once(
+                StepsMismatchWarning,
+                f"a generation of {steps}{more} steps, but the full steps were placed for one of {schedule.of}, its last among them; "
+                "pass the number of calls of a generation as `steps` of the method",
+            )
+
+    def _warn_once(self, category: type[Warning], said: str) -> None:
+        if category not in self._warned:
+            self._warned.add(category)
+            warnings.warn(f"{self._name}: {said}", category, stacklevel=4)
 
     # ---- diffusers' conventions --------------------------------------------------------------------------------------
 

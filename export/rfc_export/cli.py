@@ -49,6 +49,7 @@ def export(
     threshold: Annotated[float | None, typer.Option(help=HELP["threshold"])] = None,
     order: Annotated[int | None, typer.Option(help=HELP["order"])] = None,
     interval: Annotated[int | None, typer.Option(help=HELP["interval"])] = None,
+    nfc: Annotated[int | None, typer.Option(help=HELP["nfc"])] = None,
     steps: Annotated[int | None, typer.Option(help=f"of a generation, for {', '.join(options.taking('steps'))}")] = None,
     granularity: Annotated[str | None, typer.Option(help=HELP["sizes"])] = None,
     state_dtype: Annotated[str | None, typer.Option(help=f"of the differences: {', '.join(STATE_DTYPES)}")] = None,
@@ -71,7 +72,7 @@ def export(
     numbers, place, kept = options.parse_dtype(dtype), options.parse_device(device), options.parse_state_dtype(state_dtype)
     check_place(out, overwrite=overwrite)
     is_digits = layout(locate(model)) == "digits"
-    asked = Asked(tau=tau, threshold=threshold, order=order, interval=interval, steps=steps, preset=preset, is_digits=is_digits)
+    asked = Asked(tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, steps=steps, preset=preset, is_digits=is_digits)
     (chosen,) = options.new_methods([method], asked).values()
     options.check_sizes({method: chosen}, size)
     check_method(chosen, how)

@@ -22,12 +22,12 @@ from rfc.schedule import RCS
 from rfc_export.errors import ArtifactError, ExportError
 from rfc_export.manifest import MANIFEST, WEIGHTS, Manifest
 from rfc_export.runtime import Engine
-from rfc_fx.compare import CHANGES, Comparison, Row, Settings, Variant, steps_to_warm_up, with_schedule
+from rfc_fx.compare import CHANGES, Comparison, Row, Settings, Variant, misplaced, steps_to_warm_up, with_schedule
 from rfc_fx.inspection import load_with_inputs
 from rfc_fx.load import DigitsSource, Tick, layout, load_source, locate
 from rfc_fx.pictures import ENGINE
 from rfc_fx.record import decisions, plain, side, versions
-from rfc_fx.steps import NothingSkippedWarning
+from rfc_fx.steps import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.zoo import DIGITS, NULL_CLASS, digits_noise, sample_digits
 
 CFG = 1.5
@@ -214,6 +214,7 @@ def draw_all(source: EngineSource, steps: int, tick: Tick, warmed: Tick = lambda
     variant = Variant(method=ENGINE, side="engine", call=engine, cache=engine, warmup_steps=steps_to_warm_up(engine.method, steps))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingSkippedWarning)  # the summary says how many steps were full
+        warnings.simplefilter("ignore", StepsMismatchWarning)  # the command says it
         variant.warm_up(source, engine.device)
         warmed()
         for seed in source.seeds:
@@ -265,6 +266,8 @@ def run_notes(of: Comparison, engine: Engine) -> list[str]:
         notes.append(f"{len(source.batches)} batches of classes, one schedule each; schedule.png shows the first")
     if of.nfc(of.rows[0]) == of.settings.steps:
         notes.append(f"all {of.settings.steps} steps were full with {engine.method}; a larger threshold skips more")
+    if (note := misplaced(engine.method, of.settings.steps)) is not None:
+        notes.append(note)
     return notes
 
 

@@ -1,0 +1,83 @@
+"""Full steps placed before a generation begins, closer together at both of its ends, and the polynomial through them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rfc.estimate import Estimator
+from rfc.forecast import Newton
+from rfc.forecasting import Checked
+from rfc.schedule import Listed, Schedule, checked_count
+
+SHARE = 0.28
+"""Of a generation's steps that are full unless something else is said: 14 of 50."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed(Listed):
+    """A list for generations of `of` steps; a transformed model warns (`rfc_fx.StepsMismatchWarning`) where one has another length."""
+
+    of: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checked_count("Placed", "of", self.of, 1)
+        if self.steps[-1] >= self.of:
+            raise ValueError(f"Placed: steps must be below of={self.of}, got {self.steps[-1]}")
+
+
+def placed_steps(nfc: int, steps: int, clustering: float) -> tuple[int, ...]:
+    """`nfc` of `steps` steps, the first and the last among them: between equal gaps (0) and Chebyshev-Lobatto points (1).
+
+    Point i of 0 .. n-1 lies at (1-w) u + w (1 - cos(pi u)) / 2 of the way, u = i / (n-1), rounded to a step; steps that would fall together
+    move apart. Raises ValueError unless 1 <= nfc <= steps and 0 <= clustering <= 1.
+    """
+    checked_count("Chebyshev", "steps", steps, 1)
+    checked_count("Chebyshev", "nfc", nfc, 1)
+    if nfc > steps:
+        raise ValueError(f"Chebyshev: nfc must be at most steps ({steps}), got {nfc}")
+    if isinstance(clustering, bool) or not isinstance(clustering, int | float) or not 0 <= clustering <= 1:
+        raise ValueError(f"Chebyshev: clustering must be from 0 (equal gaps) to 1 (Chebyshev-Lobatto points), got {clustering!r}")
+    if nfc == 1:
+        return (0,)
+    last = steps - 1
+    ways = [i / (nfc - 1) for i in range(nfc)]
+    places = [round(last * ((1 - clustering) * u + clustering * (1 - math.cos(math.pi * u)) / 2)) for u in ways]
+    for i in range(1, nfc):
+        places[i] = max(places[i], places[i - 1] + 1)
+    places[-1] = last
+    for i in reversed(range(nfc - 1)):
+        places[i] = min(places[i], places[i + 1] - 1)
+    return tuple(places)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chebyshev(Checked):
+    """`nfc` full steps of `steps`, denser at both ends; Newton's polynomial through them is the forecast. Not in the papers.
+
+    Caching forecasts a site's output by a polynomial through its latest full steps. Such a polynomial runs away between equally spaced
+    points, most at the ends of the range (Runge); Chebyshev-Lobatto points, dense at both ends, are the remedy of interpolation. At a
+    `clustering` of 1 the first two are neighbours, whose difference says little about the long gap after them, so the way is gone in part.
+    The last step is full: forecasts of it fail (README, "How good"). A skipped step needs no site's input and no decision.
+    `steps` is the number of calls of a generation (a sampler of second order calls twice a step, all but once), `nfc` how many of them are
+    full (None: 28 %).
+    """
+
+    nfc: int | None = None
+    steps: int = 50
+    order: int = 2
+    clustering: float = 0.6
+
+    @property
+    def full(self) -> int:
+        """How many steps are full."""
+        return max(min(2, self.steps), round(SHARE * self.steps)) if self.nfc is None else self.nfc
+
+    @property
+    def estimator(self) -> Estimator:
+        return Newton(order=self.order)
+
+    @property
+    def schedule(self) -> Schedule:
+        return Placed(steps=placed_steps(self.full, self.steps, self.clustering), of=self.steps)
