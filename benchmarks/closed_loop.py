@@ -107,7 +107,9 @@ class Loop:
             call = torch.compile(cached, fullgraph=True) if self.compiles else cached
             self._held = key, cached, call
             first = self.lot.batches[0]
-            self.bench.draw(call, _short(sampler, method), self.lot, first)  # captures and compiles, outside every time
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", StepsMismatchWarning)  # a few steps
+                self.bench.draw(call, _short(sampler, method), self.lot, first)  # captures and compiles, outside every time
         _, cached, call = self._held
         cached.method = method
         return cached, call

@@ -64,6 +64,8 @@ class Generation:
     """The one that ended when this began, if it never left one timestep: this may be its second step (`Direction`)."""
     one_clock: bool = False
     """Whether the first step counts on from the one before, as long as that is in doubt."""
+    uncounted: int = 0
+    """Steps of its beginning that were counted as a generation of their own, before the direction was known."""
     could_skip: bool = False
     """Whether the schedule that decided could have skipped a step by now."""
 
@@ -95,7 +97,10 @@ class Generation:
     def absorb(self) -> None:
         """Take the generation before in: it was the beginning of this one."""
         before, self.before, self.moved = self.before, None, True
-        if before is None or not self.one_clock:
+        if before is None:
+            return
+        if not self.one_clock:
+            self.uncounted = before.step
             return
         if self.step == 1:
             self.gap = before.since + 1

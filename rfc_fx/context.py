@@ -84,6 +84,7 @@ class CondContext(Context):
             totals=[row[2] if k else None for row, k in zip(rows, known, strict=True)],
             could_skip=schedule.can_skip(steps),
             timestep=float(self.state["progress"][5]) if steps else None,
+            moved=steps > 1,
         )
 
     def end(self) -> None:

@@ -382,8 +382,8 @@ class StepModel(nn.Module):
                 f"all {record.step} steps of a generation were computed in full although {schedule} "
                 "could skip; raise its threshold, or check that one generation reaches one context",
             )
-        if record.step:
-            self._compare_with_placed(record.step)
+        if record.moved:  # otherwise it may be the beginning of one whose timestep rises
+            self._compare_with_placed(record.step + record.uncounted)
 
     def _compare_with_placed(self, steps: int, more: str = "") -> None:
         """Warn where full steps were placed for generations of another length than `steps` (or `more`)."""

@@ -65,10 +65,31 @@ def test_a_bound_on_quality_gives_the_largest_threshold_that_keeps_it() -> None:
     assert strict.measured.nfc >= found.measured.nfc
 
 
+def test_full_steps_are_moved_to_where_the_error_is_smallest() -> None:
+    method = rfc.Chebyshev(nfc=5, steps=STEPS)
+    placed = calibrate(Tiny(), method, Goal(nfc=5), STEPS, lists=1)
+    assert placed.method.schedule == method.schedule
+    moved = calibrate(Tiny(), method, Goal(nfc=5), STEPS, lists=30)
+    assert moved.measured.nfc == 5
+    assert moved.measured.error < placed.measured.error
+    assert 1 < moved.tried <= 30
+    assert moved.threshold is None
+
+
+def test_the_fewest_full_steps_that_keep_a_bound_are_found() -> None:
+    bound = calibrate(Tiny(), rfc.Chebyshev(), Goal(nfc=6), STEPS, lists=1).measured.error
+    found = calibrate(Tiny(), rfc.Chebyshev(), Goal(max_error=bound), STEPS, lists=5)
+    assert found.measured.error <= bound
+    assert found.measured.nfc <= 6
+    assert calibrate(Tiny(), rfc.Chebyshev(), Goal(psnr=900), STEPS, lists=2).measured.nfc == STEPS
+
+
 @pytest.mark.parametrize(
     ("method", "goal", "said"),
     [
         (rfc.FORA(), {"nfc": 5}, "FORA decides without a threshold"),
+        (rfc.Chebyshev(), {"nfc": 99}, "nfc must be from 1 to the number of steps 12, got 99"),
+        (rfc.Chebyshev(), {"nfc": 4.5}, "nfc must be a whole number, got 4.5"),
         (rfc.RFC(), {"nfc": 99}, "nfc must be from 1 to the number of steps 12, got 99"),
         (rfc.RFC(), {}, "exactly one of nfc, psnr and max_error is needed, got none"),
         (rfc.RFC(), {"nfc": 5, "psnr": 30}, "got nfc, psnr"),
@@ -118,9 +139,10 @@ def test_a_file_that_is_no_preset_is_refused(text: str, said: str, tmp_path: Pat
 def test_the_command_writes_a_preset_that_generate_takes(tmp_path: Path) -> None:
     out = tmp_path / "preset.json"
     few = ["--steps", "6", "--classes", "3,8", "--seeds", "1"]
-    result = CliRunner().invoke(app, ["calibrate", "digits", "--nfc", "4", *few, "--out", str(out)])
+    result = CliRunner().invoke(app, ["calibrate", "digits", "--nfc", "4", "--lists", "4", *few, "--out", str(out)])
     assert result.exit_code == 0, result.output
-    assert "newton: threshold" in result.output
+    assert "chebyshev: full steps 0, " in result.output
+    assert f"(4 tried)\n{out}" in result.output
     kept = json.loads(out.read_text())
     assert kept["measured"]["nfc"] == 4
     assert kept["method"]["estimator"]["type"] == "Newton"
@@ -129,6 +151,14 @@ def test_the_command_writes_a_preset_that_generate_takes(tmp_path: Path) -> None
     assert result.exit_code == 0, result.output
     (entry,) = (row for name, row in json.loads((tmp_path / "drawn" / "summary.json").read_text())["methods"].items() if name != "full")
     assert entry["nfc"] == 4
+
+
+def test_the_command_finds_a_threshold_too(tmp_path: Path) -> None:
+    few = ["--steps", "6", "--classes", "3", "--seeds", "1", "--out", str(tmp_path / "preset.json")]
+    result = CliRunner().invoke(app, ["calibrate", "digits", "--nfc", "4", "--method", "rfc", *few])
+    assert result.exit_code == 0, result.output
+    assert "rfc: threshold" in result.output
+    assert json.loads((tmp_path / "preset.json").read_text())["measured"]["threshold"] > 0
 
 
 def test_the_command_says_what_is_missing_in_one_line() -> None:

@@ -36,6 +36,7 @@ METHODS: dict[str, rfc.CachingMethod] = {
     "magcache": rfc.MagCache(ratios=[1.0, 1.01, 0.97, 1.02, 0.99, 1.0, 0.98, 1.01, 1.0, 0.96]),
     "speca": rfc.SpeCa(base=0.1, order=2, min_drafts=1, steps=STEPS),
     "newton": rfc.NewtonRCS(tau=0.3),
+    "chebyshev": rfc.Chebyshev(nfc=5, steps=STEPS),
 }
 
 TWO_PHASES = [name for name, method in METHODS.items() if len(method.schedule.phases) == 2]
@@ -96,6 +97,7 @@ def test_every_method_of_two_phases_is_the_same_as_one_graph_with_its_decision(f
         assert close(cond.stats.totals, host.stats.totals)
 
 
+@pytest.mark.filterwarnings("ignore::rfc_fx.StepsMismatchWarning")
 @pytest.mark.usefixtures("no_recompiles")
 @pytest.mark.parametrize(
     "method", [pytest.param(name, marks=pytest.mark.slow if name in CLOSE_KIN["flux"] - {"dbcache"} else ()) for name in METHODS]

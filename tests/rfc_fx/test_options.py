@@ -24,6 +24,8 @@ MAKEABLE = [name for name in METHODS if name != "magcache"]
         ("projective", {"tau": 0.3}, rfc.Method(estimator=rfc.Projective(), schedule=rfc.RCS(tau=0.3))),
         ("newton", {}, rfc.NewtonRCS()),
         ("newton", {"order": 3, "tau": 0.2}, rfc.NewtonRCS(tau=0.2, order=3)),
+        ("chebyshev", {}, rfc.Chebyshev()),
+        ("chebyshev", {"nfc": 5, "steps": 20, "order": 3}, rfc.Chebyshev(nfc=5, steps=20, order=3)),
         ("speca", {}, rfc.SpeCa(steps=50)),
         ("speca", {"steps": 20, "order": 1, "threshold": 9.0}, rfc.SpeCa(steps=20, order=1)),
         ("teacache", {"threshold": 0.2, "steps": 28}, rfc.TeaCache(threshold=0.2, steps=28)),
@@ -44,7 +46,7 @@ def test_a_method_takes_of_what_was_said_the_settings_that_it_has(name: str, ask
 
 @pytest.mark.parametrize("name", MAKEABLE)
 def test_every_method_can_be_made_without_a_word_and_with_all_that_it_takes(name: str) -> None:
-    said = {"tau": 0.3, "threshold": 0.3, "order": 1, "interval": 2, "steps": 30}
+    said = {"tau": 0.3, "threshold": 0.3, "order": 1, "interval": 2, "nfc": 5, "steps": 30}
     plain, told = new_method(name, Asked()), new_method(name, Asked(**said))  # type: ignore[arg-type]
     assert plain.schedule.can_skip(50)
     assert (plain == told) is (not METHODS[name].takes)
@@ -54,7 +56,7 @@ def test_methods_are_made_once_each_in_the_order_in_which_they_were_named() -> N
     assert list(new_methods(["speca", "fora", "speca"], Asked())) == ["speca", "fora"]
 
 
-@pytest.mark.parametrize("setting", ["tau", "threshold", "order", "interval"])
+@pytest.mark.parametrize("setting", ["tau", "threshold", "order", "interval", "nfc"])
 def test_a_setting_that_no_method_has_is_refused_with_those_that_have_it(setting: str) -> None:
     having = taking(setting)
     stranger = next(name for name in MAKEABLE if name not in having)

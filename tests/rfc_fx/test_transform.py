@@ -219,6 +219,38 @@ def test_a_generation_that_skips_nothing_warns_once() -> None:
     cached.reset()
 
 
+PLACED = rfc.Chebyshev(nfc=4, steps=10)
+
+
+@pytest.mark.parametrize("dispatch", ["host", "cond"])
+@pytest.mark.parametrize("steps", [8, 12])
+def test_a_generation_of_another_length_than_its_full_steps_are_for_warns_once(steps: int, dispatch: Any) -> None:
+    _, cached, kwargs = dit(method=PLACED, dispatch=dispatch)
+    generation(cached, kwargs, 10)
+    cached.reset()  # says nothing
+    with pytest.warns(rfc_fx.StepsMismatchWarning, match=r"steps, but the full steps were placed for one of 10"):
+        generation(cached, kwargs, steps)
+        cached.reset()
+    generation(cached, kwargs, steps)
+    cached.reset()
+
+
+def test_timesteps_of_another_number_than_the_full_steps_are_for_warn_before_they_run() -> None:
+    _, cached, _ = dit(method=PLACED)
+    with pytest.warns(rfc_fx.StepsMismatchWarning, match="a generation of 20 steps"):
+        cached.prepare(range(20, 0, -1))
+    cached.prepare(range(20, 0, -1))
+
+
+@torch.no_grad()
+def test_steps_that_were_counted_before_the_direction_was_known_are_not_missed() -> None:
+    _, cached, kwargs = dit(method=PLACED)
+    for _ in range(2):
+        for step in range(10):
+            cached(**{**moved(kwargs, step, 10), "timestep": torch.full((2,), 100 * step)})
+    cached.reset()  # says nothing
+
+
 RISING = {"fora": rfc.FORA(interval=3), "taylor": rfc.TaylorSeer(interval=4, order=2), "rfc": rfc.RFC(tau=0.3, order=2)}
 
 

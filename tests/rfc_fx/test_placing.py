@@ -1,0 +1,57 @@
+"""The search for the best full steps: it finds a known best list, measures no more than it may, and nothing twice."""
+
+import itertools
+
+import pytest
+
+from rfc_fx.placing import Steps, best_placed
+
+
+def distance(steps: Steps, best: Steps) -> float:
+    return float(sum(abs(a - b) for a, b in zip(steps, best, strict=True)))
+
+
+@pytest.mark.parametrize("best", [(0, 3, 9, 30, 49), (0, 1, 2, 3, 4), (0, 20, 30, 40, 45)])
+def test_single_moves_and_runs_find_the_best_list_of_a_smooth_error(best: Steps) -> None:
+    start = (0, 12, 24, 36, 49)
+    found = best_placed(lambda steps: distance(steps, best), start, 50, most=10_000)
+    assert found.steps == best
+    assert found.error == 0
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, 40])
+def test_no_list_is_measured_twice_and_none_too_many(most: int) -> None:
+    seen: list[Steps] = []
+
+    def measure(steps: Steps) -> float:
+        assert all(a < b for a, b in itertools.pairwise(steps))
+        assert steps[0] == 0
+        assert steps[-1] < 20
+        seen.append(steps)
+        return distance(steps, (0, 2, 4, 6, 8, 10))
+
+    found = best_placed(measure, (0, 4, 8, 12, 16, 19), 20, most=most)
+    assert len(seen) == len({*seen}) == found.measured == most
+    assert found.error == min(distance(steps, (0, 2, 4, 6, 8, 10)) for steps in seen)
+
+
+def test_where_no_move_helps_it_ends_at_once() -> None:
+    found = best_placed(lambda steps: 0.0, (0,), 1, most=50)
+    assert found == ((0,), 0.0, 1)
+    start = (0, 1, 2)
+    assert best_placed(lambda steps: float(steps != start), start, 3, most=50).measured == 1  # all steps are full
+
+
+@pytest.mark.parametrize(
+    ("start", "most", "said"),
+    [
+        ((), 5, "start must rise from 0 to below 10"),
+        ((1, 2), 5, "start must rise from 0"),
+        ((0, 4, 2), 5, r"got \[0, 4, 2\]"),
+        ((0, 10), 5, "to below 10"),
+        ((0, 4), 0, "most must be at least 1, got 0"),
+    ],
+)
+def test_a_start_that_is_no_list_is_refused(start: Steps, most: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        best_placed(lambda steps: 0.0, start, 10, most=most)
