@@ -57,6 +57,7 @@ def transform(
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
     *,
     method: CachingMethod | str | Path | None = None,
+    steps: int | None = None,
     granularity: Choice | None = None,
     dispatch: Dispatch = "host",
     decision: Decision = "batch",
@@ -69,10 +70,11 @@ def transform(
     """Return `model` with every attention and MLP behind a guard: computed in full, or estimated from its cache.
 
     `example_inputs` (keyword arguments as a mapping, or positional ones as a tuple) captures at once; without them the first call does.
-    `method` defaults to `rfc.RFC()`; a path is that of a preset (`rfc-fx calibrate`). `granularity` is what one estimate stands for:
-    "module" (the paper), "block", "stack" (the residual of all blocks), "output" (their output), "blocks[a:b]" (the residual of those
-    blocks; the others always run); "auto" is the finest of the first three whose state fits `state_budget`; None is the method's own,
-    else "module".
+    `method`: a path is that of a preset (`rfc-fx calibrate`). Without one, `steps`, the number of calls of a generation, gives
+    `rfc.Chebyshev(steps=steps)`, the best measured so far; without both it is `rfc.RFC()`, which need not know how long a generation is.
+    `granularity` is what one estimate stands for: "module" (the paper), "block", "stack" (the residual of all blocks), "output" (their
+    output), "blocks[a:b]" (the residual of those blocks; the others always run); "auto" is the finest of the first three whose state fits
+    `state_budget`; None is the method's own, else "module".
     `dispatch`: "host" makes PREFIX, FULL and ESTIMATE with one host decision a step; "cond" one graph with one torch.cond.
     `decision` (with "host"): "batch" decides once a step for all samples; "per_sample" runs each sample for itself, with programs of a
     batch of one, so that no result depends on batch mates; what batching gains is lost (README, "Limits").
@@ -88,7 +90,10 @@ def transform(
     Raises TypeError or ValueError for arguments of the wrong kind, CaptureError when the forward cannot be traced, NoSiteError
     when nothing in it can be cached, StateBudgetError when its state would take more than the budget.
     """
-    method = rfc.RFC() if method is None else method
+    if method is None:
+        method = rfc.RFC() if steps is None else rfc.Chebyshev(steps=steps)
+    elif steps is not None:
+        raise ValueError(f"transform: steps={steps} chooses the default method, and one was given too: {method}; pass one of them")
     if isinstance(method, str | Path) and Path(method).suffix == ".json":
         method = read_preset(method)
     if not isinstance(model, nn.Module):

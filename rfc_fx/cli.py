@@ -55,7 +55,7 @@ from rfc_fx.record import installed_version, summary
 
 NAMES = ", ".join(METHODS)
 
-METHOD_HELP = f"{NAMES}, or a .json file of calibrate; repeatable (default: fora, taylorseer, rfc)"
+METHOD_HELP = f"{NAMES}, or a .json file of calibrate; repeatable (default: taylorseer, rfc, chebyshev)"
 
 
 class _OneLineErrors(TyperGroup):
@@ -158,7 +158,7 @@ def generate(
     if dispatch == "cond" and (hoist or decision == "per_sample"):
         raise OptionError(f"{'--hoist' if hoist else '--decision per_sample'} needs --dispatch host")
     first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)
-    names = method or ["fora", "taylorseer", "rfc"]
+    names = method or ["taylorseer", "rfc", "chebyshev"]
     asked = Asked(tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, steps=steps, preset=preset)
     methods = new_methods(names, asked)  # before anything is loaded
     check_sizes(methods, settings.granularity)

@@ -81,5 +81,5 @@ def test_it_is_kept_in_json_with_the_length_it_is_for() -> None:
     again = decode_method(encoded)
     assert (again.estimator, again.schedule) == (method.estimator, method.schedule)
     encoded["schedule"]["of"] = 3
-    with pytest.raises(EncodingError, match="method.schedule: Placed: steps must be below of=3"):
+    with pytest.raises(EncodingError, match=r"method\.schedule: Placed: steps must be below of=3"):
         decode_method(encoded)

@@ -188,6 +188,7 @@ def test_every_program_is_one_frame_whatever_is_prepared() -> None:
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_compiled_by_inductor_with_repeated_blocks_shared() -> None:
     torch._dynamo.reset()

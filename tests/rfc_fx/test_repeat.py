@@ -107,6 +107,7 @@ def test_law_5_with_regions_and_what_is_compiled_does_not_grow_with_depth() -> N
     assert regions_compiled(6) == (frames, regions)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_inductor_writes_state_through_a_region() -> None:
     regional, straight, kwargs = transformed("dit", METHODS["rfc"], layers=3)

@@ -35,7 +35,7 @@ METHODS: dict[str, rfc.CachingMethod] = {
     "duca-attention": rfc.DuCa(steps=STEPS, ratio=0.3, score="attention", interval=6, parts=2),
 }
 
-COMPILED = {("dit", "duca", "aot_eager"), ("flux", "toca", "eager")}
+COMPILED = {("dit", "duca", "eager"), ("flux", "toca", "eager")}
 """With which the count of frames is always tested."""
 
 MADE = {name: cache(build) for name, build in FAMILIES.items()}

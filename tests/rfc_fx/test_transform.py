@@ -228,11 +228,14 @@ def test_a_generation_of_another_length_than_its_full_steps_are_for_warns_once(s
     _, cached, kwargs = dit(method=PLACED, dispatch=dispatch)
     generation(cached, kwargs, 10)
     cached.reset()  # says nothing
-    with pytest.warns(rfc_fx.StepsMismatchWarning, match=r"steps, but the full steps were placed for one of 10"):
+
+    def another() -> None:
         generation(cached, kwargs, steps)
         cached.reset()
-    generation(cached, kwargs, steps)
-    cached.reset()
+
+    with pytest.warns(rfc_fx.StepsMismatchWarning, match=r"steps, but the full steps were placed for one of 10"):
+        another()
+    another()
 
 
 def test_timesteps_of_another_number_than_the_full_steps_are_for_warn_before_they_run() -> None:
@@ -249,6 +252,16 @@ def test_steps_that_were_counted_before_the_direction_was_known_are_not_missed()
         for step in range(10):
             cached(**{**moved(kwargs, step, 10), "timestep": torch.full((2,), 100 * step)})
     cached.reset()  # says nothing
+
+
+def test_without_a_method_the_number_of_steps_chooses_the_default() -> None:
+    model, kwargs = FAMILIES["dit"]()
+    assert rfc_fx.transform(model, kwargs).method == rfc.RFC()
+    assert rfc_fx.transform(model, kwargs, steps=20).method == rfc.Chebyshev(steps=20)
+    with pytest.raises(ValueError, match=r"steps=20 chooses the default method, and one was given too: FORA"):
+        rfc_fx.transform(model, method=rfc.FORA(), steps=20)
+    with pytest.raises(ValueError, match="steps must be an integer of at least 1, got 0"):
+        rfc_fx.transform(model, steps=0)
 
 
 RISING = {"fora": rfc.FORA(interval=3), "taylor": rfc.TaylorSeer(interval=4, order=2), "rfc": rfc.RFC(tau=0.3, order=2)}
