@@ -145,7 +145,7 @@ def _real_digits() -> Images:
 
 
 def _trained_shapes() -> tuple[Any, Any]:
-    """The model that `benchmarks.train_shapes` left; BadParameter where there is none."""
+    """The shipped shapes model; BadParameter where it is missing."""
     if not shapes.MODEL.is_dir():
         raise typer.BadParameter(f"no model in {shapes.MODEL}: train one with python -m benchmarks.train_shapes (an hour or more)")
     return zoo.load(shapes.MODEL)

@@ -20,8 +20,8 @@ from torch import Tensor
 from benchmarks.training import save_grid
 from rfc_fx.zoo import starting_noise
 
-MODEL = Path("out/shapes")
-"""Folder that `benchmarks.train_shapes` writes its model to."""
+MODEL = Path(__file__).parent / "shapes_model"
+"""Folder of the trained model: config.json, safetensors, scheduler_config.json, and its card."""
 
 GUIDANCE = 3.0
 """Scale of classifier-free guidance that its samples are drawn with."""

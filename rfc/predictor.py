@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rfc.safetensors import read_tensors
 from rfc.spans import block_modules
 
 CONFIG, WEIGHTS = "predictor.json", "predictor.safetensors"
@@ -123,9 +124,9 @@ def load_predictor(model: nn.Module, folder: Path, sha256: str) -> Predictor:
             )
     predictor = Predictor(block, config["channels"], config["blocks"])
     try:
-        tensors = read_tensors(folder / WEIGHTS)
-    except ValueError as error:
-        raise PredictorError(str(error)) from error
+        tensors = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise PredictorError(f"{folder / WEIGHTS}: no safetensors file, or one that is cut off: {error}") from error
     wanted = predictor.state_dict()
     if strange := sorted(set(tensors) ^ set(wanted)):
         where = "not in the file" if strange[0] in wanted else "in the file, but of no such block"

@@ -15,7 +15,6 @@ import rfc
 import rfc.eager
 from rfc.encoding import decode_method, encode_method
 from rfc.predictor import CONFIG, WEIGHTS
-from rfc.safetensors import read_tensors
 from rfc_fx.zoo import DIGITS_PREDICTOR, load_digits
 
 
@@ -184,15 +183,6 @@ def test_a_method_that_asks_what_no_predictor_can_is_refused(dit: Any, made: Pat
     kept = rfc.Stored(estimator=predicted, outputs=torch.bfloat16)
     with pytest.raises(rfc.PredictorError, match="stays in the model's type"):
         rfc.eager.cached(dit[0], rfc.Method(estimator=kept, schedule=every, granularity="output"))
-
-
-def test_files_are_read_as_safetensors_reads_them(tmp_path: Path) -> None:
-    kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-    tensors = {str(i): torch.randn(3, i, dtype=torch.float32).to(dtype) for i, dtype in enumerate(kinds)}
-    save_file(tensors, tmp_path / "x", metadata={"format": "pt"})
-    found = read_tensors(tmp_path / "x")
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items())
 
 
 def test_the_shipped_predictor_is_small_and_that_of_the_digits_model() -> None:
