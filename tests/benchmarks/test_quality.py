@@ -21,7 +21,19 @@ from benchmarks import quality, quality_workloads
 from benchmarks.bootstrap import ratio_of_geometric_means
 from benchmarks.frechet import frechet, moments, square_root
 from benchmarks.planned import planned_steps
-from benchmarks.quality_methods import ABLATIONS, BASELINES, ENTRIES, MAGNITUDES, METHODS, NORMS, WATCHED, Weighted, uniform_steps
+from benchmarks.quality_methods import (
+    ABLATIONS,
+    BASELINES,
+    ENTRIES,
+    FORECASTS,
+    MAGNITUDES,
+    METHODS,
+    NORMS,
+    PLACES,
+    WATCHED,
+    Weighted,
+    uniform_steps,
+)
 from benchmarks.quality_record import read_arrays
 from benchmarks.quality_report import markdown
 from benchmarks.relation import correlation, relation
@@ -183,10 +195,12 @@ def test_the_table_has_every_method_that_others_speak_of() -> None:
         *MAGNITUDES.values(),
         *NORMS.values(),
         *WATCHED.values(),
+        *PLACES.values(),
+        *FORECASTS.values(),
         *(n for rows in ABLATIONS.values() for n in rows.values()),
     }
     assert spoken <= set(METHODS)
-    assert all((entry.listed is None) != (entry.thresholded is None) for entry in ENTRIES)
+    assert all([entry.listed, entry.placed, entry.thresholded].count(None) == 2 for entry in ENTRIES)
 
 
 def test_weighted_taylor_goes_that_much_further() -> None:
@@ -331,11 +345,15 @@ def test_a_resumed_run_keeps_what_is_there_and_is_refused_for_other_settings(
 ) -> None:
     monkeypatch.setattr(quality.quality_plots, "draw", lambda *_: [])
     before = json.loads((kept / "digits.json").read_text())
-    result = command("--quick", "--resume", "--parts=closed", "--methods=TaylorSeer m=1; FORA", "--out", str(kept))
+    result = command(
+        "--quick", "--resume", "--parts=closed", "--methods=TaylorSeer m=1; FORA; Chebyshev; Chebyshev, calibrated", "--out", str(kept)
+    )
     assert result.exit_code == 0, result.output
     after = json.loads((kept / "digits.json").read_text())
-    assert [cell["method"] for cell in after["cells"]] == ["FORA", "TaylorSeer m=1", "MagCache", "RFC m=1"]
-    assert [cell for cell in after["cells"] if cell["method"] != "FORA"] == before["cells"]
+    new = {cell["method"]: cell for cell in after["cells"] if cell not in before["cells"]}
+    assert list(new) == ["FORA", "Chebyshev", "Chebyshev, calibrated"]
+    assert [cell for cell in after["cells"] if cell["method"] not in new] == before["cells"]
+    assert new["Chebyshev"]["pattern"].count("#") == new["Chebyshev, calibrated"]["pattern"].count("#") == 4
     assert after["teacher_forced"] == before["teacher_forced"]
     result = command("--resume", "--samples=10", "--groups=1", "--batch=10", "--out", str(kept))
     assert result.exit_code != 0
