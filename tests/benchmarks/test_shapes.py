@@ -105,6 +105,13 @@ def test_the_laboratory_says_how_to_train_a_model_that_is_not_there(tmp_path: Pa
         quality_workloads.WORKLOADS["shapes"].load()
 
 
+def test_the_shipped_model_is_the_one_of_the_laboratory_and_small() -> None:
+    model, scheduler = quality_workloads.WORKLOADS["shapes"].load()
+    assert (model.config.sample_size, model.config.in_channels, model.config.num_embeds_ada_norm) == (shapes.SIZE, 3, 10)
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert sum(path.stat().st_size for path in Path(shapes.__file__).parents[1].glob("*/**/*_model*.safetensors")) < 25_000_000
+
+
 class Tiny(nn.Module):
     """Enough of a noise predictor to train in milliseconds."""
 
