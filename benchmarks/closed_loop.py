@@ -23,7 +23,7 @@ from benchmarks.trajectory import Trajectory, magnitude_ratios, record
 from rfc.method import CachingMethod, Method, placement
 from rfc_fx.bisection import Calibrated, calibrated
 from rfc_fx.ops import flops
-from rfc_fx.placing import Steps, best_placed
+from rfc_fx.placing import Steps, best_placed, starts
 from rfc_fx.show import pattern
 from rfc_fx.steps import NothingSkippedWarning, StepsMismatchWarning
 
@@ -152,7 +152,7 @@ class Loop:
             return float(relative_l2(drawn, whole).log().mean().exp())
 
         assert isinstance(method.schedule, rfc.Placed)
-        return at(best_placed(error, tuple(method.schedule.steps), sampler.steps, most=entry.moved).steps)
+        return at(best_placed(error, starts(len(method.schedule.steps), sampler.steps), sampler.steps, most=entry.moved).steps)
 
     def _full(self, sampler: Sampler) -> Images:
         """The calibration samples in full computation, drawn once."""

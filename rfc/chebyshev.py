@@ -27,11 +27,12 @@ class Placed(Listed):
             raise ValueError(f"Placed: steps must be below of={self.of}, got {self.steps[-1]}")
 
 
-def placed_steps(nfc: int, steps: int, clustering: float) -> tuple[int, ...]:
+def placed_steps(nfc: int, steps: int, clustering: float, lean: float = 1.0) -> tuple[int, ...]:
     """`nfc` of `steps` steps, the first and the last among them: between equal gaps (0) and Chebyshev-Lobatto points (1).
 
-    Point i of 0 .. n-1 lies at (1-w) u + w (1 - cos(pi u)) / 2 of the way, u = i / (n-1), rounded to a step; steps that would fall together
-    move apart. Raises ValueError unless 1 <= nfc <= steps and 0 <= clustering <= 1.
+    Point i of 0 .. n-1 lies at (1-w) u + w (1 - cos(pi u)) / 2 of the way, u = (i / (n-1))^lean, rounded to a step; steps that would fall
+    together move apart. A `lean` above 1 moves all towards the first step, one below towards the last. Raises ValueError unless
+    1 <= nfc <= steps and 0 <= clustering <= 1.
     """
     checked_count("Chebyshev", "steps", steps, 1)
     checked_count("Chebyshev", "nfc", nfc, 1)
@@ -42,7 +43,7 @@ def placed_steps(nfc: int, steps: int, clustering: float) -> tuple[int, ...]:
     if nfc == 1:
         return (0,)
     last = steps - 1
-    ways = [i / (nfc - 1) for i in range(nfc)]
+    ways = [(i / (nfc - 1)) ** lean for i in range(nfc)]
     places = [round(last * ((1 - clustering) * u + clustering * (1 - math.cos(math.pi * u)) / 2)) for u in ways]
     for i in range(1, nfc):
         places[i] = max(places[i], places[i - 1] + 1)

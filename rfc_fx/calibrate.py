@@ -25,7 +25,7 @@ from rfc_fx.bisection import calibrated, largest_threshold
 from rfc_fx.compare import psnr
 from rfc_fx.errors import RFCError
 from rfc_fx.load import Source
-from rfc_fx.placing import Steps, best_placed
+from rfc_fx.placing import Steps, best_placed, starts
 from rfc_fx.steps import NothingSkippedWarning
 
 Told = Callable[[str], None]
@@ -164,8 +164,8 @@ def calibrate(
 ) -> Calibrated:
     """Find the threshold: by bisection on the mean NFC over the seeds, or the largest one that keeps the bound on quality.
 
-    For `rfc.Chebyshev`: from its own full steps on, move them while the error over the seeds falls (at most `lists` lists are drawn); for a
-    bound on quality, find the fewest full steps that keep it first, and then move those of one less.
+    For `rfc.Chebyshev`: from the best of some lists on, move full steps while the error over the seeds falls (at most `lists` are
+    drawn); for a bound on quality, find the fewest full steps that keep it first, and then move those of one less.
     Raises CalibrationError for a method without a threshold, an NFC beyond `steps`, or a quality that nothing reaches.
     """
     if goal.nfc is not None and not 1 <= goal.nfc <= steps:
@@ -210,7 +210,7 @@ def _placed(laboratory: Laboratory, method: Chebyshev, goal: Goal, lists: int) -
         def error(places: Steps) -> float:
             return laboratory.measure(listed(places), "full steps " + " ".join(map(str, places))).error
 
-        return best_placed(error, placed_steps(nfc, steps, method.clustering), steps, most=lists).steps
+        return best_placed(error, starts(nfc, steps), steps, most=lists).steps
 
     if goal.nfc is not None:
         best = listed(moved(method.full))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+
+from rfc.chebyshev import placed_steps
 
 Steps = tuple[int, ...]
 
@@ -18,21 +20,28 @@ class Found(NamedTuple):
     measured: int
 
 
-def best_placed(measure: Callable[[Steps], float], start: Steps, steps: int, *, most: int) -> Found:
-    """Move single full steps, and runs of them, by two steps or one while the error falls; step 0 stays.
+def starts(nfc: int, steps: int) -> list[Steps]:
+    """Lists to begin a search with, more or less dense at both ends or at one of them."""
+    made = [placed_steps(nfc, steps, clustering, lean) for lean in (1.0, 0.8, 1.25) for clustering in (0.6, 0.35, 0.85)]
+    return list(dict.fromkeys(made))
 
-    At most `most` lists are measured, `start` first. A list for which no move helps ends the search. The order of the moves is the same
-    every time. Raises ValueError for a `start` that does not rise from 0 to below `steps`, and for `most` below 1.
+
+def best_placed(measure: Callable[[Steps], float], begin: Sequence[Steps], steps: int, *, most: int) -> Found:
+    """From the best of `begin`, move single full steps, and runs of them, by two steps or one while the error falls; step 0 stays.
+
+    At most `most` lists are measured, those of `begin` first. A list for which no move helps ends the search. The order of the moves is the
+    same every time. Raises ValueError unless all of `begin` rise from 0 to below `steps` and have one length, and for `most` below 1.
     """
-    if not start or start[0] != 0 or list(start) != sorted({*start}) or start[-1] >= steps:
-        raise ValueError(f"best_placed: start must rise from 0 to below {steps}, got {list(start)}")
-    if most < 1:
-        raise ValueError(f"best_placed: most must be at least 1, got {most}")
-    errors = {start: measure(start)}
-    order, best, stride = random.Random(0), start, 2
+    for start in begin:
+        if not start or start[0] != 0 or list(start) != sorted({*start}) or start[-1] >= steps or len(start) != len(begin[0]):
+            raise ValueError(f"best_placed: begin must be lists of one length that rise from 0 to below {steps}, got {list(start)}")
+    if most < 1 or not begin:
+        raise ValueError(f"best_placed: most must be at least 1 and begin not empty, got {most} and {len(begin)} lists")
+    errors = {start: measure(start) for start in begin[:most]}
+    order, best, stride = random.Random(0), min(errors, key=errors.__getitem__), 2
     while True:
         before = best
-        moves = list(_moves(len(start), stride))
+        moves = list(_moves(len(best), stride))
         order.shuffle(moves)
         for move in moves:
             moved = _moved(best, *move)

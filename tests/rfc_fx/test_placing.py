@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from rfc_fx.placing import Steps, best_placed
+import rfc
+from rfc_fx.placing import Steps, best_placed, starts
 
 
 def distance(steps: Steps, best: Steps) -> float:
@@ -13,8 +14,7 @@ def distance(steps: Steps, best: Steps) -> float:
 
 @pytest.mark.parametrize("best", [(0, 3, 9, 30, 49), (0, 1, 2, 3, 4), (0, 20, 30, 40, 45)])
 def test_single_moves_and_runs_find_the_best_list_of_a_smooth_error(best: Steps) -> None:
-    start = (0, 12, 24, 36, 49)
-    found = best_placed(lambda steps: distance(steps, best), start, 50, most=10_000)
+    found = best_placed(lambda steps: distance(steps, best), [(0, 12, 24, 36, 49)], 50, most=10_000)
     assert found.steps == best
     assert found.error == 0
 
@@ -30,28 +30,39 @@ def test_no_list_is_measured_twice_and_none_too_many(most: int) -> None:
         seen.append(steps)
         return distance(steps, (0, 2, 4, 6, 8, 10))
 
-    found = best_placed(measure, (0, 4, 8, 12, 16, 19), 20, most=most)
+    found = best_placed(measure, [(0, 4, 8, 12, 16, 19), (0, 1, 2, 3, 4, 5)], 20, most=most)
     assert len(seen) == len({*seen}) == found.measured == most
     assert found.error == min(distance(steps, (0, 2, 4, 6, 8, 10)) for steps in seen)
 
 
 def test_where_no_move_helps_it_ends_at_once() -> None:
-    found = best_placed(lambda steps: 0.0, (0,), 1, most=50)
+    found = best_placed(lambda steps: 0.0, [(0,)], 1, most=50)
     assert found == ((0,), 0.0, 1)
     start = (0, 1, 2)
-    assert best_placed(lambda steps: float(steps != start), start, 3, most=50).measured == 1  # all steps are full
+    assert best_placed(lambda steps: float(steps != start), [start], 3, most=50).measured == 1  # all steps are full
 
 
 @pytest.mark.parametrize(
-    ("start", "most", "said"),
+    ("begin", "most", "said"),
     [
-        ((), 5, "start must rise from 0 to below 10"),
-        ((1, 2), 5, "start must rise from 0"),
-        ((0, 4, 2), 5, r"got \[0, 4, 2\]"),
-        ((0, 10), 5, "to below 10"),
-        ((0, 4), 0, "most must be at least 1, got 0"),
+        ([()], 5, "begin must be lists of one length that rise from 0 to below 10"),
+        ([(1, 2)], 5, r"got \[1, 2\]"),
+        ([(0, 4, 2)], 5, r"got \[0, 4, 2\]"),
+        ([(0, 10)], 5, "to below 10"),
+        ([(0, 4), (0, 4, 5)], 5, "of one length"),
+        ([(0, 4)], 0, "most must be at least 1 and begin not empty, got 0 and 1 lists"),
+        ([], 3, "got 3 and 0 lists"),
     ],
 )
-def test_a_start_that_is_no_list_is_refused(start: Steps, most: int, said: str) -> None:
+def test_a_beginning_that_is_no_list_is_refused(begin: list[Steps], most: int, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        best_placed(lambda steps: 0.0, start, 10, most=most)
+        best_placed(lambda steps: 0.0, begin, 10, most=most)
+
+
+@pytest.mark.parametrize(("nfc", "steps"), [(1, 1), (2, 20), (8, 50), (14, 50), (20, 20)])
+def test_a_search_begins_with_different_lists_of_which_the_first_is_the_default(nfc: int, steps: int) -> None:
+    made = starts(nfc, steps)
+    assert made[0] == rfc.Chebyshev(nfc=nfc, steps=steps).schedule.steps  # type: ignore[attr-defined]
+    assert len(made) == len({*made})
+    assert {len(one) for one in made} == {nfc}
+    assert all(a < b for one in made for a, b in itertools.pairwise(one))
