@@ -34,6 +34,8 @@ COLORS = {
     "RFC": "#009e73",
     "Projective": "#0072b2",
     "Newton": "#56b4e9",
+    "Chebyshev, calibrated": "#c2185b",
+    "Chebyshev": "#222222",
 }
 """By how a name begins; the first that fits."""
 
@@ -46,7 +48,7 @@ MARKERS = "os^Dv"
 
 def style(name: str) -> dict[str, Any]:
     """Colour by family, marker by order; ours are drawn thicker."""
-    color = next((color for start, color in COLORS.items() if name.startswith(start)), "#222222")
+    color = next((color for start, color in COLORS.items() if name.startswith(start)), "#7f7f7f")
     order = next((int(part[2:]) for part in name.split() if part.startswith("m=") and part[2:].isdigit()), 1)
     wide = kind(name) in ("RFC", "ours")
     dotted = "-" if wide else "--"
