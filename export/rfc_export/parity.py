@@ -11,6 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from rfc.chebyshev import Placed
 from rfc.draft import Verified
 from rfc.generation import Generation
 from rfc.method import CachingMethod
@@ -115,6 +116,8 @@ def _forced(schedule: Schedule) -> Schedule:
         return replace(schedule, base=math.inf, decay=1.0, min_drafts=1, max_drafts=2, enhanced=0)
     if isinstance(schedule, Phased):
         return replace(schedule, steps=schedule.phases * 2)
+    if isinstance(schedule, Placed):
+        return replace(schedule, steps=(0, 2), of=4)  # as many as `steps_to_check` then wants
     return schedule
 
 

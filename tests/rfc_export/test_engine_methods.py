@@ -24,6 +24,7 @@ METHODS: dict[str, rfc.CachingMethod] = {
     "delta-dit": rfc.DeltaDiT(interval=3),
     "magcache": rfc.MagCache(ratios=[1.0, 1.01, 0.97, 1.02, 0.99, 1.0, 0.98, 1.01, 1.0, 0.96]),
     "newton": rfc.Method(estimator=rfc.Newton(order=2), schedule=rfc.RCS(tau=0.3)),
+    "chebyshev": rfc.Chebyshev(nfc=5, steps=STEPS),
     "first-block": rfc.FirstBlockCache(threshold=0.4),
     "teacache": rfc.TeaCache(threshold=0.3, coefficients=(0.5, 1.0, 0.01), steps=STEPS),
     "dicache": rfc.DiCache(threshold=0.02, warmup=3, steps=STEPS),
@@ -32,7 +33,7 @@ METHODS: dict[str, rfc.CachingMethod] = {
     "duca": rfc.DuCa(interval=3, parts=2, steps=STEPS, ratio=0.2),
 }
 
-FAST = ("speca", "duca")
+FAST = ("speca", "duca", "chebyshev")
 """One for each way in which an engine's steps differ; one that remembers every step runs as one conditional step."""
 
 by_method = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in METHODS]

@@ -30,6 +30,7 @@ THRESHOLDS = st.floats(0, 10) | st.just(math.inf)
 SCHEDULES = st.one_of(
     st.builds(rfc.Every, interval=st.integers(1, 9)),
     st.builds(rfc.Listed, steps=st.sets(st.integers(0, 50), min_size=1).map(lambda steps: tuple(sorted(steps | {0})))),
+    st.builds(rfc.Placed, steps=st.sets(st.integers(1, 50)).map(lambda steps: (0, *sorted(steps))), of=st.integers(51, 99)),
     st.builds(rfc.RCS, tau=st.floats(0, 10) | st.just(math.inf), max_skip=st.none() | st.integers(1, 9)),
     st.builds(rfc.StepChange, threshold=THRESHOLDS, coefficients=st.lists(st.floats(-9, 9), min_size=1), steps=st.none() | st.just(28)),
     st.builds(rfc.AnchorChange, threshold=THRESHOLDS, warmup=st.integers(1, 9)),
@@ -78,7 +79,7 @@ def test_parts_of_somebody_elses_are_refused() -> None:
         encode_method(rfc.Method(estimator=rfc.Reuse(), schedule=RCS(tau=0.1)))
 
 
-SCHEDULES_THERE = ["Every", "Listed", "Phased", "RCS", "AnchorChange", "StepChange", "ProbeChange", "Verified"]
+SCHEDULES_THERE = ["Every", "Listed", "Placed", "Phased", "RCS", "AnchorChange", "StepChange", "ProbeChange", "Verified"]
 
 GOOD = encode_method(rfc.Method(estimator=rfc.Stored(estimator=rfc.RFE(), differences=torch.int8), schedule=rfc.RCS(tau=0.1)))
 
