@@ -187,6 +187,7 @@ ENTRIES: tuple[Entry, ...] = (
     _uniform("RFE m=1 per tensor, uniform", "control", rfc.RFE(order=1, norm="tensor")),
     *(_chebyshev(f"Taylor m={m} + Chebyshev", "control", rfc.Taylor(order=m)) for m in (1, 2)),
     *(_chebyshev(f"RFE m={m} + Chebyshev", "control", rfc.RFE(order=m)) for m in (1, 2)),
+    _chebyshev("RFE m=2 + Chebyshev, calibrated", "control", rfc.RFE(order=2), moved=MOVED),
     _chebyshev("Newton m=3 + Chebyshev", "control", rfc.Newton(order=3)),
     _chebyshev("Reuse + Chebyshev", "control", rfc.Reuse()),
     _uniform("Newton m=2, uniform", "control", rfc.Newton(order=2)),
