@@ -25,7 +25,7 @@ from rfc_fx.bisection import Calibrated, calibrated
 from rfc_fx.ops import flops
 from rfc_fx.placing import Steps, best_placed, starts
 from rfc_fx.show import pattern
-from rfc_fx.steps import NothingSkippedWarning, StepsMismatchWarning
+from rfc_fx.warned import NothingSkippedWarning, StepsMismatchWarning
 
 Told = Callable[[str], None]
 """Hears what is being done."""
@@ -85,7 +85,6 @@ class Loop:
         nfc, seconds, shares, patterns = [], [], [], []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingSkippedWarning)  # said by the NFC
-            warnings.simplefilter("ignore", StepsMismatchWarning)  # of the few steps that compile
             for part in lot.batches:
                 cached.reset()
                 start = time.perf_counter()
@@ -108,8 +107,10 @@ class Loop:
             self._held = key, cached, call
             first = self.lot.batches[0]
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", StepsMismatchWarning)  # a few steps
+                for of_few_steps in (NothingSkippedWarning, StepsMismatchWarning):
+                    warnings.simplefilter("ignore", of_few_steps)
                 self.bench.draw(call, _short(sampler, method), self.lot, first)  # captures and compiles, outside every time
+                cached.reset()
         _, cached, call = self._held
         cached.method = method
         return cached, call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from rfc.estimate import Estimator
 from rfc.forecast import Newton
@@ -79,6 +80,6 @@ class Chebyshev(Checked):
     def estimator(self) -> Estimator:
         return Newton(order=self.order)
 
-    @property
+    @cached_property  # asked for several times a step
     def schedule(self) -> Schedule:
         return Placed(steps=placed_steps(self.full, self.steps, self.clustering), of=self.steps)

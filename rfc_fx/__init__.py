@@ -26,8 +26,8 @@ from rfc_fx.predicted import PredictorMismatchError
 from rfc_fx.predictor import write_predictor
 from rfc_fx.preset import read_preset, write_preset
 from rfc_fx.program import Decision, Dispatch, Options, Plan
-from rfc_fx.steps import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.structure import refuse
+from rfc_fx.warned import NothingSkippedWarning, StepsMismatchWarning
 
 __all__ = [
     "CachedModel",

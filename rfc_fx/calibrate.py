@@ -26,7 +26,7 @@ from rfc_fx.compare import psnr
 from rfc_fx.errors import RFCError
 from rfc_fx.load import Source
 from rfc_fx.placing import Steps, best_placed, starts
-from rfc_fx.steps import NothingSkippedWarning
+from rfc_fx.warned import NothingSkippedWarning
 
 Told = Callable[[str], None]
 """Hears what is being measured."""

@@ -28,7 +28,8 @@ from rfc_fx.load import Source, Tick
 from rfc_fx.model import CachedModel
 from rfc_fx.program import Decision, Dispatch
 from rfc_fx.show import pattern
-from rfc_fx.steps import NothingSkippedWarning, StepModel, StepsMismatchWarning
+from rfc_fx.steps import StepModel
+from rfc_fx.warned import NothingSkippedWarning, StepsMismatchWarning
 
 FULL = "full"
 """Name of the row without caching."""

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from rfc.chebyshev import placed_steps
+from rfc.chebyshev import Chebyshev, placed_steps
 
 Steps = tuple[int, ...]
 
@@ -22,7 +22,7 @@ class Found(NamedTuple):
 
 def starts(nfc: int, steps: int) -> list[Steps]:
     """Lists to begin a search with, more or less dense at both ends or at one of them."""
-    made = [placed_steps(nfc, steps, clustering, lean) for lean in (1.0, 0.8, 1.25) for clustering in (0.6, 0.35, 0.85)]
+    made = [placed_steps(nfc, steps, clustering, lean) for lean in (1.0, 0.8, 1.25) for clustering in (Chebyshev.clustering, 0.35, 0.85)]
     return list(dict.fromkeys(made))
 
 

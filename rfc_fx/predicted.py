@@ -91,6 +91,7 @@ class Graft:
 
     def __init__(self, graph: fx.Graph, captured: Captured, skipped: Skipped) -> None:
         self.graph, self.captured, self.skipped = graph, captured, skipped
+        self._positions = {name: position for position, name in skipped.captured.inputs.items()}
         self.constants: dict[str, Tensor] = {}
         """Constants of the skipped step that the model's graph has not."""
         self._first: dict[str, fx.Node] = {}
@@ -152,8 +153,8 @@ class Graft:
 
     def _place(self, node: fx.Node) -> str | None:
         """The placeholder of the model's graph that is the same argument; None for the cache."""
-        mine = {name: position for position, name in self.skipped.captured.inputs.items()}
-        return None if mine[node.name] == 0 else self.captured.inputs[mine[node.name] - 1]
+        position = self._positions[node.name]
+        return None if position == 0 else self.captured.inputs[position - 1]
 
     def _target(self, node: fx.Node) -> str:
         """What the guarded graph calls a weight or constant of the skipped step."""

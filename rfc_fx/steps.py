@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,19 +27,12 @@ from rfc_fx.frames import between_programs
 from rfc_fx.program import Plan, Runner
 from rfc_fx.sets import Key
 from rfc_fx.specialize import AHEAD, CLOCK
+from rfc_fx.warned import Warned
 
 log = logging.getLogger("rfc_fx")
 
 GUESSED_BYTES = 512 << 20
 """Up to so much state, an ESTIMATE that ran for nothing costs a device less than waiting for each decision."""
-
-
-class NothingSkippedWarning(UserWarning):
-    """A generation ran every step in full although its schedule could have skipped some."""
-
-
-class StepsMismatchWarning(UserWarning):
-    """A generation has another number of steps than its full steps were placed for (`rfc.Placed`, `rfc.Chebyshev`)."""
 
 
 class StepModel(nn.Module):
@@ -69,7 +61,7 @@ class StepModel(nn.Module):
         self._direction = Direction()
         self._here = threading.local()
         self._last: Context | None = None
-        self._warned: set[type[Warning]] = set()
+        self._warned = Warned(name)
         self._may_have_changed = False
         if timestep is None:
             log.warning("%s: no timestep argument found; call reset() before every generation", name)
@@ -236,7 +228,7 @@ class StepModel(nn.Module):
             elif context.generation.clock() != clock:  # the generation is longer than was known when eps was measured
                 return None
         if isinstance(schedule, Placed) and context.generation.step == schedule.of:
-            self._compare_with_placed(schedule.of + 1, " or more")
+            self._warned.of_length(schedule, schedule.of + 1, " or more")
         phase = context.generation.decide(schedule, self._numbers_on(torch.device("cpu")), eps, step.timestep)
         if self._following is not None:
             self._following.decided(step)
@@ -272,7 +264,7 @@ class StepModel(nn.Module):
                 way = "rises" if sign > 0 else "falls"
                 log.info("%s: the %s %s from noise to image in this sampler", self._name, self._timestep, way)
             return False
-        self._warn_at_the_end(context)
+        self._warned.at_the_end(context.record(self.method.schedule), self.method.schedule)
         context.begin(context.generation.successor(self.method.schedule))
         return True
 
@@ -333,7 +325,7 @@ class StepModel(nn.Module):
         if given.dim() != 1 or not given.numel():
             raise ValueError(f"prepare: timesteps must have shape (S,) with S at least 1, got {tuple(given.shape)}")
         self._timesteps = given
-        self._compare_with_placed(len(given))
+        self._warned.of_length(self.method.schedule, len(given))
 
     def follow(self, pipeline: Any) -> None:
         """Take the timesteps of every coming generation from this pipeline's scheduler (or from a scheduler), instead of `prepare`.
@@ -366,39 +358,11 @@ class StepModel(nn.Module):
     def reset(self) -> None:
         """End the generation of every context: the next call begins with empty state."""
         for context in self._contexts.values():
-            self._warn_at_the_end(context)
+            self._warned.at_the_end(context.record(self.method.schedule), self.method.schedule)
             context.end()
         for streams in self._streams.values():
             streams.forget()
         self._may_have_changed = True
-
-    def _warn_at_the_end(self, context: Context) -> None:
-        """Say what was wrong with a generation that has ended."""
-        schedule = self.method.schedule
-        record = context.record(schedule)
-        if record.never_skipped():
-            self._warn_once(
-                NothingSkippedWarning,
-                f"all {record.step} steps of a generation were computed in full although {schedule} "
-                "could skip; raise its threshold, or check that one generation reaches one context",
-            )
-        if record.moved:  # otherwise it may be the beginning of one whose timestep rises
-            self._compare_with_placed(record.step + record.uncounted)
-
-    def _compare_with_placed(self, steps: int, more: str = "") -> None:
-        """Warn where full steps were placed for generations of another length than `steps` (or `more`)."""
-        schedule = self.method.schedule
-        if isinstance(schedule, Placed) and steps != schedule.of:
-            self._warn_once(
-                StepsMismatchWarning,
-                f"a generation of {steps}{more} steps, but the full steps were placed for one of {schedule.of}, its last among them; "
-                "pass the number of calls of a generation as `steps` of the method",
-            )
-
-    def _warn_once(self, category: type[Warning], said: str) -> None:
-        if category not in self._warned:
-            self._warned.add(category)
-            warnings.warn(f"{self._name}: {said}", category, stacklevel=4)
 
     # ---- diffusers' conventions --------------------------------------------------------------------------------------
 

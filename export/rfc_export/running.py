@@ -27,7 +27,7 @@ from rfc_fx.inspection import load_with_inputs
 from rfc_fx.load import DigitsSource, Tick, layout, load_source, locate
 from rfc_fx.pictures import ENGINE
 from rfc_fx.record import decisions, plain, side, versions
-from rfc_fx.steps import NothingSkippedWarning, StepsMismatchWarning
+from rfc_fx.warned import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.zoo import DIGITS, NULL_CLASS, digits_noise, sample_digits
 
 CFG = 1.5
