@@ -20,8 +20,9 @@ from benchmarks.quality_workloads import CALIBRATED, FORCED, Bench, Images, Lot,
 from benchmarks.similarity import relative_l2
 from benchmarks.timed_methods import full_steps
 from benchmarks.trajectory import Trajectory, magnitude_ratios, record
-from rfc.method import CachingMethod, Method, placement
+from rfc.method import CachingMethod, placement
 from rfc_fx.bisection import Calibrated, calibrated
+from rfc_fx.calibrate import at
 from rfc_fx.ops import flops
 from rfc_fx.placing import Steps, best_placed, starts
 from rfc_fx.show import pattern
@@ -141,19 +142,18 @@ class Loop:
         return make(found.threshold, facts), found
 
     def _moved(self, entry: Entry, method: CachingMethod, sampler: Sampler) -> CachingMethod:
-        """The method with its full steps moved to where the error of the calibration samples is smallest."""
+        """The forecast and the full steps, as many as the method's, with which the error of the calibration samples is smallest."""
         whole = self._full(sampler)
 
-        def at(steps: Steps) -> CachingMethod:
-            return Method(estimator=method.estimator, schedule=rfc.Placed(steps=steps, of=sampler.steps), **placement(method)._asdict())
-
-        def error(steps: Steps) -> float:
-            self.told(f"{entry.name}: full steps {' '.join(map(str, steps))}")
-            drawn = self.draw(at(steps), sampler, self.calibrated_on).samples
+        def error(estimator: rfc.Estimator, steps: Steps) -> float:
+            self.told(f"{entry.name}: {estimator} at full steps {' '.join(map(str, steps))}")
+            drawn = self.draw(at(estimator, steps, sampler.steps), sampler, self.calibrated_on).samples
             return float(relative_l2(drawn, whole).log().mean().exp())
 
         assert isinstance(method.schedule, rfc.Placed)
-        return at(best_placed(error, starts(len(method.schedule.steps), sampler.steps), sampler.steps, most=entry.moved).steps)
+        begin = starts(len(method.schedule.steps), sampler.steps)
+        found = best_placed(error, entry.forecasts or [method.estimator], begin, sampler.steps, most=entry.moved)
+        return at(found.forecast, found.steps, sampler.steps)
 
     def _full(self, sampler: Sampler) -> Images:
         """The calibration samples in full computation, drawn once."""

@@ -16,6 +16,7 @@ import rfc
 from rfc.estimate import Coefficients
 from rfc.method import CachingMethod
 from rfc.state import Clock, State
+from rfc_fx.calibrate import LISTS, forecasts
 from rfc_fx.zoo import DIGITS_PREDICTOR
 
 FULL = "full"
@@ -44,6 +45,8 @@ class Entry:
     """Makes it from the numbers of full steps and of steps."""
     moved: int = 0
     """Of a placed method: so many lists of full steps are drawn with the calibration seeds, and the best is taken; 0: its own."""
+    forecasts: tuple[rfc.Estimator, ...] = ()
+    """Of which the best is taken with it; empty: the method's own."""
     thresholded: Callable[[float, Facts], CachingMethod] | None = None
     low: float = 1e-4
     high: float = 50.0
@@ -88,14 +91,17 @@ def _planned(name: str, where: Literal["first", "all"]) -> Entry:
     )
 
 
-def _chebyshev(name: str, kind: Literal["ours", "control"], estimator: rfc.Estimator, moved: int = 0) -> Entry:
-    """An estimator at the full steps of `rfc.Chebyshev`."""
+def _chebyshev(
+    name: str, kind: Literal["ours", "control"], estimator: rfc.Estimator, moved: int = 0, forecasts: tuple[rfc.Estimator, ...] = ()
+) -> Entry:
+    """An estimator at the full steps of `rfc.Chebyshev`, or at moved ones."""
 
     def make(nfc: int, steps: int) -> CachingMethod:
         return rfc.Method(estimator=estimator, schedule=rfc.Chebyshev(nfc=nfc, steps=steps).schedule)
 
-    note = f"its full steps are the best of {moved} lists on the seeds that thresholds are found with" if moved else ""
-    return Entry(name=name, kind=kind, placed=make, moved=moved, note=note)
+    what = f"the best of {len(forecasts)} forecasts is taken, and its full steps" if forecasts else "its full steps"
+    note = f"{what} are the best of {moved} lists on the seeds that thresholds are found with" if moved else ""
+    return Entry(name=name, kind=kind, placed=make, moved=moved, forecasts=forecasts, note=note)
 
 
 def _newton(order: int) -> Entry:
@@ -123,8 +129,10 @@ def mag_cache(threshold: float, facts: Facts) -> CachingMethod:
     return rfc.MagCache(ratios=facts.ratios(), threshold=threshold, max_skip=facts.steps, retention=2 / facts.steps, steps=facts.steps)
 
 
-MOVED = 60
+MOVED = LISTS
 """Lists of full steps of which the calibrated method is the best, as many as `rfc-fx calibrate` draws."""
+
+NEWTON = rfc.Chebyshev().estimator
 
 ENTRIES: tuple[Entry, ...] = (
     _uniform("FORA", "published", rfc.Reuse()),
@@ -176,8 +184,8 @@ ENTRIES: tuple[Entry, ...] = (
     *(_rcs(f"Projective m={m} + RCS", "ours", rfc.Projective(order=m)) for m in (1, 2, 3)),
     *(_rcs(f"Newton m={m} + RCS", "ours", rfc.Newton(order=m)) for m in (2, 3)),
     *(_newton(m) for m in (2, 3)),
-    _chebyshev("Chebyshev", "ours", rfc.Chebyshev().estimator),
-    _chebyshev("Chebyshev, calibrated", "ours", rfc.Chebyshev().estimator, moved=MOVED),
+    _chebyshev("Chebyshev", "ours", NEWTON),
+    _chebyshev("Chebyshev, calibrated", "ours", NEWTON, moved=MOVED, forecasts=forecasts(NEWTON)),
     _uniform("RFE m=1, uniform", "control", rfc.RFE(order=1)),
     _uniform("RFE m=2, uniform", "control", rfc.RFE(order=2)),
     _rcs("Taylor m=1 + RCS", "control", rfc.Taylor(order=1), order=1),
@@ -188,6 +196,7 @@ ENTRIES: tuple[Entry, ...] = (
     *(_chebyshev(f"Taylor m={m} + Chebyshev", "control", rfc.Taylor(order=m)) for m in (1, 2)),
     *(_chebyshev(f"RFE m={m} + Chebyshev", "control", rfc.RFE(order=m)) for m in (1, 2)),
     _chebyshev("RFE m=2 + Chebyshev, calibrated", "control", rfc.RFE(order=2), moved=MOVED),
+    _chebyshev("Newton m=2 + Chebyshev, calibrated", "control", NEWTON, moved=MOVED),
     _chebyshev("Newton m=3 + Chebyshev", "control", rfc.Newton(order=3)),
     _chebyshev("Reuse + Chebyshev", "control", rfc.Reuse()),
     _uniform("Newton m=2, uniform", "control", rfc.Newton(order=2)),
@@ -240,7 +249,7 @@ PLACES = {
     "RCS": "Newton m=2 + RCS",
     "RCS with one leading full step": "NewtonRCS m=2",
     "Chebyshev": "Chebyshev",
-    "Chebyshev, calibrated": "Chebyshev, calibrated",
+    "moved on other samples": "Newton m=2 + Chebyshev, calibrated",
 }
 """Which steps are full, with the same forecast."""
 
@@ -254,6 +263,13 @@ FORECASTS = {
     "Newton m=3": "Newton m=3 + Chebyshev",
 }
 """What the forecast is, at the same full steps."""
+
+MOVES = {
+    "Newton m=2": "Newton m=2 + Chebyshev, calibrated",
+    "RFE m=2": "RFE m=2 + Chebyshev, calibrated",
+    "the best at unmoved steps (Chebyshev, calibrated)": "Chebyshev, calibrated",
+}
+"""What the forecast is, each at its own full steps, moved on other samples."""
 
 QUICK = ("TaylorSeer m=1", "MagCache", "RFC m=1")
 

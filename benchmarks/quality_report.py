@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks.quality_methods import ABLATIONS, FORECASTS, FULL, MAGNITUDES, METHODS, NORMS, PLACES, WATCHED
+from benchmarks.quality_methods import ABLATIONS, FORECASTS, FULL, MAGNITUDES, METHODS, MOVES, NORMS, PLACES, WATCHED
 
 Row = dict[str, Any]
 Column = Callable[[Row], str]
@@ -161,6 +161,7 @@ def _parts(record: Row) -> str:
         "Which inputs RCS looks at (RFE of order 1)": WATCHED,
         "Which steps are full (Newton's polynomial of order 2)": PLACES,
         "What the forecast is, at the full steps of Chebyshev": FORECASTS,
+        "What the forecast is, at full steps moved on other samples": MOVES,
     }
     parts = []
     for title, methods in named.items():
@@ -230,6 +231,16 @@ How outputs move with inputs (mean over sites, and from the lowest to the highes
     )
 
 
+def _taken(record: Row) -> dict[str, str]:
+    """Of methods that choose among forecasts, which one at which budget."""
+    places: dict[str, dict[str, list[str]]] = {}
+    for cell in record["cells"]:
+        if forecast := cell.get("forecast"):
+            where = f"{cell['budget']} of {record['settings']['samplers'][cell['sampler']]['what']}"
+            places.setdefault(cell["method"], {}).setdefault(forecast, []).append(where)
+    return {name: "; ".join(f"{forecast} at {', '.join(at)}" for forecast, at in taken.items()) for name, taken in places.items()}
+
+
 def _left_out(record: Row) -> str:
     lines = [
         "* LPIPS: its weights come with no package that this project depends on.",
@@ -239,6 +250,7 @@ def _left_out(record: Row) -> str:
         "the column FLOPs has the floating-point operations of a generation as a share of full computation's.",
         "* Frechet distances are in features of a small classifier of these classes, from few samples: biased, and no FID; compare rows.",
         *(f"* {name}: {METHODS[name].note}." for name in _all(record) if name in METHODS and METHODS[name].note),
+        *(f"* {name}: the forecast that was taken: {taken}." for name, taken in _taken(record).items()),
         *(f"* {name}: not run. {why}" for name, why in record["refused"].items()),
     ]
     return "\n\n".join(["## What to know, and what is left out", "\n".join(lines)])

@@ -1,6 +1,7 @@
 """Calibrate a method on samples: a number of full computations, or most savings within a bound on quality.
 
-Of a method with a threshold that threshold is found; of one that places its full steps (`rfc.Chebyshev`) the steps themselves.
+Of a method with a threshold that threshold is found; of one that places its full steps (`rfc.Chebyshev`) the steps themselves and the
+forecast.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 import rfc_fx
 from rfc.chebyshev import Chebyshev, Placed, placed_steps
+from rfc.estimate import RFE, Estimator
 from rfc.method import CachingMethod, Method, placement
 from rfc.schedule import Schedule
 from rfc_fx.bisection import calibrated, largest_threshold
@@ -39,6 +41,11 @@ LOW, HIGH = 1e-3, 20.0
 
 LISTS = 60
 """How many lists of full steps are drawn to find the best of them."""
+
+
+def forecasts(estimator: Estimator) -> tuple[Estimator, ...]:
+    """A placed method's own forecast, and RFC's, which is better at such steps on some models (README, "How good")."""
+    return tuple(dict.fromkeys((estimator, RFE(order=1), RFE(order=2))))
 
 
 class CalibrationError(RFCError):
@@ -69,12 +76,20 @@ class Goal:
         if len(given) != 1:
             raise CalibrationError(f"calibrate: exactly one of nfc, psnr and max_error is needed, got {', '.join(given) or 'none'}")
 
+    def missing(self, found: Measured) -> float:
+        """What is to be small, in a scale in which `bound` is enough."""
+        return found.error if self.psnr is None else -found.psnr_db
+
+    @property
+    def bound(self) -> float:
+        """Of `missing`; -inf for a number of full computations, where less error is always better."""
+        if self.psnr is not None:
+            return -self.psnr
+        return -inf if self.max_error is None else self.max_error
+
     def met(self, found: Measured) -> bool:
         """Whether the bound on quality holds."""
-        if self.psnr is not None:
-            return found.psnr_db >= self.psnr
-        assert self.max_error is not None
-        return found.error <= self.max_error
+        return self.missing(found) <= self.bound
 
     @property
     def text(self) -> str:
@@ -108,14 +123,23 @@ def with_threshold(method: CachingMethod, threshold: float) -> CachingMethod:
 
 
 class Laboratory:
-    """Draws the seeds of a source by one method after another that run on the same programs; captures once."""
+    """Draws the seeds of a source by one method after another; methods of one forecast run on the same programs."""
 
-    def __init__(self, source: Source, method: CachingMethod, steps: int, *, compile: bool = False, told: Told = lambda what: None) -> None:
-        self.source, self.steps, self.told = source, steps, told
-        self.cached = rfc_fx.transform(source.model, method=method, granularity=placement(method).granularity)
-        self.call: Any = torch.compile(self.cached, fullgraph=True) if compile else self.cached
+    def __init__(self, source: Source, steps: int, *, compile: bool = False, told: Told = lambda what: None) -> None:
+        self.source, self.steps, self.compile, self.told = source, steps, compile, told
+        self._made: dict[Any, tuple[rfc_fx.CachedModel, Any]] = {}
         self._whole: Float[Tensor, "N C H W"] | None = None
-        self.seen: dict[Schedule, Measured] = {}
+        self.seen: dict[tuple[Estimator, Schedule], Measured] = {}
+
+    def _transformed(self, method: CachingMethod) -> tuple[rfc_fx.CachedModel, Any]:
+        """The model with that forecast, captured once, and what calls it."""
+        key = method.estimator, method.schedule.in_graph
+        if key not in self._made:
+            cached = rfc_fx.transform(self.source.model, method=method, granularity=placement(method).granularity)
+            self._made[key] = cached, torch.compile(cached, fullgraph=True) if self.compile else cached
+        cached, call = self._made[key]
+        cached.method = method
+        return cached, call
 
     def whole(self) -> Float[Tensor, "N C H W"]:
         """Full computation of all seeds, drawn once."""
@@ -126,22 +150,22 @@ class Laboratory:
 
     def measure(self, method: CachingMethod, what: str, *, quality: bool = True) -> Measured:
         """Draw all seeds by a method."""
-        if method.schedule in self.seen:
-            return self.seen[method.schedule]
+        if (known := (method.estimator, method.schedule)) in self.seen:
+            return self.seen[known]
         self.told(what)
-        self.cached.method = method
+        cached, call = self._transformed(method)
         samples, counts = [], []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingSkippedWarning)  # the NFC says it
             for seed in self.source.seeds:
-                self.cached.reset()
-                samples.append(self.source.draw(self.call, seed, self.steps, lambda: None))
-                counts.append(statistics.fmean(record.nfc for record in self.cached.contexts.values()))
-            self.cached.reset()
+                cached.reset()
+                samples.append(self.source.draw(call, seed, self.steps, lambda: None))
+                counts.append(statistics.fmean(record.nfc for record in cached.contexts.values()))
+            cached.reset()
         drawn = torch.cat(samples)
         found = Measured(statistics.fmean(counts), *self._quality(drawn)) if quality else Measured(statistics.fmean(counts), inf, 0.0)
         if quality:
-            self.seen[method.schedule] = found
+            self.seen[known] = found
         return found
 
     def _quality(self, drawn: Float[Tensor, "N C H W"]) -> tuple[float, float]:
@@ -164,17 +188,18 @@ def calibrate(
 ) -> Calibrated:
     """Find the threshold: by bisection on the mean NFC over the seeds, or the largest one that keeps the bound on quality.
 
-    For `rfc.Chebyshev`: from the best of some lists on, move full steps while the error over the seeds falls (at most `lists` are
-    drawn); for a bound on quality, find the fewest full steps that keep it first, and then move those of one less.
+    For `rfc.Chebyshev`: with the best forecast of `forecasts`, and from the best of some lists on, move full steps while the error over the
+    seeds falls (at most `lists` are drawn); for a bound on quality, find the fewest full steps that keep it first, and then, as long as
+    moving them keeps it, fewer ones (at most `lists` for each number).
     Raises CalibrationError for a method without a threshold, an NFC beyond `steps`, or a quality that nothing reaches.
     """
     if goal.nfc is not None and not 1 <= goal.nfc <= steps:
         raise CalibrationError(f"calibrate: nfc must be from 1 to the number of steps {steps}, got {goal.nfc:g}")
     if isinstance(method, Chebyshev):
         method = replace(method, nfc=_whole(goal.nfc), steps=steps)
-        return _placed(Laboratory(source, method, steps, compile=compile, told=told), method, goal, lists)
+        return _placed(Laboratory(source, steps, compile=compile, told=told), method, goal, lists)
     with_threshold(method, LOW)
-    laboratory = Laboratory(source, method, steps, compile=compile, told=told)
+    laboratory = Laboratory(source, steps, compile=compile, told=told)
     tried: set[float] = set()
 
     def measure(threshold: float, *, quality: bool = True) -> Measured:
@@ -197,31 +222,36 @@ def _whole(nfc: float | None) -> int | None:
 
 
 def _placed(laboratory: Laboratory, method: Chebyshev, goal: Goal, lists: int) -> Calibrated:
-    """The full steps of least error for that many; or the fewest that keep a bound on quality."""
+    """The forecast and the full steps of least error for that many; or the fewest that keep a bound on quality."""
     steps = method.steps
-
-    def listed(places: Steps) -> CachingMethod:
-        return Method(estimator=method.estimator, schedule=Placed(steps=places, of=steps))
 
     def measured(nfc: int) -> Measured:
         return laboratory.measure(replace(method, nfc=nfc), f"{nfc} full steps")
 
-    def moved(nfc: int) -> Steps:
-        def error(places: Steps) -> float:
-            return laboratory.measure(listed(places), "full steps " + " ".join(map(str, places))).error
+    def moved(nfc: int) -> CachingMethod:
+        def missing(estimator: Estimator, places: Steps) -> float:
+            what = f"{type(estimator).__name__} at full steps {' '.join(map(str, places))}"
+            return goal.missing(laboratory.measure(at(estimator, places, steps), what))
 
-        return best_placed(error, starts(nfc, steps), steps, most=lists).steps
+        tried = forecasts(method.estimator)
+        found = best_placed(missing, tried, starts(nfc, steps), steps, most=lists, enough=goal.bound)
+        return at(found.forecast, found.steps, steps)
 
     if goal.nfc is not None:
-        best = listed(moved(method.full))
+        best = moved(method.full)
         return Calibrated(best, None, laboratory.measure(best, ""), len(laboratory.seen))
     if not goal.met(measured(steps)):
         raise _unreached(goal, "with every step full", measured(steps), steps)
     fewest = bisect_left(range(1, steps), True, key=lambda nfc: goal.met(measured(nfc))) + 1
-    best = listed(placed_steps(fewest, steps, method.clustering))
-    if fewest > 1 and goal.met(laboratory.measure(fewer := listed(moved(fewest - 1)), "")):
-        best = fewer
+    best = at(method.estimator, placed_steps(fewest, steps, method.clustering), steps)
+    while fewest > 1 and goal.met(laboratory.measure(fewer := moved(fewest - 1), "")):
+        best, fewest = fewer, fewest - 1
     return Calibrated(best, None, laboratory.measure(best, ""), len(laboratory.seen))
+
+
+def at(estimator: Estimator, places: Steps, steps: int) -> CachingMethod:
+    """An estimator with these steps full, of so many."""
+    return Method(estimator=estimator, schedule=Placed(steps=places, of=steps))
 
 
 def _unreached(goal: Goal, where: str, best: Measured, steps: int) -> CalibrationError:

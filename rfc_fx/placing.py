@@ -1,20 +1,25 @@
-"""Placing full steps: a local search for the list that makes a measured error smallest. Knows nothing of models."""
+"""Placing full steps: a local search for the forecast and the list that make a measured error smallest. Knows nothing of models."""
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from math import inf
+from typing import Generic, NamedTuple, TypeVar
 
 from rfc.chebyshev import Chebyshev, placed_steps
 
 Steps = tuple[int, ...]
 
 
-class Found(NamedTuple):
-    """The best list, its error, and how many lists were measured."""
+Forecast = TypeVar("Forecast", bound=Hashable)
 
+
+class Found(NamedTuple, Generic[Forecast]):
+    """The best forecast with the best list, their error, and how many pairs were measured."""
+
+    forecast: Forecast
     steps: Steps
     error: float
     measured: int
@@ -26,36 +31,56 @@ def starts(nfc: int, steps: int) -> list[Steps]:
     return list(dict.fromkeys(made))
 
 
-def best_placed(measure: Callable[[Steps], float], begin: Sequence[Steps], steps: int, *, most: int) -> Found:
-    """From the best of `begin`, move single full steps, and runs of them, by two steps or one while the error falls; step 0 stays.
+def best_placed(
+    measure: Callable[[Forecast, Steps], float],
+    forecasts: Sequence[Forecast],
+    begin: Sequence[Steps],
+    steps: int,
+    *,
+    most: int,
+    enough: float = -inf,
+) -> Found[Forecast]:
+    """Choose a forecast, and move its full steps, by two steps or one, while the error falls; step 0 stays.
 
-    At most `most` lists are measured, those of `begin` first. A list for which no move helps ends the search. The order of the moves is the
-    same every time. Raises ValueError unless all of `begin` rise from 0 to below `steps` and have one length, and for `most` below 1.
+    The forecast is the one with the least error at the first list of `begin`. It is measured at the others too; from the best of them on
+    single full steps and runs of them are moved. At most `most` pairs are measured, and the search ends at an error of `enough` or below
+    and at a list for which no move helps. The order of the moves is the same every time. Raises ValueError unless all of `begin` rise
+    from 0 to below `steps` and have one length, for `most` below 1 and without a forecast.
     """
     for start in begin:
         if not start or start[0] != 0 or list(start) != sorted({*start}) or start[-1] >= steps or len(start) != len(begin[0]):
             raise ValueError(f"best_placed: begin must be lists of one length that rise from 0 to below {steps}, got {list(start)}")
-    if most < 1 or not begin:
-        raise ValueError(f"best_placed: most must be at least 1 and begin not empty, got {most} and {len(begin)} lists")
-    errors = {start: measure(start) for start in begin[:most]}
-    order, best, stride = random.Random(0), min(errors, key=errors.__getitem__), 2
-    while True:
-        before = best
-        moves = list(_moves(len(best), stride))
+    if most < 1 or not begin or not forecasts:
+        got = f"{most}, {len(begin)} lists and {len(forecasts)} forecasts"
+        raise ValueError(f"best_placed: most must be at least 1, begin and forecasts not empty, got {got}")
+    errors: dict[tuple[Forecast, Steps], float] = {}
+
+    def ended() -> bool:
+        return len(errors) == most or min(errors.values(), default=inf) <= enough
+
+    def best() -> tuple[Forecast, Steps]:
+        return min(errors, key=errors.__getitem__)
+
+    def measured(forecast: Forecast, places: Steps) -> None:
+        if not ended() and (forecast, places) not in errors:
+            errors[forecast, places] = measure(forecast, places)
+
+    for forecast in forecasts:
+        measured(forecast, begin[0])
+    chosen, _ = best()
+    for start in begin:
+        measured(chosen, start)
+    order, stride = random.Random(0), 2
+    while stride and not ended():
+        before, moves = best(), list(_moves(len(begin[0]), stride))
         order.shuffle(moves)
         for move in moves:
-            moved = _moved(best, *move)
-            if moved in errors or moved[-1] >= steps or any(b <= a for a, b in itertools.pairwise(moved)):
-                continue
-            if len(errors) == most:
-                return Found(best, errors[best], most)
-            errors[moved] = measure(moved)
-            if errors[moved] < errors[best]:
-                best = moved
-        if best == before and stride == 1:
-            return Found(best, errors[best], len(errors))
-        if best == before:
-            stride = 1
+            moved = _moved(best()[1], *move)
+            if moved[-1] < steps and all(a < b for a, b in itertools.pairwise(moved)):
+                measured(chosen, moved)
+        if best() == before:
+            stride -= 1
+    return Found(*best(), errors[best()], len(errors))
 
 
 def _moves(count: int, stride: int) -> Iterator[tuple[int, int, int]]:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import rfc
 import rfc_fx
+import rfc_fx.calibrate as calibrate_module
 from rfc_fx.calibrate import CalibrationError, Goal, calibrate, with_threshold
 from rfc_fx.cli import app
 from rfc_fx.preset import PresetError, read_preset, write_preset
@@ -68,12 +69,34 @@ def test_a_bound_on_quality_gives_the_largest_threshold_that_keeps_it() -> None:
 def test_full_steps_are_moved_to_where_the_error_is_smallest() -> None:
     method = rfc.Chebyshev(nfc=5, steps=STEPS)
     placed = calibrate(Tiny(), method, Goal(nfc=5), STEPS, lists=1)
-    assert placed.method.schedule == method.schedule
+    assert (placed.method.estimator, placed.method.schedule) == (method.estimator, method.schedule)
     moved = calibrate(Tiny(), method, Goal(nfc=5), STEPS, lists=30)
     assert moved.measured.nfc == 5
     assert moved.measured.error < placed.measured.error
     assert 1 < moved.tried <= 30
     assert moved.threshold is None
+
+
+def test_the_better_forecast_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = calibrate_module.Laboratory.measure
+
+    def liking(better: type) -> Any:
+        """A measurement that adds an error to every other forecast's."""
+
+        def measure(self: Any, method: rfc.CachingMethod, what: str, **more: Any) -> Any:
+            found = measured(self, method, what, **more)
+            return found._replace(error=found.error + 10 * (type(method.estimator) is not better))
+
+        return measure
+
+    for better in (rfc.Newton, rfc.RFE):
+        monkeypatch.setattr(calibrate_module.Laboratory, "measure", liking(better))
+        found = calibrate(Tiny(), rfc.Chebyshev(), Goal(nfc=5), STEPS, lists=20)
+        assert type(found.method.estimator) is better
+        assert found.measured.error < 10
+        assert found.tried == 20
+    with_order = calibrate(Tiny(), rfc.Chebyshev(order=3), Goal(nfc=5), STEPS, lists=1)
+    assert with_order.method.estimator == rfc.Newton(order=3)
 
 
 def test_the_fewest_full_steps_that_keep_a_bound_are_found() -> None:
