@@ -64,8 +64,6 @@ class Generation:
     """The one that ended when this began, if it never left one timestep: this may be its second step (`Direction`)."""
     one_clock: bool = False
     """Whether the first step counts on from the one before, as long as that is in doubt."""
-    uncounted: int = 0
-    """Steps of its beginning that were counted as a generation of their own, before the direction was known."""
     could_skip: bool = False
     """Whether the schedule that decided could have skipped a step by now."""
 
@@ -99,14 +97,13 @@ class Generation:
         before, self.before, self.moved = self.before, None, True
         if before is None:
             return
-        if not self.one_clock:
-            self.uncounted = before.step
-            return
-        if self.step == 1:
-            self.gap = before.since + 1
         self.phases = before.phases + self.phases
         self.eps = before.eps + self.eps
         self.totals = before.totals + self.totals
+        if not self.one_clock:  # the state begins at the second step, which was full
+            return
+        if len(self.phases) == before.step + 1:
+            self.gap = before.since + 1
         self.anchors += before.anchors
 
     def clock(self) -> tuple[float, float, float]:

@@ -33,7 +33,7 @@ class Warned:
                 "could skip; raise its threshold, or check that one generation reaches one context",
             )
         if record.moved:  # otherwise it may be the beginning of one whose timestep rises
-            self.of_length(schedule, record.step + record.uncounted)
+            self.of_length(schedule, record.step)
 
     def of_length(self, schedule: Schedule, steps: int, more: str = "") -> None:
         """Warn where full steps were placed for generations of another length than `steps` (or `more`)."""

@@ -289,6 +289,24 @@ def test_a_timestep_that_rises_from_noise_to_image_is_known_from_the_first_gener
         assert "ESTIMATE" in cached.stats.phases
 
 
+@torch.no_grad()
+def test_full_steps_are_where_they_were_placed_from_the_first_generation_on_although_the_timestep_rises() -> None:
+    """With one leading full step the second one is full too, once: until the third call it may have begun a generation that falls."""
+    method = rfc.Chebyshev(nfc=5, steps=10)
+    model, cached, kwargs = dit(method=method)
+    twin, hoisted = rfc.eager.cached(model, method), rfc_fx.transform(model, method=method, hoist=True)
+    placed = method.schedule.steps  # type: ignore[attr-defined]
+    assert 1 not in placed
+    for full in ({1, *placed}, {*placed}, {*placed}):
+        for step in range(10):
+            call = {**moved(kwargs, step, 10), "timestep": torch.full((2,), 100 * step)}
+            results = [sample(each(**call)) for each in (cached, twin, hoisted)]
+            assert torch.equal(results[0], results[1])
+            assert torch.equal(results[0], results[2])
+        for each in (cached, twin, hoisted):
+            assert {step for step, phase in enumerate(each.stats.phases) if phase == "FULL"} == full
+
+
 @pytest.mark.parametrize("method", RISING.values(), ids=RISING)
 @torch.no_grad()
 def test_a_call_to_warm_up_changes_nothing(method: Any) -> None:
