@@ -22,7 +22,7 @@ from benchmarks.timed_methods import full_steps
 from benchmarks.trajectory import Trajectory, magnitude_ratios, record
 from rfc.method import CachingMethod, placement
 from rfc_fx.bisection import Calibrated, calibrated
-from rfc_fx.calibrate import at
+from rfc_fx.calibrate import at, named
 from rfc_fx.ops import flops
 from rfc_fx.placing import Steps, best_placed, starts
 from rfc_fx.show import pattern
@@ -146,7 +146,7 @@ class Loop:
         whole = self._full(sampler)
 
         def error(estimator: rfc.Estimator, steps: Steps) -> float:
-            self.told(f"{entry.name}: {estimator} at full steps {' '.join(map(str, steps))}")
+            self.told(f"{entry.name}: {named(estimator)} at full steps {' '.join(map(str, steps))}")
             drawn = self.draw(at(estimator, steps, sampler.steps), sampler, self.calibrated_on).samples
             return float(relative_l2(drawn, whole).log().mean().exp())
 

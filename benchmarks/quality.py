@@ -32,6 +32,7 @@ from benchmarks.quality_methods import QUICK as QUICK_METHODS
 from benchmarks.quality_record import Store, key, read_arrays
 from benchmarks.quality_report import markdown
 from benchmarks.quality_workloads import QUICK, SAMPLERS, WORKLOADS, Bench, Sampler, classifier, judged
+from rfc_fx.calibrate import named
 from rfc_fx.record import versions
 
 ORDER = [entry.name for entry in ENTRIES]
@@ -111,7 +112,7 @@ def closed_loop(loop: Loop, judge: Judge, plan: Plan, store: Store, done: Callab
                     if found is not None:
                         more = {"threshold": found.threshold, "calibrated_nfc": found.value, "measured": found.measured}
                     if entry.forecasts:
-                        more = {"forecast": f"{type(method.estimator).__name__} m={method.estimator.orders}"}
+                        more = {"forecast": named(method.estimator)}
                     kept(loop.draw(method, sampler), sampler, budget, entry.name, more)
                 except rfc_fx.RFCError as error:
                     store.refused[entry.name] = str(error).partition("\n")[0]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from rfc.change import AnchorChange, ProbeChange, StepChange
+from rfc.chebyshev import Placed
 from rfc.estimate import Estimator
 from rfc.forecast import Aligned
 from rfc.forecasting import EveryNth, Reusing
-from rfc.schedule import Listed, Schedule, checked_count
+from rfc.schedule import Schedule, checked_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,8 @@ class MagCache(Reusing):
     """Reuse of the stack's residual as long as its calibrated growth stays near 1 (arXiv 2506.09045).
 
     `ratios[t]` = |r(t)| / |r(t-1)| of the residual r from one step to the next, measured once per model and number of steps
-    (`rfc.magnitude_ratios`); for another number of `steps` the nearest are taken. A step is skipped while sum |1 - prod ratios| is at most
+    (`rfc.magnitude_ratios`); for another number of `steps` the nearest are taken, and a generation of
+    yet another length warns. A step is skipped while sum |1 - prod ratios| is at most
     `threshold`, and at most `max_skip` in a row; the first `retention` of the steps are full. Known beforehand, so a list.
     """
 
@@ -113,10 +116,10 @@ class MagCache(Reusing):
         if not self.threshold >= 0:
             raise ValueError(f"MagCache: threshold must be a number >= 0, got {self.threshold!r}")
 
-    @property
-    def full_steps(self) -> list[int]:
+    @cached_property
+    def full_steps(self) -> tuple[int, ...]:
         """The steps that are computed."""
-        count = len(self.ratios) if self.steps is None else self.steps
+        count = self._count
         ratios = [self.ratios[round(i * (len(self.ratios) - 1) / max(1, count - 1))] for i in range(count)]
         first = max(1, int(self.retention * count + 0.5))
         chosen, product, error, skipped = [], 1.0, 0.0, 0
@@ -129,11 +132,15 @@ class MagCache(Reusing):
                     continue
                 product, error, skipped = 1.0, 0.0, 0
             chosen.append(step)
-        return chosen
+        return tuple(chosen)
 
     @property
+    def _count(self) -> int:
+        return len(self.ratios) if self.steps is None else self.steps
+
+    @cached_property  # asked for several times a step
     def schedule(self) -> Schedule:
-        return Listed(steps=self.full_steps)
+        return Placed(steps=self.full_steps, of=self._count)
 
     @property
     def granularity(self) -> str:

@@ -230,7 +230,7 @@ def _placed(laboratory: Laboratory, method: Chebyshev, goal: Goal, lists: int) -
 
     def moved(nfc: int) -> CachingMethod:
         def missing(estimator: Estimator, places: Steps) -> float:
-            what = f"{type(estimator).__name__} at full steps {' '.join(map(str, places))}"
+            what = f"{named(estimator)} at full steps {' '.join(map(str, places))}"
             return goal.missing(laboratory.measure(at(estimator, places, steps), what))
 
         tried = forecasts(method.estimator)
@@ -247,6 +247,11 @@ def _placed(laboratory: Laboratory, method: Chebyshev, goal: Goal, lists: int) -
     while fewest > 1 and goal.met(laboratory.measure(fewer := moved(fewest - 1), "")):
         best, fewest = fewer, fewest - 1
     return Calibrated(best, None, laboratory.measure(best, ""), len(laboratory.seen))
+
+
+def named(estimator: Estimator) -> str:
+    """A forecast as people call it: "RFE m=2"."""
+    return f"{type(estimator).__name__} m={estimator.orders}"
 
 
 def at(estimator: Estimator, places: Steps, steps: int) -> CachingMethod:

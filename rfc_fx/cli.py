@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 import rfc
 from rfc.storage import stored
 from rfc_fx import pictures
-from rfc_fx.calibrate import LISTS, Calibrated, Goal, calibrate, with_threshold
+from rfc_fx.calibrate import LISTS, Calibrated, Goal, calibrate, named, with_threshold
 from rfc_fx.compare import FULL, Comparison, Row, Settings, Timing, Variant, compare
 from rfc_fx.doctor import examine
 from rfc_fx.errors import RFCError
@@ -340,11 +340,12 @@ def calibrate_command(
 
 
 def _found(found: Calibrated) -> str:
-    """What was found: a threshold, or the full steps."""
+    """What was found: a threshold, or a forecast and its full steps."""
     schedule = found.method.schedule
-    if isinstance(schedule, rfc.Placed):
-        return f"full steps {', '.join(map(str, schedule.steps))}"
-    return f"threshold {found.threshold:.4g}"
+    if found.threshold is not None:
+        return f"threshold {found.threshold:.4g}"
+    assert isinstance(schedule, rfc.Placed)
+    return f"{named(found.method.estimator)}, full steps {', '.join(map(str, schedule.steps))},"
 
 
 # ---- inspect ---------------------------------------------------------------------------------------------------------

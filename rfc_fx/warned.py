@@ -14,7 +14,7 @@ class NothingSkippedWarning(UserWarning):
 
 
 class StepsMismatchWarning(UserWarning):
-    """A generation has another number of steps than its full steps were placed for (`rfc.Placed`, `rfc.Chebyshev`)."""
+    """A generation has another number of steps than its full steps were placed for (`rfc.Placed`: `rfc.Chebyshev`, `rfc.MagCache`)."""
 
 
 class Warned:
@@ -40,7 +40,7 @@ class Warned:
         if isinstance(schedule, Placed) and steps != schedule.of:
             self._once(
                 StepsMismatchWarning,
-                f"a generation of {steps}{more} steps, but the full steps were placed for one of {schedule.of}, its last among them; "
+                f"a generation of {steps}{more} steps, but the full steps were placed for one of {schedule.of}; "
                 "pass the number of calls of a generation as `steps` of the method",
             )
 

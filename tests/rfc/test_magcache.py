@@ -11,7 +11,7 @@ from families import FAMILIES, moved, sample
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rfc import Listed, MagCache, Reuse
+from rfc import MagCache, Placed, Reuse
 from rfc.eager import cached
 from rfc.method import placement
 
@@ -43,32 +43,32 @@ def test_the_list_is_that_of_a_second_implementation(ratios: list[float], thresh
     wanted, closest = second(ratios, threshold, max_skip, retention)
     assume(closest > 1e-9)
     method = MagCache(ratios=ratios, threshold=threshold, max_skip=max_skip, retention=retention)
-    assert method.full_steps == wanted
-    assert method.schedule == Listed(steps=wanted)
+    assert list(method.full_steps) == wanted
+    assert method.schedule == Placed(steps=wanted, of=len(ratios))
 
 
 @given(st.integers(1, 60), st.floats(0, 1))
 def test_the_first_retained_share_of_the_steps_is_full_whatever_the_threshold(steps: int, retention: float) -> None:
     full = MagCache(ratios=FLUX, steps=steps, retention=retention, threshold=math.inf, max_skip=steps).full_steps
-    assert full == list(range(max(1, math.floor(retention * steps + 0.5))))
+    assert list(full) == list(range(max(1, math.floor(retention * steps + 0.5))))
 
 
 @given(st.integers(0, 8), st.integers(2, 60))
 def test_at_most_max_skip_steps_in_a_row_are_skipped(max_skip: int, steps: int) -> None:
     full = MagCache(ratios=FLUX, steps=steps, retention=0, threshold=math.inf, max_skip=max_skip).full_steps
-    assert full == list(range(0, steps, max_skip + 1))
+    assert list(full) == list(range(0, steps, max_skip + 1))
 
 
 @given(st.integers(1, 60))
 def test_a_threshold_of_zero_skips_only_where_the_residual_does_not_grow_at_all(steps: int) -> None:
     full = MagCache(ratios=[1.1] * 10, steps=steps, retention=0, threshold=0).full_steps
-    assert full == list(range(steps))
-    assert MagCache(ratios=[1.0] * 10, steps=steps, retention=0, threshold=0, max_skip=99).full_steps == [0]
+    assert list(full) == list(range(steps))
+    assert MagCache(ratios=[1.0] * 10, steps=steps, retention=0, threshold=0, max_skip=99).full_steps == (0,)
 
 
 def test_fluxs_ratios_with_the_settings_of_the_paper_and_of_diffusers_give_these_full_steps() -> None:
     paper = MagCache(ratios=FLUX, threshold=0.24, max_skip=5, retention=0.1)
-    assert paper.full_steps == second(list(FLUX), 0.24, 5, 0.1)[0]
+    assert list(paper.full_steps) == second(list(FLUX), 0.24, 5, 0.1)[0]
     assert len(MagCache(ratios=FLUX).full_steps) == 14
     assert len(paper.full_steps) == 8
 
