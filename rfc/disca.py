@@ -15,18 +15,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rfc.estimate import Coefficients, Estimator
+from rfc.estimate import Coefficients, Estimator, Remembered
 from rfc.method import CachingMethod, placement
 from rfc.predictor import Predictor, PredictorError, checksum, load_predictor, same_blocks
 from rfc.run import Now
 from rfc.schedule import Every, Listed, Schedule
 from rfc.spans import Block, Replaced, block_modules, in_place
-from rfc.state import Clock, SlotSpec, State
+from rfc.state import Clock, State
 from rfc.storage import Stored
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predicted(Estimator):
+class Predicted(Remembered):
     """The stream behind the last block as a trained predictor forecasts it from the embedded tokens and its past, O (`Predictor`).
 
     `folder` holds the predictor, whose weights have this `sha256`. The estimate needs the arguments of the blocks, which no formula has:
@@ -40,16 +40,6 @@ class Predicted(Estimator):
         for name, value in (("folder", self.folder), ("sha256", self.sha256)):
             if not isinstance(value, str):
                 raise TypeError(f"Predicted: {name} must be a string, got {value!r}")
-
-    @property
-    def orders(self) -> int:
-        return 0
-
-    def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
-        return {"O": O}
-
-    def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
-        return {"O": O}
 
     def load(self, model: nn.Module) -> Predictor:
         """The predictor, made for that model; PredictorError where it cannot be (`load_predictor`)."""

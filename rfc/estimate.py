@@ -102,9 +102,8 @@ def _checked_sketch(where: str, every: int) -> None:
         raise ValueError(f"{where}: sketch must be an integer of at least 1 (1 keeps the whole input), got {every!r}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reuse(Estimator):
-    """O_hat(t-k) = O(t): the output of the last full step again (FORA, arXiv 2407.01425)."""
+class Remembered(Estimator):
+    """Keeps the output of the last full step and nothing else."""
 
     @property
     def orders(self) -> int:
@@ -115,6 +114,11 @@ class Reuse(Estimator):
 
     def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
         return {"O": O}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reuse(Remembered):
+    """O_hat(t-k) = O(t): the output of the last full step again (FORA, arXiv 2407.01425)."""
 
     def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
         return []
