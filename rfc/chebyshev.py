@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 from rfc.estimate import Estimator
 from rfc.forecast import Newton
@@ -32,8 +33,9 @@ def placed_steps(nfc: int, steps: int, clustering: float, lean: float = 1.0) -> 
     """`nfc` of `steps` steps, the first and the last among them: between equal gaps (0) and Chebyshev-Lobatto points (1).
 
     Point i of 0 .. n-1 lies at (1-w) u + w (1 - cos(pi u)) / 2 of the way, u = (i / (n-1))^lean, rounded to a step; steps that would fall
-    together move apart. A `lean` above 1 moves all towards the first step, one below towards the last. Raises ValueError unless
-    1 <= nfc <= steps and 0 <= clustering <= 1.
+    together move apart. The gaps this gives are then put in the order of the unrounded ones, so that they grow towards the middle and
+    shrink after it: a long gap after a short one that rounding alone put there makes a polynomial run away. A `lean` above 1 moves
+    all towards the first step, one below towards the last. Raises ValueError unless 1 <= nfc <= steps and 0 <= clustering <= 1.
     """
     checked_count("Chebyshev", "steps", steps, 1)
     checked_count("Chebyshev", "nfc", nfc, 1)
@@ -45,13 +47,17 @@ def placed_steps(nfc: int, steps: int, clustering: float, lean: float = 1.0) -> 
         return (0,)
     last = steps - 1
     ways = [(i / (nfc - 1)) ** lean for i in range(nfc)]
-    places = [round(last * ((1 - clustering) * u + clustering * (1 - math.cos(math.pi * u)) / 2)) for u in ways]
+    points = [last * ((1 - clustering) * u + clustering * (1 - math.cos(math.pi * u)) / 2) for u in ways]
+    places = [round(point) for point in points]
     for i in range(1, nfc):
         places[i] = max(places[i], places[i - 1] + 1)
     places[-1] = last
     for i in reversed(range(nfc - 1)):
         places[i] = min(places[i], places[i + 1] - 1)
-    return tuple(places)
+    wanted = [round(b - a, 9) for a, b in pairwise(points)]
+    by_length = sorted(range(nfc - 1), key=wanted.__getitem__)
+    gaps = dict(zip(by_length, sorted(b - a for a, b in pairwise(places)), strict=True))
+    return tuple(accumulate((gaps[i] for i in range(nfc - 1)), initial=0))
 
 
 @dataclass(frozen=True, kw_only=True)

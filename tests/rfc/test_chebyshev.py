@@ -37,6 +37,15 @@ def test_gaps_shrink_towards_both_ends() -> None:
     assert gaps[0] < gaps[1] < gaps[2] < gaps[3]
 
 
+@given(LENGTHS, st.floats(0, 1), st.floats(0.8, 1.25))
+def test_gaps_grow_and_then_shrink_and_rounding_puts_no_long_one_among_short_ones(
+    counts: tuple[int, int], clustering: float, lean: float
+) -> None:
+    gaps = [b - a for a, b in itertools.pairwise(placed_steps(*counts, clustering, lean))]
+    turns = [a < b for a, b in itertools.pairwise(gaps) if a != b]
+    assert turns == sorted(turns, reverse=True)  # True: it grows
+
+
 @given(LENGTHS)
 def test_the_schedule_makes_just_these_steps_full(counts: tuple[int, int]) -> None:
     nfc, steps = counts
