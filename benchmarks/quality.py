@@ -81,7 +81,7 @@ def settings(bench: Bench, plan: Plan, judge: Judge, *, compiles: bool) -> dict[
 
 
 def closed_loop(loop: Loop, judge: Judge, plan: Plan, store: Store, done: Callable[[], None]) -> None:
-    """All cells that the store has not; it is written after every method."""
+    """All cells that the store has not; it is written after every one."""
     references: dict[str, Reference] = {}
 
     def kept(drawn: Drawn, sampler: Sampler, budget: int, name: str, more: dict[str, Any]) -> None:
@@ -116,7 +116,7 @@ def closed_loop(loop: Loop, judge: Judge, plan: Plan, store: Store, done: Callab
                     kept(loop.draw(method, sampler), sampler, budget, entry.name, more)
                 except rfc_fx.RFCError as error:
                     store.refused[entry.name] = str(error).partition("\n")[0]
-        store.write(ORDER)
+                store.write(ORDER)
 
 
 def written(store: Store) -> list[Path]:
