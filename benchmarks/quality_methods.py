@@ -132,7 +132,7 @@ def mag_cache(threshold: float, facts: Facts) -> CachingMethod:
 MOVED = LISTS
 """Lists of full steps of which the calibrated method is the best, as many as `rfc-fx calibrate` draws."""
 
-NEWTON = rfc.Chebyshev().estimator
+DAMPED = rfc.Chebyshev().estimator
 
 ENTRIES: tuple[Entry, ...] = (
     _uniform("FORA", "published", rfc.Reuse()),
@@ -184,8 +184,8 @@ ENTRIES: tuple[Entry, ...] = (
     *(_rcs(f"Projective m={m} + RCS", "ours", rfc.Projective(order=m)) for m in (1, 2, 3)),
     *(_rcs(f"Newton m={m} + RCS", "ours", rfc.Newton(order=m)) for m in (2, 3)),
     *(_newton(m) for m in (2, 3)),
-    _chebyshev("Chebyshev", "ours", NEWTON),
-    _chebyshev("Chebyshev, calibrated", "ours", NEWTON, moved=MOVED, forecasts=forecasts(NEWTON)),
+    _chebyshev("Chebyshev", "ours", DAMPED),
+    _chebyshev("Chebyshev, calibrated", "ours", DAMPED, moved=MOVED, forecasts=forecasts(DAMPED)),
     _uniform("RFE m=1, uniform", "control", rfc.RFE(order=1)),
     _uniform("RFE m=2, uniform", "control", rfc.RFE(order=2)),
     _rcs("Taylor m=1 + RCS", "control", rfc.Taylor(order=1), order=1),
@@ -196,8 +196,9 @@ ENTRIES: tuple[Entry, ...] = (
     *(_chebyshev(f"Taylor m={m} + Chebyshev", "control", rfc.Taylor(order=m)) for m in (1, 2)),
     *(_chebyshev(f"RFE m={m} + Chebyshev", "control", rfc.RFE(order=m)) for m in (1, 2)),
     _chebyshev("RFE m=2 + Chebyshev, calibrated", "control", rfc.RFE(order=2), moved=MOVED),
-    _chebyshev("Newton m=2 + Chebyshev, calibrated", "control", NEWTON, moved=MOVED),
-    _chebyshev("Newton m=3 + Chebyshev", "control", rfc.Newton(order=3)),
+    _chebyshev("Newton m=2 + Chebyshev, calibrated", "control", rfc.Newton(order=2), moved=MOVED),
+    *(_chebyshev(f"Newton m={m} + Chebyshev", "control", rfc.Newton(order=m)) for m in (2, 3)),
+    _chebyshev("Newton m=3 damped + Chebyshev", "control", rfc.Newton(order=3, damping=0.5)),
     _chebyshev("Reuse + Chebyshev", "control", rfc.Reuse()),
     _uniform("Newton m=2, uniform", "control", rfc.Newton(order=2)),
     _planned("RFE m=1 + planned RCS, first site", "first"),
@@ -248,19 +249,21 @@ PLACES = {
     "equal gaps": "Newton m=2, uniform",
     "RCS": "Newton m=2 + RCS",
     "RCS with one leading full step": "NewtonRCS m=2",
-    "Chebyshev": "Chebyshev",
+    "Chebyshev's": "Newton m=2 + Chebyshev",
     "moved on other samples": "Newton m=2 + Chebyshev, calibrated",
 }
 """Which steps are full, with the same forecast."""
 
 FORECASTS = {
     "reuse": "Reuse + Chebyshev",
-    "Taylor m=1": "Taylor m=1 + Chebyshev",
+    "Taylor m=1 (Newton m=1 is the same)": "Taylor m=1 + Chebyshev",
     "Taylor m=2": "Taylor m=2 + Chebyshev",
     "RFE m=1": "RFE m=1 + Chebyshev",
     "RFE m=2": "RFE m=2 + Chebyshev",
-    "Newton m=2 (Chebyshev)": "Chebyshev",
+    "Newton m=2": "Newton m=2 + Chebyshev",
     "Newton m=3": "Newton m=3 + Chebyshev",
+    "Newton m=2, damped (Chebyshev)": "Chebyshev",
+    "Newton m=3, damped": "Newton m=3 damped + Chebyshev",
 }
 """What the forecast is, at the same full steps."""
 

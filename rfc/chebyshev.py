@@ -1,4 +1,4 @@
-"""Full steps placed before a generation begins, closer together at both of its ends, and the polynomial through them."""
+"""Full steps placed before a generation begins, closer together at both of its ends, and a polynomial through them."""
 
 from __future__ import annotations
 
@@ -62,12 +62,13 @@ def placed_steps(nfc: int, steps: int, clustering: float, lean: float = 1.0) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Chebyshev(Checked):
-    """`nfc` full steps of `steps`, denser at both ends; Newton's polynomial through them is the forecast. Not in the papers.
+    """`nfc` full steps of `steps`, denser at both ends; Newton's polynomial through them, damped, is the forecast. Not in the papers.
 
     Caching forecasts a site's output by a polynomial through its latest full steps. Such a polynomial runs away between equally spaced
     points, most at the ends of the range (Runge); Chebyshev-Lobatto points, dense at both ends, are the remedy of interpolation. At a
     `clustering` of 1 the first two are neighbours, whose difference says little about the long gap after them, so the way is gone in part.
-    The last step is full: forecasts of it fail (README, "How good"). A skipped step needs no site's input and no decision.
+    The last step is full: forecasts of it fail (README, "How good"). A skipped step needs no site's input and no decision. Some models want
+    a line, others the polynomial of order 2; `damping` takes the mean (`rfc.Newton`).
     `steps` is the number of calls of a generation (a sampler of second order calls twice a step, all but once), `nfc` how many of them are
     full (None: 28 %).
     """
@@ -76,6 +77,7 @@ class Chebyshev(Checked):
     steps: int = 50
     order: int = 2
     clustering: float = 0.6
+    damping: float = 0.5
 
     @property
     def full(self) -> int:
@@ -84,7 +86,7 @@ class Chebyshev(Checked):
 
     @property
     def estimator(self) -> Estimator:
-        return Newton(order=self.order)
+        return Newton(order=self.order, damping=self.damping)
 
     @cached_property  # asked for several times a step
     def schedule(self) -> Schedule:

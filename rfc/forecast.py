@@ -41,12 +41,17 @@ class Newton(Estimator):
 
     O_hat(t-k) = O(t) + sum_i O[t, .., t_i] prod_{j<i} (k + t_j - t), with Newton's divided differences and t_j the full steps before t.
     Taylor's recursion, which the papers use, is this for order 1, and neither exact nor this for order 2 and more.
+    `damping` w weighs term i by w^(i-1): 1 is the polynomial, 0 the line through the latest two, and 0.5 at order 2 the mean of both, whose
+    errors have opposite signs where the output bends less and less.
     """
 
     order: int = 2
+    damping: float = 1.0
 
     def __post_init__(self) -> None:
         check_order("Newton", self.order, 1, 4)
+        if isinstance(self.damping, bool) or not isinstance(self.damping, int | float) or not 0 <= self.damping <= 1:
+            raise ValueError(f"Newton: damping must be from 0 (a line) to 1 (the polynomial), got {self.damping!r}")
 
     @property
     def orders(self) -> int:
@@ -68,7 +73,7 @@ class Newton(Estimator):
     def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
         c = [clock.k]
         for i in range(self.order - 1):
-            c.append(c[i] * (clock.k + state["ages"][i]))
+            c.append(self.damping * c[i] * (clock.k + state["ages"][i]))
         return c
 
 

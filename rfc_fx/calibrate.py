@@ -21,6 +21,7 @@ from torch import Tensor
 import rfc_fx
 from rfc.chebyshev import Chebyshev, Placed, placed_steps
 from rfc.estimate import RFE, Estimator
+from rfc.forecast import Newton
 from rfc.method import CachingMethod, Method, placement
 from rfc.schedule import Schedule
 from rfc_fx.bisection import calibrated, largest_threshold
@@ -44,8 +45,8 @@ LISTS = 60
 
 
 def forecasts(estimator: Estimator) -> tuple[Estimator, ...]:
-    """A placed method's own forecast, and RFC's, which is better at such steps on some models (README, "How good")."""
-    return tuple(dict.fromkeys((estimator, RFE(order=1), RFE(order=2))))
+    """A placed method's own forecast, and those that are better at such steps on some models (README, "How good")."""
+    return tuple(dict.fromkeys((estimator, Newton(order=2), RFE(order=1), RFE(order=2))))
 
 
 class CalibrationError(RFCError):
@@ -251,7 +252,8 @@ def _placed(laboratory: Laboratory, method: Chebyshev, goal: Goal, lists: int) -
 
 def named(estimator: Estimator) -> str:
     """A forecast as people call it: "RFE m=2"."""
-    return f"{type(estimator).__name__} m={estimator.orders}"
+    damped = f" damped by {estimator.damping:g}" if isinstance(estimator, Newton) and estimator.damping != 1 else ""
+    return f"{type(estimator).__name__} m={estimator.orders}{damped}"
 
 
 def at(estimator: Estimator, places: Steps, steps: int) -> CachingMethod:

@@ -23,7 +23,12 @@ from rfc.storage import STORED
 
 Path = Callable[[float], Tensor]
 
-ESTIMATORS: list[Estimator] = [*(Hermite(order=m) for m in (1, 2, 4)), *(Newton(order=m) for m in (1, 2, 4)), Aligned()]
+ESTIMATORS: list[Estimator] = [
+    *(Hermite(order=m) for m in (1, 2, 4)),
+    *(Newton(order=m) for m in (1, 2, 4)),
+    Newton(damping=0.5),
+    Aligned(),
+]
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 
 seeds = st.integers(0, 10**6)
@@ -207,6 +212,15 @@ def test_newton_of_order_one_is_taylor_bit_for_bit(seed: int, between: list[int]
     assert torch.equal(forecast(Newton(order=1), O, O, full, at), forecast(Taylor(order=1), O, O, full, at))
 
 
+@given(seed=seeds, between=st.lists(st.integers(1, 6), min_size=2, max_size=6), k=ahead)
+def test_damped_by_half_newton_is_the_mean_of_the_line_and_the_parabola(seed: int, between: list[int], k: int) -> None:
+    O, full = polynomial(3, seed), positions(between)
+    at = full[-1] + k
+    line, parabola = (forecast(Newton(order=m), O, O, full, at) for m in (1, 2))
+    assert error(forecast(Newton(order=2, damping=0.5), O, O, full, at), (line.double() + parabola.double()) / 2, parabola) <= FORECAST
+    assert torch.equal(forecast(Newton(order=3, damping=0.0), O, O, full, at), line)
+
+
 @given(degree=st.integers(0, 3), seed=seeds, k=ahead)
 def test_with_fewer_full_steps_than_its_order_newton_takes_the_order_there_is(degree: int, seed: int, k: int) -> None:
     O, full = polynomial(degree, seed), positions([3, 1, 4][:degree])
@@ -292,6 +306,9 @@ def test_the_factor_is_one_number_for_the_batch() -> None:
         (lambda: Newton(order=0), r"^Newton: order must be an integer from 1 to 4, got 0$"),
         (lambda: Newton(order=5), r"^Newton: order must be an integer from 1 to 4, got 5$"),
         (lambda: Newton(order=1.0), r"^Newton: order must be an integer from 1 to 4, got 1\.0$"),
+        (lambda: Newton(damping=1.5), r"^Newton: damping must be from 0 \(a line\) to 1 \(the polynomial\), got 1\.5$"),
+        (lambda: Newton(damping=math.nan), r"^Newton: damping must be from 0"),
+        (lambda: Newton(damping=True), r"^Newton: damping must be from 0"),
         (lambda: Aligned(most=0.5), r"^Aligned: most must be a number of at least 1, got 0\.5$"),
         (lambda: Aligned(most=math.nan), r"^Aligned: most must be a number of at least 1, got nan$"),
         (lambda: Aligned(most=None), r"^Aligned: most must be a number of at least 1, got None$"),
