@@ -71,6 +71,7 @@ def test_without_a_number_28_percent_are_full(steps: int, full: int) -> None:
         ({"clustering": 1.5}, r"clustering must be from 0 \(equal gaps\) to 1 \(Chebyshev-Lobatto points\), got 1.5"),
         ({"clustering": math.nan}, "clustering must be from 0"),
         ({"order": 9}, "order must be an integer from 1 to 4"),
+        ({"damping": -0.1}, r"damping must be from 0 \(a line\) to 1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_when_it_is_made(settings: dict[str, float], said: str) -> None:

@@ -96,7 +96,7 @@ def test_the_better_forecast_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.measured.error < 10
         assert found.tried == 20
     with_order = calibrate(Tiny(), rfc.Chebyshev(order=3), Goal(nfc=5), STEPS, lists=1)
-    assert with_order.method.estimator == rfc.Newton(order=3)
+    assert with_order.method.estimator == rfc.Newton(order=3, damping=0.5)
 
 
 def test_the_fewest_full_steps_that_keep_a_bound_are_found() -> None:
