@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import rfc
 import rfc_fx
 import rfc_fx.calibrate as calibrate_module
-from rfc_fx.calibrate import CalibrationError, Goal, calibrate, with_threshold
+from rfc_fx.calibrate import CalibrationError, Goal, calibrate, named, with_threshold
 from rfc_fx.cli import app
 from rfc_fx.preset import PresetError, read_preset, write_preset
 
@@ -165,8 +165,7 @@ def test_the_command_writes_a_preset_that_generate_takes(tmp_path: Path) -> None
     result = CliRunner().invoke(app, ["calibrate", "digits", "--nfc", "4", "--lists", "4", *few, "--out", str(out)])
     assert result.exit_code == 0, result.output
     kept = json.loads(out.read_text())
-    forecast = kept["method"]["estimator"]
-    assert f"chebyshev: {forecast['type']} m={forecast['order']}, full steps 0, " in result.output
+    assert f"chebyshev: {named(read_preset(out).estimator)}, full steps 0, " in result.output
     assert f"(4 tried)\n{out}" in result.output
     assert kept["measured"]["nfc"] == 4
     given = ["generate", "--method", str(out), "--no-compile", *few, "--out", str(tmp_path / "drawn")]
