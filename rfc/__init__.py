@@ -4,7 +4,7 @@ Estimators forecast a site's output, schedules decide which steps are full, meth
 """
 
 from rfc.change import AnchorChange, ProbeChange, StepChange
-from rfc.chebyshev import Chebyshev, Placed
+from rfc.chebyshev import Chebyshev
 from rfc.disca import DisCa, Predicted
 from rfc.draft import Verified
 from rfc.estimate import RFE, Estimator, Projective, Reuse, Taylor, combine
@@ -15,7 +15,7 @@ from rfc.method import CachingMethod, FullCompute, Method
 from rfc.predictor import PredictorError
 from rfc.presets import PRESETS, preset
 from rfc.residual import DeltaDiT, DiCache, FirstBlockCache, MagCache, TeaCache
-from rfc.schedule import RCS, Every, Listed, Phased, Schedule
+from rfc.schedule import RCS, Every, Listed, Phased, Placed, Schedule
 from rfc.state import Clock
 from rfc.storage import Stored
 from rfc.toca import DuCa, ToCa

@@ -10,23 +10,10 @@ from itertools import accumulate, pairwise
 from rfc.estimate import Estimator
 from rfc.forecast import Newton
 from rfc.forecasting import Checked
-from rfc.schedule import Listed, Schedule, checked_count
+from rfc.schedule import Placed, Schedule, checked_count
 
 SHARE = 0.28
 """Of a generation's steps that are full unless something else is said: 14 of 50."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placed(Listed):
-    """A list for generations of `of` steps; a transformed model warns (`rfc_fx.StepsMismatchWarning`) where one has another length."""
-
-    of: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checked_count("Placed", "of", self.of, 1)
-        if self.steps[-1] >= self.of:
-            raise ValueError(f"Placed: steps must be below of={self.of}, got {self.steps[-1]}")
 
 
 def placed_steps(nfc: int, steps: int, clustering: float, lean: float = 1.0) -> tuple[int, ...]:

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 
 from rfc.change import AnchorChange, ProbeChange, StepChange
-from rfc.chebyshev import Placed
 from rfc.disca import Predicted
 from rfc.draft import Verified
 from rfc.estimate import RFE, Estimator, Projective, Reuse, Taylor
 from rfc.forecast import Aligned, Hermite, Newton
 from rfc.grain import parse_granularity
 from rfc.method import CachingMethod, Method, placement
-from rfc.schedule import RCS, Every, Listed, Phased, Schedule
+from rfc.schedule import RCS, Every, Listed, Phased, Placed, Schedule
 from rfc.storage import Stored
 from rfc.tokens import Tokens
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rfc.change import AnchorChange, ProbeChange, StepChange
-from rfc.chebyshev import Placed
 from rfc.estimate import Estimator
 from rfc.forecast import Aligned
 from rfc.forecasting import EveryNth, Reusing
-from rfc.schedule import Schedule, checked_count
+from rfc.schedule import Placed, Schedule, checked_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +91,9 @@ class MagCache(Reusing):
     """Reuse of the stack's residual as long as its calibrated growth stays near 1 (arXiv 2506.09045).
 
     `ratios[t]` = |r(t)| / |r(t-1)| of the residual r from one step to the next, measured once per model and number of steps
-    (`rfc.magnitude_ratios`); for another number of `steps` the nearest are taken, and a generation of
-    yet another length warns. A step is skipped while sum |1 - prod ratios| is at most
-    `threshold`, and at most `max_skip` in a row; the first `retention` of the steps are full. Known beforehand, so a list.
+    (`rfc.magnitude_ratios`); for another number of `steps` the nearest are taken, and a generation of yet another
+    length warns. A step is skipped while sum |1 - prod ratios| is at most `threshold`, and at most `max_skip` in a row; the first
+    `retention` of the steps are full. Known beforehand, so a list.
     """
 
     ratios: Sequence[float]

@@ -178,6 +178,19 @@ class Listed(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Placed(Listed):
+    """A list for generations of `of` steps; a transformed model warns (`rfc_fx.StepsMismatchWarning`) where one has another length."""
+
+    of: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checked_count("Placed", "of", self.of, 1)
+        if self.steps[-1] >= self.of:
+            raise ValueError(f"Placed: steps must be below of={self.of}, got {self.steps[-1]}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Phased(Schedule):
     """Exactly the phases in `steps`, one for each step from 0 on; a step beyond the list is full. The first must be FULL.
 

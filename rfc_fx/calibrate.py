@@ -19,11 +19,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 import rfc_fx
-from rfc.chebyshev import Chebyshev, Placed, placed_steps
+from rfc.chebyshev import Chebyshev, placed_steps
 from rfc.estimate import RFE, Estimator
 from rfc.forecast import Newton
 from rfc.method import CachingMethod, Method, placement
-from rfc.schedule import Schedule
+from rfc.schedule import Placed, Schedule
 from rfc_fx.bisection import calibrated, largest_threshold
 from rfc_fx.compare import psnr
 from rfc_fx.errors import RFCError

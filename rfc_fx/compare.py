@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 import rfc_fx
 from rfc.change import AnchorChange, ProbeChange, StepChange
-from rfc.chebyshev import Placed
 from rfc.draft import Verified
 from rfc.eager import CachedEager, cached
 from rfc.generation import Generation
 from rfc.method import CachingMethod, Method, placement
-from rfc.schedule import RCS, Phased, Schedule
+from rfc.schedule import RCS, Phased, Placed, Schedule
 from rfc_fx.budget import Choice, chosen_granularity
 from rfc_fx.errors import RFCError
 from rfc_fx.load import Source, Tick

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rfc.chebyshev import Placed
 from rfc.generation import Direction, Generation, timestep_value
 from rfc.method import CachingMethod, placement
+from rfc.schedule import Placed
 from rfc.storage import kept_like
 from rfc.streams import Streams, stream_name
 from rfc_fx import show

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 
-from rfc.chebyshev import Placed
 from rfc.generation import Generation
-from rfc.schedule import Schedule
+from rfc.schedule import Placed, Schedule
 
 
 class NothingSkippedWarning(UserWarning):

@@ -11,11 +11,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from rfc.chebyshev import Placed
 from rfc.draft import Verified
 from rfc.generation import Generation
 from rfc.method import CachingMethod
-from rfc.schedule import RCS, Phased, Schedule
+from rfc.schedule import RCS, Phased, Placed, Schedule
 from rfc_export.errors import ExportError
 from rfc_export.runtime import Engine
 from rfc_fx.capture import latent_argument
