@@ -143,17 +143,17 @@ class Loop:
 
     def _moved(self, entry: Entry, method: CachingMethod, sampler: Sampler) -> CachingMethod:
         """The forecast and the full steps, as many as the method's, with which the error of the calibration samples is smallest."""
-        whole = self._full(sampler)
+        whole, placed = self._full(sampler), method.schedule
+        assert isinstance(placed, rfc.Placed)
 
         def error(estimator: rfc.Estimator, steps: Steps) -> float:
             self.told(f"{entry.name}: {named(estimator)} at full steps {' '.join(map(str, steps))}")
-            drawn = self.draw(at(estimator, steps, sampler.steps), sampler, self.calibrated_on).samples
+            drawn = self.draw(at(estimator, placed, steps), sampler, self.calibrated_on).samples
             return float(relative_l2(drawn, whole).log().mean().exp())
 
-        assert isinstance(method.schedule, rfc.Placed)
-        begin = starts(len(method.schedule.steps), sampler.steps)
+        begin = starts(len(placed.steps), sampler.steps)
         found = best_placed(error, entry.forecasts or [method.estimator], begin, sampler.steps, most=entry.moved)
-        return at(found.forecast, found.steps, sampler.steps)
+        return at(found.forecast, placed, found.steps)
 
     def _full(self, sampler: Sampler) -> Images:
         """The calibration samples in full computation, drawn once."""

@@ -24,7 +24,7 @@ def planned_steps(trajectory: Trajectory, tau: float, where: Literal["first", "a
     sites = range(1 if where == "first" else len(trajectory.sites))
     states: dict[int, State] = {}
     for pairs in trajectory.steps:
-        clock = Clock.at(*generation.clock())
+        clock = Clock.at(*generation.clock(schedule))
         watched = {site: {"I": pairs[site][0]} for site in sites}
         errors = [schedule.error(watched[site], states[site], clock) for site in sites if site in states]
         eps = float(torch.stack(errors).mean()) if errors else None

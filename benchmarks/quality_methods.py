@@ -7,7 +7,7 @@ A method gets its number of full computations in one of three ways. `listed`: th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 import rfc
 from rfc.estimate import Coefficients
 from rfc.method import CachingMethod
+from rfc.schedule import Unit
 from rfc.state import Clock, State
 from rfc_fx.calibrate import LISTS, forecasts
 from rfc_fx.zoo import DIGITS_PREDICTOR
@@ -92,12 +93,17 @@ def _planned(name: str, where: Literal["first", "all"]) -> Entry:
 
 
 def _chebyshev(
-    name: str, kind: Literal["ours", "control"], estimator: rfc.Estimator, moved: int = 0, forecasts: tuple[rfc.Estimator, ...] = ()
+    name: str,
+    kind: Literal["ours", "control"],
+    estimator: rfc.Estimator,
+    unit: Unit = "step",
+    moved: int = 0,
+    forecasts: tuple[rfc.Estimator, ...] = (),
 ) -> Entry:
-    """An estimator at the full steps of `rfc.Chebyshev`, or at moved ones."""
+    """An estimator at the full steps of `rfc.Chebyshev`, or at moved ones; it counts time in that unit."""
 
     def make(nfc: int, steps: int) -> CachingMethod:
-        return rfc.Method(estimator=estimator, schedule=rfc.Chebyshev(nfc=nfc, steps=steps).schedule)
+        return rfc.Method(estimator=estimator, schedule=replace(rfc.Chebyshev(nfc=nfc, steps=steps).schedule, unit=unit))
 
     what = f"the best of {len(forecasts)} forecasts is taken, and its full steps" if forecasts else "its full steps"
     note = f"{what} are the best of {moved} lists on the seeds that thresholds are found with" if moved else ""
@@ -184,8 +190,8 @@ ENTRIES: tuple[Entry, ...] = (
     *(_rcs(f"Projective m={m} + RCS", "ours", rfc.Projective(order=m)) for m in (1, 2, 3)),
     *(_rcs(f"Newton m={m} + RCS", "ours", rfc.Newton(order=m)) for m in (2, 3)),
     *(_newton(m) for m in (2, 3)),
-    _chebyshev("Chebyshev", "ours", DAMPED),
-    _chebyshev("Chebyshev, calibrated", "ours", DAMPED, moved=MOVED, forecasts=forecasts(DAMPED)),
+    _chebyshev("Chebyshev", "ours", DAMPED, "interval"),
+    _chebyshev("Chebyshev, calibrated", "ours", DAMPED, "interval", moved=MOVED, forecasts=forecasts(DAMPED)),
     _uniform("RFE m=1, uniform", "control", rfc.RFE(order=1)),
     _uniform("RFE m=2, uniform", "control", rfc.RFE(order=2)),
     _rcs("Taylor m=1 + RCS", "control", rfc.Taylor(order=1), order=1),
@@ -198,7 +204,8 @@ ENTRIES: tuple[Entry, ...] = (
     _chebyshev("RFE m=2 + Chebyshev, calibrated", "control", rfc.RFE(order=2), moved=MOVED),
     _chebyshev("Newton m=2 + Chebyshev, calibrated", "control", rfc.Newton(order=2), moved=MOVED),
     *(_chebyshev(f"Newton m={m} + Chebyshev", "control", rfc.Newton(order=m)) for m in (2, 3)),
-    _chebyshev("Newton m=3 damped + Chebyshev", "control", rfc.Newton(order=3, damping=0.5)),
+    *(_chebyshev(f"Newton m={m} damped + Chebyshev", "control", rfc.Newton(order=m, damping=0.5)) for m in (2, 3)),
+    *(_chebyshev(f"Newton m={m} by intervals + Chebyshev", "control", rfc.Newton(order=m), "interval") for m in (1, 2)),
     _chebyshev("Reuse + Chebyshev", "control", rfc.Reuse()),
     _uniform("Newton m=2, uniform", "control", rfc.Newton(order=2)),
     _planned("RFE m=1 + planned RCS, first site", "first"),
@@ -262,10 +269,13 @@ FORECASTS = {
     "RFE m=2": "RFE m=2 + Chebyshev",
     "Newton m=2": "Newton m=2 + Chebyshev",
     "Newton m=3": "Newton m=3 + Chebyshev",
-    "Newton m=2, damped (Chebyshev)": "Chebyshev",
+    "Newton m=2, damped": "Newton m=2 damped + Chebyshev",
     "Newton m=3, damped": "Newton m=3 damped + Chebyshev",
+    "Newton m=1, by intervals": "Newton m=1 by intervals + Chebyshev",
+    "Newton m=2, by intervals": "Newton m=2 by intervals + Chebyshev",
+    "Newton m=2, damped, by intervals (Chebyshev)": "Chebyshev",
 }
-"""What the forecast is, at the same full steps."""
+"""What the forecast is, at the same full steps; "by intervals": in the time in which these are equidistant (`rfc.Placed.unit`)."""
 
 MOVES = {
     "Newton m=2": "Newton m=2 + Chebyshev, calibrated",

@@ -54,7 +54,7 @@ def forced_errors(trajectory: Trajectory, site: int, estimator: rfc.Estimator, i
     state: State = {}
     rows: list[Tensor] = []
     for I, O in zip(trajectory.inputs(site), trajectory.outputs(site), strict=True):
-        clock = Clock.at(*generation.clock())
+        clock = Clock.at(*generation.clock(schedule))
         if generation.decide(schedule, numbers, None, None) == "FULL":
             state = estimator.refresh(state or zeros(estimator.slots(spec_of(I), spec_of(O)), O.device), I, O, clock)
             rows.append(torch.full((len(O),), torch.nan))

@@ -10,7 +10,7 @@ from itertools import accumulate, pairwise
 from rfc.estimate import Estimator
 from rfc.forecast import Newton
 from rfc.forecasting import Checked
-from rfc.schedule import Placed, Schedule, checked_count
+from rfc.schedule import Placed, checked_count
 
 SHARE = 0.28
 """Of a generation's steps that are full unless something else is said: 14 of 50."""
@@ -76,5 +76,5 @@ class Chebyshev(Checked):
         return Newton(order=self.order, damping=self.damping)
 
     @cached_property  # asked for several times a step
-    def schedule(self) -> Schedule:
-        return Placed(steps=placed_steps(self.full, self.steps, self.clustering), of=self.steps)
+    def schedule(self) -> Placed:
+        return Placed(steps=placed_steps(self.full, self.steps, self.clustering), of=self.steps, unit="interval")

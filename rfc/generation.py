@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rfc.schedule import Numbers, Phase, Schedule
+from rfc.schedule import Numbers, Phase, Schedule, clock_at
 from rfc.state import Clock
 
 TIMESTEP_NAMES = ("timestep", "timesteps", "t", "sigma", "noise_level")
@@ -106,11 +106,13 @@ class Generation:
             self.gap = before.since + 1
         self.anchors += before.anchors
 
-    def clock(self) -> tuple[float, float, float]:
-        """(k, N, n) of the coming step; see `Clock`."""
+    def clock(self, schedule: Schedule) -> tuple[float, float, float]:
+        """(k, N, n) of the coming step, in the unit of the schedule; see `Clock`."""
         if self.before is not None and self.one_clock and not self.phases:
-            return self.before.clock()
-        return float(self.since + 1), float(self.gap), float(self.anchors)
+            return self.before.clock(schedule)
+        if schedule.unit == "step":
+            return float(self.since + 1), float(self.gap), float(self.anchors)
+        return _timed(schedule, self.step, self.since + 1, self.gap, self.anchors)
 
     def decide(self, schedule: Schedule, numbers: dict[str, Tensor], eps: float | None, timestep: float | None) -> Phase:
         """Return the phase of the coming step and count it. `eps` is the schedule's error at this step, None without data."""
@@ -176,6 +178,13 @@ def _place(schedule: Schedule, numbers: Numbers, step: int, since: int, total: f
 def _planned(schedule: Schedule, step: int, since: int) -> int:
     """The same for a rule that needs no data: what it says of a step, it says in every generation."""
     return _place(schedule, schedule.numbers(), step, since, 0.0)
+
+
+@lru_cache(maxsize=4096)
+def _timed(schedule: Schedule, step: int, since: int, gap: int, anchors: int) -> tuple[float, float, float]:
+    """The clock of a schedule that counts in another unit than steps."""
+    k, N, n = clock_at(schedule, schedule.numbers(), *torch.tensor([step, since, gap, anchors], dtype=torch.float32).unbind())
+    return float(k), float(N), float(n)
 
 
 def clock_tensors(values: tuple[float, float, float], device: torch.device) -> Clock:

@@ -61,7 +61,7 @@ class Run:
         """Decide at the first site of a step, before anything heavy has run; `seen`: its input I, and the stream where that is known."""
         if self.phase is None:
             device, self.tokens = seen["I"].device, seen["I"].shape[1]
-            self.clock = clock_tensors(self.generation.clock(), device)
+            self.clock = clock_tensors(self.generation.clock(self.method.schedule), device)
             schedule = self.method.schedule
             watched: dict[str, Tensor] = {name: seen[name] for name in schedule.watches}
             eps = None

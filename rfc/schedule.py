@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +23,8 @@ Numbers = Mapping[str, Tensor]
 Watched = Mapping[str, Tensor]
 Signal = Literal["I", "base"]
 """What a schedule can watch at the first site: its input I, or the stream that its residual is added to."""
+Unit = Literal["step", "interval"]
+"""What a forecast counts time in: steps, or intervals between neighbouring full steps, whatever their length."""
 
 Phase = str
 """What a step does.
@@ -72,6 +74,11 @@ class Schedule(ABC):
         return ("FULL", "ESTIMATE")
 
     @property
+    def unit(self) -> Unit:
+        """What the clock of the estimator counts in."""
+        return "step"
+
+    @property
     def in_graph(self) -> tuple[Any, ...]:
         """What of the rule the programs are made from; all else may change between steps."""
         return (type(self), self.watches, self.remembers, self.accumulates, self.is_lagged, self.phases)
@@ -102,9 +109,22 @@ class Schedule(ABC):
         """Return the place of the step's phase in `phases`."""
         return torch.where(cls.full(numbers, step, k, total), 0, 1)
 
+    @staticmethod
+    def time(numbers: Numbers, step: Tensor) -> Float[Tensor, ""]:
+        """Return the time of step number `step` in the rule's `unit`."""
+        return step
+
     @abstractmethod
     def can_skip(self, steps: int) -> bool:
         """Whether a generation of `steps` steps could contain a skipped one."""
+
+
+def clock_at(schedule: Schedule, numbers: Numbers, step: Tensor, k: Tensor, gap: Tensor, anchors: Tensor) -> Clock:
+    """The clock, in the rule's unit, of step number `step`: `k` steps after the last full one, which came `gap` steps after its own last."""
+    if schedule.unit == "step":
+        return Clock(k, gap, anchors)
+    now, last, before = (schedule.time(numbers, at) for at in (step, step - k, step - k - gap))
+    return Clock(now - last, last - before, anchors)
 
 
 def checked_count(where: str, name: str, value: int | None, low: int) -> None:
@@ -179,15 +199,41 @@ class Listed(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Placed(Listed):
-    """A list for generations of `of` steps; a transformed model warns (`rfc_fx.StepsMismatchWarning`) where one has another length."""
+    """A list for generations of `of` steps; a transformed model warns (`rfc_fx.StepsMismatchWarning`) where one has another length.
+
+    With the `unit` "interval" neighbouring full steps are 1 apart in the estimator's clock and the steps between them fractions, so that
+    a polynomial forecast is one in the variable in which the full steps are equidistant. After the last of them an interval is as long
+    as the last one was.
+    """
 
     of: int
+    unit: Unit = "step"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checked_count("Placed", "of", self.of, 1)
         if self.steps[-1] >= self.of:
             raise ValueError(f"Placed: steps must be below of={self.of}, got {self.steps[-1]}")
+        if self.unit not in get_args(Unit):
+            raise ValueError(f"Placed: unit must be {' or '.join(get_args(Unit))}, got {self.unit!r}")
+
+    @property
+    def in_graph(self) -> tuple[Any, ...]:
+        return (*super().in_graph, self.unit)
+
+    def numbers(self) -> dict[str, Tensor]:
+        numbers = super().numbers()
+        if self.unit == "interval":
+            full = torch.tensor(self.steps)
+            at = torch.arange(self.TABLE + 1)
+            place = torch.searchsorted(full, at, right=True) - 1  # of the latest full step
+            lengths = full.diff() if len(full) > 1 else torch.ones(1, dtype=torch.long)
+            numbers["times"] = place + (at - full[place]) / lengths[place.clamp(max=len(lengths) - 1)]
+        return numbers
+
+    @staticmethod
+    def time(numbers: Numbers, step: Tensor) -> Float[Tensor, ""]:
+        return _row(numbers["times"], step) if "times" in numbers else step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,8 +292,8 @@ class Phased(Schedule):
 
 
 def _row(table: Tensor, step: Tensor) -> Float[Tensor, ""]:
-    """The table's entry for a step; its last for all steps beyond."""
-    return table.index_select(0, step.clamp(max=len(table) - 1).long().reshape(1)).reshape(())
+    """The table's entry for a step; its first for all before the first step, its last for all beyond."""
+    return table.index_select(0, step.clamp(0, len(table) - 1).long().reshape(1)).reshape(())
 
 
 @dataclass(frozen=True, kw_only=True)

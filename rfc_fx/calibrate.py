@@ -224,7 +224,7 @@ def _whole(nfc: float | None) -> int | None:
 
 def _placed(laboratory: Laboratory, method: Chebyshev, goal: Goal, lists: int) -> Calibrated:
     """The forecast and the full steps of least error for that many; or the fewest that keep a bound on quality."""
-    steps = method.steps
+    steps, placed = method.steps, method.schedule
 
     def measured(nfc: int) -> Measured:
         return laboratory.measure(replace(method, nfc=nfc), f"{nfc} full steps")
@@ -232,11 +232,11 @@ def _placed(laboratory: Laboratory, method: Chebyshev, goal: Goal, lists: int) -
     def moved(nfc: int) -> CachingMethod:
         def missing(estimator: Estimator, places: Steps) -> float:
             what = f"{named(estimator)} at full steps {' '.join(map(str, places))}"
-            return goal.missing(laboratory.measure(at(estimator, places, steps), what))
+            return goal.missing(laboratory.measure(at(estimator, placed, places), what))
 
         tried = forecasts(method.estimator)
         found = best_placed(missing, tried, starts(nfc, steps), steps, most=lists, enough=goal.bound)
-        return at(found.forecast, found.steps, steps)
+        return at(found.forecast, placed, found.steps)
 
     if goal.nfc is not None:
         best = moved(method.full)
@@ -244,7 +244,7 @@ def _placed(laboratory: Laboratory, method: Chebyshev, goal: Goal, lists: int) -
     if not goal.met(measured(steps)):
         raise _unreached(goal, "with every step full", measured(steps), steps)
     fewest = bisect_left(range(1, steps), True, key=lambda nfc: goal.met(measured(nfc))) + 1
-    best = at(method.estimator, placed_steps(fewest, steps, method.clustering), steps)
+    best = at(method.estimator, placed, placed_steps(fewest, steps, method.clustering))
     while fewest > 1 and goal.met(laboratory.measure(fewer := moved(fewest - 1), "")):
         best, fewest = fewer, fewest - 1
     return Calibrated(best, None, laboratory.measure(best, ""), len(laboratory.seen))
@@ -256,9 +256,9 @@ def named(estimator: Estimator) -> str:
     return f"{type(estimator).__name__} m={estimator.orders}{damped}"
 
 
-def at(estimator: Estimator, places: Steps, steps: int) -> CachingMethod:
-    """An estimator with these steps full, of so many."""
-    return Method(estimator=estimator, schedule=Placed(steps=places, of=steps))
+def at(estimator: Estimator, placed: Placed, places: Steps) -> CachingMethod:
+    """An estimator with other steps full than were placed."""
+    return Method(estimator=estimator, schedule=replace(placed, steps=places))
 
 
 def _unreached(goal: Goal, where: str, best: Measured, steps: int) -> CalibrationError:

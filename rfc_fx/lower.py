@@ -11,8 +11,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from rfc.schedule import Numbers
-from rfc.state import Clock, SlotSpec
+from rfc.schedule import Numbers, clock_at
+from rfc.state import SlotSpec
 from rfc_fx.errors import RFCError
 from rfc_fx.guard import SCHEDULE, Guarded
 from rfc_fx.hoist import Hoisted, hoist
@@ -143,7 +143,7 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
         held = torch.where(begins, torch.zeros_like(progress[:5]), progress[:5])
         number, since, gap, anchors, total = held.unbind()
         k = since + 1
-        values["clock", "clock"] = torch.stack(list(Clock(k, gap, anchors)))
+        values["clock", "clock"] = torch.stack(list(clock_at(schedule, numbers, number, k, gap, anchors)))
         known = anchors > 0
         eps = torch.zeros_like(total)
         if first is not None:

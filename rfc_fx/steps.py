@@ -218,14 +218,14 @@ class StepModel(nn.Module):
             if step.assumed is not None and {*noise} != {step.assumed}:  # not the order that was prepared
                 context.ahead.trusted = False
                 return None
-            clock = context.generation.clock()
+            clock = context.generation.clock(schedule)
             if self._restart_if_noise_grew(step):
                 if self._forget_if_changed():
                     return None
                 if any(phase in context.compiled.programs for phase in AHEAD):  # what was computed ahead is the last generation's
                     return None
                 self._set_clock(step)
-            elif context.generation.clock() != clock:  # the generation is longer than was known when eps was measured
+            elif context.generation.clock(schedule) != clock:  # the generation is longer than was known when eps was measured
                 return None
         if isinstance(schedule, Placed) and context.generation.step == schedule.of:
             self._warned.of_length(schedule, schedule.of + 1, " or more")
@@ -268,10 +268,9 @@ class StepModel(nn.Module):
         context.begin(context.generation.successor(self.method.schedule))
         return True
 
-    @staticmethod
-    def _set_clock(step: Step) -> None:
+    def _set_clock(self, step: Step) -> None:
         context = step.context
-        context.clock.copy_(torch.tensor(context.generation.clock()), non_blocking=True)
+        context.clock.copy_(torch.tensor(context.generation.clock(self.method.schedule)), non_blocking=True)
         step.values[CLOCK] = context.clock
 
     def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Context, list[Any]]:

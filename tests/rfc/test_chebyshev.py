@@ -87,9 +87,11 @@ def test_a_list_beyond_the_generation_it_is_for_is_refused() -> None:
 def test_it_is_kept_in_json_with_the_length_it_is_for() -> None:
     method = rfc.Chebyshev(nfc=6, steps=20)
     encoded = encode_method(method)
-    assert encoded["schedule"] == {"type": "Placed", "steps": list(placed_steps(6, 20, method.clustering)), "of": 20}
+    assert encoded["schedule"] == {"type": "Placed", "steps": list(placed_steps(6, 20, method.clustering)), "of": 20, "unit": "interval"}
     again = decode_method(encoded)
     assert (again.estimator, again.schedule) == (method.estimator, method.schedule)
+    with pytest.raises(EncodingError, match=r"method\.schedule: Placed: unit must be step or interval, got 'second'"):
+        decode_method(encoded | {"schedule": encoded["schedule"] | {"unit": "second"}})
     encoded["schedule"]["of"] = 3
     with pytest.raises(EncodingError, match=r"method\.schedule: Placed: steps must be below of=3"):
         decode_method(encoded)

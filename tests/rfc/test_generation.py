@@ -78,11 +78,11 @@ def test_steps_in_doubt_keep_one_clock_where_the_next_step_is_full_anyway() -> N
         first = Generation()
         first.decide(schedule, schedule.numbers(), None, 0.0)
         second = first.successor(schedule)
-        assert second.clock() == clock
+        assert second.clock(schedule) == clock
         second.decide(schedule, schedule.numbers(), None, 0.1)
-        assert second.clock() == (1.0, 0.0, 1.0)  # a generation of its own, as long as nothing else is known
+        assert second.clock(schedule) == (1.0, 0.0, 1.0)  # a generation of its own, as long as nothing else is known
         second.absorb()
-        assert second.clock() == ((1.0, 1.0, 2.0) if schedule is EVERY else (1.0, 0.0, 1.0))
+        assert second.clock(schedule) == ((1.0, 1.0, 2.0) if schedule is EVERY else (1.0, 0.0, 1.0))
 
 
 def test_a_fresh_generation_takes_any_timestep() -> None:
@@ -97,7 +97,7 @@ def test_the_clock_counts_from_the_last_full_step_the_gap_before_it_and_the_anch
         full = [i for i in schedule.steps if i < step]
         k = step - full[-1] if full else 1
         gap = full[-1] - full[-2] if len(full) > 1 else 0
-        assert generation.clock() == (k, gap, len(full))
+        assert generation.clock(schedule) == (k, gap, len(full))
         generation.decide(schedule, numbers, None, None)
     assert generation.step == 30
     assert generation.nfc == len(schedule.steps) == generation.anchors

@@ -58,7 +58,7 @@ def reference(cached: rfc_fx.CachedModel, kwargs: dict[str, Any], phases: str) -
     outputs = []
     for i, phase in enumerate(phases):
         named = {name: moved(kwargs, i, STEPS)[argument] for name, argument in cached.compiled.captured.names.items()}
-        clock = clock_tensors(bookkeeping.clock(), torch.device("cpu"))
+        clock = clock_tensors(bookkeeping.clock(rfc.Listed(steps=[0])), torch.device("cpu"))
         full = "FULL" if phase == "F" else "ESTIMATE"
         outputs.append(Reference(guarded, state, clock).run(full, *named.values())[0])
         now = rfc.Listed(steps=[0, i] if phase == "F" else [0])
