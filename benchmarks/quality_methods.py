@@ -7,12 +7,13 @@ A method gets its number of full computations in one of three ways. `listed`: th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 import rfc
+from rfc.chebyshev import placed_steps
 from rfc.estimate import Coefficients
 from rfc.method import CachingMethod
 from rfc.schedule import Unit
@@ -92,22 +93,28 @@ def _planned(name: str, where: Literal["first", "all"]) -> Entry:
     )
 
 
-def _chebyshev(
-    name: str,
-    kind: Literal["ours", "control"],
-    estimator: rfc.Estimator,
-    unit: Unit = "step",
-    moved: int = 0,
-    forecasts: tuple[rfc.Estimator, ...] = (),
-) -> Entry:
-    """An estimator at the full steps of `rfc.Chebyshev`, or at moved ones; it counts time in that unit."""
+def _chebyshev(name: str, moved: int = 0) -> Entry:
+    """The default method, or the best of its forecasts at moved full steps."""
+    tried = forecasts(rfc.Chebyshev().estimator) if moved else ()
+    note = f"the best of {len(tried)} forecasts is taken, and its full steps are the best of {moved} lists on the seeds that thresholds are found with"
+    return Entry(
+        name=name,
+        kind="ours",
+        placed=lambda nfc, steps: rfc.Chebyshev(nfc=nfc, steps=steps),
+        moved=moved,
+        forecasts=tried,
+        note=note if moved else "",
+    )
+
+
+def _placed(name: str, estimator: rfc.Estimator, unit: Unit = "step") -> Entry:
+    """An estimator at steps that are placed as `rfc.Chebyshev` places them, somewhat less dense at the ends; it counts time in that unit."""
 
     def make(nfc: int, steps: int) -> CachingMethod:
-        return rfc.Method(estimator=estimator, schedule=replace(rfc.Chebyshev(nfc=nfc, steps=steps).schedule, unit=unit))
+        places = placed_steps(nfc, steps, clustering=0.6)
+        return rfc.Method(estimator=estimator, schedule=rfc.Placed(steps=places, of=steps, unit=unit))
 
-    what = f"the best of {len(forecasts)} forecasts is taken, and its full steps" if forecasts else "its full steps"
-    note = f"{what} are the best of {moved} lists on the seeds that thresholds are found with" if moved else ""
-    return Entry(name=name, kind=kind, placed=make, moved=moved, forecasts=forecasts, note=note)
+    return Entry(name=f"{name} + placed", kind="control", placed=make, note="clustering 0.6")
 
 
 def _newton(order: int) -> Entry:
@@ -137,8 +144,6 @@ def mag_cache(threshold: float, facts: Facts) -> CachingMethod:
 
 MOVED = LISTS
 """Lists of full steps of which the calibrated method is the best, as many as `rfc-fx calibrate` draws."""
-
-DAMPED = rfc.Chebyshev().estimator
 
 ENTRIES: tuple[Entry, ...] = (
     _uniform("FORA", "published", rfc.Reuse()),
@@ -190,8 +195,8 @@ ENTRIES: tuple[Entry, ...] = (
     *(_rcs(f"Projective m={m} + RCS", "ours", rfc.Projective(order=m)) for m in (1, 2, 3)),
     *(_rcs(f"Newton m={m} + RCS", "ours", rfc.Newton(order=m)) for m in (2, 3)),
     *(_newton(m) for m in (2, 3)),
-    _chebyshev("Chebyshev", "ours", DAMPED, "interval"),
-    _chebyshev("Chebyshev, calibrated", "ours", DAMPED, "interval", moved=MOVED, forecasts=forecasts(DAMPED)),
+    _chebyshev("Chebyshev"),
+    _chebyshev("Chebyshev, calibrated", moved=MOVED),
     _uniform("RFE m=1, uniform", "control", rfc.RFE(order=1)),
     _uniform("RFE m=2, uniform", "control", rfc.RFE(order=2)),
     _rcs("Taylor m=1 + RCS", "control", rfc.Taylor(order=1), order=1),
@@ -199,14 +204,13 @@ ENTRIES: tuple[Entry, ...] = (
     *(_uniform(f"Taylor m=1 x {w}", "control", Weighted(order=1, weight=w)) for w in (0.8, 1.2)),
     _uniform("RFE m=1 per token, uniform", "control", rfc.RFE(order=1, norm="token")),
     _uniform("RFE m=1 per tensor, uniform", "control", rfc.RFE(order=1, norm="tensor")),
-    *(_chebyshev(f"Taylor m={m} + Chebyshev", "control", rfc.Taylor(order=m)) for m in (1, 2)),
-    *(_chebyshev(f"RFE m={m} + Chebyshev", "control", rfc.RFE(order=m)) for m in (1, 2)),
-    _chebyshev("RFE m=2 + Chebyshev, calibrated", "control", rfc.RFE(order=2), moved=MOVED),
-    _chebyshev("Newton m=2 + Chebyshev, calibrated", "control", rfc.Newton(order=2), moved=MOVED),
-    *(_chebyshev(f"Newton m={m} + Chebyshev", "control", rfc.Newton(order=m)) for m in (2, 3)),
-    *(_chebyshev(f"Newton m={m} damped + Chebyshev", "control", rfc.Newton(order=m, damping=0.5)) for m in (2, 3)),
-    *(_chebyshev(f"Newton m={m} by intervals + Chebyshev", "control", rfc.Newton(order=m), "interval") for m in (1, 2)),
-    _chebyshev("Reuse + Chebyshev", "control", rfc.Reuse()),
+    *(_placed(f"Taylor m={m}", rfc.Taylor(order=m)) for m in (1, 2)),
+    *(_placed(f"RFE m={m}", rfc.RFE(order=m)) for m in (1, 2)),
+    *(_placed(f"Newton m={m}", rfc.Newton(order=m)) for m in (2, 3)),
+    *(_placed(f"Newton m={m} damped", rfc.Newton(order=m, damping=0.5)) for m in (2, 3)),
+    *(_placed(f"Newton m={m} by intervals", rfc.Newton(order=m), "interval") for m in (1, 2)),
+    _placed("Newton m=2 damped by intervals", rfc.Newton(order=2, damping=0.5), "interval"),
+    _placed("Reuse", rfc.Reuse()),
     _uniform("Newton m=2, uniform", "control", rfc.Newton(order=2)),
     _planned("RFE m=1 + planned RCS, first site", "first"),
     _planned("RFE m=1 + planned RCS, all sites", "all"),
@@ -256,33 +260,26 @@ PLACES = {
     "equal gaps": "Newton m=2, uniform",
     "RCS": "Newton m=2 + RCS",
     "RCS with one leading full step": "NewtonRCS m=2",
-    "Chebyshev's": "Newton m=2 + Chebyshev",
-    "moved on other samples": "Newton m=2 + Chebyshev, calibrated",
+    "placed": "Newton m=2 + placed",
 }
 """Which steps are full, with the same forecast."""
 
 FORECASTS = {
-    "reuse": "Reuse + Chebyshev",
-    "Taylor m=1 (Newton m=1 is the same)": "Taylor m=1 + Chebyshev",
-    "Taylor m=2": "Taylor m=2 + Chebyshev",
-    "RFE m=1": "RFE m=1 + Chebyshev",
-    "RFE m=2": "RFE m=2 + Chebyshev",
-    "Newton m=2": "Newton m=2 + Chebyshev",
-    "Newton m=3": "Newton m=3 + Chebyshev",
-    "Newton m=2, damped": "Newton m=2 damped + Chebyshev",
-    "Newton m=3, damped": "Newton m=3 damped + Chebyshev",
-    "Newton m=1, by intervals": "Newton m=1 by intervals + Chebyshev",
-    "Newton m=2, by intervals": "Newton m=2 by intervals + Chebyshev",
-    "Newton m=2, damped, by intervals (Chebyshev)": "Chebyshev",
+    "reuse": "Reuse + placed",
+    "Taylor m=1 (Newton m=1 is the same)": "Taylor m=1 + placed",
+    "Taylor m=2": "Taylor m=2 + placed",
+    "RFE m=1": "RFE m=1 + placed",
+    "RFE m=2": "RFE m=2 + placed",
+    "Newton m=2": "Newton m=2 + placed",
+    "Newton m=3": "Newton m=3 + placed",
+    "Newton m=2, damped": "Newton m=2 damped + placed",
+    "Newton m=3, damped": "Newton m=3 damped + placed",
+    "Newton m=1, time by intervals": "Newton m=1 by intervals + placed",
+    "Newton m=2, time by intervals": "Newton m=2 by intervals + placed",
+    "Newton m=2, damped, time by intervals": "Newton m=2 damped by intervals + placed",
+    "the same, denser at the ends (Chebyshev)": "Chebyshev",
 }
-"""What the forecast is, at the same full steps; "by intervals": in the time in which these are equidistant (`rfc.Placed.unit`)."""
-
-MOVES = {
-    "Newton m=2": "Newton m=2 + Chebyshev, calibrated",
-    "RFE m=2": "RFE m=2 + Chebyshev, calibrated",
-    "the best at unmoved steps (Chebyshev, calibrated)": "Chebyshev, calibrated",
-}
-"""What the forecast is, each at its own full steps, moved on other samples."""
+"""What the forecast is, at the same full steps but for the last line; what it counts time in (`rfc.Placed.unit`)."""
 
 QUICK = ("TaylorSeer m=1", "MagCache", "RFC m=1")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks.quality_methods import ABLATIONS, FORECASTS, FULL, MAGNITUDES, METHODS, MOVES, NORMS, PLACES, WATCHED
+from benchmarks.quality_methods import ABLATIONS, FORECASTS, FULL, MAGNITUDES, METHODS, NORMS, PLACES, WATCHED
 
 Row = dict[str, Any]
 Column = Callable[[Row], str]
@@ -160,8 +160,7 @@ def _parts(record: Row) -> str:
         "Over what RFE takes its norms (order 1, equal gaps)": NORMS,
         "Which inputs RCS looks at (RFE of order 1)": WATCHED,
         "Which steps are full (Newton's polynomial of order 2)": PLACES,
-        "What the forecast is, at the full steps of Chebyshev": FORECASTS,
-        "What the forecast is, at full steps moved on other samples": MOVES,
+        "What the forecast is, at placed full steps (clustering 0.6)": FORECASTS,
     }
     parts = []
     for title, methods in named.items():

@@ -63,7 +63,7 @@ class Chebyshev(Checked):
     nfc: int | None = None
     steps: int = 50
     order: int = 2
-    clustering: float = 0.6
+    clustering: float = 0.8
     damping: float = 0.5
 
     @property

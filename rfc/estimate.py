@@ -199,7 +199,7 @@ class RFE(Estimator):
     def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
         f = divided_differences(O, self._history(old, "O"), clock)
         I = sketch(I, self.sketch, self.norm)
-        speed = norm(I.float() - old["I"].float(), self.norm) / clock.k.clamp(min=1)
+        speed = norm(I.float() - old["I"].float(), self.norm) / clock.gap
         new = {**named("O", f), "I": I, "speed": torch.where(clock.n > 0, speed, torch.zeros_like(speed))}
         if self.order == 2:
             new |= {f"g{i}{j}": inner(f[i], f[j], self.norm) for i, j in ((1, 1), (1, 2), (2, 2))}

@@ -120,7 +120,7 @@ class Schedule(ABC):
 
 
 def clock_at(schedule: Schedule, numbers: Numbers, step: Tensor, k: Tensor, gap: Tensor, anchors: Tensor) -> Clock:
-    """The clock, in the rule's unit, of step number `step`: `k` steps after the last full one, which came `gap` steps after its own last."""
+    """The clock of a step in the rule's unit; `k` and `gap` count steps: since the last full one, and from the one before to that."""
     if schedule.unit == "step":
         return Clock(k, gap, anchors)
     now, last, before = (schedule.time(numbers, at) for at in (step, step - k, step - k - gap))

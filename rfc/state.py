@@ -17,15 +17,27 @@ State = Mapping[str, Tensor]
 Per = Literal["sample", "token", "tensor"]
 
 
+SHORTEST = 2.0**-12
+"""A time below every gap between two full steps, in any unit (`rfc.schedule.Unit`)."""
+
+
 class Clock(NamedTuple):
-    """Where a step stands in its generation, as 0-d float32 tensors, so that a compiled step never depends on their values."""
+    """Where a step stands in its generation, as 0-d float32 tensors, so that a compiled step never depends on their values.
+
+    Times are steps, or what the schedule counts in (`rfc.schedule.Unit`).
+    """
 
     k: Tensor
-    """Steps since the last full step, this one counted; at a full step it is the gap to the one before."""
+    """Time since the last full step; at a full step it is the gap to the one before."""
     N: Tensor
-    """Gap between the two latest full steps, in steps; 0 while there is only one."""
+    """Gap between the two latest full steps; 0 while there is only one."""
     n: Tensor
     """Anchors held: full steps of this generation before this step."""
+
+    @property
+    def gap(self) -> Tensor:
+        """k at a full step, above 0 also where there was none before."""
+        return self.k.clamp(min=SHORTEST)
 
     @classmethod
     def at(cls, k: float, N: float, n: float, device: torch.device | str = "cpu") -> Clock:
@@ -95,7 +107,7 @@ def divided_differences(new: Float[Tensor, "*S"], old: list[Float[Tensor, "*S"]]
     """
     fresh = [new]
     for i, before in enumerate(old[:-1]):
-        difference = ((fresh[i].float() - before.float()) / clock.k.clamp(min=1)).to(new.dtype)
+        difference = ((fresh[i].float() - before.float()) / clock.gap).to(new.dtype)
         fresh.append(torch.where(clock.n > i, difference, torch.zeros_like(difference)))
     return fresh
 

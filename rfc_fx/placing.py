@@ -27,7 +27,7 @@ class Found(NamedTuple, Generic[Forecast]):
 
 def starts(nfc: int, steps: int) -> list[Steps]:
     """Lists to begin a search with, more or less dense at both ends or at one of them."""
-    made = [placed_steps(nfc, steps, clustering, lean) for lean in (1.0, 0.8, 1.25) for clustering in (Chebyshev.clustering, 0.35, 0.85)]
+    made = [placed_steps(nfc, steps, clustering, lean) for lean in (1.0, 0.8, 1.25) for clustering in (Chebyshev.clustering, 0.6, 0.35)]
     return list(dict.fromkeys(made))
 
 

@@ -4,12 +4,15 @@ import itertools
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import rfc
 from rfc.chebyshev import placed_steps
 from rfc.encoding import EncodingError, decode_method, encode_method
+from rfc.run import spec_of, zeros
+from rfc.state import Clock
 
 LENGTHS = st.integers(1, 200).flatmap(lambda steps: st.tuples(st.integers(1, steps), st.just(steps)))
 
@@ -53,6 +56,45 @@ def test_the_schedule_makes_just_these_steps_full(counts: tuple[int, int]) -> No
     generation, numbers = rfc.Generation(), method.schedule.numbers()
     phases = [generation.decide(method.schedule, numbers, None, None) for _ in range(steps)]
     assert tuple(i for i, phase in enumerate(phases) if phase == "FULL") == placed_steps(nfc, steps, method.clustering)
+
+
+@given(LENGTHS.filter(lambda counts: counts[0] > 1))
+def test_the_clock_runs_evenly_from_each_full_step_to_the_next_in_one_interval(counts: tuple[int, int]) -> None:
+    nfc, steps = counts
+    schedule = rfc.Chebyshev(nfc=nfc, steps=steps).schedule
+    generation, numbers = rfc.Generation(), schedule.numbers()
+    for step in range(steps):
+        k, N, n = generation.clock(schedule)
+        before = [full for full in schedule.steps if full < step]
+        if before:
+            coming = min(full for full in schedule.steps if full >= step)
+            assert k == pytest.approx((step - before[-1]) / (coming - before[-1]), abs=1e-5)
+        assert (N, n) == (1.0 if len(before) > 1 else 0.0, len(before))
+        generation.decide(schedule, numbers, None, None)
+
+
+@pytest.mark.parametrize(("steps", "at", "k"), [([0, 1, 4], 9, 5 / 3), ([0], 9, 9.0), ([0, 2], 3, 0.5)])
+def test_after_the_last_full_step_intervals_are_as_long_as_the_last_one_was(steps: list[int], at: int, k: float) -> None:
+    schedule = rfc.Placed(steps=steps, of=10, unit="interval")
+    generation, numbers = rfc.Generation(), schedule.numbers()
+    for _ in range(at):
+        generation.decide(schedule, numbers, None, None)
+    assert generation.clock(schedule)[0] == pytest.approx(k)
+
+
+def test_a_forecast_is_exact_where_the_output_is_a_polynomial_of_the_time_in_intervals() -> None:
+    method = rfc.Chebyshev(nfc=6, steps=40, damping=1.0)
+    generation, numbers = rfc.Generation(), method.schedule.numbers()
+    I, state = torch.zeros(1, 1, 1), None
+    for step in range(40):
+        time = float(method.schedule.time(numbers, torch.tensor(float(step))))
+        O = torch.full((1, 1, 1), 3 * time**2 - 2 * time + 1)
+        clock = Clock.at(*generation.clock(method.schedule))
+        if generation.decide(method.schedule, numbers, None, None) == "FULL":
+            state = method.estimator.refresh(state or zeros(method.estimator.slots(spec_of(I), spec_of(O)), O.device), I, O, clock)
+        elif clock.n >= 3:
+            assert state is not None
+            torch.testing.assert_close(method.estimator.estimate(state, I, clock), O, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("steps", "full"), [(50, 14), (28, 8), (20, 6), (4, 2), (1, 1)])
