@@ -96,7 +96,7 @@ def _planned(name: str, where: Literal["first", "all"]) -> Entry:
 def _chebyshev(name: str, moved: int = 0) -> Entry:
     """The default method, or the best of its forecasts at moved full steps."""
     tried = forecasts(rfc.Chebyshev().estimator) if moved else ()
-    note = f"the best of {len(tried)} forecasts is taken, and its full steps are the best of {moved} lists on the seeds that thresholds are found with"
+    note = f"the best of {len(tried)} forecasts, at the best of {moved} lists of full steps on the seeds that thresholds are found with"
     return Entry(
         name=name,
         kind="ours",
@@ -108,7 +108,7 @@ def _chebyshev(name: str, moved: int = 0) -> Entry:
 
 
 def _placed(name: str, estimator: rfc.Estimator, unit: Unit = "step") -> Entry:
-    """An estimator at steps that are placed as `rfc.Chebyshev` places them, somewhat less dense at the ends; it counts time in that unit."""
+    """An estimator that counts time in `unit`, at steps placed as `rfc.Chebyshev` places them, but less dense at the ends."""
 
     def make(nfc: int, steps: int) -> CachingMethod:
         places = placed_steps(nfc, steps, clustering=0.6)

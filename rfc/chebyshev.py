@@ -52,10 +52,12 @@ class Chebyshev(Checked):
     """`nfc` full steps of `steps`, denser at both ends; Newton's polynomial through them, damped, is the forecast. Not in the papers.
 
     Caching forecasts a site's output by a polynomial through its latest full steps. Such a polynomial runs away between equally spaced
-    points, most at the ends of the range (Runge); Chebyshev-Lobatto points, dense at both ends, are the remedy of interpolation. At a
-    `clustering` of 1 the first two are neighbours, whose difference says little about the long gap after them, so the way is gone in part.
-    The last step is full: forecasts of it fail (README, "How good"). A skipped step needs no site's input and no decision. Some models want
-    a line, others the polynomial of order 2; `damping` takes the mean (`rfc.Newton`).
+    points, most at the ends of the range (Runge); Chebyshev-Lobatto points, dense at both ends, are the remedy of interpolation. Rounded
+    to whole steps they begin with several gaps of one step and a long one after them, so the way is gone in part (`clustering`).
+    The polynomial is one in the time in which full steps are equidistant (`rfc.Placed.unit`): counted in steps, the change over a short
+    gap would be carried on over the longer gap after it. The last step is full: forecasts of it fail (README, "How good"). Some models
+    want a line, others the polynomial of order 2; `damping` takes the mean (`rfc.Newton`). A skipped step needs no site's input and no
+    decision.
     `steps` is the number of calls of a generation (a sampler of second order calls twice a step, all but once), `nfc` how many of them are
     full (None: 28 %).
     """
