@@ -12,6 +12,7 @@ import typer
 from families import FAMILIES, moved
 from typer.testing import CliRunner, Result
 
+import rfc
 import rfc_fx
 from benchmarks import latency, plots, rivals, timed_methods
 from benchmarks.timing import Variant
@@ -141,6 +142,22 @@ def test_what_is_unknown_is_named_with_what_is_known(option: str, value: str, sa
 
 def calls_of(kwargs: dict[str, Any]) -> list[dict[str, Any]]:
     return [moved(kwargs, step, STEPS) for step in range(STEPS)]
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("method", [rfc.ToCa(steps=50), rfc.DuCa(steps=50)])
+def test_phases_that_come_late_in_a_generation_are_compiled_before_counting(method: rfc.CachingMethod) -> None:
+    model, kwargs = FAMILIES["dit"]()
+    cached = rfc_fx.transform(model, kwargs, method=method)
+    variant = Variant("late", torch.compile(cached, backend="eager", fullgraph=True), cached)
+    calls = [moved(kwargs, step, 50) for step in range(50)]
+    torch._dynamo.reset()
+    variant.warm_up(calls, CPU)
+    variant.run(calls, CPU, count=True)
+    assert cached.method == method
+    assert {*cached.stats.phases} == {*method.schedule.phases}
+    assert variant.warming.graphs == len(method.schedule.phases)
+    assert variant.counting.graphs == 0
 
 
 def test_a_rival_that_never_skips_is_reported() -> None:
