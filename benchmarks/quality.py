@@ -29,6 +29,7 @@ from benchmarks.coverage import captured_once
 from benchmarks.judging import Cell, Judge, Reference
 from benchmarks.quality_methods import ENTRIES, FULL, METHODS, Entry, chosen
 from benchmarks.quality_methods import QUICK as QUICK_METHODS
+from benchmarks.quality_readme import in_readme
 from benchmarks.quality_record import Store, key, read_arrays
 from benchmarks.quality_report import markdown
 from benchmarks.quality_workloads import QUICK, SAMPLERS, WORKLOADS, Bench, Sampler, classifier, judged
@@ -186,12 +187,16 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for MODEL.json, .csv, .npz, .md and pictures")] = Path("out/quality"),
     resume: Annotated[bool, typer.Option("--resume", help="keep the cells that --out has; run the others")] = False,
     report: Annotated[bool, typer.Option("--report", help="run nothing; write report and pictures of --out again")] = False,
+    readme: Annotated[Path | None, typer.Option(help="run nothing; write the tables of --out into this README")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="few steps, samples and methods: says that it runs, nothing else")] = False,
 ) -> None:
     """Draw, judge and compare; write the record, the pictures and the report."""
     if model not in WORKLOADS:
         raise typer.BadParameter(f"{model}: expected one of {', '.join(WORKLOADS)}")
     console = Console()
+    if readme is not None:
+        readme.write_text(in_readme(readme.read_text(), out))
+        return
     if report:
         for path in redrawn(out, model):
             console.print(str(path), highlight=False)

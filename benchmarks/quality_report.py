@@ -84,11 +84,11 @@ def _protocol(record: Row) -> str:
     return f"{what}\n\n{settings['protocol'].strip()}"
 
 
-def _cells(record: Row, sampler: str, budget: int) -> dict[str, Row]:
+def cells_at(record: Row, sampler: str, budget: int) -> dict[str, Row]:
     return {cell["method"]: cell for cell in record["cells"] if (cell["sampler"], cell["budget"]) == (sampler, budget)}
 
 
-def _is_at_budget(cell: Row) -> bool:
+def is_at_budget(cell: Row) -> bool:
     return abs(float(cell["nfc"]) - float(cell["budget"])) <= OFF_BUDGET
 
 
@@ -97,7 +97,7 @@ def _interval(values: list[float] | None, cell: Row) -> str:
     if values is None:
         return "-"
     text = "{:.2f} ({:.2f}-{:.2f})".format(*values)
-    if not _is_at_budget(cell):
+    if not is_at_budget(cell):
         return f"{text} at NFC {cell['nfc']:.4g}"
     return f"**{text}**" if values[2] < 1 else text
 
@@ -113,7 +113,7 @@ thresholds and schedules found as given: they hold the spread of samples, not th
 TaylorSeer keeps its own uniform schedule; which order was best stands in the first line."""
     ]
     for sampler, budgets in record["ratios"].items():
-        here = {budget: _cells(record, sampler, int(budget)) for budget in budgets}
+        here = {budget: cells_at(record, sampler, int(budget)) for budget in budgets}
         known = {
             name: [(row["methods"].get(name, {}).get("taylorseer"), here[budget].get(name, {})) for budget, row in budgets.items()]
             for name in _names(record, sampler)
@@ -141,10 +141,10 @@ def _main(record: Row, sampler: str) -> str:
     parts = [f"## {settings['what']}"]
     full = record["full"].get(sampler)
     for budget in settings["budgets"]:
-        cells = {name: cell for name, cell in _cells(record, sampler, budget).items() if kind(name) in MAIN_KINDS}
+        cells = {name: cell for name, cell in cells_at(record, sampler, budget).items() if kind(name) in MAIN_KINDS}
         if not cells:
             continue
-        least = min(cells, key=lambda name: (not _is_at_budget(cells[name]), cells[name]["error"]))
+        least = min(cells, key=lambda name: (not is_at_budget(cells[name]), cells[name]["error"]))
         rows = [] if full is None else [[FULL, *(column(full) for column in COLUMNS.values())]]
         rows += [[f"**{name}**" if name == least else name, *(column(row) for column in COLUMNS.values())] for name, row in cells.items()]
         parts.append(f"{budget} full computations of {settings['steps']} (bold: the smallest error):")
@@ -165,7 +165,7 @@ def _parts(record: Row) -> str:
     parts = []
     for title, methods in named.items():
         for sampler, settings in record["settings"]["samplers"].items():
-            here = {budget: _cells(record, sampler, budget) for budget in settings["budgets"]}
+            here = {budget: cells_at(record, sampler, budget) for budget in settings["budgets"]}
             here = {budget: cells for budget, cells in here.items() if sum(name in cells for name in methods.values()) > 1}
             if not here:
                 continue
@@ -182,7 +182,7 @@ def _parts(record: Row) -> str:
 
 def _against(record: Row, sampler: str, budget: int, name: str) -> str:
     ratio = record["ratios"][sampler][str(budget)]["methods"][name].get("taylorseer")
-    return _interval(ratio, _cells(record, sampler, budget)[name])
+    return _interval(ratio, cells_at(record, sampler, budget)[name])
 
 
 def _pictures(settings: Row) -> str:

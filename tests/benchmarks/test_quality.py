@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -34,6 +35,7 @@ from benchmarks.quality_methods import (
     Weighted,
     uniform_steps,
 )
+from benchmarks.quality_readme import in_readme
 from benchmarks.quality_record import read_arrays
 from benchmarks.quality_report import markdown
 from benchmarks.relation import correlation, relation
@@ -365,3 +367,21 @@ def test_names_that_nothing_has_are_refused_before_anything_runs() -> None:
         result = command(option, value)
         assert result.exit_code != 0
         assert value in result.output
+
+
+def test_readme_holds_the_tables_of_the_records() -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "README.md").read_text()
+    assert in_readme(text, root / "benchmarks" / "results" / "quality") == text
+
+
+def test_readme_gets_tables_of_any_record_and_says_where_nothing_was_run(kept: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- quality: begin -->\nold\n<!-- quality: end -->\nafter\n")
+    assert command("--readme", str(readme), "--out", str(kept)).exit_code == 0
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert re.search(r"\n\| digits: RFC m=1 \| \d\.\d\d \|\n", text)
+    assert "| digits: RFC m=2 | - |" in text
