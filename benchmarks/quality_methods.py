@@ -114,7 +114,7 @@ def _placed(name: str, estimator: rfc.Estimator, unit: Unit = "step") -> Entry:
         places = placed_steps(nfc, steps, clustering=0.6)
         return rfc.Method(estimator=estimator, schedule=rfc.Placed(steps=places, of=steps, unit=unit))
 
-    return Entry(name=f"{name} + placed", kind="control", placed=make, note="clustering 0.6")
+    return Entry(name=f"{name} + placed", kind="control", placed=make)
 
 
 def _newton(order: int) -> Entry:
