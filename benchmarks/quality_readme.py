@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from math import inf
 from pathlib import Path
 
+import typer
+
 from benchmarks.quality_methods import BASELINES, METHODS, PUBLISHED_RFC
 from benchmarks.quality_report import MAIN_KINDS, Row, cells_at, is_at_budget, table
 from benchmarks.readme import between_marks
@@ -22,8 +24,10 @@ NOTHING = "-"
 
 
 def in_readme(text: str, out: Path) -> str:
-    """README with the tables of a folder's records between its marks."""
+    """README with the tables of a folder's records between its marks; raises BadParameter when it has none."""
     records = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
+    if not records:
+        raise typer.BadParameter(f"no record (MODEL.json) in {out}")
     return between_marks(text, "quality", f"{_main(records)}\n\nAt every budget, the same ratio:\n\n{_budgets(records)}\n")
 
 

@@ -385,3 +385,7 @@ def test_readme_gets_tables_of_any_record_and_says_where_nothing_was_run(kept: P
     assert "old" not in text
     assert re.search(r"\n\| digits: RFC m=1 \| \d\.\d\d \|\n", text)
     assert "| digits: RFC m=2 | - |" in text
+    result = command("--readme", str(readme), "--out", str(tmp_path))
+    assert result.exit_code == 2
+    assert "no record (MODEL.json)" in result.output
+    assert readme.read_text() == text
