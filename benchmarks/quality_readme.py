@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from benchmarks.quality_methods import BASELINES, METHODS, PUBLISHED_RFC
-from benchmarks.quality_report import MAIN_KINDS, Row, cells_at, is_at_budget, table
+from benchmarks.quality_report import MAIN_KINDS, Row, cells_at, interval, is_at_budget, table
 from benchmarks.readme import between_marks
 
 SAMPLER, BUDGETS = "ddim-50", (14, 8)
@@ -76,11 +76,7 @@ def _ranked(record: Row, budget: int, name: str) -> float:
 
 
 def _with_interval(record: Row, budget: int, name: str) -> str:
-    ratio = _ratio(record, SAMPLER, budget, name)
-    if ratio is None:
-        return NOTHING
-    cell = cells_at(record, SAMPLER, budget)[name]
-    return "{:.2f} ({:.2f}-{:.2f})".format(*ratio) + ("" if is_at_budget(cell) else f" at NFC {cell['nfc']:.3g}")
+    return interval(_ratio(record, SAMPLER, budget, name), cells_at(record, SAMPLER, budget).get(name, {}))
 
 
 def _flops(record: Row, budget: int, name: str) -> str:

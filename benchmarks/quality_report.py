@@ -92,14 +92,17 @@ def is_at_budget(cell: Row) -> bool:
     return abs(float(cell["nfc"]) - float(cell["budget"])) <= OFF_BUDGET
 
 
-def _interval(values: list[float] | None, cell: Row) -> str:
-    """A ratio with its interval; bold where the interval is below 1 and the cell at its budget."""
+def interval(values: list[float] | None, cell: Row) -> str:
+    """A ratio with its interval, and the NFC of a cell that missed its budget."""
     if values is None:
         return "-"
-    text = "{:.2f} ({:.2f}-{:.2f})".format(*values)
-    if not is_at_budget(cell):
-        return f"{text} at NFC {cell['nfc']:.4g}"
-    return f"**{text}**" if values[2] < 1 else text
+    return "{:.2f} ({:.2f}-{:.2f})".format(*values) + ("" if is_at_budget(cell) else f" at NFC {cell['nfc']:.4g}")
+
+
+def _interval(values: list[float] | None, cell: Row) -> str:
+    """The same; bold where the interval is below 1 and the cell at its budget."""
+    text = interval(values, cell)
+    return f"**{text}**" if values is not None and values[2] < 1 and is_at_budget(cell) else text
 
 
 def _ratios(record: Row) -> str:

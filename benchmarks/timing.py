@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from benchmarks.workloads import Calls
-from rfc_fx.compare import skipping, steps_to_warm_up
+from rfc_fx.compare import coming_to_all_phases, steps_to_warm_up
 from rfc_fx.steps import StepModel
 
 READS = ("tolist", "item", "__bool__", "__float__", "__int__", "__index__", "equal", "cpu", "numpy")
@@ -167,10 +167,9 @@ class Variant:
             self.run(calls, device, count=False)
         self.run(calls[:WARMUP_STEPS], device, count=False)
         if isinstance(self.cache, StepModel) and {*self.cache.method.schedule.phases} > {*self.cache.stats.phases}:
-            method = self.cache.method
-            self.cache.method = skipping(method)
-            self.run(calls[: steps_to_warm_up(method, len(calls))], device, count=False)
-            self.cache.method = method
+            short = calls[: steps_to_warm_up(self.cache.method, len(calls))]
+            with coming_to_all_phases(self.cache):
+                self.run(short, device, count=False)
 
     @torch.no_grad()
     def audit(self, calls: Calls) -> None:

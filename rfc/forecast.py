@@ -61,7 +61,8 @@ class Newton(Estimator):
         return {**history_slots("O", O, self.order), "ages": SlotSpec((self.order,), torch.float32)}
 
     def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
-        ages = torch.cat([clock.gap.reshape(1), clock.gap + old["ages"][:-1]])  # times since the full steps before this one
+        gap = clock.gap
+        ages = torch.cat([gap.reshape(1), gap + old["ages"][:-1]])  # times since the full steps before this one
         fresh = [O]
         for i, before in enumerate(self._history(old, "O")[:-1]):
             difference = ((fresh[i].float() - before.float()) / ages[i]).to(O.dtype)

@@ -6,6 +6,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import inf, log10
 from typing import Any, Literal, NamedTuple, Protocol
@@ -106,12 +107,7 @@ class Variant:
     def warm_up(self, source: Source, device: torch.device) -> None:
         """A short generation in which every program runs."""
         start = time.perf_counter()
-        if isinstance(self.cache, StepModel):
-            method = self.cache.method
-            self.cache.method = skipping(method)
-            source.draw(self.call, source.seeds[0], self.warmup_steps, lambda: None)
-            self.cache.method = method
-        else:
+        with coming_to_all_phases(self.cache) if isinstance(self.cache, StepModel) else nullcontext():
             source.draw(self.call, source.seeds[0], self.warmup_steps, lambda: None)
         _wait(device)
         self.warmup_s = time.perf_counter() - start
@@ -137,6 +133,17 @@ def skipping(method: CachingMethod) -> CachingMethod:
     """The method with a schedule that skips every step after its warm-up, in every way it has; runs on the same programs."""
     schedule = skipping_schedule(method.schedule)
     return method if schedule is method.schedule else with_schedule(method, schedule)
+
+
+@contextmanager
+def coming_to_all_phases(cached: StepModel) -> Iterator[None]:
+    """The cached model with `skipping` of its method, for as long as that takes."""
+    method = cached.method
+    cached.method = skipping(method)
+    try:
+        yield
+    finally:
+        cached.method = method
 
 
 def with_schedule(method: CachingMethod, schedule: Schedule) -> Method:
