@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 import rfc
+from benchmarks.timed_methods import full_steps
 from rfc.chebyshev import placed_steps
 from rfc.estimate import Coefficients
 from rfc.method import CachingMethod
@@ -138,6 +139,12 @@ def _token_wise(make: type[rfc.ToCa] | type[rfc.DuCa]) -> Entry:
     )
 
 
+def _reuse_at_tocas(interval: float, facts: Facts) -> CachingMethod:
+    """Plain reuse at the full steps that ToCa and DuCa have with that interval."""
+    toca = rfc.ToCa(interval=round(interval), steps=facts.steps)
+    return rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(steps=full_steps(toca.schedule, facts.steps)))
+
+
 def mag_cache(threshold: float, facts: Facts) -> CachingMethod:
     return rfc.MagCache(ratios=facts.ratios(), threshold=threshold, max_skip=facts.steps, retention=2 / facts.steps, steps=facts.steps)
 
@@ -211,6 +218,7 @@ ENTRIES: tuple[Entry, ...] = (
     *(_placed(f"Newton m={m} by intervals", rfc.Newton(order=m), "interval") for m in (1, 2)),
     _placed("Newton m=2 damped by intervals", rfc.Newton(order=2, damping=0.5), "interval"),
     _placed("Reuse", rfc.Reuse()),
+    Entry(name="Reuse at ToCa's steps", kind="control", thresholded=_reuse_at_tocas, low=1.0),
     _uniform("Newton m=2, uniform", "control", rfc.Newton(order=2)),
     _planned("RFE m=1 + planned RCS, first site", "first"),
     _planned("RFE m=1 + planned RCS, all sites", "all"),
@@ -280,6 +288,14 @@ FORECASTS = {
     "the same, denser at the ends (Chebyshev)": "Chebyshev",
 }
 """What the forecast is, at the same full steps but for the last line; what it counts time in (`rfc.Placed.unit`)."""
+
+TOKENS = {
+    "reuse at equal gaps (FORA)": "FORA",
+    "reuse at ToCa's steps": "Reuse at ToCa's steps",
+    "ToCa": "ToCa",
+    "DuCa": "DuCa",
+}
+"""What the list of full steps brings and what the computed tokens bring."""
 
 QUICK = ("TaylorSeer m=1", "MagCache", "RFC m=1")
 

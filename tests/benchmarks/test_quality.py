@@ -31,7 +31,9 @@ from benchmarks.quality_methods import (
     METHODS,
     NORMS,
     PLACES,
+    TOKENS,
     WATCHED,
+    Facts,
     Weighted,
     uniform_steps,
 )
@@ -199,10 +201,23 @@ def test_the_table_has_every_method_that_others_speak_of() -> None:
         *WATCHED.values(),
         *PLACES.values(),
         *FORECASTS.values(),
+        *TOKENS.values(),
         *(n for rows in ABLATIONS.values() for n in rows.values()),
     }
     assert spoken <= set(METHODS)
     assert all([entry.listed, entry.placed, entry.thresholded].count(None) == 2 for entry in ENTRIES)
+
+
+def test_reuse_at_tocas_steps_has_the_same_full_steps_and_nothing_else() -> None:
+    for interval, count in ((4, 14), (6, 10), (7, 8)):
+        facts = Facts(50, lambda: (), lambda tau, where: [])
+        toca, reuse = (METHODS[name].thresholded for name in ("ToCa", "Reuse at ToCa's steps"))
+        assert toca is not None
+        assert reuse is not None
+        steps = full_steps(reuse(float(interval), facts).schedule, 50)
+        assert steps == full_steps(toca(float(interval), facts).schedule, 50)
+        assert len(steps) == count
+        assert reuse(float(interval), facts).estimator == rfc.Reuse()
 
 
 def test_weighted_taylor_goes_that_much_further() -> None:
