@@ -123,7 +123,7 @@ class Loop:
         if entry.listed is not None:
             return entry.listed(uniform_steps(sampler.steps, budget)), None
         if entry.placed is not None:
-            method = entry.placed(budget, sampler.steps)
+            method = entry.placed(budget, self.facts(sampler))
             return (self._moved(entry, method, sampler), None) if entry.moved else (method, None)
         assert entry.thresholded is not None
         make, facts = entry.thresholded, self.facts(sampler)
@@ -151,7 +151,7 @@ class Loop:
             drawn = self.draw(at(estimator, placed, steps), sampler, self.calibrated_on).samples
             return float(relative_l2(drawn, whole).log().mean().exp())
 
-        begin = starts(len(placed.steps), sampler.steps)
+        begin = starts(len(placed.steps), sampler.steps, placed.steps)
         found = best_placed(error, entry.forecasts or [method.estimator], begin, sampler.steps, most=entry.moved)
         return at(found.forecast, placed, found.steps)
 
@@ -178,7 +178,10 @@ class Loop:
         def planned(tau: float, where: Literal["first", "all"]) -> list[int]:
             return planned_steps(self._recording(sampler, "module"), tau, where)
 
-        return Facts(sampler.steps, lambda: magnitude_ratios(self._recording(sampler, "stack")), planned)
+        def ratios() -> list[float]:
+            return magnitude_ratios(self._recording(sampler, "stack"))
+
+        return Facts(sampler.steps, ratios, planned, sampler.scheduler(self.bench.scheduler))
 
     def _recording(self, sampler: Sampler, granularity: str) -> Trajectory:
         if (sampler.name, granularity) not in self._recorded:

@@ -7,8 +7,8 @@ A method gets its number of full computations in one of three ways. `listed`: th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -34,6 +34,8 @@ class Facts(NamedTuple):
     """MagCache's ratios, measured once in a generation of full computation."""
     planned: Callable[[float, Literal["first", "all"]], list[int]]
     """Full steps of RCS with a threshold, decided beforehand on true inputs of the first site or of all sites (`benchmarks.planned`)."""
+    scheduler: Any
+    """What draws: its noise levels are known before it runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,8 @@ class Entry:
     kind: Literal["published", "RFC", "ours", "control"]
     """control: stands in a table of parts or variants."""
     listed: Callable[[list[int]], CachingMethod] | None = None
-    placed: Callable[[int, int], CachingMethod] | None = None
-    """Makes it from the numbers of full steps and of steps."""
+    placed: Callable[[int, Facts], CachingMethod] | None = None
+    """Makes it from the number of full steps."""
     moved: int = 0
     """Of a placed method: so many lists of full steps are drawn with the calibration seeds, and the best is taken; 0: its own."""
     forecasts: tuple[rfc.Estimator, ...] = ()
@@ -65,6 +67,10 @@ class Weighted(rfc.Taylor):
 
     def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
         return [self.weight * c for c in super().coefficients(state, I, clock)]
+
+
+MOVED = LISTS
+"""Lists of full steps of which the calibrated method is the best, as many as `rfc-fx calibrate` draws."""
 
 
 def _uniform(name: str, kind: Literal["published", "RFC", "ours", "control"], estimator: rfc.Estimator, **more: str) -> Entry:
@@ -94,28 +100,32 @@ def _planned(name: str, where: Literal["first", "all"]) -> Entry:
     )
 
 
-def _chebyshev(name: str, moved: int = 0) -> Entry:
-    """The default method, or the best of its forecasts at moved full steps."""
-    tried = forecasts(rfc.Chebyshev().estimator) if moved else ()
-    note = f"the best of {len(tried)} forecasts, at the best of {moved} lists of full steps on the seeds that thresholds are found with"
-    return Entry(
-        name=name,
-        kind="ours",
-        placed=lambda nfc, steps: rfc.Chebyshev(nfc=nfc, steps=steps),
-        moved=moved,
-        forecasts=tried,
-        note=note if moved else "",
-    )
+def _beforehand(name: str, make: Callable[[int, Facts], CachingMethod]) -> tuple[Entry, Entry]:
+    """A method that places its full steps itself, and the best of some forecasts at full steps moved from there."""
+    tried = forecasts(rfc.Chebyshev().estimator)
+    note = f"the best of {len(tried)} forecasts, at the best of {MOVED} lists of full steps on the seeds that thresholds are found with"
+    own = Entry(name=name, kind="ours", placed=make)
+    return own, Entry(name=f"{name}, calibrated", kind="ours", placed=make, moved=MOVED, forecasts=tried, note=note)
 
 
 def _placed(name: str, estimator: rfc.Estimator, unit: Unit = "step") -> Entry:
     """An estimator that counts time in `unit`, at steps placed as `rfc.Chebyshev` places them, but less dense at the ends."""
 
-    def make(nfc: int, steps: int) -> CachingMethod:
-        places = placed_steps(nfc, steps, clustering=0.6)
-        return rfc.Method(estimator=estimator, schedule=rfc.Placed(steps=places, of=steps, unit=unit))
+    def make(nfc: int, facts: Facts) -> CachingMethod:
+        places = placed_steps(nfc, facts.steps, clustering=0.6)
+        return rfc.Method(estimator=estimator, schedule=rfc.Placed(steps=places, of=facts.steps, unit=unit))
 
     return Entry(name=f"{name} + placed", kind="control", placed=make)
+
+
+def _at_levels(name: str, estimator: rfc.Estimator, unit: Unit = "interval") -> Entry:
+    """An estimator at the full steps of `rfc.LogSNR`."""
+
+    def make(nfc: int, facts: Facts) -> CachingMethod:
+        placed = rfc.LogSNR.of(facts.scheduler, facts.steps, nfc).schedule
+        return rfc.Method(estimator=estimator, schedule=replace(placed, unit=unit))
+
+    return Entry(name=f"{name} + LogSNR steps", kind="control", placed=make)
 
 
 def _newton(order: int) -> Entry:
@@ -148,9 +158,6 @@ def _reuse_at_tocas(interval: float, facts: Facts) -> CachingMethod:
 def mag_cache(threshold: float, facts: Facts) -> CachingMethod:
     return rfc.MagCache(ratios=facts.ratios(), threshold=threshold, max_skip=facts.steps, retention=2 / facts.steps, steps=facts.steps)
 
-
-MOVED = LISTS
-"""Lists of full steps of which the calibrated method is the best, as many as `rfc-fx calibrate` draws."""
 
 ENTRIES: tuple[Entry, ...] = (
     _uniform("FORA", "published", rfc.Reuse()),
@@ -202,8 +209,8 @@ ENTRIES: tuple[Entry, ...] = (
     *(_rcs(f"Projective m={m} + RCS", "ours", rfc.Projective(order=m)) for m in (1, 2, 3)),
     *(_rcs(f"Newton m={m} + RCS", "ours", rfc.Newton(order=m)) for m in (2, 3)),
     *(_newton(m) for m in (2, 3)),
-    _chebyshev("Chebyshev"),
-    _chebyshev("Chebyshev, calibrated", moved=MOVED),
+    *_beforehand("Chebyshev", lambda nfc, facts: rfc.Chebyshev(nfc=nfc, steps=facts.steps)),
+    *_beforehand("LogSNR", lambda nfc, facts: rfc.LogSNR.of(facts.scheduler, facts.steps, nfc)),
     _uniform("RFE m=1, uniform", "control", rfc.RFE(order=1)),
     _uniform("RFE m=2, uniform", "control", rfc.RFE(order=2)),
     _rcs("Taylor m=1 + RCS", "control", rfc.Taylor(order=1), order=1),
@@ -218,6 +225,11 @@ ENTRIES: tuple[Entry, ...] = (
     *(_placed(f"Newton m={m} by intervals", rfc.Newton(order=m), "interval") for m in (1, 2)),
     _placed("Newton m=2 damped by intervals", rfc.Newton(order=2, damping=0.5), "interval"),
     _placed("Reuse", rfc.Reuse()),
+    _at_levels("Reuse", rfc.Reuse()),
+    _at_levels("Taylor m=1", rfc.Taylor(order=1)),
+    *(_at_levels(f"RFE m={m}", rfc.RFE(order=m)) for m in (1, 2)),
+    _at_levels("Newton m=2", rfc.Newton(order=2)),
+    _at_levels("Newton m=2 damped by steps", rfc.Newton(order=2, damping=0.5), "step"),
     Entry(name="Reuse at ToCa's steps", kind="control", thresholded=_reuse_at_tocas, low=1.0),
     _uniform("Newton m=2, uniform", "control", rfc.Newton(order=2)),
     _planned("RFE m=1 + planned RCS, first site", "first"),
@@ -288,6 +300,17 @@ FORECASTS = {
     "the same, denser at the ends (Chebyshev)": "Chebyshev",
 }
 """What the forecast is, at the same full steps but for the last line; what it counts time in (`rfc.Placed.unit`)."""
+
+AT_LEVELS = {
+    "reuse": "Reuse + LogSNR steps",
+    "Taylor m=1": "Taylor m=1 + LogSNR steps",
+    "RFE m=1": "RFE m=1 + LogSNR steps",
+    "RFE m=2": "RFE m=2 + LogSNR steps",
+    "Newton m=2": "Newton m=2 + LogSNR steps",
+    "Newton m=2, damped, time by steps": "Newton m=2 damped by steps + LogSNR steps",
+    "Newton m=2, damped (LogSNR)": "LogSNR",
+}
+"""What the forecast is, at the full steps that `rfc.LogSNR` places; time by intervals but in one line."""
 
 TOKENS = {
     "reuse at equal gaps (FORA)": "FORA",

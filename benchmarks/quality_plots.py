@@ -36,6 +36,8 @@ COLORS = {
     "Newton": "#56b4e9",
     "Chebyshev, calibrated": "#c2185b",
     "Chebyshev": "#222222",
+    "LogSNR, calibrated": "#7f7f00",
+    "LogSNR": "#1f5fff",
 }
 """By how a name begins; the first that fits."""
 

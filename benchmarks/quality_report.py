@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks.quality_methods import ABLATIONS, FORECASTS, FULL, MAGNITUDES, METHODS, NORMS, PLACES, TOKENS, WATCHED
+from benchmarks.quality_methods import ABLATIONS, AT_LEVELS, FORECASTS, FULL, MAGNITUDES, METHODS, NORMS, PLACES, TOKENS, WATCHED
 
 Row = dict[str, Any]
 Column = Callable[[Row], str]
@@ -164,6 +164,7 @@ def _parts(record: Row) -> str:
         "Which inputs RCS looks at (RFE of order 1)": WATCHED,
         "Which steps are full (Newton's polynomial of order 2)": PLACES,
         "What the forecast is, at placed full steps (clustering 0.6)": FORECASTS,
+        "What the forecast is, at the full steps of LogSNR": AT_LEVELS,
         "What ToCa's full steps bring, and what its tokens": TOKENS,
     }
     parts = []

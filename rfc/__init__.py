@@ -11,6 +11,7 @@ from rfc.estimate import RFE, Estimator, Projective, Reuse, Taylor, combine
 from rfc.forecast import Aligned, Hermite, Newton
 from rfc.forecasting import FORA, RFC, HiCache, NewtonRCS, SpeCa, TaylorSeer, TaylorSeerLite
 from rfc.generation import Generation
+from rfc.log_snr import LogSNR
 from rfc.method import CachingMethod, FullCompute, Method
 from rfc.predictor import PredictorError
 from rfc.presets import PRESETS, preset
@@ -44,6 +45,7 @@ __all__ = [
     "Hermite",
     "HiCache",
     "Listed",
+    "LogSNR",
     "MagCache",
     "Method",
     "Newton",

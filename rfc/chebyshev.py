@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate, pairwise
 
-from rfc.estimate import Estimator
-from rfc.forecast import Newton
-from rfc.forecasting import Checked
-from rfc.schedule import Placed, checked_count
-
-SHARE = 0.28
-"""Of a generation's steps that are full unless something else is said: 14 of 50."""
+from rfc.beforehand import Beforehand, check_nfc
+from rfc.schedule import checked_count
 
 
 def placed_steps(nfc: int, steps: int, clustering: float, lean: float = 1.0) -> tuple[int, ...]:
@@ -25,9 +19,7 @@ def placed_steps(nfc: int, steps: int, clustering: float, lean: float = 1.0) -> 
     all towards the first step, one below towards the last. Raises ValueError unless 1 <= nfc <= steps and 0 <= clustering <= 1.
     """
     checked_count("Chebyshev", "steps", steps, 1)
-    checked_count("Chebyshev", "nfc", nfc, 1)
-    if nfc > steps:
-        raise ValueError(f"Chebyshev: nfc must be at most steps ({steps}), got {nfc}")
+    check_nfc("Chebyshev", nfc, steps)
     if isinstance(clustering, bool) or not isinstance(clustering, int | float) or not 0 <= clustering <= 1:
         raise ValueError(f"Chebyshev: clustering must be from 0 (equal gaps) to 1 (Chebyshev-Lobatto points), got {clustering!r}")
     if nfc == 1:
@@ -48,18 +40,14 @@ def placed_steps(nfc: int, steps: int, clustering: float, lean: float = 1.0) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chebyshev(Checked):
-    """`nfc` full steps of `steps`, denser at both ends; Newton's polynomial through them, damped, is the forecast. Not in the papers.
+class Chebyshev(Beforehand):
+    """`nfc` full steps of `steps`, denser at both ends; Newton's polynomial through them is the forecast (`Beforehand`). Not in the papers.
 
     Caching forecasts a site's output by a polynomial through its latest full steps. Such a polynomial runs away between equally spaced
     points, most at the ends of the range (Runge); Chebyshev-Lobatto points, dense at both ends, are the remedy of interpolation. Rounded
     to whole steps they begin with several gaps of one step and a long one after them, so the way is gone in part (`clustering`).
-    The polynomial is one in the time in which full steps are equidistant (`rfc.Placed.unit`): counted in steps, the change over a short
-    gap would be carried on over the longer gap after it. The last step is full: forecasts of it fail (README, "How good"). Some models
-    want a line, others the polynomial of order 2; `damping` takes the mean (`rfc.Newton`). A skipped step needs no site's input and no
-    decision.
-    `steps` is the number of calls of a generation (a sampler of second order calls twice a step, all but once), `nfc` how many of them are
-    full (None: 28 %).
+    It knows nothing but the number of steps; where the sampler's noise levels are known, `rfc.LogSNR` places them better.
+    `steps` is the number of calls of a generation, `nfc` how many of them are full (None: 28 %).
     """
 
     nfc: int | None = None
@@ -68,15 +56,5 @@ class Chebyshev(Checked):
     clustering: float = 0.8
     damping: float = 0.5
 
-    @property
-    def full(self) -> int:
-        """How many steps are full."""
-        return max(min(2, self.steps), round(SHARE * self.steps)) if self.nfc is None else self.nfc
-
-    @property
-    def estimator(self) -> Estimator:
-        return Newton(order=self.order, damping=self.damping)
-
-    @cached_property  # asked for several times a step
-    def schedule(self) -> Placed:
-        return Placed(steps=placed_steps(self.full, self.steps, self.clustering), of=self.steps, unit="interval")
+    def places(self, nfc: int) -> tuple[int, ...]:
+        return placed_steps(nfc, self.steps, self.clustering)

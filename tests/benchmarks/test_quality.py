@@ -24,6 +24,7 @@ from benchmarks.frechet import frechet, moments, square_root
 from benchmarks.planned import planned_steps
 from benchmarks.quality_methods import (
     ABLATIONS,
+    AT_LEVELS,
     BASELINES,
     ENTRIES,
     FORECASTS,
@@ -202,6 +203,7 @@ def test_the_table_has_every_method_that_others_speak_of() -> None:
         *PLACES.values(),
         *FORECASTS.values(),
         *TOKENS.values(),
+        *AT_LEVELS.values(),
         *(n for rows in ABLATIONS.values() for n in rows.values()),
     }
     assert spoken <= set(METHODS)
@@ -210,7 +212,7 @@ def test_the_table_has_every_method_that_others_speak_of() -> None:
 
 def test_reuse_at_tocas_steps_has_the_same_full_steps_and_nothing_else() -> None:
     for interval, count in ((4, 14), (6, 10), (7, 8)):
-        facts = Facts(50, lambda: (), lambda tau, where: [])
+        facts = Facts(50, lambda: (), lambda tau, where: [], None)
         toca, reuse = (METHODS[name].thresholded for name in ("ToCa", "Reuse at ToCa's steps"))
         assert toca is not None
         assert reuse is not None
