@@ -1,12 +1,13 @@
 """Which caching method is best at an equal number of full computations (NFC): `python -m benchmarks.quality --model digits`.
 
 Every method draws the samples that full computation draws, from the same noise, labels and sampler. Methods that need no data run their
-full steps at equal gaps, Chebyshev and those called "placed" at points closer together at both ends ("calibrated": moved to where the error
-on other seeds is smallest); where data decides, the threshold is bisected until the mean NFC on other seeds is the wanted one, and the NFC
-told is the one reached on the judged seeds. A batch has one schedule. "relative L2" is ||x - x_0|| / ||x_0|| of a sample against full
-computation of the same seed, geometric mean; PSNR and SSIM (Gaussian window of 11 pixels, or what fits) are means over samples, range 2.
-FD and sFD are Frechet distances to real pictures in features and in spatial features of a small classifier; FD2FC and sFD2FC are those to
-the samples of full computation. Intervals are 95 % bootstrap percentiles over samples, paired where two methods are compared.
+full steps at equal gaps, Chebyshev and those called "placed" at points closer together at both ends, LogSNR and those at its steps by the
+sampler's noise levels ("calibrated": moved to where the error on other seeds is smallest); where data decides, the threshold is bisected
+until the mean NFC on other seeds is the wanted one, and the NFC told is the one reached on the judged seeds. A batch has one schedule.
+"relative L2" is ||x - x_0|| / ||x_0|| of a sample against full computation of the same seed, geometric mean; PSNR and SSIM (Gaussian
+window of 11 pixels, or what fits) are means over samples, range 2. FD and sFD are Frechet distances to real pictures in features and in
+spatial features of a small classifier; FD2FC and sFD2FC are those to the samples of full computation. Intervals are 95 % bootstrap
+percentiles over samples, paired where two methods are compared.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from functools import cached_property
+from typing import Self
 
 from rfc.estimate import Estimator
 from rfc.forecast import Newton
@@ -34,6 +36,10 @@ class Beforehand(Checked):
     @abstractmethod
     def places(self, nfc: int) -> tuple[int, ...]:
         """The full steps, were they so many; raises ValueError for a number that cannot be."""
+
+    def with_nfc(self, nfc: int | None) -> Self:
+        """The same with so many full steps; ValueError for a number that cannot be."""
+        return replace(self, nfc=nfc)  # type: ignore[type-var]
 
     @property
     def full(self) -> int:

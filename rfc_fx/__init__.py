@@ -58,6 +58,7 @@ def transform(
     *,
     method: CachingMethod | str | Path | None = None,
     steps: int | None = None,
+    scheduler: Any = None,
     granularity: Choice | None = None,
     dispatch: Dispatch = "host",
     decision: Decision = "batch",
@@ -70,8 +71,10 @@ def transform(
     """Return `model` with every attention and MLP behind a guard: computed in full, or estimated from its cache.
 
     `example_inputs` (keyword arguments as a mapping, or positional ones as a tuple) captures at once; without them the first call does.
-    `method`: a path is that of a preset (`rfc-fx calibrate`). Without one, `steps`, the number of calls of a generation, gives
-    `rfc.Chebyshev(steps=steps)`, the best measured so far; without both it is `rfc.RFC()`, which need not know how long a generation is.
+    `method`: a path is that of a preset (`rfc-fx calibrate`). Without one, the `scheduler` of a pipeline and its number of `steps` give
+    `rfc.LogSNR.of(scheduler, steps)`, the best measured so far (no `steps`: the scheduler as it stands after a generation).
+    `steps` alone, the number of calls of a generation, gives `rfc.Chebyshev(steps=steps)`; neither gives `rfc.RFC()`, which need not know
+    how long a generation is.
     `granularity` is what one estimate stands for: "module" (the paper), "block", "stack" (the residual of all blocks), "output" (their
     output), "blocks[a:b]" (the residual of those blocks; the others always run); "auto" is the finest of the first three whose state fits
     `state_budget`; None is the method's own, else "module".
@@ -87,13 +90,14 @@ def transform(
     `state_dtype`: the differences are kept in torch.bfloat16, float16, float8_e4m3fn or int8 (`rfc.Stored`, which can do it to O as well).
     `state_budget`: bytes, or "2GiB", that the state of one context may take (a pipeline with guidance has one context or two).
 
-    Raises TypeError or ValueError for arguments of the wrong kind, CaptureError when the forward cannot be traced, NoSiteError
-    when nothing in it can be cached, StateBudgetError when its state would take more than the budget.
+    Raises TypeError or ValueError for arguments of the wrong kind and for a scheduler without noise levels, CaptureError when the forward
+    cannot be traced, NoSiteError when nothing in it can be cached, StateBudgetError when its state would take more than the budget.
     """
     if method is None:
-        method = rfc.RFC() if steps is None else rfc.Chebyshev(steps=steps)
-    elif steps is not None:
-        raise ValueError(f"transform: steps={steps} chooses the default method, and one was given too: {method}; pass one of them")
+        method = _default(steps, scheduler)
+    elif steps is not None or scheduler is not None:
+        given = f"steps={steps}" if scheduler is None else "a scheduler"
+        raise ValueError(f"transform: {given} chooses the default method, and one was given too: {method}; pass one of them")
     if isinstance(method, str | Path) and Path(method).suffix == ".json":
         method = read_preset(method)
     if not isinstance(model, nn.Module):
@@ -141,3 +145,13 @@ def transform(
         args, kwargs = ((), example_inputs) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
         cached.trace(*args, **kwargs)
     return cached
+
+
+def _default(steps: int | None, scheduler: Any) -> CachingMethod:
+    """The best method for what is known of a generation."""
+    if scheduler is None:
+        return rfc.RFC() if steps is None else rfc.Chebyshev(steps=steps)
+    try:
+        return rfc.LogSNR.of(scheduler, steps)
+    except ValueError as error:
+        raise ValueError(f"transform: {error}") from error

@@ -1,7 +1,7 @@
 """Calibrate a method on samples: a number of full computations, or most savings within a bound on quality.
 
-Of a method with a threshold that threshold is found; of one that places its full steps (`rfc.Chebyshev`) the steps themselves and the
-forecast.
+Of a method with a threshold that threshold is found; of one that places its full steps (`rfc.LogSNR`, `rfc.Chebyshev`) the steps
+themselves and the forecast.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 import rfc_fx
-from rfc.chebyshev import Chebyshev, placed_steps
+from rfc.beforehand import Beforehand
+from rfc.chebyshev import Chebyshev
 from rfc.estimate import RFE, Estimator
 from rfc.forecast import Newton
 from rfc.method import CachingMethod, Method, placement
@@ -119,7 +120,7 @@ def with_threshold(method: CachingMethod, threshold: float) -> CachingMethod:
         if isinstance(method, Method) and hasattr(method.schedule, name):
             return replace(method, schedule=replace(method.schedule, **{name: threshold}))  # type: ignore[type-var]
     raise CalibrationError(
-        f"calibrate: {type(method).__name__} decides without a threshold; choose its interval, or a method with RCS, or rfc.Chebyshev"
+        f"calibrate: {type(method).__name__} decides without a threshold; choose its interval, or a method with RCS, or rfc.LogSNR"
     )
 
 
@@ -189,16 +190,21 @@ def calibrate(
 ) -> Calibrated:
     """Find the threshold: by bisection on the mean NFC over the seeds, or the largest one that keeps the bound on quality.
 
-    For `rfc.Chebyshev`: with the best forecast of `forecasts`, and from the best of some lists on, move full steps while the error over the
-    seeds falls (at most `lists` are drawn); for a bound on quality, find the fewest full steps that keep it first, and then, as long as
-    moving them keeps it, fewer ones (at most `lists` for each number).
-    Raises CalibrationError for a method without a threshold, an NFC beyond `steps`, or a quality that nothing reaches.
+    For `rfc.LogSNR` and `rfc.Chebyshev`: with the best forecast of `forecasts`, and from the best of some lists on, move full steps while
+    the error over the seeds falls (at most `lists` are drawn); for a bound on quality, find the fewest full steps that keep it first, and
+    then, as long as moving them keeps it, fewer ones (at most `lists` for each number).
+    Raises CalibrationError for a method without a threshold or for another number of steps, an NFC beyond `steps`, or a quality that
+    nothing reaches.
     """
     if goal.nfc is not None and not 1 <= goal.nfc <= steps:
         raise CalibrationError(f"calibrate: nfc must be from 1 to the number of steps {steps}, got {goal.nfc:g}")
     if isinstance(method, Chebyshev):
-        method = replace(method, nfc=_whole(goal.nfc), steps=steps)
-        return _placed(Laboratory(source, steps, compile=compile, told=told), method, goal, lists)
+        method = replace(method, nfc=None, steps=steps)
+    if isinstance(method, Beforehand):
+        if method.steps != steps:
+            made = f"{type(method).__name__} for {method.steps} steps"
+            raise CalibrationError(f"calibrate: expected a method for the {steps} steps that are drawn, got {made}")
+        return _placed(Laboratory(source, steps, compile=compile, told=told), method.with_nfc(_whole(goal.nfc)), goal, lists)
     with_threshold(method, LOW)
     laboratory = Laboratory(source, steps, compile=compile, told=told)
     tried: set[float] = set()
@@ -222,12 +228,12 @@ def _whole(nfc: float | None) -> int | None:
     return None if nfc is None else int(nfc)
 
 
-def _placed(laboratory: Laboratory, method: Chebyshev, goal: Goal, lists: int) -> Calibrated:
+def _placed(laboratory: Laboratory, method: Beforehand, goal: Goal, lists: int) -> Calibrated:
     """The forecast and the full steps of least error for that many; or the fewest that keep a bound on quality."""
     steps, placed = method.steps, method.schedule
 
     def measured(nfc: int) -> Measured:
-        return laboratory.measure(replace(method, nfc=nfc), f"{nfc} full steps")
+        return laboratory.measure(method.with_nfc(nfc), f"{nfc} full steps")
 
     def moved(nfc: int) -> CachingMethod:
         def missing(estimator: Estimator, places: Steps) -> float:
@@ -235,7 +241,7 @@ def _placed(laboratory: Laboratory, method: Chebyshev, goal: Goal, lists: int) -
             return goal.missing(laboratory.measure(at(estimator, placed, places), what))
 
         tried = forecasts(method.estimator)
-        found = best_placed(missing, tried, starts(nfc, steps), steps, most=lists, enough=goal.bound)
+        found = best_placed(missing, tried, starts(nfc, steps, method.places(nfc)), steps, most=lists, enough=goal.bound)
         return at(found.forecast, placed, found.steps)
 
     if goal.nfc is not None:
@@ -244,7 +250,7 @@ def _placed(laboratory: Laboratory, method: Chebyshev, goal: Goal, lists: int) -
     if not goal.met(measured(steps)):
         raise _unreached(goal, "with every step full", measured(steps), steps)
     fewest = bisect_left(range(1, steps), True, key=lambda nfc: goal.met(measured(nfc))) + 1
-    best = at(method.estimator, placed, placed_steps(fewest, steps, method.clustering))
+    best = at(method.estimator, placed, method.places(fewest))
     while fewest > 1 and goal.met(laboratory.measure(fewer := moved(fewest - 1), "")):
         best, fewest = fewer, fewest - 1
     return Calibrated(best, None, laboratory.measure(best, ""), len(laboratory.seen))

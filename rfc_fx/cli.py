@@ -21,6 +21,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 import rfc
+from rfc.beforehand import Beforehand
 from rfc.storage import stored
 from rfc_fx import pictures
 from rfc_fx.calibrate import LISTS, Calibrated, Goal, calibrate, named, with_threshold
@@ -37,6 +38,7 @@ from rfc_fx.options import (
     Asked,
     OptionError,
     at_least,
+    best_known,
     check_dispatch,
     check_sizes,
     known,
@@ -55,7 +57,7 @@ from rfc_fx.record import installed_version, summary
 
 NAMES = ", ".join(METHODS)
 
-METHOD_HELP = f"{NAMES}, or a .json file of calibrate; repeatable (default: taylorseer, rfc, chebyshev)"
+METHOD_HELP = f"{NAMES}, or a .json file of calibrate; repeatable (default: taylorseer, rfc, log-snr)"
 
 
 class _OneLineErrors(TyperGroup):
@@ -158,8 +160,9 @@ def generate(
     if dispatch == "cond" and (hoist or decision == "per_sample"):
         raise OptionError(f"{'--hoist' if hoist else '--decision per_sample'} needs --dispatch host")
     first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)
-    names = method or ["taylorseer", "rfc", "chebyshev"]
-    asked = Asked(tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, steps=steps, preset=preset)
+    asked = Asked(tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, steps=steps, preset=preset, model=model)
+    best, why = best_known(asked)
+    names = method or ["taylorseer", "rfc", best]
     methods = new_methods(names, asked)  # before anything is loaded
     check_sizes(methods, settings.granularity)
     check_dispatch(methods, dispatch)
@@ -179,6 +182,8 @@ def generate(
     methods = new_methods(names, asked)
     console = Console()
     writable(out)  # before minutes of work
+    if why is not None and not method:
+        console.print(f"note: {best} for log-snr: {why}", style="yellow", markup=False, highlight=False)
     with _Bars(console, settings, len(methods), len(source.seeds)) as bars:
         compared = compare(source, methods, settings, bars)
     console.print(table(compared))
@@ -295,7 +300,7 @@ def calibrate_command(
     nfc: Annotated[float | None, typer.Option(help="wanted mean number of full computations of a generation")] = None,
     psnr: Annotated[float | None, typer.Option(help="smallest PSNR in dB against full computation")] = None,
     max_error: Annotated[float | None, typer.Option(help="largest ||x - x_full|| / ||x_full||, geometric mean over samples")] = None,
-    method: Annotated[str, typer.Option(help=f"chebyshev, or one with a threshold, of {NAMES}")] = "chebyshev",
+    method: Annotated[str, typer.Option(help=f"log-snr, chebyshev, or one with a threshold, of {NAMES}")] = "log-snr",
     order: Annotated[int | None, typer.Option(help=HELP["order"])] = None,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     cfg: Annotated[float | None, typer.Option(help="guidance (default: 1.5 for digits, else the pipeline's own)")] = None,
@@ -306,13 +311,14 @@ def calibrate_command(
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True)")] = False,
-    lists: Annotated[int, typer.Option(help="chebyshev: at most so many lists of full steps are drawn")] = LISTS,
+    lists: Annotated[int, typer.Option(help="log-snr, chebyshev: at most so many lists of full steps are drawn")] = LISTS,
     out: Annotated[Path, typer.Option(help="a .json file: --method of generate and transform take it")] = Path("out/preset.json"),
 ) -> None:
     """Find a method's full steps or threshold for a number of full computations, or for most savings within a bound on quality."""
     goal = Goal(nfc=nfc, psnr=psnr, max_error=max_error)
-    chosen = new_method(method, Asked(order=order, steps=at_least("--steps", steps, 1)))
-    if not isinstance(chosen, rfc.Chebyshev):
+    asked = Asked(order=order, steps=at_least("--steps", steps, 1), model=model)
+    chosen = new_method(method, asked)
+    if not isinstance(chosen, Beforehand):
         with_threshold(chosen, 1.0)  # before anything is loaded
     at_least("--lists", lists, 1)
     first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)

@@ -266,12 +266,20 @@ def load_source(
     return PipelineSource(name=name, pipe=pipe, classes=[], prompts=prompts, seeds=seeds, cfg=cfg)
 
 
-def load_scheduler(where: Path) -> Any:
-    """The DDIM scheduler of a folder in the digits layout."""
-    from diffusers import DDIMScheduler
+def load_scheduler(where: Path | str) -> Any:
+    """The scheduler of a pipeline, or the DDIM one of a folder in the digits layout; LoadError for a transformer alone."""
+    import diffusers
 
+    kind = layout(where)
+    if kind == "transformer":
+        raise LoadError(f"{where}: a transformer alone has no scheduler; pass its pipeline folder")
     with _reading(where):
-        return DDIMScheduler.from_pretrained(where)
+        if kind == "digits":
+            return diffusers.DDIMScheduler.from_pretrained(where)
+        name = diffusers.DiffusionPipeline.load_config(where).get("scheduler", (None, None))[1]
+        if not hasattr(diffusers, str(name)):
+            raise LoadError(f"{where}: model_index.json has the scheduler {name!r}, which diffusers does not have")
+        return getattr(diffusers, name).from_pretrained(where, subfolder="scheduler")
 
 
 def _checked_classes(name: str, classes: list[int], count: int) -> list[int]:

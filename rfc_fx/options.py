@@ -17,7 +17,7 @@ from rfc.storage import STORED
 from rfc_fx.budget import parse_bytes
 from rfc_fx.compare import granularities
 from rfc_fx.errors import RFCError
-from rfc_fx.load import one_line
+from rfc_fx.load import load_scheduler, locate, one_line
 from rfc_fx.preset import read_preset
 from rfc_fx.zoo import DIGITS_PREDICTOR
 
@@ -51,6 +51,8 @@ class Asked:
     """Of a generation, where it is known."""
     preset: str | None = None
     """The model whose published settings are taken."""
+    model: str | None = None
+    """As on the command line: its scheduler's noise levels may be asked for; None where nothing will be drawn."""
     is_digits: bool = False
     """Whether the methods are for the digits model, which has a threshold that suits it."""
 
@@ -88,6 +90,15 @@ def _disca(*, interval: int = 3) -> CachingMethod:
     return rfc.DisCa(predictor=DIGITS_PREDICTOR, interval=interval, warmup=2)
 
 
+def _log_snr(*, model: str | None = None, steps: int = 50, nfc: int | None = None, order: int = 2) -> CachingMethod:
+    if model is None:
+        raise OptionError("--method log-snr: it places full steps by a sampler's noise levels, and nothing is drawn here; take chebyshev")
+    try:
+        return replace(rfc.LogSNR.of(load_scheduler(locate(model)), steps, nfc), order=order)
+    except ValueError as error:
+        raise OptionError(f"--method log-snr: {error} (chebyshev needs no scheduler)") from error
+
+
 METHODS: Mapping[str, Kind] = {
     "fora": Kind(rfc.FORA, ("interval",)),
     "taylorseer": Kind(rfc.TaylorSeer, ("interval", "order")),
@@ -98,6 +109,7 @@ METHODS: Mapping[str, Kind] = {
     "projective": Kind(_watched(rfc.Projective), ("tau", "order")),
     "newton": Kind(rfc.NewtonRCS, ("tau", "order")),
     "chebyshev": Kind(rfc.Chebyshev, ("nfc", "order", "steps")),
+    "log-snr": Kind(_log_snr, ("nfc", "order", "steps", "model")),
     "speca": Kind(rfc.SpeCa, ("order", "steps")),
     "teacache": Kind(rfc.TeaCache, ("threshold", "steps")),
     "first-block": Kind(rfc.FirstBlockCache, ("threshold",)),
@@ -143,6 +155,15 @@ def new_method(name: str, asked: Asked) -> CachingMethod:
         return kind.make(**settings) if asked.preset is None else preset(name, asked.preset, **settings)
     except ValueError as error:
         raise OptionError(re.sub("^preset: ", "--preset: ", str(error))) from error
+
+
+def best_known(asked: Asked) -> tuple[str, str | None]:
+    """The name of the best method for the model, and why it is not log-snr, where it is not."""
+    try:
+        new_method("log-snr", Asked(model=asked.model, steps=asked.steps))
+    except RFCError as error:
+        return "chebyshev", str(error)
+    return "log-snr", None
 
 
 def new_methods(names: list[str], asked: Asked) -> dict[str, CachingMethod]:

@@ -25,9 +25,9 @@ class Found(NamedTuple, Generic[Forecast]):
     measured: int
 
 
-def starts(nfc: int, steps: int, own: Sequence[int] = ()) -> list[Steps]:
+def starts(nfc: int, steps: int, own: Sequence[int]) -> list[Steps]:
     """Lists to begin a search with: a method's own, and others that are more or less dense at both ends or at one of them."""
-    made = [tuple(own)] if own else []
+    made = [tuple(own)]
     made += [placed_steps(nfc, steps, clustering, lean) for lean in (1.0, 0.8, 1.25) for clustering in (Chebyshev.clustering, 0.6, 0.35)]
     return list(dict.fromkeys(made))
 

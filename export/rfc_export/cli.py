@@ -72,7 +72,17 @@ def export(
     numbers, place, kept = options.parse_dtype(dtype), options.parse_device(device), options.parse_state_dtype(state_dtype)
     check_place(out, overwrite=overwrite)
     is_digits = layout(locate(model)) == "digits"
-    asked = Asked(tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, steps=steps, preset=preset, is_digits=is_digits)
+    asked = Asked(
+        tau=tau,
+        threshold=threshold,
+        order=order,
+        interval=interval,
+        nfc=nfc,
+        steps=steps,
+        preset=preset,
+        model=model,
+        is_digits=is_digits,
+    )
     (chosen,) = options.new_methods([method], asked).values()
     options.check_sizes({method: chosen}, size)
     check_method(chosen, how)

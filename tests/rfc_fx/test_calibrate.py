@@ -107,10 +107,21 @@ def test_the_fewest_full_steps_that_keep_a_bound_are_found() -> None:
     assert calibrate(Tiny(), rfc.Chebyshev(), Goal(psnr=900), STEPS, lists=2).measured.nfc == STEPS
 
 
+LEVELS = rfc.LogSNR(lambdas=(-1.0, 0.0, 1.0))
+
+
+def test_a_method_that_knows_the_noise_levels_begins_with_its_own_full_steps() -> None:
+    method = rfc.LogSNR(lambdas=tuple(-4 + 0.05 * step**2 for step in range(STEPS)), nfc=5)
+    found = calibrate(Tiny(), method, Goal(nfc=5), STEPS, lists=1)
+    assert (found.method.estimator, found.method.schedule) == (method.estimator, method.schedule)
+    assert calibrate(Tiny(), method, Goal(nfc=5), STEPS, lists=20).measured.error <= found.measured.error
+
+
 @pytest.mark.parametrize(
     ("method", "goal", "said"),
     [
         (rfc.FORA(), {"nfc": 5}, "FORA decides without a threshold"),
+        (LEVELS, {"nfc": 5}, "expected a method for the 12 steps that are drawn, got LogSNR for 3 steps"),
         (rfc.Chebyshev(), {"nfc": 99}, "nfc must be from 1 to the number of steps 12, got 99"),
         (rfc.Chebyshev(), {"nfc": 4.5}, "nfc must be a whole number, got 4.5"),
         (rfc.RFC(), {"nfc": 99}, "nfc must be from 1 to the number of steps 12, got 99"),
@@ -165,7 +176,7 @@ def test_the_command_writes_a_preset_that_generate_takes(tmp_path: Path) -> None
     result = CliRunner().invoke(app, ["calibrate", "digits", "--nfc", "4", "--lists", "4", *few, "--out", str(out)])
     assert result.exit_code == 0, result.output
     kept = json.loads(out.read_text())
-    assert f"chebyshev: {named(read_preset(out).estimator)}, full steps 0, " in result.output
+    assert f"log-snr: {named(read_preset(out).estimator)}, full steps 0, " in result.output
     assert f"(4 tried)\n{out}" in result.output
     assert kept["measured"]["nfc"] == 4
     given = ["generate", "--method", str(out), "--no-compile", *few, "--out", str(tmp_path / "drawn")]

@@ -232,9 +232,9 @@ def test_psnr_is_infinite_for_equal_images_and_counts_a_range_of_two():
         (["--method", "newton", "--preset", "flux.1-dev"], "--preset: method must be one of fora, taylorseer, hicache"),
         (["--method", "teacache", "--threshold", "-1"], "threshold must be a number >= 0"),
         (["--method", "teacache", "--tau", "1"], "--tau: not a setting of teacache; rfc, projective, newton have it"),
-        (["--threshold", "1"], "--threshold: not a setting of taylorseer, rfc, chebyshev; teacache, first-block, dicache"),
-        (["--nfc", "51"], "Chebyshev: nfc must be at most steps (50), got 51"),
-        (["--method", "rfc", "--nfc", "9"], "--nfc: not a setting of rfc; chebyshev have it"),
+        (["--threshold", "1"], "--threshold: not a setting of taylorseer, rfc, log-snr; teacache, first-block, dicache"),
+        (["--nfc", "51"], "LogSNR: nfc must be at most steps (50), got 51"),
+        (["--method", "rfc", "--nfc", "9"], "--nfc: not a setting of rfc; chebyshev, log-snr have it"),
         (["--method", "dicache", "--order", "2"], "--order: not a setting of dicache; taylorseer, "),
         (
             ["--method", "teacache", "--granularity", "block"],

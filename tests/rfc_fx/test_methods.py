@@ -36,7 +36,7 @@ METHODS: dict[str, rfc.CachingMethod] = {
     "magcache": rfc.MagCache(ratios=[1.0, 1.01, 0.97, 1.02, 0.99, 1.0, 0.98, 1.01, 1.0, 0.96]),
     "speca": rfc.SpeCa(base=0.1, order=2, min_drafts=1, steps=STEPS),
     "newton": rfc.NewtonRCS(tau=0.3),
-    "chebyshev": rfc.Chebyshev(nfc=5, steps=STEPS),
+    "chebyshev": rfc.Chebyshev(nfc=5, steps=STEPS),  # rfc.LogSNR differs in its list alone
 }
 
 TWO_PHASES = [name for name, method in METHODS.items() if len(method.schedule.phases) == 2]

@@ -1,14 +1,15 @@
 """Options: what stands on the command line becomes methods with the settings that were said, and all else is one line."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import rfc
-from rfc_fx.options import DIGITS_TAU, METHODS, Asked, OptionError, check_dispatch, new_method, new_methods, parse_size, taking
-from rfc_fx.zoo import DIGITS_PREDICTOR
+from rfc_fx.options import DIGITS_TAU, METHODS, Asked, OptionError, best_known, check_dispatch, new_method, new_methods, parse_size, taking
+from rfc_fx.zoo import DIGITS_PREDICTOR, load_digits
 
-MAKEABLE = [name for name in METHODS if name != "magcache"]
+MAKEABLE = [name for name in METHODS if name not in ("magcache", "log-snr")]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,8 @@ MAKEABLE = [name for name in METHODS if name != "magcache"]
         ("newton", {"order": 3, "tau": 0.2}, rfc.NewtonRCS(tau=0.2, order=3)),
         ("chebyshev", {}, rfc.Chebyshev()),
         ("chebyshev", {"nfc": 5, "steps": 20, "order": 3}, rfc.Chebyshev(nfc=5, steps=20, order=3)),
+        ("log-snr", {"model": "digits"}, rfc.LogSNR.of(load_digits()[1], 50)),
+        ("log-snr", {"model": "digits", "nfc": 5, "steps": 20, "order": 3}, replace(rfc.LogSNR.of(load_digits()[1], 20, 5), order=3)),
         ("speca", {}, rfc.SpeCa(steps=50)),
         ("speca", {"steps": 20, "order": 1, "threshold": 9.0}, rfc.SpeCa(steps=20, order=1)),
         ("teacache", {"threshold": 0.2, "steps": 28}, rfc.TeaCache(threshold=0.2, steps=28)),
@@ -50,6 +53,15 @@ def test_every_method_can_be_made_without_a_word_and_with_all_that_it_takes(name
     plain, told = new_method(name, Asked()), new_method(name, Asked(**said))  # type: ignore[arg-type]
     assert plain.schedule.can_skip(50)
     assert (plain == told) is (not METHODS[name].takes)
+
+
+def test_the_noise_levels_of_a_model_that_draws_are_needed() -> None:
+    with pytest.raises(OptionError, match=r"^--method log-snr: it places full steps by a sampler's noise levels, and nothing"):
+        new_method("log-snr", Asked())
+    with pytest.raises(OptionError, match=r"^--method log-snr: noise levels: DDIMScheduler.set_timesteps.* failed: .* \(chebyshev needs"):
+        new_method("log-snr", Asked(model="digits", steps=2000))
+    assert best_known(Asked(model="digits")) == ("log-snr", None)
+    assert best_known(Asked(model="digits", steps=2000))[0] == "chebyshev"
 
 
 def test_methods_are_made_once_each_in_the_order_in_which_they_were_named() -> None:

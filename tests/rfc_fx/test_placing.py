@@ -108,9 +108,11 @@ def test_a_search_without_a_forecast_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("nfc", "steps"), [(1, 1), (2, 20), (8, 50), (14, 50), (20, 20)])
-def test_a_search_begins_with_different_lists_of_which_the_first_is_the_default(nfc: int, steps: int) -> None:
-    made = starts(nfc, steps)
-    assert made[0] == rfc.Chebyshev(nfc=nfc, steps=steps).schedule.steps  # type: ignore[attr-defined]
+def test_a_search_begins_with_different_lists_of_which_the_first_is_the_method_s_own(nfc: int, steps: int) -> None:
+    own = tuple(range(nfc))
+    made = starts(nfc, steps, own)
+    assert made[0] == own
+    assert rfc.Chebyshev(nfc=nfc, steps=steps).schedule.steps in made
     assert len(made) == len({*made})
     assert {len(one) for one in made} == {nfc}
     assert all(a < b for one in made for a, b in itertools.pairwise(one))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from families import FAMILIES, moved, sample
 from torch import Tensor, nn
 
@@ -262,6 +263,20 @@ def test_without_a_method_the_number_of_steps_chooses_the_default() -> None:
         rfc_fx.transform(model, method=rfc.FORA(), steps=20)
     with pytest.raises(ValueError, match="steps must be an integer of at least 1, got 0"):
         rfc_fx.transform(model, steps=0)
+
+
+def test_without_a_method_the_scheduler_chooses_the_default() -> None:
+    model, kwargs = FAMILIES["dit"]()
+    scheduler = DDIMScheduler()
+    assert rfc_fx.transform(model, kwargs, scheduler=scheduler, steps=20).method == rfc.LogSNR.of(DDIMScheduler(), 20)
+    with pytest.raises(ValueError, match=r"^transform: noise levels: DDIMScheduler was not told how many steps there are; pass steps"):
+        rfc_fx.transform(model, scheduler=scheduler)
+    scheduler.set_timesteps(30)
+    assert rfc_fx.transform(model, scheduler=scheduler).method == rfc.LogSNR.of(DDIMScheduler(), 30)
+    with pytest.raises(ValueError, match=r"a scheduler chooses the default method, and one was given too: FORA"):
+        rfc_fx.transform(model, method=rfc.FORA(), scheduler=scheduler, steps=20)
+    with pytest.raises(ValueError, match=r"^transform: noise levels: expected a scheduler such as pipe.scheduler, got str"):
+        rfc_fx.transform(model, scheduler="ddim")
 
 
 RISING = {"fora": rfc.FORA(interval=3), "taylor": rfc.TaylorSeer(interval=4, order=2), "rfc": rfc.RFC(tau=0.3, order=2)}
