@@ -1,4 +1,4 @@
-"""What methods share whose full steps lie fast before a generation begins."""
+"""What methods share whose full steps are fixed before a generation begins."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def nearest_steps(lambdas: tuple[float, ...], end: float | None, nfc: int) -> tu
     return tuple(reversed(chosen[1:]))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LogSNR(Beforehand):
     """`nfc` full steps where forecasts would reach far in log-SNR; Newton's polynomial is the forecast (`Beforehand`). Not in the papers.
 
@@ -92,6 +92,9 @@ class LogSNR(Beforehand):
         """
         lambdas, end = noise_levels(scheduler, steps, **timesteps)
         return cls(lambdas=lambdas, end=end, nfc=nfc)
+
+    def __repr__(self) -> str:
+        return f"LogSNR(steps={self.steps}, nfc={self.full}, order={self.order}, damping={self.damping})"  # not fifty numbers
 
     @property
     def steps(self) -> int:

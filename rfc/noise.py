@@ -59,8 +59,8 @@ def _set(scheduler: Any, name: str, given: dict[str, Any]) -> None:
     except (TypeError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ValueError(
-            f"noise levels: {name}.set_timesteps({', '.join(given)}) failed: {said}; pass what the pipeline passes (such as mu), "
-            "or take the scheduler as it stands after a generation, without steps"
+            f"noise levels: {name}.set_timesteps({', '.join(given)}) failed: {said}; pass what the pipeline passes, "
+            "as in rfc.LogSNR.of(scheduler, steps, mu=...), or take the scheduler as it stands after a generation, without steps"
         ) from error
 
 

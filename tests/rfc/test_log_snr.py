@@ -90,6 +90,10 @@ def test_without_a_number_28_percent_are_full(steps: int, full: int) -> None:
     assert len(rfc.LogSNR.of(DDIMScheduler(), steps).schedule.steps) == full
 
 
+def test_it_is_told_without_its_levels() -> None:
+    assert repr(rfc.LogSNR.of(DDIMScheduler(), 20, 5)) == "LogSNR(steps=20, nfc=5, order=2, damping=0.5)"
+
+
 def test_it_is_kept_in_json_as_the_steps_it_placed() -> None:
     method = rfc.LogSNR.of(FlowMatchEulerDiscreteScheduler(), 20, 5)
     again = decode_method(encode_method(method))
