@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.quality_methods import FULL
 from benchmarks.quality_record import key
-from benchmarks.quality_report import MAIN_KINDS, kind
+from benchmarks.quality_report import MAIN_KINDS, kind, names_of
 
 Row = dict[str, Any]
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -91,8 +91,8 @@ def curves(record: Row, x: str, label: str) -> Figure:
     figure = Figure(figsize=(5.6 * len(samplers) + 2.4, 5.6))
     for place, (sampler, settings) in enumerate(samplers.items()):
         axes: Axes = figure.add_subplot(1, len(samplers), place + 1)
-        cells = [cell for cell in record["cells"] if cell["sampler"] == sampler and kind(cell["method"]) in MAIN_KINDS]
-        for name in dict.fromkeys(cell["method"] for cell in cells):
+        cells = [cell for cell in record["cells"] if cell["sampler"] == sampler]
+        for name in [name for name in names_of(record, sampler) if kind(name) in MAIN_KINDS]:
             line = sorted((cell for cell in cells if cell["method"] == name), key=lambda cell: float(cell["nfc"]))
             errors = [cell["error"] for cell in line]
             spread = [[cell["error"] - cell["error_low"] for cell in line], [cell["error_high"] - cell["error"] for cell in line]]
@@ -107,8 +107,8 @@ def curves(record: Row, x: str, label: str) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         if place == 0:
             axes.set_ylabel("relative L2 error against full computation of the same seeds (geometric mean)", fontsize=8)
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.axes[-1].legend(handles, names, fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+    named = {name: handle for axes in figure.axes for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.axes[-1].legend(named.values(), named, fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
     return figure
 
 

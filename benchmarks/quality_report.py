@@ -119,7 +119,7 @@ TaylorSeer keeps its own uniform schedule; which order was best stands in the fi
         here = {budget: cells_at(record, sampler, int(budget)) for budget in budgets}
         known = {
             name: [(row["methods"].get(name, {}).get("taylorseer"), here[budget].get(name, {})) for budget, row in budgets.items()]
-            for name in _names(record, sampler)
+            for name in names_of(record, sampler)
         }
         heads = [record["settings"]["samplers"][sampler]["what"], *(f"NFC {budget}" for budget in budgets)]
         best = ["best TaylorSeer", *(row.get("taylorseer", "-").removeprefix("TaylorSeer ") for row in budgets.values())]
@@ -128,9 +128,11 @@ TaylorSeer keeps its own uniform schedule; which order was best stands in the fi
     return "\n\n".join(parts)
 
 
-def _names(record: Row, sampler: str) -> list[str]:
-    """The methods with a cell, in the order of the table."""
-    return list(dict.fromkeys(cell["method"] for cell in record["cells"] if cell["sampler"] == sampler))
+def names_of(record: Row, sampler: str) -> list[str]:
+    """The methods with a cell, in the order of the table; those that it no longer has come last."""
+    order = {name: at for at, name in enumerate(METHODS)}
+    here = dict.fromkeys(cell["method"] for cell in record["cells"] if cell["sampler"] == sampler)
+    return sorted(here, key=lambda name: order.get(name, len(order)))
 
 
 def kind(name: str) -> str:
