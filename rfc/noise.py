@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rfc.schedule import checked_count
+
 
 class NoiseLevels(NamedTuple):
     """lambda = log(alpha / sigma), half the log-SNR (DPM-Solver, arXiv 2206.00927), where a sample is alpha * picture + sigma * noise."""
@@ -30,6 +32,8 @@ def noise_levels(scheduler: Any, steps: int | None = None, **timesteps: Any) -> 
     name = type(scheduler).__name__
     if not callable(getattr(scheduler, "set_timesteps", None)):
         raise ValueError(f"noise levels: expected a scheduler such as pipe.scheduler, got {name}")
+    if steps is not None:
+        checked_count("noise levels", "steps", steps, 1)
     scheduler = copy.deepcopy(scheduler)
     if steps is not None or timesteps:
         _set(scheduler, name, timesteps if steps is None else {"num_inference_steps": steps} | timesteps)

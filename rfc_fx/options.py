@@ -94,9 +94,10 @@ def _log_snr(*, model: str | None = None, steps: int = 50, nfc: int | None = Non
     if model is None:
         raise OptionError("--method log-snr: it places full steps by a sampler's noise levels, and nothing is drawn here; take chebyshev")
     try:
-        return replace(rfc.LogSNR.of(load_scheduler(locate(model)), steps, nfc), order=order)
+        found = rfc.LogSNR.of(load_scheduler(locate(model)), steps)
     except ValueError as error:
         raise OptionError(f"--method log-snr: {error} (chebyshev needs no scheduler)") from error
+    return replace(found, nfc=nfc, order=order)
 
 
 METHODS: Mapping[str, Kind] = {

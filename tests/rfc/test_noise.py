@@ -104,10 +104,12 @@ class Strange:
     [
         (None, 8, "expected a scheduler such as pipe.scheduler, got NoneType"),
         (DDIMScheduler(), None, "DDIMScheduler was not told how many steps there are; pass steps, or call set_timesteps first"),
+        (DDIMScheduler(), 0, "noise levels: steps must be an integer of at least 1, got 0"),
+        (DDIMScheduler(), 2.5, "noise levels: steps must be an integer of at least 1, got 2.5"),
         (DDIMScheduler(), 2000, r"DDIMScheduler\.set_timesteps\(num_inference_steps\) failed"),
         (Strange(), 4, r"Strange has neither alphas_cumprod nor one of sigmas for each of its 4 timesteps; say them yourself: rfc\.LogSNR"),
     ],
 )
-def test_a_scheduler_without_levels_is_refused(scheduler: Any, steps: int | None, said: str) -> None:
+def test_a_scheduler_without_levels_is_refused(scheduler: Any, steps: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         noise_levels(scheduler, steps)
