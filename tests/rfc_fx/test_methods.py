@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.testing
+from diffusers import DDIMScheduler
 from families import FAMILIES, moved, sample
 from tolerances import INDUCTOR, SAME_GRAPH
 from torch import Tensor
@@ -36,7 +37,8 @@ METHODS: dict[str, rfc.CachingMethod] = {
     "magcache": rfc.MagCache(ratios=[1.0, 1.01, 0.97, 1.02, 0.99, 1.0, 0.98, 1.01, 1.0, 0.96]),
     "speca": rfc.SpeCa(base=0.1, order=2, min_drafts=1, steps=STEPS),
     "newton": rfc.NewtonRCS(tau=0.3),
-    "chebyshev": rfc.Chebyshev(nfc=5, steps=STEPS),  # rfc.LogSNR differs in its list alone
+    "chebyshev": rfc.Chebyshev(nfc=5, steps=STEPS),
+    "log-snr": rfc.LogSNR.of(DDIMScheduler(), STEPS, 5),
 }
 
 TWO_PHASES = [name for name, method in METHODS.items() if len(method.schedule.phases) == 2]
@@ -44,7 +46,7 @@ TWO_PHASES = [name for name, method in METHODS.items() if len(method.schedule.ph
 BLOCKS = 3
 
 CLOSE_KIN = {
-    family: {"fora", "taylorseer", "hicache", "delta-dit", "delta-dit-front", "teacache", "dbcache", "magcache"}
+    family: {"fora", "taylorseer", "hicache", "delta-dit", "delta-dit-front", "teacache", "dbcache", "magcache", "chebyshev"}
     for family in ("pixart", "sd3", "flux", "wan")
 }
 """Methods that differ in numbers alone from one that is always tested with the family."""
