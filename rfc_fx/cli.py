@@ -161,7 +161,7 @@ def generate(
         raise OptionError(f"{'--hoist' if hoist else '--decision per_sample'} needs --dispatch host")
     first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)
     asked = Asked(tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, steps=steps, preset=preset, model=model)
-    best, why = best_known(asked)
+    best, why = ("", None) if method else best_known(asked)
     names = method or ["taylorseer", "rfc", best]
     methods = new_methods(names, asked)  # before anything is loaded
     check_sizes(methods, settings.granularity)
@@ -182,7 +182,7 @@ def generate(
     methods = new_methods(names, asked)
     console = Console()
     writable(out)  # before minutes of work
-    if why is not None and not method:
+    if why is not None:
         console.print(f"note: {best} for log-snr: {why}", style="yellow", markup=False, highlight=False)
     with _Bars(console, settings, len(methods), len(source.seeds)) as bars:
         compared = compare(source, methods, settings, bars)
