@@ -1,26 +1,45 @@
 """Feature caching for diffusion transformers: the mathematics, in plain torch.
 
-Estimators forecast a site's output, schedules decide which steps are full, methods pair them, `rfc.eager` runs them by hooks.
+Estimators forecast a site's output, schedules decide which steps are full, methods pair them, `rfc.eager.model` runs them by hooks.
 """
 
-from rfc.change import AnchorChange, ProbeChange, StepChange
-from rfc.chebyshev import Chebyshev
-from rfc.disca import DisCa, Predicted
-from rfc.draft import Verified
-from rfc.estimate import RFE, Estimator, Projective, Reuse, Taylor, combine
-from rfc.forecast import Aligned, Hermite, Newton
-from rfc.forecasting import FORA, RFC, HiCache, NewtonRCS, SpeCa, TaylorSeer, TaylorSeerLite
-from rfc.generation import Generation
-from rfc.log_snr import LogSNR
+from rfc.bookkeeping import Generation
+from rfc.estimators.aligned import Aligned
+from rfc.estimators.base import Estimator, combine
+from rfc.estimators.newton import Newton
+from rfc.estimators.predicted import Predicted
+from rfc.estimators.relational import RFE, Projective
+from rfc.estimators.taylor import Hermite, Reuse, Taylor
 from rfc.method import CachingMethod, FullCompute, Method
+from rfc.placement.chebyshev import Chebyshev
+from rfc.placement.log_snr import LogSNR
+from rfc.placement.magcache import MagCache
 from rfc.predictor import PredictorError
 from rfc.presets import PRESETS, preset
-from rfc.residual import DeltaDiT, DiCache, FirstBlockCache, MagCache, TeaCache
-from rfc.schedule import RCS, Every, Listed, Phased, Placed, Schedule
+from rfc.published import (
+    FORA,
+    RFC,
+    DeltaDiT,
+    DiCache,
+    DisCa,
+    DuCa,
+    FirstBlockCache,
+    HiCache,
+    NewtonRCS,
+    SpeCa,
+    TaylorSeer,
+    TaylorSeerLite,
+    TeaCache,
+    ToCa,
+)
+from rfc.schedules.base import Schedule
+from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
+from rfc.schedules.fixed import Every, Listed, Phased, Placed
+from rfc.schedules.rcs import RCS
+from rfc.schedules.verified import Verified
 from rfc.state import Clock
 from rfc.storage import Stored
-from rfc.toca import DuCa, ToCa
-from rfc.tokens import Tokens
+from rfc.token_selection import Tokens
 
 __all__ = [
     "FORA",

@@ -8,16 +8,21 @@ from typing import Any
 
 import torch
 
-from rfc.change import AnchorChange, ProbeChange, StepChange
-from rfc.disca import Predicted
-from rfc.draft import Verified
-from rfc.estimate import RFE, Estimator, Projective, Reuse, Taylor
-from rfc.forecast import Aligned, Hermite, Newton
-from rfc.grain import parse_granularity
+from rfc.estimators.aligned import Aligned
+from rfc.estimators.base import Estimator
+from rfc.estimators.newton import Newton
+from rfc.estimators.predicted import Predicted
+from rfc.estimators.relational import RFE, Projective
+from rfc.estimators.taylor import Hermite, Reuse, Taylor
+from rfc.granularity import parse_granularity
 from rfc.method import CachingMethod, Method, placement
-from rfc.schedule import RCS, Every, Listed, Phased, Placed, Schedule
+from rfc.schedules.base import Schedule
+from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
+from rfc.schedules.fixed import Every, Listed, Phased, Placed
+from rfc.schedules.rcs import RCS
+from rfc.schedules.verified import Verified
 from rfc.storage import Stored
-from rfc.tokens import Tokens
+from rfc.token_selection import Tokens
 
 
 class EncodingError(ValueError):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from rfc.estimate import Estimator, Reuse
-from rfc.schedule import Every, Schedule, checked_count
-from rfc.tokens import Tokens, check_tokens
+from rfc.estimators.base import Estimator
+from rfc.estimators.taylor import Reuse
+from rfc.schedules.base import Schedule, checked_count
+from rfc.schedules.fixed import Every
+from rfc.token_selection import Tokens, check_tokens
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rfc.spans import block_modules
+from rfc.granularity import block_modules
 
 CONFIG, WEIGHTS = "predictor.json", "predictor.safetensors"
 SCHEMA_VERSION = 1

@@ -11,11 +11,9 @@ from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from rfc.disca import DisCa
-from rfc.forecasting import FORA, RFC, HiCache, SpeCa, TaylorSeer
 from rfc.method import CachingMethod
-from rfc.residual import DeltaDiT, DiCache, FirstBlockCache, MagCache, TeaCache
-from rfc.toca import DuCa, ToCa
+from rfc.placement.magcache import MagCache
+from rfc.published import FORA, RFC, DeltaDiT, DiCache, DisCa, DuCa, FirstBlockCache, HiCache, SpeCa, TaylorSeer, TeaCache, ToCa
 
 
 def preset(method: str, model: str, **changes: Any) -> CachingMethod:

@@ -18,13 +18,13 @@ Per = Literal["sample", "token", "tensor"]
 
 
 SHORTEST = 2.0**-12
-"""A time below every gap between two full steps, in any unit (`rfc.schedule.Unit`)."""
+"""A time below every gap between two full steps, in any unit (`rfc.schedules.fixed.Unit`)."""
 
 
 class Clock(NamedTuple):
     """Where a step stands in its generation, as 0-d float32 tensors, so that a compiled step never depends on their values.
 
-    Times are steps, or what the schedule counts in (`rfc.schedule.Unit`).
+    Times are steps, or what the schedule counts in (`rfc.schedules.fixed.Unit`).
     """
 
     k: Tensor

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rfc.estimate import Coefficients, Estimator
+from rfc.estimators.base import Coefficients, Estimator
 from rfc.method import CachingMethod, Method, placement
 from rfc.state import Clock, SlotSpec, State, scalar_shape
 

@@ -16,18 +16,18 @@ from torch import nn
 import rfc
 from rfc.method import CachingMethod
 from rfc.storage import stored
-from rfc_fx.budget import Choice, chosen_granularity, parse_bytes
-from rfc_fx.cond import CondModel
-from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, RFCError, SignatureError, StateBudgetError
-from rfc_fx.explain import Explanation, explain
-from rfc_fx.model import CachedModel
-from rfc_fx.per_sample import PerSampleModel
-from rfc_fx.predicted import PredictorMismatchError
-from rfc_fx.predictor import write_predictor
-from rfc_fx.preset import read_preset, write_preset
-from rfc_fx.program import Decision, Dispatch, Options, Plan
-from rfc_fx.structure import refuse
-from rfc_fx.warned import NothingSkippedWarning, StepsMismatchWarning
+from rfc_fx.capture.refusals import refuse
+from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, PredictorMismatchError, RFCError, SignatureError, StateBudgetError
+from rfc_fx.io.predictor import write_predictor
+from rfc_fx.io.preset import read_preset, write_preset
+from rfc_fx.ir.config import Choice, Decision, Dispatch, Options
+from rfc_fx.ir.plan import Plan
+from rfc_fx.report.explain import Explanation, explain
+from rfc_fx.runtime.cached_model import CachedModel
+from rfc_fx.runtime.cond_model import CondModel
+from rfc_fx.runtime.per_sample import PerSampleModel
+from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
+from rfc_fx.sites.granularity import chosen_granularity, parse_bytes
 
 __all__ = [
     "CachedModel",

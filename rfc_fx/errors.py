@@ -55,3 +55,7 @@ class IllegalGraphError(RFCError):
 
 class SignatureError(RFCError):
     """A call does not fit what was captured."""
+
+
+class PredictorMismatchError(RFCError):
+    """A predictor that cannot stand in for this model's blocks."""

@@ -1,7 +1,7 @@
 """Real diffusers pipelines around tiny transformers with random weights, one function per pipeline.
 
 Each function returns (pipeline, prompt): `prompt(seed, samples)` gives the keyword arguments of one call, embeddings included,
-so that no text encoder is needed. The transformers are those of `benchmarks.classes`, changed where a pipeline insists.
+so that no text encoder is needed. The transformers are those of `benchmarks.coverage.classes`, changed where a pipeline insists.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.coverage import all_specs
+from benchmarks.coverage.__main__ import all_specs
 
 Prompt = Callable[..., dict[str, Any]]
 Tiny = tuple[Any, Prompt]

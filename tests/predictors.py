@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import rfc_fx
+from rfc.granularity import block_modules
 from rfc.predictor import Predictor
-from rfc.spans import block_modules
 
 
 def random_predictor(model: nn.Module, folder: Path, channels: int, blocks: int = 2, seed: int = 0) -> Path:

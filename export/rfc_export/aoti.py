@@ -21,7 +21,7 @@ from rfc_export.backends import Built, Report, Run
 from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetError
 from rfc_export.manifest import Manifest
 from rfc_export.portable import STEP, Portable
-from rfc_fx.doctor import CompilerError, compile_seconds
+from rfc_fx.tools.doctor import CompilerError, compile_seconds
 
 WRITES: Literal["in_place", "returned"] = "in_place"
 POOLS = True

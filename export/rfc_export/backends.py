@@ -37,7 +37,7 @@ class Backend(Protocol):
     WRITES: Literal["in_place", "returned"]
     """Whether FULL writes the state, or returns it."""
     POOLS: bool
-    """Whether programs may read state in pools (`rfc_fx.layout`)."""
+    """Whether programs may read state in pools (`rfc_fx.ir.layout`)."""
 
     def check(self, device: torch.device) -> None:
         """BackendError with the reason where this machine cannot build or run it."""

@@ -15,10 +15,10 @@ from torch import Tensor
 from rfc_export.errors import ArtifactError, ExportError
 from rfc_export.manifest import CallSpec, LeafSpec
 from rfc_export.methods import dtype_of, name_of
-from rfc_fx.calls import PLAIN
-from rfc_fx.capture import named_arguments
+from rfc_fx.capture.export import named_arguments
 from rfc_fx.errors import SignatureError
-from rfc_fx.program import Compiled
+from rfc_fx.passes.build import Compiled
+from rfc_fx.runtime.program_cache import PLAIN
 
 RETURN_DICT = "return_dict"
 """The argument by which diffusers' models are told how to wrap what they return; an engine does either."""

@@ -17,20 +17,21 @@ from rich.table import Table
 
 from rfc_export.artifact import check_place, opened, read_manifest
 from rfc_export.backends import backend as backend_of
-from rfc_export.checking import STEPS, Verdict, cached_like, checks, exported_from, parity_over, work
+from rfc_export.bench import PROTOCOL, Timed, engine_variant, measure, model_variants
+from rfc_export.drawing import draw_all, engine_source, exportable, is_shipped, run_notes, run_summary, sizes, with_threshold
 from rfc_export.exporter import export as export_model
 from rfc_export.manifest import BackendName, DispatchName
 from rfc_export.methods import check_method
-from rfc_export.running import draw_all, engine_source, exportable, is_shipped, run_notes, run_summary, sizes, with_threshold
 from rfc_export.runtime import Engine, load
-from rfc_export.timing import PROTOCOL, Timed, engine_variant, measure, model_variants
-from rfc_fx import options, pictures
-from rfc_fx.cli import app, span, whole_files, writable
-from rfc_fx.cli import main as run_app
-from rfc_fx.load import layout, locate
-from rfc_fx.options import DTYPES, HELP, METHODS, STATE_DTYPES, Asked, OptionError, at_least, known
-from rfc_fx.record import versions
-from rfc_fx.show import mib
+from rfc_export.verify import STEPS, Verdict, cached_like, checks, exported_from, parity_over, work
+from rfc_fx.runtime.summary import mib
+from rfc_fx.tools import arguments as options
+from rfc_fx.tools import pictures
+from rfc_fx.tools.arguments import DTYPES, HELP, METHODS, STATE_DTYPES, Asked, OptionError, at_least, known
+from rfc_fx.tools.cli import app, span, whole_files, writable
+from rfc_fx.tools.cli import main as run_app
+from rfc_fx.tools.load import layout, locate
+from rfc_fx.tools.summary_json import versions
 
 FolderArgument = Annotated[Path, typer.Argument(help="what `rfc-fx export` wrote: a folder, or a .pt2 file")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]

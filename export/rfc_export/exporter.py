@@ -37,10 +37,11 @@ from rfc_export.parity import check_parity
 from rfc_export.portable import STEP, Portable, Weights, portable_cond, portable_host
 from rfc_export.runtime import load
 from rfc_export.target import built_with, target_of
-from rfc_fx.capture import named_arguments
-from rfc_fx.layout import Layout
-from rfc_fx.lower import lower_host, progress_slots
-from rfc_fx.program import Compiled
+from rfc_fx.capture.export import named_arguments
+from rfc_fx.ir.layout import Layout
+from rfc_fx.ir.progress import progress_slots
+from rfc_fx.passes.build import Compiled
+from rfc_fx.passes.lower_host import lower_host
 
 Report = Callable[[str], object]
 

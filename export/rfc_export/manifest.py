@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from rfc.grain import parse_granularity
+from rfc.granularity import parse_granularity
 from rfc_export.methods import DTYPES
 
 SCHEMA_VERSION = 1

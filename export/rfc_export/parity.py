@@ -11,15 +11,17 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from rfc.draft import Verified
-from rfc.generation import Generation
+from rfc.bookkeeping import Generation
 from rfc.method import CachingMethod
-from rfc.schedule import RCS, Phased, Placed, Schedule
+from rfc.schedules.base import Schedule
+from rfc.schedules.fixed import Phased, Placed
+from rfc.schedules.rcs import RCS
+from rfc.schedules.verified import Verified
 from rfc_export.errors import ExportError
 from rfc_export.runtime import Engine
-from rfc_fx.capture import latent_argument
-from rfc_fx.compare import CHANGES, with_schedule
-from rfc_fx.steps import StepModel
+from rfc_fx.capture.export import latent_argument
+from rfc_fx.runtime.driver import StepModel
+from rfc_fx.tools.compare import CHANGES, with_schedule
 
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest relative error ||engine - model|| / ||model|| of a step: other kernels round in another order, and estimates extrapolate that."""

@@ -13,11 +13,12 @@ from rfc.state import SlotSpec
 from rfc_export.errors import ExportError
 from rfc_export.manifest import TensorSpec
 from rfc_export.methods import dtype_of, name_of
-from rfc_fx.capture import MODEL
-from rfc_fx.lower import Cond, Host, lower_cond
-from rfc_fx.ops import flops, value
-from rfc_fx.program import Compiled
-from rfc_fx.specialize import Program
+from rfc_fx.capture.export import MODEL
+from rfc_fx.ir.ops import flops, value
+from rfc_fx.ir.program import Program
+from rfc_fx.passes.build import Compiled
+from rfc_fx.passes.lower_cond import Cond, lower_cond
+from rfc_fx.passes.lower_host import Host
 
 Writes = Literal["in_place", "returned"]
 

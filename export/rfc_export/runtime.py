@@ -24,14 +24,14 @@ from rfc_export.manifest import WEIGHTS, Manifest, ProgramSpec
 from rfc_export.methods import decode_method, dtype_of
 from rfc_export.portable import STEP
 from rfc_export.target import check_target
-from rfc_fx.calls import Call, Form, new_call
-from rfc_fx.context import CondContext, Context, new_context
 from rfc_fx.errors import SignatureError
-from rfc_fx.layout import Layout, Pool
-from rfc_fx.program import Plan, SlotRow
-from rfc_fx.show import Summary
-from rfc_fx.specialize import Argument
-from rfc_fx.steps import StepModel
+from rfc_fx.ir.layout import Layout, Pool
+from rfc_fx.ir.plan import Plan, SlotRow
+from rfc_fx.ir.program import Argument
+from rfc_fx.runtime.context import CondContext, Context, new_context
+from rfc_fx.runtime.driver import StepModel
+from rfc_fx.runtime.program_cache import Call, Form, new_call
+from rfc_fx.runtime.summary import Summary
 
 KEY = 0
 """An engine answers one call signature."""

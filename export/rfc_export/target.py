@@ -24,7 +24,7 @@ def target_of(device: torch.device) -> TargetSpec:
 
 def built_with() -> dict[str, str]:
     """Versions of what every export uses."""
-    from rfc_fx.record import versions
+    from rfc_fx.tools.summary_json import versions
 
     return versions()
 

@@ -22,7 +22,7 @@ from rfc_export.artifact import file_spec
 from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetError
 from rfc_export.manifest import MANIFEST, WEIGHTS
 from rfc_export.runtime import Engine
-from rfc_fx.doctor import CompilerError
+from rfc_fx.tools.doctor import CompilerError
 from rfc_fx.zoo import DIGITS, digits_noise
 
 pytestmark = pytest.mark.compile

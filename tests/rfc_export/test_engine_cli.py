@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 import rfc
 import rfc_export
 import rfc_fx
-from rfc_export import ExportError, cli, running
+from rfc_export import ExportError, cli
+from rfc_export import drawing as running
 from rfc_export.artifact import read_manifest
 from rfc_export.manifest import MANIFEST
 from rfc_export.parity import TOLERANCE
-from rfc_fx.load import load_scheduler, load_transformer
+from rfc_fx.tools.load import load_scheduler, load_transformer
 from rfc_fx.zoo import digits_noise, sample_digits
 
 pytestmark = pytest.mark.onnx

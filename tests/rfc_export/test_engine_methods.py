@@ -14,7 +14,7 @@ from rfc.method import placement
 from rfc_export import ExportError, exporter
 from rfc_export.manifest import BackendName
 from rfc_export.parity import TOLERANCE, forced, steps_to_check
-from rfc_fx.show import pattern
+from rfc_fx.runtime.summary import pattern
 
 STEPS = 10
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import latency, profile, scaling, state
-from benchmarks.coverage import all_specs, check
-from benchmarks.coverage_rows import in_readme, read
+from benchmarks.coverage.__main__ import all_specs, check
+from benchmarks.coverage.rows import in_readme, read
+from benchmarks.latency import __main__ as latency
+from benchmarks.latency import profile, scaling, state
 
 STRUCTURES = {
     "QwenImageTransformer2DModel": "two streams that meet in attention",

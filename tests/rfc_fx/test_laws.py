@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import rfc
 import rfc.eager
 import rfc_fx
-from rfc.generation import clock_tensors
-from rfc_fx.guard import Reference, zeros
+from rfc.bookkeeping import clock_tensors
+from rfc_fx.ir.layout import zeros
+from rfc_fx.passes.guard import Reference
 
 ESTIMATORS = {
     "reuse": rfc.Reuse(),

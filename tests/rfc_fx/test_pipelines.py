@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import rfc
 import rfc.eager
 import rfc_fx
-from rfc_fx.sets import MAX_SIGNATURES
+from rfc_fx.runtime.program_cache import MAX_SIGNATURES
 
 METHOD = rfc.RFC(tau=0.3)
 FAST = ("dit", "pixart_sigma", "sd3", "flux", "wan")

@@ -157,7 +157,7 @@ def test_reset_begins_a_new_generation_and_keeps_the_record_until_then(dispatch:
 
 
 def test_a_new_shape_gets_programs_of_its_own_and_the_oldest_go_first() -> None:
-    from rfc_fx.sets import MAX_SIGNATURES
+    from rfc_fx.runtime.program_cache import MAX_SIGNATURES
 
     _, cached, kwargs = dit(method=rfc.FullCompute())
     for rows in range(1, MAX_SIGNATURES + 2):

@@ -1,1 +1,0 @@
-"""Every denoising transformer of diffusers, small: how to build it with random weights, and what to call it with."""

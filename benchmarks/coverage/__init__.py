@@ -1,0 +1,1 @@
+"""Which diffusers classes transform, compile and agree."""

@@ -1,0 +1,125 @@
+"""Rows: what `benchmarks.coverage` saw of each class, kept as JSON and shown as Markdown."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import get_args
+
+import typer
+
+from benchmarks.readme import between_marks
+from rfc.granularity import Granularity
+from rfc_fx.tools.summary_json import versions
+
+
+@dataclass
+class Row:
+    """What was seen of one class."""
+
+    name: str
+    captured: bool = False
+    sites: list[str] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    heavy_left: list[str] = field(default_factory=list)
+    """Heavy operations inside the repeated blocks that ESTIMATE still runs."""
+    full_difference: float | None = None
+    """Largest absolute difference of an all-full step and the model."""
+    estimate_difference: float | None = None
+    """Largest absolute difference of FULL, FULL, ESTIMATE with unchanged inputs and FULL."""
+    frames: int | None = None
+    breaks: int | None = None
+    state_bytes: dict[str, int] = field(default_factory=dict)
+    """By granularity."""
+    estimate_share: float | None = None
+    """FLOPs of ESTIMATE over FULL's at the published width with 2 blocks of each kind."""
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Every column as it should be."""
+        return not self.errors
+
+
+def markdown(rows: list[Row]) -> str:
+    """The rows as a table, and the reasons of those that fail a check."""
+    lines = [
+        "| class | sites | rejected | FULL - model | same input - FULL | ESTIMATE FLOPs | KiB module / block / stack | frames | breaks |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        state = " / ".join(f"{row.state_bytes[name] / 1024:.0f}" if name in row.state_bytes else "-" for name in get_args(Granularity))
+        cells = [
+            row.name if row.passed else f"{row.name} (!)",
+            str(len(row.sites)),
+            str(len(row.rejected)),
+            "-" if row.full_difference is None else f"{row.full_difference:.0e}",
+            "-" if row.estimate_difference is None else f"{row.estimate_difference:.0e}",
+            "-" if row.estimate_share is None else f"{row.estimate_share:.2%}",
+            state,
+            str(row.frames if row.frames is not None else "-"),
+            str(row.breaks if row.breaks is not None else "-"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    failed = [row for row in rows if not row.passed]
+    lines += ["", f"{len(rows) - len(failed)} of {len(rows)} classes pass every check. (!) marks the others:", ""]
+    lines += [f"* {row.name}: {'; '.join(row.errors)}" for row in failed]
+    return "\n".join(lines) + "\n"
+
+
+def public(error: str) -> str:
+    """An error without the folders of the machine it was seen on."""
+    return re.sub(r"/\S*/site-packages/", "", error)
+
+
+PROTOCOL = """# Coverage
+
+`python -m benchmarks.coverage --out benchmarks/results/coverage`, torch {torch}, diffusers {diffusers}, on a CPU.
+Every class is built small: 2 blocks of each kind, random weights, none of them near zero.
+
+* FULL - model: largest absolute difference of an all-full step and the model itself.
+* same input - FULL: the same of FULL, FULL, ESTIMATE with unchanged inputs and FULL.
+* ESTIMATE FLOPs: share of FULL's at the published width, with 2 blocks of each kind (the share falls with depth).
+* KiB: state of the small model, by granularity; all three are run.
+* frames, breaks: compiled frames and graph breaks over two generations.
+* rejected: branches that are no sites; the reasons are at the end.
+
+"""
+
+
+def report(rows: list[Row]) -> str:
+    """The whole page: protocol, table, and why each rejected branch is none."""
+    reasons = [f"* {row.name}: {'; '.join(_counted(why for _, why in row.rejected))}" for row in rows if row.rejected]
+    return "\n".join([PROTOCOL.format(**versions()) + markdown(rows), "## Rejected branches", "", *reasons]) + "\n"
+
+
+def _counted(reasons: Iterable[str]) -> list[str]:
+    """Reasons with how often each holds, node names left out."""
+    counts = Counter(re.sub(r"ends at \S+", "ends behind it", reason) for reason in reasons)
+    return [f"{count} x {reason}" for reason, count in counts.items()]
+
+
+def in_readme(text: str, rows: list[Row]) -> str:
+    """README with the table between its marks."""
+    return between_marks(text, "coverage", markdown(rows))
+
+
+def read(out: Path, *, same_versions: bool = False) -> list[Row]:
+    """The rows of an earlier run; `same_versions` refuses those of others than this machine's."""
+    record = json.loads((out / "coverage.json").read_text())
+    if same_versions and record["versions"] != versions():
+        raise typer.BadParameter(f"{out}: holds rows of {record['versions']}, this is {versions()}; pass another folder")
+    return [Row(**row) for row in record["rows"]]
+
+
+def write(out: Path, rows: list[Row]) -> None:
+    record = {"versions": versions(), "rows": [asdict(row) for row in rows]}
+    for name, text in (("coverage.json", json.dumps(record, indent=1) + "\n"), ("coverage.md", report(rows))):
+        part = out / f".{name}"
+        part.write_text(text)
+        os.replace(part, out / name)

@@ -1,0 +1,1 @@
+"""Time per step and per generation, interleaved."""

@@ -1,0 +1,189 @@
+"""Where the time of an estimated step goes: `python -m benchmarks.profile --model dit-s`.
+
+Steps are listed beforehand and modulation is prepared (fixed steps, hoisted), so an ESTIMATE step is one program. Its wall time is the
+median of generations without a profiler; its kernels' times are medians of the same steps under `torch.profiler`, with Inductor's kernels
+named (`cpp.enable_kernel_profile`). The host is what is left. The floor is the time that the program's bytes take at the bandwidth of a
+large copy in the same process. On CUDA the kernels' times are the device's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch._inductor.utils import fresh_cache
+from torch.profiler import ProfilerActivity, profile
+
+import rfc
+import rfc_fx
+from benchmarks.latency import roofline as roofline
+from benchmarks.latency.__main__ import checked, schedule
+from benchmarks.latency.methods import ESTIMATORS, full_steps
+from benchmarks.latency.workloads import WORKLOADS, Calls
+from benchmarks.readme import between_marks
+from rfc_fx.tools.summary_json import versions
+
+SMALL = 0.02
+"""Kernels below this share of a step are added up."""
+
+
+LONG = 40
+"""Characters of a kernel's name in the table; the record has all."""
+
+
+def prepared(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int) -> rfc_fx.CachedModel:
+    """The model with listed steps and prepared modulation."""
+    steps = full_steps(schedule(len(calls), nfc), len(calls))
+    cached = rfc_fx.transform(model, method=rfc.Method(estimator=estimator, schedule=rfc.Listed(steps=steps)), hoist=True)
+    cached.prepare(torch.stack([call["timestep"].flatten()[0] for call in calls]))
+    return cached
+
+
+@torch.no_grad()
+def measure(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int, rounds: int) -> dict[str, Any]:
+    """Median milliseconds of an ESTIMATE step and of its kernels."""
+    cached = prepared(model, estimator, calls, nfc)
+    compiled = torch.compile(cached, fullgraph=True)
+    device = next(model.parameters()).device
+    estimated = [step not in set(cached.method.schedule.steps) for step in range(len(calls))]  # type: ignore[attr-defined]
+
+    def run(call: dict[str, torch.Tensor]) -> float:
+        _wait(device)
+        start = time.perf_counter()
+        compiled(**call)
+        _wait(device)
+        return (time.perf_counter() - start) * 1e3
+
+    for call in calls[:8]:
+        run(call)
+    walls: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(rounds):
+        cached.reset()
+        for call, skips in zip(calls, estimated, strict=True):
+            walls[skips].append(run(call))
+    kernels: dict[str, list[float]] = defaultdict(list)
+    cached.reset()
+    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    for call, skips in zip(calls, estimated, strict=True):
+        if not skips:
+            compiled(**call)
+            continue
+        with profile(activities=kinds) as found:
+            run(call)
+        for name, ms in _kernels(found, device).items():
+            kernels[name].append(ms)
+    cached.reset()
+    for call in calls[:4]:
+        compiled(**call)
+    moved = roofline.programs(cached, calls)["ESTIMATE"]["bytes"]
+    wall, full = statistics.median(walls[True]), statistics.median(walls[False])
+    times = {name: statistics.median(values) for name, values in kernels.items()}
+    return {
+        "estimate_ms": wall,
+        "full_ms": full,
+        "kernels_ms": dict(sorted(times.items(), key=lambda item: -item[1])),
+        "host_ms": wall - sum(times.values()),
+        "bytes": moved,
+    }
+
+
+def _kernels(found: Any, device: torch.device) -> dict[str, float]:
+    """Milliseconds by kernel; of nested operations the innermost counts."""
+    times: dict[str, float] = defaultdict(float)
+    for event in found.key_averages():
+        own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+        is_kernel = device.type == "cuda" or "cpp_fused" in event.key or event.key.startswith(("aten::", "mkldnn::", "mkl::"))
+        if own and is_kernel:
+            times[event.key] += own / 1e3
+    return times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _short(kernel: str) -> str:
+    """A kernel's name without its graph's number, and not much of what Inductor fused."""
+    name = re.sub(r"^graph_\d+_", "", kernel)
+    return name if len(name) <= LONG else f"{name[:LONG]}..."
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The parts of a step, largest first."""
+    settings = record["settings"]
+    bandwidth = settings["machine"]["bandwidth_bytes_per_s"]
+    lines = [
+        f"{settings['what']}; {settings['samples']} sample{'s' if settings['samples'] > 1 else ''}, {settings['device']} "
+        f"({settings['threads']} threads), {settings['dtype']}, torch {settings['versions']['torch']}; large copy "
+        f"{bandwidth / 1e9:.1f} GB/s",
+        "",
+        "| method | ESTIMATE ms | of its FULL | MB moved | floor ms | parts, ms |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in record["methods"].items():
+        small = sum(ms for ms in row["kernels_ms"].values() if ms < SMALL * row["estimate_ms"])
+        parts = [f"`{_short(kernel)}` {ms:.2f}" for kernel, ms in row["kernels_ms"].items() if ms >= SMALL * row["estimate_ms"]]
+        parts += [f"other kernels {small:.2f}", f"host {row['host_ms']:.2f}"]
+        share, floor = row["estimate_ms"] / row["full_ms"], row["bytes"] / bandwidth * 1e3
+        lines.append(f"| {name} | {row['estimate_ms']:.2f} | {share:.1%} | {row['bytes'] / 1e6:.1f} | {floor:.2f} | {'; '.join(parts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def in_readme(text: str, where: Path) -> str:
+    """README with the table of a record between its marks."""
+    return between_marks(text, "profile", markdown(json.loads(where.read_text())))
+
+
+def main(
+    model: Annotated[str, typer.Option(help=f"one of {', '.join(WORKLOADS)}")] = "dit-s",
+    methods: Annotated[str, typer.Option(help=f"of {'; '.join(ESTIMATORS)}; separated by semicolons")] = "Taylor m=1; RFE m=1",
+    samples: Annotated[int, typer.Option(help="samples a batch; guidance doubles it", min=1)] = 1,
+    steps: Annotated[int, typer.Option(min=8)] = 50,
+    nfc: Annotated[int, typer.Option(help="steps computed in full", min=3)] = 14,
+    rounds: Annotated[int, typer.Option(help="generations that are timed", min=1)] = 3,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    out: Annotated[Path, typer.Option(help="folder for MODEL-SAMPLES.json and .md")] = Path("out/profile"),
+    readme: Annotated[Path | None, typer.Option(help="measure nothing; write the table of --out into this README")] = None,
+) -> None:
+    """Say where the time of an estimated step goes, kernel by kernel."""
+    where = out / f"{model}-{samples}.json"
+    if readme is not None:
+        readme.write_text(in_readme(readme.read_text(), where))
+        return
+    names, kind, place = checked(model, methods, dtype, device, ESTIMATORS)
+    workload = WORKLOADS[model]
+    net = workload.model().to(place, kind)
+    calls = [
+        {name: t.to(place, kind if t.is_floating_point() else t.dtype) for name, t in call.items()}
+        for call in workload.calls(net, samples, steps)
+    ]
+    with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}), fresh_cache():
+        rows = {name: measure(net, ESTIMATORS[name], calls, nfc, rounds) for name in names}
+    settings = {
+        "model": model,
+        "what": workload.what,
+        "samples": samples,
+        "steps": steps,
+        "nfc": nfc,
+        "rounds": rounds,
+        "device": device,
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+        "machine": roofline.machine(place, kind),
+        "versions": versions(),
+        "protocol": __doc__,
+    }
+    record = {"settings": settings, "methods": rows}
+    out.mkdir(parents=True, exist_ok=True)
+    where.write_text(json.dumps(record, indent=1) + "\n")
+    where.with_suffix(".md").write_text(markdown(record))
+    typer.echo(markdown(record))

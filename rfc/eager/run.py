@@ -1,0 +1,108 @@
+"""Run: what all sites of the twin share: the generation, the decision of a step, and the sites' states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rfc.bookkeeping import Direction, Generation, clock_tensors
+from rfc.method import CachingMethod
+from rfc.schedules.base import Phase
+from rfc.state import Clock, SlotSpec, State
+
+
+@dataclass
+class Run:
+    """What all sites of one step share."""
+
+    method: CachingMethod
+    numbers: dict[str, Tensor]
+    generation: Generation = field(default_factory=Generation)
+    timestep: float | None = None
+    phase: Phase | None = None
+    clock: Clock | None = None
+    watched: State | None = None
+    """What the schedule keeps of what it watches."""
+
+    states: dict[tuple[str, int], State] = field(default_factory=dict)
+    """One state per site and stream of tokens: joint attention has two outputs, each with its own input."""
+    shapes: tuple[Any, ...] = ()
+    """Shapes and dtypes of the last call: another batch or resolution is another generation."""
+
+    is_verifying: bool = False
+    """Whether the last block is computed once more, to see how good its estimate was."""
+    found: float | None = None
+    """The error that was found; it counts from the next step on."""
+
+    tokens: int = 0
+    """Number of tokens of the latent."""
+    scores: dict[str, list[Tensor]] = field(default_factory=dict)
+    """What the attention of each block says in this step about the tokens of its streams (`rfc.eager.token_wise`)."""
+    kept: dict[str, State] = field(default_factory=dict)
+    """Ages and scores of each feed-forward's tokens."""
+    last: Tensor | None = None
+    """The latent's stream as it left the last block when that ran the last time."""
+
+    def begin(self, timestep: float | None, shapes: tuple[Any, ...], direction: Direction) -> None:
+        if self.found is not None and self.generation.step:
+            self.generation.learn(self.method.schedule, self.found)
+        self.found = None
+        if shapes != self.shapes:
+            self.generation, self.watched, self.shapes = Generation(), None, shapes
+        elif direction.ends(self.generation, timestep):
+            self.generation = self.generation.successor(self.method.schedule)
+            self.watched = self.watched if self.generation.one_clock else None
+        self.timestep, self.phase, self.clock, self.scores = timestep, None, None, {}
+
+    def decide(self, **seen: Tensor) -> Phase:
+        """Decide at the first site of a step, before anything heavy has run; `seen`: its input I, and the stream where that is known."""
+        if self.phase is None:
+            device, self.tokens = seen["I"].device, seen["I"].shape[1]
+            self.clock = clock_tensors(self.generation.clock(self.method.schedule), device)
+            schedule = self.method.schedule
+            watched: dict[str, Tensor] = {name: seen[name] for name in schedule.watches}
+            eps = None
+            if watched and self.generation.anchors and self.watched is not None:
+                eps = float(schedule.error(watched, self.watched, self.clock))
+            self.phase = self.generation.decide(schedule, self.numbers, eps, self.timestep)
+            if watched and (self.phase == "FULL" or schedule.remembers == "all steps"):
+                old = self.watched or zeros(schedule.slots({name: spec_of(tensor) for name, tensor in watched.items()}), device)
+                self.watched = schedule.refresh(old, watched, self.clock)
+        return self.phase
+
+    def streams(self, site: str) -> list[int]:
+        """The streams of a site that are remembered."""
+        return sorted(stream for name, stream in self.states if name == site)
+
+    def refresh(self, site: str, stream: int, I: Tensor, O: Tensor) -> None:
+        """Take in what a full step computed."""
+        estimator, clock = self.method.estimator, self.clock
+        assert clock is not None
+        slots = estimator.slots(spec_of(I), spec_of(O))
+        old = self.states.get((site, stream))
+        if old is None or {name: spec_of(value) for name, value in old.items()} != slots:
+            old = zeros(slots, O.device)
+        self.states[site, stream] = estimator.refresh(old, I, O, clock)
+
+    def estimate(self, site: str, stream: int, I: Tensor) -> Tensor:
+        """Forecast a site's output."""
+        assert self.clock is not None
+        return self.method.estimator.estimate(self.states[site, stream], I, self.clock)
+
+
+@dataclass
+class Now:
+    """The run that the current call belongs to."""
+
+    run: Run
+
+
+def spec_of(tensor: Tensor) -> SlotSpec:
+    return SlotSpec(tuple(tensor.shape), tensor.dtype)
+
+
+def zeros(slots: dict[str, SlotSpec], device: torch.device) -> dict[str, Tensor]:
+    return {name: torch.zeros(spec.shape, dtype=spec.dtype, device=device) for name, spec in slots.items()}

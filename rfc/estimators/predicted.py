@@ -1,0 +1,54 @@
+"""Predicted: the outputs of a small trained network in place of all blocks (DisCa)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from rfc.estimators.base import Coefficients, Remembered
+from rfc.method import CachingMethod, placement
+from rfc.predictor import Predictor, PredictorError, load_predictor
+from rfc.state import Clock, State
+from rfc.storage import Stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted(Remembered):
+    """The stream behind the last block as a trained predictor forecasts it from the embedded tokens and its past, O (`Predictor`).
+
+    `folder` holds the predictor, whose weights have this `sha256`. The estimate needs the arguments of the blocks, which no formula has:
+    the twin (`predictions`) and the compiler put the predictor's own operations in its place.
+    """
+
+    folder: str
+    sha256: str
+
+    def __post_init__(self) -> None:
+        for name, value in (("folder", self.folder), ("sha256", self.sha256)):
+            if not isinstance(value, str):
+                raise TypeError(f"Predicted: {name} must be a string, got {value!r}")
+
+    def load(self, model: nn.Module) -> Predictor:
+        """The predictor, made for that model; PredictorError where it cannot be (`load_predictor`)."""
+        if not self.folder:
+            raise PredictorError("DisCa: predictor is None; pass the folder of one that was trained for the model")
+        return load_predictor(model, Path(self.folder), self.sha256)
+
+    def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
+        raise NotImplementedError("Predicted: its estimate is a network's, with no coefficients; it needs granularity 'output'")
+
+
+def predicted_by(method: CachingMethod) -> Predicted | None:
+    """The method's estimator, where it is a predictor; PredictorError where the method asks what no predictor can."""
+    estimator = method.estimator
+    kept = estimator.outputs if isinstance(estimator, Stored) else None
+    estimator = estimator.estimator if isinstance(estimator, Stored) else estimator
+    if not isinstance(estimator, Predicted):
+        return None
+    if kept is not None:
+        raise PredictorError(f"DisCa: the cache is the predictor's input and stays in the model's type, got outputs={kept}; leave it None")
+    if (granularity := placement(method).granularity) != "output":
+        raise PredictorError(f"DisCa: a predictor stands in for all blocks, granularity 'output', got {granularity!r}")
+    return estimator

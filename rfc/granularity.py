@@ -1,0 +1,54 @@
+"""Granularity: what one estimate stands for, and which block a module lies in."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple, get_args
+
+from torch import nn
+
+Granularity = Literal["module", "block", "stack"]
+
+
+class Grain(NamedTuple):
+    """What one estimate stands for."""
+
+    kind: Literal["module", "block", "stack", "output", "blocks"]
+    blocks: slice = slice(None)
+    """Of "blocks": which, in the order in which they run."""
+
+
+def parse_granularity(text: str, *more: str) -> Grain:
+    """Return "module", "block", "stack", "output" (of all blocks, itself) or "blocks[a:b]" as a grain; ValueError for anything else.
+
+    `more`: what else the caller takes, for the message.
+    """
+    if text in (*get_args(Granularity), "output"):
+        return Grain(text)  # type: ignore[arg-type]
+    if isinstance(text, str) and (found := re.fullmatch(r"blocks\[(-?\d+)?:(-?\d+)?\]", text)):
+        first, last = (None if part is None else int(part) for part in found.groups())
+        return Grain("blocks", slice(first, last))
+    known = ", ".join((*get_args(Granularity), "output", "blocks[a:b] (such as blocks[1:])", *more))
+    raise ValueError(f"granularity must be one of {known}, got {text!r}")
+
+
+def block_of(path: str) -> str:
+    """Path up to the first index: `blocks.3.attn` lies in `blocks.3`; "" outside of all blocks."""
+    parts = path.split(".")
+    index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return "" if index is None else ".".join(parts[: index + 1])
+
+
+def block_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The repeated blocks with attention, in the order in which they run; ValueError when there is none."""
+    found: list[tuple[str, nn.Module]] = []
+    for name, children in model.named_children():
+        if isinstance(children, nn.ModuleList):
+            found += [(f"{name}.{i}", block) for i, block in enumerate(children) if block_attention(block) is not None]
+    if not found:
+        raise ValueError(f"{type(model).__name__}: no list of blocks with attention (to_q) found to cache")
+    return found
+
+
+def block_attention(block: nn.Module) -> nn.Module | None:
+    return next((module for module in block.modules() if hasattr(module, "to_q")), None)

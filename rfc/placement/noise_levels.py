@@ -1,0 +1,85 @@
+"""Noise levels: what a sampler's scheduler says about each call of the model, before it runs."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rfc.schedules.base import checked_count
+
+
+class NoiseLevels(NamedTuple):
+    """lambda = log(alpha / sigma), half the log-SNR (DPM-Solver, arXiv 2206.00927), where a sample is alpha * picture + sigma * noise."""
+
+    lambdas: tuple[float, ...]
+    """At each call of the model, in their order."""
+    end: float | None
+    """After the last step; None: there is no noise left."""
+
+
+def noise_levels(scheduler: Any, steps: int | None = None, **timesteps: Any) -> NoiseLevels:
+    """The noise levels of a scheduler of diffusers, or of one with the same attributes; the scheduler itself is not changed.
+
+    `steps` and `timesteps` are what the pipeline hands to `set_timesteps` (its `mu`, its `sigmas`); without any the scheduler is taken as
+    it stands, as after a generation of the pipeline. Read are `timesteps` with `alphas_cumprod`, or `sigmas`: those of flow matching are
+    the share of noise (alpha = 1 - sigma), all others sigma / alpha. Raises ValueError for a scheduler that has none of them, and for what
+    its `set_timesteps` refuses.
+    """
+    name = type(scheduler).__name__
+    if not callable(getattr(scheduler, "set_timesteps", None)):
+        raise ValueError(f"noise levels: expected a scheduler such as pipe.scheduler, got {name}")
+    if steps is not None:
+        checked_count("noise levels", "steps", steps, 1)
+    scheduler = copy.deepcopy(scheduler)
+    if steps is not None or timesteps:
+        _set(scheduler, name, timesteps if steps is None else {"num_inference_steps": steps} | timesteps)
+    elif getattr(scheduler, "num_inference_steps", None) is None:
+        raise ValueError(f"noise levels: {name} was not told how many steps there are; pass steps, or call set_timesteps first")
+    called = torch.as_tensor(scheduler.timesteps).double().cpu()
+    cumulative, sigmas = (getattr(scheduler, kind, None) for kind in ("alphas_cumprod", "sigmas"))
+    if sigmas is not None and len(sigmas) == len(called) + 1:
+        given = torch.as_tensor(sigmas).double().cpu()
+        levels = (1 - given).log() - given.log() if _is_flow(scheduler, given) else -given.log()
+    elif cumulative is not None:
+        levels = _of_alphas(torch.as_tensor(cumulative).double().cpu(), called, getattr(scheduler, "final_alpha_cumprod", None))
+    else:
+        raise ValueError(
+            f"noise levels: {name} has neither alphas_cumprod nor one of sigmas for each of its {len(called)} timesteps; "
+            "say them yourself: rfc.LogSNR(lambdas=...), or use rfc.Chebyshev"
+        )
+    if levels.isnan().any():
+        raise ValueError(f"noise levels: those of {name} are no numbers: {levels.tolist()}; use rfc.Chebyshev")
+    *lambdas, end = levels.tolist()
+    return NoiseLevels(tuple(lambdas), None if end == torch.inf else end)
+
+
+def _set(scheduler: Any, name: str, given: dict[str, Any]) -> None:
+    try:
+        scheduler.set_timesteps(**given)
+    except (TypeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"noise levels: {name}.set_timesteps({', '.join(given)}) failed: {said}; pass what the pipeline passes, "
+            "as in rfc.LogSNR.of(scheduler, steps, mu=...), or take the scheduler as it stands after a generation, without steps"
+        ) from error
+
+
+def _is_flow(scheduler: Any, sigmas: Float[Tensor, " S"]) -> bool:
+    """Whether sigmas are shares of noise: said by the settings, or the scheduler has no others."""
+    if getattr(getattr(scheduler, "config", None), "use_flow_sigmas", False):
+        return True
+    return getattr(scheduler, "alphas_cumprod", None) is None and bool((sigmas <= 1).all())
+
+
+def _of_alphas(cumulative: Float[Tensor, " T"], called: Float[Tensor, " S"], final: Any) -> Float[Tensor, " R"]:
+    """One more than calls; between two trained timesteps alpha^2 is interpolated."""
+    below = called.floor().long().clamp(0, len(cumulative) - 1)
+    above = (below + 1).clamp(max=len(cumulative) - 1)
+    squared = torch.lerp(cumulative[below], cumulative[above], (called - below).clamp(0, 1))
+    end = torch.as_tensor(1.0 if final is None else final).double().reshape(1).cpu()
+    squared = torch.cat([squared, end])
+    return (squared.log() - (1 - squared).log()) / 2

@@ -1,0 +1,1 @@
+"""Which step is full: fixed rules and lists, relational cache scheduling, relative change, verified drafts."""

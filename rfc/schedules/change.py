@@ -1,0 +1,160 @@
+"""Schedules that watch how much the network's beginning changes: TeaCache, First-Block cache, DiCache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rfc.schedules.base import Numbers, Schedule, Signal, Watched, checked_count
+from rfc.state import Clock, SlotSpec, State
+
+
+def relative_change(now: Float[Tensor, "*S"], before: Float[Tensor, "*S"]) -> Float[Tensor, ""]:
+    """mean |now - before| / mean |before| over the whole tensor, in float32."""
+    now, before = now.float(), before.float()
+    return (now - before).abs().mean() / before.abs().mean()
+
+
+def _checked_threshold(where: str, threshold: float) -> None:
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or math.isnan(threshold) or threshold < 0:
+        raise ValueError(f"{where}: threshold must be a number >= 0 (inf: never full after warm-up), got {threshold!r}")
+
+
+class _Change(Schedule):
+    """What the schedules of this file share: a threshold, leading full steps, and a last step that is full where it is known."""
+
+    threshold: float
+    steps: int | None
+
+    def _check(self) -> None:
+        where = type(self).__name__
+        _checked_threshold(where, self.threshold)
+        checked_count(where, "warmup", self.warmup, 1)
+        if self.steps is not None:
+            checked_count(where, "steps", self.steps, 1)
+
+    def slots(self, watched: Mapping[str, SlotSpec]) -> dict[str, SlotSpec]:
+        return dict(watched)
+
+    def refresh(self, old: State, watched: Watched, clock: Clock) -> dict[str, Tensor]:
+        return dict(watched)
+
+    def numbers(self) -> dict[str, Tensor]:
+        last = math.inf if self.steps is None else float(self.steps - 1)
+        given = {"threshold": float(self.threshold), "warmup": float(self.warmup), "last": last}
+        return {name: torch.tensor(value) for name, value in given.items()}
+
+    @staticmethod
+    def full(numbers: Numbers, step: Tensor, k: Tensor, total: Tensor) -> Bool[Tensor, ""]:
+        return (step < numbers["warmup"]) | ~(total < numbers["threshold"]) | (step == numbers["last"])
+
+    def can_skip(self, steps: int) -> bool:
+        return steps > self.warmup + (self.steps == steps) and self.threshold > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepChange(_Change):
+    """Full when the first site's input has changed enough, step by step, since the last full step (TeaCache, arXiv 2411.19108).
+
+    d(t) = mean |I(t) - I(t+1)| / mean |I(t+1)|, over the batch, from one step to the next; full when sum p(d) >= `threshold`, with p the
+    polynomial whose `coefficients` are given from the highest power down (the identity by default; published ones belong to a model).
+    The first `warmup` steps are full, and the last where the number of `steps` is given.
+    """
+
+    threshold: float
+    coefficients: Sequence[float] = (1.0, 0.0)
+    warmup: int = 1
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check()
+        given = tuple(self.coefficients) if isinstance(self.coefficients, Sequence) else ()
+        if not given or not all(isinstance(c, int | float) and math.isfinite(c) for c in given):
+            raise ValueError(f"StepChange: coefficients must be finite numbers, the highest power first, got {self.coefficients!r}")
+        object.__setattr__(self, "coefficients", tuple(float(c) for c in given))
+
+    @property
+    def watches(self) -> tuple[Signal, ...]:
+        return ("I",)
+
+    @property
+    def remembers(self) -> Literal["full steps", "all steps"]:
+        return "all steps"
+
+    @property
+    def in_graph(self) -> tuple[Any, ...]:
+        return (*super().in_graph, self.coefficients)
+
+    def error(self, watched: Watched, state: State, clock: Clock) -> Float[Tensor, ""]:
+        d = relative_change(watched["I"], state["I"])
+        total = torch.zeros_like(d)
+        for coefficient in self.coefficients:  # Horner's rule
+            total = total * d + coefficient
+        return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorChange(_Change):
+    """Full when what is watched differs too much from the last full step (First-Block cache of ParaAttention and diffusers; DBCache).
+
+    d(t-k) = mean |I(t-k) - I(t)| / mean |I(t)|, over the batch; full when d >= `threshold`; nothing adds up. With a probe
+    (`Method.probe`) I is what the first blocks added to the stream.
+    """
+
+    threshold: float
+    warmup: int = 1
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    @property
+    def watches(self) -> tuple[Signal, ...]:
+        return ("I",)
+
+    @property
+    def accumulates(self) -> bool:
+        return False
+
+    def error(self, watched: Watched, state: State, clock: Clock) -> Float[Tensor, ""]:
+        return relative_change(watched["I"], state["I"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeChange(_Change):
+    """Full when the output of the first blocks changes otherwise than their input does (DiCache, arXiv 2508.17356).
+
+    With x the stream and y = x + I what the probed blocks make of it, full when the sum of |d(y) - d(x)| over the steps since the last full
+    one reaches `threshold`, d the relative change from one step to the next (`StepChange`); or the sum of d(y), with `against_input=False`.
+    """
+
+    threshold: float
+    warmup: int = 1
+    steps: int | None = None
+    against_input: bool = True
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    @property
+    def watches(self) -> tuple[Signal, ...]:
+        return ("I", "base")
+
+    @property
+    def remembers(self) -> Literal["full steps", "all steps"]:
+        return "all steps"
+
+    @property
+    def in_graph(self) -> tuple[Any, ...]:
+        return (*super().in_graph, self.against_input)
+
+    def error(self, watched: Watched, state: State, clock: Clock) -> Float[Tensor, ""]:
+        x, before = watched["base"].float(), state["base"].float()
+        d_y = relative_change(x + watched["I"].float(), before + state["I"].float())
+        return (d_y - relative_change(x, before)).abs() if self.against_input else d_y

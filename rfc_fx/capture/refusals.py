@@ -1,0 +1,31 @@
+"""Models that cannot be captured, and why."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from rfc_fx.errors import CaptureError
+
+
+def refuse(model: nn.Module) -> None:
+    """Raise CaptureError for a model that something else has already changed in a way that a graph would lose or freeze."""
+    for name, module in model.named_modules():
+        where = f"{type(model).__name__}{f'.{name}' if name else ''}"
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise CaptureError(f"{where}: compiled already; transform first, compile after: torch.compile(rfc_fx.transform(model))")
+        if hasattr(module, "_hf_hook"):
+            raise CaptureError(
+                f"{where}: has an offloading hook of accelerate, which a graph would lose; "
+                "transform first, put the result into the pipeline, then call pipe.enable_model_cpu_offload(); "
+                "offloading that moves single layers (sequential) has no place in a graph at all"
+            )
+        if hooks := _hooks_of_diffusers(module):
+            raise CaptureError(
+                f"{where}: has hooks of diffusers ({', '.join(hooks)}), which a graph would lose; "
+                "call model.disable_cache() or load the model without them first; "
+                "to offload, call pipe.enable_model_cpu_offload() with the transformed model in the pipeline"
+            )
+
+
+def _hooks_of_diffusers(module: nn.Module) -> list[str]:
+    return list(getattr(getattr(module, "_diffusers_hook", None), "hooks", {}))

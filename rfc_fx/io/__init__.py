@@ -1,0 +1,1 @@
+"""Files: presets, predictors, atomic writes."""

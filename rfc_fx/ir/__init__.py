@@ -1,0 +1,1 @@
+"""What the passes share: operations, phases, programs, state layout, plan and configuration."""

@@ -1,0 +1,156 @@
+"""Program: a straight-line graph with its arguments and results, and what the host needs of a set of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+
+from rfc.state import SlotSpec
+from rfc_fx.ir.layout import Layout
+from rfc_fx.ir.ops import aten
+from rfc_fx.ir.plan import Plan
+
+Kind = Literal["input", "carry", "state", "next", "pool", "clock", "number"]
+
+
+Argument = tuple[Kind, str]
+"""What a program reads: a tensor argument of the model, a result of a program before it, a slot of the state, a pool of them, the clock.
+
+`next` is memory for the new value of a slot, for programs of engines that do not write in place; `number` is one of the schedule's numbers.
+"""
+
+
+CLOCK: Argument = ("clock", "clock")
+
+
+CLOCK_SPECS = [SlotSpec((), torch.float32)] * 3
+"""Of k, N and n."""
+
+
+AHEAD = ("INVARIANT", "TIMESTEP")
+"""Programs that run before the steps, or before a step (`rfc_fx.passes.hoist`)."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A straight-line graph with fixed shapes. `arguments` says what to pass, in order; `results` what comes back."""
+
+    phase: str
+    module: fx.GraphModule
+    arguments: tuple[Argument, ...]
+    results: tuple[str, ...]
+    """`output:<i>`, `carry:<name>`, `decision`, or `state:<slot>` where the new state is returned."""
+    regional: fx.GraphModule | None = None
+    """The same program with its repeated blocks as calls of one region, where that is wanted."""
+
+    @property
+    def run(self) -> fx.GraphModule:
+        """What is called."""
+        return self.module if self.regional is None else self.regional
+
+    @property
+    def batched(self) -> fx.GraphModule:
+        """What `torch.vmap` can run."""
+        return self.module
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The program's graph."""
+        return self.module.graph
+
+    def returned(self) -> list[fx.Node]:
+        """The nodes whose values come back, in the order of `results`."""
+        (output,) = (node for node in self.graph.nodes if node.op == "output")
+        return list(output.args[0])
+
+    def written(self) -> list[str]:
+        """Slots the program writes, in place or by returning them, once for each time."""
+        names = {node: name for node, (kind, name) in zip(self._placeholders(), self.arguments, strict=True) if kind == "state"}
+        in_place = [names[node.args[0]] for node in self.graph.nodes if node.target is aten.copy_.default]
+        return in_place + [name.removeprefix("state:") for name in self.results if name.startswith("state:")]
+
+    def read(self) -> list[str]:
+        """Slots the program reads."""
+        pairs = zip(self._placeholders(), self.arguments, strict=True)
+        alone = [
+            name
+            for node, (kind, name) in pairs
+            if kind == "state" and any(u.target is not aten.copy_.default or u.args[1] is node for u in node.users)
+        ]
+        return alone + [str(node.meta["in_pool"]) for node in self.graph.nodes if "in_pool" in node.meta]
+
+    def _placeholders(self) -> list[fx.Node]:
+        return [node for node in self.graph.nodes if node.op == "placeholder"]
+
+
+class Runner(Protocol):
+    """A program as the host runs it."""
+
+    @property
+    def phase(self) -> str: ...
+    @property
+    def arguments(self) -> tuple[Argument, ...]: ...
+    @property
+    def results(self) -> tuple[str, ...]: ...
+    @property
+    def run(self) -> Callable[..., Any]:
+        """Takes the arguments' tensors in order, returns the results in order."""
+        ...
+
+    @property
+    def batched(self) -> Callable[..., Any] | None:
+        """The same for `torch.vmap`, which cannot run everything."""
+        ...
+
+
+class Programs(Protocol):
+    """What the host needs to take steps for one call signature."""
+
+    @property
+    def programs(self) -> Mapping[str, Runner]:
+        """By phase."""
+        ...
+
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def timestep(self) -> str | None:
+        """Placeholder that carries the timestep, None when the model has no such argument."""
+        ...
+
+    @property
+    def placeholders(self) -> Sequence[Argument]:
+        """The tensor arguments by the names that programs have for them."""
+        ...
+
+    @property
+    def latent(self) -> str:
+        """Name of the argument that the sampler moves."""
+        ...
+
+    @property
+    def counts_itself(self) -> bool:
+        """Whether step numbers and decisions are state of the programs (`dispatch="cond"`)."""
+        ...
+
+    def inputs(self, leaves: list[Any]) -> list[Tensor]:
+        """The tensor arguments in the order of the placeholders."""
+        ...
+
+    def unflatten(self, outputs: Sequence[Tensor]) -> Any:
+        """What the model's forward returns."""
+        ...
+
+
+def unflatten(outputs: Sequence[Tensor], spec: pytree.TreeSpec) -> object:
+    """Rebuild what the model's forward returns."""
+    return pytree.tree_unflatten(list(outputs), spec)

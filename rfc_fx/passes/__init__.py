@@ -1,0 +1,1 @@
+"""sites -> programs: outline, guard, specialize, lower."""

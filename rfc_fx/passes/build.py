@@ -1,0 +1,157 @@
+"""The path of the data for one call signature: capture, find_sites, outline, guard, verify, specialize and lower."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rfc.predictor import Predictor
+from rfc.state import SlotSpec
+from rfc_fx.capture.export import Captured, capture
+from rfc_fx.errors import SignatureError
+from rfc_fx.ir.config import Options
+from rfc_fx.ir.layout import Layout
+from rfc_fx.ir.ops import flops, value
+from rfc_fx.ir.plan import Plan, SlotRow
+from rfc_fx.ir.program import AHEAD, Argument, Program, unflatten
+from rfc_fx.passes.graft import capture_skipped
+from rfc_fx.passes.guard import Guarded, guard
+from rfc_fx.passes.hoist import dependence
+from rfc_fx.passes.lower_cond import Cond, lower_cond
+from rfc_fx.passes.lower_host import Host, lower_host
+from rfc_fx.passes.outline import outline
+from rfc_fx.passes.specialize import prefix_nodes
+from rfc_fx.passes.verify import verify_guarded
+from rfc_fx.sites.find import watched
+from rfc_fx.sites.granularity import alternatives, sites_within
+from rfc_fx.sites.residual import Found
+
+log = logging.getLogger("rfc_fx")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Everything made for one signature: the graphs, the programs and the plan."""
+
+    captured: Captured
+    found: Found
+    guarded: Guarded
+    lowered: Host | Cond
+    timestep: str | None
+    """Placeholder that carries the timestep, None when the model has no such argument."""
+    plan: Plan
+    device: torch.device
+    seconds: float
+
+    @property
+    def programs(self) -> dict[str, Program]:
+        """The programs by phase."""
+        return self.lowered.programs
+
+    @property
+    def layout(self) -> Layout:
+        """Where the state lies."""
+        return self.lowered.layout
+
+    @property
+    def latent(self) -> str:
+        """Name of the argument that the sampler moves."""
+        return self.captured.latent
+
+    @property
+    def counts_itself(self) -> bool:
+        """Whether step numbers and decisions are state of the graph."""
+        return isinstance(self.lowered, Cond)
+
+    @cached_property
+    def whole_plan(self) -> Plan:
+        """The plan with what other granularities and types would take, and what depends on what."""
+        depends = dependence(self.guarded, self.timestep, prefix_nodes(self.guarded))
+        return replace(self.plan, alternatives=alternatives(self.captured, self.guarded.method), dependence=tuple(depends))
+
+    @cached_property
+    def placeholders(self) -> list[Argument]:
+        """The tensor arguments by the names that programs have for them."""
+        return [("input", name) for name in self.captured.names]
+
+    def unflatten(self, outputs: Sequence[Tensor]) -> Any:
+        """What the model's forward returns."""
+        if self._is_tuple:
+            return tuple(outputs)
+        return unflatten(outputs, self.captured.outputs)
+
+    @cached_property
+    def _is_tuple(self) -> bool:
+        spec = self.captured.outputs
+        return spec.type is tuple and all(child.is_leaf() for child in spec.children())
+
+    def inputs(self, leaves: list[Any]) -> list[Tensor]:
+        """The tensor arguments in the order of the placeholders."""
+        return [leaves[position] for position in self.captured.inputs]
+
+
+def build(
+    model: nn.Module, arguments: Mapping[str, Any], options: Options, timestep: str | None, predictor: Predictor | None = None
+) -> Compiled:
+    """model -> graph -> sites -> one call per site -> guarded graph -> programs. `predictor` stands in for the blocks."""
+    start = time.perf_counter()
+    when = arguments.get(timestep) if timestep is not None else None
+    if when is not None and not isinstance(when, Tensor):
+        raise SignatureError(
+            f"{type(model).__name__}: {timestep} must be a tensor, got {type(when).__name__}; "
+            "a plain number would be a constant of the graph, and every step would be captured anew"
+        )
+    captured = replace(capture(model, arguments), predictor=predictor)
+    found = sites_within(captured, options.granularity, options.method, options.state_budget)
+    outlined = outline(captured, found.sites)
+    skipped = None if predictor is None else capture_skipped(captured, predictor, arguments, found.sites)
+    guarded = guard(outlined, watched(found.sites, captured), options.method, skipped)
+    verify_guarded(guarded)
+    named = next((place for place, name in captured.names.items() if name == timestep), None)
+    lowered = (
+        lower_host(guarded, named, regional=options.regional, hoists=options.hoist)
+        if options.dispatch == "host"
+        else lower_cond(guarded, named)
+    )
+    slots = lowered.layout.slots
+    device = guarded.watched.I.meta["val"].device
+    compiled = Compiled(
+        captured, found, guarded, lowered, named, _plan(guarded, lowered.programs, slots), device, time.perf_counter() - start
+    )
+    log.info(
+        "%s: %d sites, %d rejected, %.1f MiB of state per context, ESTIMATE %.1f %% of FULL's FLOPs, captured in %.1f s",
+        type(model).__name__,
+        len(guarded.sites),
+        len(found.rejected),
+        compiled.plan.state_bytes / 2**20,
+        100 * compiled.plan.estimate_share,
+        compiled.seconds,
+    )
+    return compiled
+
+
+def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, SlotSpec]) -> Plan:
+    rows = [SlotRow(name, spec.shape, spec.dtype, prod(spec.shape) * spec.dtype.itemsize) for name, spec in slots.items()]
+    cost = {phase: flops(program.graph.nodes) for phase, program in programs.items()}
+    shared = cost.get("PREFIX", 0) + cost.get("TIMESTEP", 0)
+    held = {phase: sum(value(node).nbytes for node in programs[phase].returned()) for phase in AHEAD if phase in programs}
+    return Plan(
+        [site.name for site in guarded.sites],
+        rows,
+        sum(row.bytes for row in rows),
+        cost["FULL"] + shared,
+        cost["ESTIMATE"] + shared,
+        invariant_flops=cost.get("INVARIANT", 0),
+        invariant_bytes=held.get("INVARIANT", 0),
+        timestep_flops=cost.get("TIMESTEP", 0),
+        phase_flops={phase: flops + shared for phase, flops in cost.items() if phase not in (*AHEAD, "PREFIX", "FULL", "ESTIMATE")},
+        timestep_bytes=held.get("TIMESTEP", 0),
+    )

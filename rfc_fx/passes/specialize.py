@@ -1,0 +1,302 @@
+"""Specialize: fold the guards to one phase, which gives a straight-line program; share what precedes the decision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+
+from rfc.granularity import block_of
+from rfc.method import placement
+from rfc.schedules.base import Phase, is_partial
+from rfc.state import Clock, SlotSpec, State
+from rfc_fx.errors import RFCError
+from rfc_fx.ir.layout import Layout
+from rfc_fx.ir.ops import aten, base_of, is_heavy, is_view, select, spec_of
+from rfc_fx.ir.program import AHEAD, CLOCK, CLOCK_SPECS, Argument, Kind, Program
+from rfc_fx.passes.builder import Builder
+from rfc_fx.passes.guard import Guarded
+from rfc_fx.passes.token_wise import computed, grown_older, no_age, score
+from rfc_fx.sites.find import last_sites
+from rfc_fx.sites.residual import Site
+from rfc_fx.sites.state import LAST, SCHEDULE, signals
+from rfc_fx.sites.token_wise import TokenSite
+
+__all__ = ["AHEAD", "CLOCK", "Argument", "Kind", "Program", "ahead", "prefix", "prefix_nodes", "remade", "specialize"]
+
+
+Writes = Literal["in_place", "returned"]
+
+
+def prefix_nodes(guarded: Guarded) -> set[fx.Node]:
+    """What all phases share and a data-driven schedule needs: everything the watched input is made from."""
+    seen: set[fx.Node] = set()
+    pending = list(signals(guarded.watched, guarded.method).values())
+    while pending:
+        node = pending.pop()
+        if node not in seen:
+            seen.add(node)
+            pending.extend(node.all_input_nodes)
+    return {node for node in seen if node.op not in ("placeholder", "get_attr")}
+
+
+LIGHT = 16
+"""Elementwise operations and reductions that are cheaper to do again than to keep a tensor of the stream for."""
+
+
+def remade(guarded: Guarded, shared: AbstractSet[fx.Node], hoisted: AbstractSet[fx.Node]) -> set[fx.Node]:
+    """What PREFIX computes and FULL and ESTIMATE compute again, from what is carried to them anyway.
+
+    Typically the first site's input, made from the residual stream and the modulation: a result of PREFIX lives as long as the step does,
+    so each that is carried adds to the memory of a full step.
+    """
+    made = shared - hoisted
+    read = {site.I for site in guarded.sites} | {
+        source for node in guarded.module.graph.nodes if node not in made for source in node.all_input_nodes
+    }
+    order = [node for node in guarded.module.graph.nodes if node in made]
+    bases = {base_of(node) for node in order if node in read}
+    again: set[fx.Node] = set()
+    for node in reversed([node for node in order if node in bases]):
+        closure = _closure(node, made, bases - {node})
+        if not any(map(is_heavy, closure)) and sum(not is_view(one) for one in closure) <= LIGHT:
+            bases.remove(node)
+            again |= closure
+    return again
+
+
+def _closure(node: fx.Node, made: AbstractSet[fx.Node], stop: AbstractSet[fx.Node]) -> set[fx.Node]:
+    """The node and what it is made from, up to what is there: results of other programs, arguments and weights."""
+    found: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        one = pending.pop()
+        if one in made and one not in stop and one not in found:
+            found.add(one)
+            pending.extend(one.all_input_nodes)
+    return found
+
+
+def specialize(
+    guarded: Guarded,
+    phase: Phase,
+    *,
+    writes: Writes = "in_place",
+    hoisted: AbstractSet[fx.Node] = frozenset(),
+    layout: Layout | None = None,
+) -> Program:
+    """Return the program of one phase. `hoisted`: nodes that are computed before the step; `layout`: the pools that ESTIMATE reads.
+
+    FULL computes every site and refreshes its state: in place as soon as a site's output is there, or returned after the
+    outputs, in the order of `guarded.slots`. ESTIMATE reads the sites' state and writes nothing but what a schedule keeps of all steps.
+    VERIFY is ESTIMATE with the last block computed beside its estimate, and the error as one more result. PARTIAL is ESTIMATE where sites
+    that work on each token for itself compute some, and write these to their state. REUSE begins behind the last block, with the stream
+    that FULL and PARTIAL keep.
+    """
+    shared = prefix_nodes(guarded)
+    done = (shared | hoisted) - remade(guarded, shared, hoisted)
+    step = _Step(guarded, phase, writes, Builder(guarded, phase, done, layout if phase != "FULL" else None))
+    step.watch()
+    by_name = {site.name: site for site in guarded.sites}
+    for node in guarded.module.graph.nodes:
+        if node.target is select:
+            step.pass_site(node, by_name[node.kwargs["site"]])
+        elif node.op == "output":
+            return step.finish(node)
+        elif phase == "FULL" and node.op not in ("placeholder", "get_attr") and node not in done:
+            step.compute(node)  # in the order of the model; an estimate is pulled by what it needs
+    raise AssertionError("a guarded graph has an output")
+
+
+class _Step:
+    """One phase's program on its way through the guarded graph."""
+
+    def __init__(self, guarded: Guarded, phase: Phase, writes: Writes, build: Builder) -> None:
+        self.guarded, self.phase, self.writes, self.build = guarded, phase, writes, build
+        self.estimator = guarded.method.estimator
+        self.new: dict[str, fx.Node] = {}
+        self.scored: dict[fx.Node, list[TokenSite]] = {}
+        for site in guarded.tokens.values():
+            if (attention := site.attention) is not None:
+                self.scored.setdefault(attention.call or attention.node, []).append(site)
+        if phase == "REUSE":
+            build.env[guarded.last] = build.like(build.state(LAST)["x"], guarded.last)
+
+    def watch(self) -> None:
+        """Keep what the schedule watches, after the steps that it says."""
+        schedule, watched = self.guarded.method.schedule, signals(self.guarded.watched, self.guarded.method)
+        if watched and (self.phase == "FULL" or schedule.remembers == "all steps"):
+            specs = {name: spec_of(node) for name, node in watched.items()}
+
+            def seen(old: State, *tensors: Any) -> dict[str, Tensor]:
+                return schedule.refresh(old, dict(zip(specs, tensors[:-1], strict=True)), tensors[-1])
+
+            self.refresh(SCHEDULE, schedule.slots(specs), seen, [(self.build.get(node), spec_of(node)) for node in watched.values()])
+
+    def compute(self, node: fx.Node) -> None:
+        """Copy a node of the model, and score the tokens that it tells something about."""
+        if node not in self.scored:
+            self.build.get(node)
+            return
+        where = self.build.open(node) if node.op == "call_module" else self.build.get
+        tokens = placement(self.guarded.method).tokens
+        assert tokens is not None
+        for site in self.scored[node]:
+            assert site.attention is not None
+            self.store(f"{site.name}.tokens", {"score": score(self.build, where, site.attention, tokens.score)})
+
+    def pass_site(self, node: fx.Node, site: Site) -> None:
+        """Put what the phase makes of a site in the place of its guard."""
+        build = self.build
+        I, base = build.get(site.I), None if site.base is None else build.get(site.base)
+        specs = (spec_of(site.I), spec_of(site.output))
+        slots = self.estimator.slots(*specs)
+        if self.phase == "FULL":
+            output = build.get(node.args[1])  # type: ignore[arg-type]
+            O = output if base is None else build.graph.call_function(aten.sub.Tensor, (output, base))
+            self.refresh(site.name, slots, self.estimator.refresh, [(I, specs[0]), (O, specs[1])])
+            if site.name in self.guarded.tokens:
+                self.store(f"{site.name}.tokens", {"age": no_age(build, I, self.guarded.slots[f"{site.name}.tokens.age"])})
+            build.env[node] = output
+            return
+        if isinstance(forecast := node.kwargs.get("forecast"), fx.Node):
+            build.env[node] = build.like(build.get(forecast), site.output)
+            return
+        held = self.partial(site, I, slots) if is_partial(self.phase) and site.name in self.guarded.tokens else build.state(site.name)
+        O_hat = self.estimate(held, I, slots, specs)
+        result = O_hat if base is None else build.graph.call_function(aten.add.Tensor, (base, O_hat))
+        build.env[node] = build.like(result, site.output)
+
+    def partial(self, site: Site, I: fx.Node, slots: dict[str, SlotSpec]) -> dict[str, fx.Node]:
+        """Compute some of a site's tokens, and write them and the ages; returns the site's state."""
+        tokens, found = placement(self.guarded.method).tokens, self.guarded.tokens[site.name]
+        assert tokens is not None
+        count = tokens.count(self.phase, found.place)
+        if count == 0:
+            age = self.build.state(f"{site.name}.tokens")["age"]
+            self.store(f"{site.name}.tokens", {"age": grown_older(self.build, age, self.guarded.slots[f"{site.name}.tokens.age"])})
+            return self.build.state(site.name)
+        held, age = computed(self.build, found, count, tokens, self.estimator, I, slots)
+        self.store(site.name, held)
+        self.store(f"{site.name}.tokens", {"age": age})
+        return held
+
+    def refresh(
+        self, owner: str, slots: dict[str, SlotSpec], fresh: Callable[..., dict[str, Tensor]], given: list[tuple[fx.Node, SlotSpec]]
+    ) -> None:
+        """Write what an owner keeps after this step."""
+        old = self.build.state(owner)
+
+        def step(*tensors: Tensor) -> list[Tensor]:
+            held, inputs, clock = tensors[: len(slots)], tensors[len(slots) : -3], tensors[-3:]
+            new = fresh(dict(zip(slots, held, strict=True)), *inputs, Clock(*clock))
+            return [new[name] for name in slots]
+
+        nodes, specs = [node for node, _ in given], [spec for _, spec in given]
+        key = ("refresh", owner == SCHEDULE, *specs, *slots.items())
+        results = self.build.inline(key, step, [*slots.values(), *specs, *CLOCK_SPECS], [*old.values(), *nodes, *self.build.clock()])
+        self.store(owner, dict(zip(slots, results, strict=True)))
+
+    def estimate(self, held: dict[str, fx.Node], I: fx.Node, slots: dict[str, SlotSpec], specs: tuple[SlotSpec, SlotSpec]) -> fx.Node:
+        """Forecast a site's output from its state."""
+        estimator = self.estimator
+
+        def step(*tensors: Tensor) -> Tensor:
+            *held, I, k, N, n = tensors
+            return estimator.estimate(dict(zip(slots, held, strict=True)), I, Clock(k, N, n))
+
+        key = ("estimate", repr(estimator), specs)
+        inputs = [*held.values(), I, *self.build.clock()]
+        return self.build.inline(key, step, [*slots.values(), specs[0], *CLOCK_SPECS], inputs)[0]
+
+    def store(self, owner: str, values: dict[str, fx.Node]) -> None:
+        """Write slots, in place or as results."""
+        for name, node in values.items():
+            slot = f"{owner}.{name}"
+            if self.writes == "in_place":
+                self.build.graph.call_function(aten.copy_.default, (self.build.argument("state", slot), node))
+            self.new[slot] = node
+
+    def finish(self, node: fx.Node) -> Program:
+        """The program with the model's outputs and what comes back beside them."""
+        outputs = list(fx.node.map_arg(node.args[0], self.build.get))  # type: ignore[arg-type]
+        results = [f"output:{i}" for i in range(len(outputs))]
+        if self.phase == "VERIFY":
+            outputs.append(_verified(self.build, self.guarded))
+            results.append("decision")
+        if f"{LAST}.x" in self.guarded.slots and (self.phase == "FULL" or is_partial(self.phase)):
+            self.store(LAST, {"x": self.build.get(self.guarded.last)})
+        if self.writes == "returned":
+            outputs += [self.new[slot] for slot in self.guarded.slots if slot in self.new]
+            results += [f"state:{slot}" for slot in self.guarded.slots if slot in self.new]
+        return self.build.finish(outputs, results)
+
+
+def _verified(build: Builder, guarded: Guarded) -> fx.Node:
+    """err = mean(|x - x'| / (|x'| + 1e-10)), x the latent's stream that leaves the last block by estimates, x' as computed from its entry.
+
+    Raises RFCError where the sites are coarser than blocks.
+    """
+    last = guarded.sites[-1]
+    if not block_of(last.name):
+        raise RFCError(f"VERIFY computes the last block, but {last.name} lies in none; choose granularity 'module' or 'block'")
+    mine = {site.name for site in last_sites(guarded.sites)}
+    affected: set[fx.Node] = set()
+    for node in guarded.module.graph.nodes:
+        if (node.target is select and node.kwargs["site"] in mine) or any(source in affected for source in node.all_input_nodes):
+            affected.add(node)
+    stream = guarded.last
+    computed: dict[fx.Node, fx.Node] = {}
+
+    def real(node: fx.Node) -> fx.Node:
+        if node not in affected:
+            return build.get(node)
+        if node not in computed:
+            computed[node] = real(node.args[1]) if node.target is select else build.graph.node_copy(node, real)  # type: ignore[arg-type]
+        return computed[node]
+
+    def error(x: Tensor, x_real: Tensor) -> Tensor:
+        x, x_real = x.float(), x_real.float()
+        return ((x - x_real).abs() / (x_real.abs() + 1e-10)).mean().reshape(1)
+
+    spec = spec_of(stream)
+    return build.inline("verified", error, [spec, spec], [build.get(stream), real(stream)])[0]
+
+
+def ahead(guarded: Guarded, phase: str, nodes: Sequence[fx.Node], done: AbstractSet[fx.Node] = frozenset()) -> Program:
+    """The program that computes hoisted nodes; `done`: those computed by a program before it."""
+    build = Builder(guarded, phase, set(done))
+    return build.finish([build.carried(node) for node in nodes], [f"carry:{node.name}" for node in nodes])
+
+
+def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None, hoisted: AbstractSet[fx.Node] = frozenset()) -> Program | None:
+    """PREFIX: the shared part, and the decision's data as one float32 tensor; None when no data decides.
+
+    The data are [eps], and where the timestep is known [eps, largest timestep, smallest timestep].
+    """
+    schedule = guarded.method.schedule
+    watched = signals(guarded.watched, guarded.method)
+    if not watched:
+        return None
+    build = Builder(guarded, "PREFIX", set(hoisted))
+    specs = {name: spec_of(node) for name, node in watched.items()}
+    slots = schedule.slots(specs)
+
+    def error(*tensors: Tensor) -> Tensor:
+        held, seen, clock = tensors[: len(slots)], tensors[len(slots) : -3], tensors[-3:]
+        return schedule.error(dict(zip(specs, seen, strict=True)), dict(zip(slots, held, strict=True)), Clock(*clock)).reshape(1)
+
+    inputs = [*build.state(SCHEDULE).values(), *map(build.get, watched.values()), *build.clock()]
+    (decision,) = build.inline("error", error, [*slots.values(), *specs.values(), *CLOCK_SPECS], inputs)
+    by_name = {node.name: node for node in guarded.module.graph.nodes}
+    if timestep is not None:
+        given = build.get(by_name[timestep])
+        ends = [build.graph.call_function(end, (given,)) for end in (aten.max.default, aten.min.default)]
+        noise = build.graph.call_function(aten.stack.default, (ends,))
+        noise = build.graph.call_function(aten.to.dtype, (noise, torch.float32))
+        decision = build.graph.call_function(aten.cat.default, ([decision, noise],))
+    names = list(carries)
+    return build.finish([decision, *(build.carried(by_name[name]) for name in names)], ["decision", *(f"carry:{n}" for n in names)])

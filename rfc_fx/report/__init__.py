@@ -1,0 +1,1 @@
+"""What was found and decided, as text and drawings."""

@@ -1,0 +1,1 @@
+"""programs -> steps: state, decisions and the face of diffusers. No pass is imported here."""

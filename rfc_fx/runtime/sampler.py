@@ -1,0 +1,67 @@
+"""What is known of the sampler: the timesteps of the coming generation."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rfc_fx.runtime.context import Step
+import logging
+
+log = logging.getLogger("rfc_fx")
+
+
+READINGS: tuple[Callable[[Tensor, torch.dtype, float], Tensor], ...] = (
+    lambda t, dtype, most: t.to(dtype),
+    lambda t, dtype, most: t.to(dtype) / most,
+    lambda t, dtype, most: (t / most).to(dtype),
+    lambda t, dtype, most: (most - t.to(dtype)) / most,
+    lambda t, dtype, most: 1 - t.to(dtype) / most,
+    lambda t, dtype, most: most - t.to(dtype),
+)
+"""What pipelines make of a scheduler's timesteps before they hand them to the model; `most` are the training steps."""
+
+
+LEADING = 3
+"""Steps of a generation that compute their own modulation: after so many it is known whether the sampler's timestep rises."""
+
+
+class Following:
+    """A pipeline, or a scheduler, whose timesteps the coming generations will have."""
+
+    def __init__(self, source: Any) -> None:
+        if not hasattr(getattr(source, "scheduler", source), "set_timesteps"):
+            raise TypeError(f"follow: expected a pipeline with a scheduler, or a scheduler, got {type(source).__name__}")
+        self._source = weakref.ref(source)
+
+    def decided(self, step: Step) -> None:
+        """After the leading steps of a generation, note the timesteps that the others will have."""
+        context = step.context
+        name = context.compiled.timestep
+        done = context.generation.step
+        if done == LEADING and step.timestep is not None and name is not None and "TIMESTEP" in context.compiled.programs:
+            context.ahead.coming = self.coming(step.timestep, done - 1, step.values["input", name].dtype)
+
+    def coming(self, timestep: float, place: int, dtype: torch.dtype) -> Tensor | None:
+        """The timesteps of a generation whose step `place` has this one, as the model is called with them; None where unknown."""
+        timesteps = getattr(self._scheduler(), "timesteps", None)
+        if not isinstance(timesteps, Tensor):
+            return None
+        most = float(getattr(self._scheduler().config, "num_train_timesteps", 1000))
+        with torch.inference_mode(False):
+            for read in READINGS:
+                called = read(timesteps.detach().cpu(), dtype, most)
+                if found := (called.double() == timestep).nonzero().flatten().tolist():  # several where a sampler calls twice per step
+                    at = next((one for one in found if one >= place), found[-1])
+                    return called[max(0, at - place) :].clone()
+        log.info("follow: the model is called with timestep %g, which is none of the scheduler's; computed step by step", timestep)
+        return None
+
+    def _scheduler(self) -> Any:
+        source = self._source()
+        return getattr(source, "scheduler", source)

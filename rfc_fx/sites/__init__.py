@@ -1,0 +1,1 @@
+"""graph -> sites: the residual branches that can be estimated."""

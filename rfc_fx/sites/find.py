@@ -1,0 +1,256 @@
+"""Find the sites: residual branches, by structure alone.
+
+An add is a *residual add* `x + v` when v was computed from the stream that x carries and something heavy lies between.
+The branch is what one meets going back from v without passing another residual add or anything x was made from.
+O is the last heavy result of the branch, I what its first heavy operations read. No name of a model or module is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from torch import Tensor, fx
+
+from rfc.granularity import block_of, parse_granularity
+from rfc_fx.capture.export import Captured
+from rfc_fx.errors import NoSiteError
+from rfc_fx.ir.ops import is_heavy, is_view, shape, value
+from rfc_fx.sites import coarse as coarse
+from rfc_fx.sites.residual import Ancestry, Found, Rejected, Residual, Site, block_path, module_path, residual_adds
+
+
+def find_sites(
+    captured: Captured, granularity: str = "module", *, needs_input: bool = True, probe: int = 0, verifies: bool = False
+) -> Found:
+    """Return the sites of the graph, one per residual branch and stream, block and stream, range of blocks, or for the whole stack.
+
+    `needs_input`: whether the estimator reads I; if not, what feeds only the I of others is not needed. `probe`: I is what so many leading
+    blocks add to the stream. `verifies`: the last block is computed beside its estimate, so what it reads is needed. Raises NoSiteError
+    listing every rejected branch when there is none, ValueError for an unknown granularity.
+    """
+    grain = parse_granularity(granularity)
+    graph = captured.graph
+    ancestry = Ancestry(graph)
+    rejected: list[Rejected] = []
+    residuals = []
+    latents = [node for node in graph.nodes if node.op == "placeholder" and node.name in captured.latents]
+    for residual in residual_adds(graph, ancestry):
+        if any(ancestry.before(latent, residual.add) for latent in latents):
+            residuals.append(residual)
+        else:
+            rejected.append(Rejected(module_path(residual.add), "does not depend on the latent"))
+    for inner, outer in _nested(residuals, latents, ancestry):
+        residuals.remove(inner)
+        rejected.append(Rejected(module_path(inner.add), f"lies inside the branch that ends at {outer.add.name}"))
+    while empty := [residual for residual in residuals if not any(map(is_heavy, _branch(residual, residuals, ancestry)))]:
+        residuals = [residual for residual in residuals if residual not in empty]
+        rejected += [Rejected(module_path(r.add), "no heavy operation between the stream and the add") for r in empty]
+    by_add: dict[fx.Node, Site] = {}
+    for residual in (*residuals, *_transitions(residuals, ancestry)):
+        found = _site(residual, residuals, ancestry)
+        if isinstance(found, Rejected):
+            rejected.append(found)
+        elif any(found.output is site.output for site in by_add.values()):
+            rejected.append(Rejected(found.name, "its output is another site's output"))
+        else:
+            joined = None if residual.v is residual.add else residual.add
+            by_add[residual.add] = replace(found, joined=joined, name=_unused(found, {site.name for site in by_add.values()}))
+    sites = list(by_add.values())
+    stream = coarse.Stream(residuals, by_add, latents, ancestry)
+    if grain.kind == "block":
+        sites = list(coarse.blocks(stream))
+    elif grain.kind == "blocks":
+        sites = list(coarse.block_range(stream, grain.blocks))
+    elif grain.kind in ("stack", "output") and sites:
+        sites = list(coarse.stack(stream, watched(sites, captured), with_base=grain.kind == "stack"))
+    sites = coarse.probed(sites, stream, probe)
+    sites.sort(key=lambda site: ancestry.index[site.output])
+    needed = needed_sites(graph, sites, needs_input, last_sites(sites) if verifies else [])
+    rejected += [Rejected(site.name, "no estimated step needs its output") for site in sites if site not in needed]
+    sites = [site for site in sites if site in needed]
+    if not sites:
+        listing = "\n".join(f"  {where}: {why}" for where, why in rejected) or "  the graph has no residual add"
+        raise NoSiteError(
+            f"{type(captured.model).__name__}: no site found in {len(ancestry.index)} nodes, so nothing could be cached:\n{listing}"
+        )
+    return Found(sites, rejected, granularity)
+
+
+def last_sites(sites: Sequence[Site]) -> list[Site]:
+    """The sites of the last block."""
+    return [site for site in sites if block_of(site.name) == block_of(sites[-1].name)]
+
+
+def needed_sites(graph: fx.Graph, sites: Sequence[Site], needs_input: bool, computed: Sequence[Site] = ()) -> list[Site]:
+    """The sites whose estimate reaches the model's output when every site is estimated; `computed`: those that are computed as well.
+
+    Joint attention makes the difference: once it is skipped, a text stream that only feeds attention feeds nothing.
+    """
+    at = {site.output: site for site in sites}
+    seen: set[fx.Node] = set()
+    pending = [node for node in graph.nodes if node.op == "output"]
+    while pending:
+        node = pending.pop()
+        if node not in seen:
+            seen.add(node)
+            pending.extend(reads(at[node], needs_input) if node in at and at[node] not in computed else node.all_input_nodes)
+    return [site for site in sites if site.output in seen]
+
+
+def reads(site: Site, needs_input: bool = True) -> list[fx.Node]:
+    """What an estimate of the site is made from, besides its state."""
+    inputs = [site.I, *([] if site.origin is None else [site.origin])]
+    return inputs * needs_input + ([] if site.base is None else [site.base])
+
+
+def watched(sites: Sequence[Site], captured: Captured) -> Site:
+    """The first site whose input depends on the latent: what a data-driven schedule watches (methods: first module only)."""
+    ancestry = Ancestry(captured.graph)
+    latents = [node for node in captured.graph.nodes if node.op == "placeholder" and node.name in captured.latents]
+    outputs = [site.output for site in sites]
+    for site in sorted(sites, key=lambda s: ancestry.index[s.I]):
+        if any(site.I is latent or ancestry.before(latent, site.I) for latent in latents) and not any(
+            ancestry.before(o, site.I) for o in outputs
+        ):
+            return site
+    raise NoSiteError(f"{type(captured.model).__name__}: no site depends on the latent {', '.join(captured.latents)}")
+
+
+def _nested(residuals: Sequence[Residual], latents: Sequence[fx.Node], ancestry: Ancestry) -> list[tuple[Residual, Residual]]:
+    """Residual adds inside a branch of the same block, behind its first heavy operation: the last step of a feed-forward, say."""
+    heavy = [node for node in ancestry.index if is_heavy(node)]
+
+    def upto(early: fx.Node, late: fx.Node) -> bool:
+        return early is late or ancestry.before(early, late)
+
+    def inside(inner: Residual, outer: Residual) -> bool:
+        if outer is inner or not block_path(outer.add) or block_path(outer.add) != block_path(inner.add):
+            return False
+        if not upto(inner.add, outer.v) or upto(inner.add, outer.root) or not any(upto(latent, outer.root) for latent in latents):
+            return False
+        return any(ancestry.before(outer.root, h) and upto(h, inner.root) for h in heavy)
+
+    pairs = ((inner, next((outer for outer in residuals if inside(inner, outer)), None)) for inner in residuals)
+    return [(inner, outer) for inner, outer in pairs if outer is not None]
+
+
+def _transitions(residuals: Sequence[Residual], ancestry: Ancestry) -> Iterator[Residual]:
+    """Where a stream ends and its next part is heavy work on it: a U-shaped skip that is joined and projected, with no add around it.
+
+    As residuals whose add, and v, is the first node of the next part.
+    """
+    adds = [residual.add for residual in residuals]
+    for start in dict.fromkeys(residual.x for residual in residuals if residual.x not in adds):
+        before = [add for add in adds if ancestry.before(add, start)]
+        if before:
+            last = max(before, key=ancestry.index.__getitem__)
+            step = Residual(start, last, last, start)
+            if any(map(is_heavy, _branch(step, residuals, ancestry))):
+                yield step
+
+
+def _streams(residual: Residual, residuals: Sequence[Residual]) -> set[fx.Node]:
+    streams = {r.add for r in residuals} | {r.x for r in residuals}
+    return streams - {residual.v} if residual.v is residual.add else streams
+
+
+def _branch(residual: Residual, residuals: Sequence[Residual], ancestry: Ancestry) -> set[fx.Node]:
+    """What v is made from, back to the streams and to what the root is made from."""
+    streams = _streams(residual, residuals)
+    region: set[fx.Node] = set()
+    pending = [residual.v]
+    while pending:
+        node = pending.pop()
+        if node in region or node in streams or node is residual.root or ancestry.before(node, residual.root):
+            continue
+        region.add(node)
+        pending.extend(node.all_input_nodes)
+    return region
+
+
+def _site(residual: Residual, residuals: Sequence[Residual], ancestry: Ancestry) -> Site | Rejected:
+    """Delimit one branch: its region, the heavy operations in it that the stream feeds, and from them I and O."""
+    streams = _streams(residual, residuals)
+    region = _branch(residual, residuals, ancestry)
+    order = sorted(region, key=ancestry.index.__getitem__)
+    fed: dict[fx.Node, set[fx.Node]] = {}  # node -> the streams it was computed from, inside the region
+    for node in order:
+        sources = {s for s in node.all_input_nodes if s in streams or s is residual.root}
+        sources |= {s for i in node.all_input_nodes for s in fed.get(i, ())}
+        if sources:
+            fed[node] = sources
+    heavy = [node for node in order if node in fed and is_heavy(node)]
+    where = module_path(residual.add)
+    if not heavy:
+        return Rejected(where, "no heavy operation between the stream and the add")
+    first = [h for h in heavy if not any(ancestry.before(other, h) for other in heavy)]
+    inputs = [a for h in first for a in h.all_input_nodes if a in fed or a in streams or a is residual.root]
+    inputs = sorted(dict.fromkeys(inputs), key=ancestry.index.__getitem__)
+    own = [a for a in inputs if a is residual.root or residual.root in fed.get(a, ())] or [
+        a for a in inputs if a is residual.x or residual.x in fed.get(a, ())
+    ]
+    if not (own or inputs):
+        return Rejected(where, f"nothing that its first heavy operation {first[0].name} reads comes from a stream")
+    candidates = own or inputs  # not its own: a hint from a control stream, a feed-forward around attention
+    O = _last_heavy(residual.v, heavy, ancestry, region)
+    I = next((candidate for candidate in candidates if shape(candidate)[:1] == shape(O)[:1]), candidates[0])
+    I = _with_samples_of(O, I)
+    O = _with_rank_of(I, O, residual.v)
+    name = _common(module_path(first[0]), module_path(O)) or O.name
+    if len(shape(I)) != len(shape(O)):
+        return Rejected(name, f"input {shape(I)} and output {shape(O)} differ in rank")
+    if shape(I)[:1] != shape(O)[:1]:
+        return Rejected(name, f"input {shape(I)} and output {shape(O)} differ in their first axis, the samples")
+    if not (_is_float(I) and _is_float(O)):
+        return Rejected(name, "input or output is not a floating-point tensor")
+    return Site(name, I, O)
+
+
+def _last_heavy(v: fx.Node, heavy: Sequence[fx.Node], ancestry: Ancestry, region: set[fx.Node]) -> fx.Node:
+    """Go back from v as long as only one operand carries heavy results; stop at a heavy operation or at a fork."""
+    node = v
+    while not is_heavy(node):
+        carrying = [i for i in node.all_input_nodes if i in region and (i in heavy or any(ancestry.before(h, i) for h in heavy))]
+        if len(carrying) != 1 or not isinstance(value(carrying[0]), Tensor):
+            break
+        node = carrying[0]
+    return node
+
+
+def _with_samples_of(O: fx.Node, I: fx.Node) -> fx.Node:
+    """Go back from I through reshapes to as many samples as O has: convolutions of a video work on (samples x frames, ...)."""
+    node = I
+    while shape(node)[:1] != shape(O)[:1] and is_view(node) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node if shape(node)[:1] == shape(O)[:1] else I
+
+
+def _with_rank_of(I: fx.Node, O: fx.Node, v: fx.Node) -> fx.Node:
+    """Go forward from O past reshapes to a result of the rank of I: experts of a mixture work on (samples x tokens, channels)."""
+    node = O
+    while len(shape(node)) != len(shape(I)) and node is not v and len(node.users) == 1:
+        node = next(iter(node.users))
+    return node if len(shape(node)) == len(shape(I)) and _is_float(node) else O
+
+
+def _is_float(node: fx.Node) -> bool:
+    tensor = value(node)
+    return isinstance(tensor, Tensor) and tensor.is_floating_point()
+
+
+def _common(a: str, b: str) -> str:
+    parts = []
+    for left, right in zip(a.split("."), b.split("."), strict=False):
+        if left != right:
+            break
+        parts.append(left)
+    return ".".join(parts) or b
+
+
+def _unused(site: Site, taken: set[str]) -> str:
+    """A name no other site has: joint attention has one site per stream, told apart by their last module."""
+    if site.name not in taken:
+        return site.name
+    longer = module_path(site.output)
+    return longer if longer not in taken else f"{longer}#{site.output.name}"

@@ -1,0 +1,279 @@
+"""Calibrate a method on samples: a number of full computations, or most savings within a bound on quality.
+
+Of a method with a threshold that threshold is found; of one that places its full steps (`rfc.LogSNR`, `rfc.Chebyshev`) the steps
+themselves and the forecast.
+"""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from math import inf
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import rfc_fx
+from rfc.estimators.base import Estimator
+from rfc.estimators.newton import Newton
+from rfc.estimators.relational import RFE
+from rfc.method import CachingMethod, Method, placement
+from rfc.placement.base import Beforehand
+from rfc.placement.chebyshev import Chebyshev
+from rfc.schedules.base import Schedule
+from rfc.schedules.fixed import Placed
+from rfc_fx.errors import RFCError
+from rfc_fx.runtime.warnings import NothingSkippedWarning
+from rfc_fx.tools.calibrate.bisection import calibrated, largest_threshold
+from rfc_fx.tools.calibrate.placement_search import Steps, best_placed, starts
+from rfc_fx.tools.compare import psnr
+from rfc_fx.tools.load import Source
+
+Told = Callable[[str], None]
+"""Hears what is being measured."""
+
+
+THRESHOLDS = ("tau", "threshold", "base")
+"""What methods and schedules call their threshold."""
+
+
+LOW, HIGH = 1e-3, 20.0
+"""Between which it is looked for."""
+
+
+LISTS = 60
+"""How many lists of full steps are drawn to find the best of them."""
+
+
+def forecasts(estimator: Estimator) -> tuple[Estimator, ...]:
+    """A placed method's own forecast, and those that are better at such steps on some models (README, "How good")."""
+    return tuple(dict.fromkeys((estimator, Newton(order=2), RFE(order=1), RFE(order=2))))
+
+
+class CalibrationError(RFCError):
+    """What was asked for cannot be reached, or the method has nothing to calibrate."""
+
+
+class Measured(NamedTuple):
+    """What a threshold gives, over the seeds."""
+
+    nfc: float
+    """Mean number of full computations of a generation."""
+    psnr_db: float
+    """Against full computation of the same seeds; inf where nothing was skipped."""
+    error: float
+    """Geometric mean over the samples of ||x - x_full|| / ||x_full||."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """Exactly one of them."""
+
+    nfc: float | None = None
+    psnr: float | None = None
+    max_error: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        if len(given) != 1:
+            raise CalibrationError(f"calibrate: exactly one of nfc, psnr and max_error is needed, got {', '.join(given) or 'none'}")
+
+    def missing(self, found: Measured) -> float:
+        """What is to be small, in a scale in which `bound` is enough."""
+        return found.error if self.psnr is None else -found.psnr_db
+
+    @property
+    def bound(self) -> float:
+        """Of `missing`; -inf for a number of full computations, where less error is always better."""
+        if self.psnr is not None:
+            return -self.psnr
+        return -inf if self.max_error is None else self.max_error
+
+    def met(self, found: Measured) -> bool:
+        """Whether the bound on quality holds."""
+        return self.missing(found) <= self.bound
+
+    @property
+    def text(self) -> str:
+        """What was asked for, as people say it."""
+        if self.nfc is not None:
+            return f"NFC {self.nfc:g}"
+        return f"a PSNR of at least {self.psnr:g} dB" if self.psnr is not None else f"an error of at most {self.max_error:g}"
+
+
+class Calibrated(NamedTuple):
+    """The method as it was found, and what it gave."""
+
+    method: CachingMethod
+    threshold: float | None
+    """None for a method that has none."""
+    measured: Measured
+    tried: int
+    """How many methods were measured."""
+
+
+def with_threshold(method: CachingMethod, threshold: float) -> CachingMethod:
+    """The method with another threshold; CalibrationError for one that has none."""
+    for name in THRESHOLDS:
+        if hasattr(method, name):
+            return replace(method, **{name: threshold})  # type: ignore[type-var]
+        if isinstance(method, Method) and hasattr(method.schedule, name):
+            return replace(method, schedule=replace(method.schedule, **{name: threshold}))  # type: ignore[type-var]
+    raise CalibrationError(
+        f"calibrate: {type(method).__name__} decides without a threshold; choose its interval, or a method with RCS, or rfc.LogSNR"
+    )
+
+
+class Laboratory:
+    """Draws the seeds of a source by one method after another; methods of one forecast run on the same programs."""
+
+    def __init__(self, source: Source, steps: int, *, compile: bool = False, told: Told = lambda what: None) -> None:
+        self.source, self.steps, self.compile, self.told = source, steps, compile, told
+        self._made: dict[Any, tuple[rfc_fx.CachedModel, Any]] = {}
+        self._whole: Float[Tensor, "N C H W"] | None = None
+        self.seen: dict[tuple[Estimator, Schedule], Measured] = {}
+
+    def _transformed(self, method: CachingMethod) -> tuple[rfc_fx.CachedModel, Any]:
+        """The model with that forecast, captured once, and what calls it."""
+        key = method.estimator, method.schedule.in_graph
+        if key not in self._made:
+            cached = rfc_fx.transform(self.source.model, method=method, granularity=placement(method).granularity)
+            self._made[key] = cached, torch.compile(cached, fullgraph=True) if self.compile else cached
+        cached, call = self._made[key]
+        cached.method = method
+        return cached, call
+
+    def whole(self) -> Float[Tensor, "N C H W"]:
+        """Full computation of all seeds, drawn once."""
+        if self._whole is None:
+            self.told("full computation")
+            self._whole = torch.cat([self.source.draw(self.source.model, seed, self.steps, lambda: None) for seed in self.source.seeds])
+        return self._whole
+
+    def measure(self, method: CachingMethod, what: str, *, quality: bool = True) -> Measured:
+        """Draw all seeds by a method."""
+        if (known := (method.estimator, method.schedule)) in self.seen:
+            return self.seen[known]
+        self.told(what)
+        cached, call = self._transformed(method)
+        samples, counts = [], []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NothingSkippedWarning)  # the NFC says it
+            for seed in self.source.seeds:
+                cached.reset()
+                samples.append(self.source.draw(call, seed, self.steps, lambda: None))
+                counts.append(statistics.fmean(record.nfc for record in cached.contexts.values()))
+            cached.reset()
+        drawn = torch.cat(samples)
+        found = Measured(statistics.fmean(counts), *self._quality(drawn)) if quality else Measured(statistics.fmean(counts), inf, 0.0)
+        if quality:
+            self.seen[known] = found
+        return found
+
+    def _quality(self, drawn: Float[Tensor, "N C H W"]) -> tuple[float, float]:
+        whole = self.whole()
+        lengths = whole.flatten(1).norm(dim=1)
+        errors = (drawn - whole).flatten(1).norm(dim=1) / lengths
+        error = float(errors.clamp(min=1e-12).log().mean().exp()) if errors.any() else 0.0
+        return psnr(drawn, whole), error
+
+
+def calibrate(
+    source: Source,
+    method: CachingMethod,
+    goal: Goal,
+    steps: int,
+    *,
+    compile: bool = False,
+    lists: int = LISTS,
+    told: Told = lambda what: None,
+) -> Calibrated:
+    """Find the threshold: by bisection on the mean NFC over the seeds, or the largest one that keeps the bound on quality.
+
+    For `rfc.LogSNR` and `rfc.Chebyshev`: with the best forecast of `forecasts`, and from the best of some lists on, move full steps while
+    the error over the seeds falls (at most `lists` are drawn); for a bound on quality, find the fewest full steps that keep it first, and
+    then, as long as moving them keeps it, fewer ones (at most `lists` for each number).
+    Raises CalibrationError for a method without a threshold or for another number of steps, an NFC beyond `steps`, or a quality that
+    nothing reaches.
+    """
+    if goal.nfc is not None and not 1 <= goal.nfc <= steps:
+        raise CalibrationError(f"calibrate: nfc must be from 1 to the number of steps {steps}, got {goal.nfc:g}")
+    if isinstance(method, Chebyshev):
+        method = replace(method, nfc=None, steps=steps)
+    if isinstance(method, Beforehand):
+        if method.steps != steps:
+            made = f"{type(method).__name__} for {method.steps} steps"
+            raise CalibrationError(f"calibrate: expected a method for the {steps} steps that are drawn, got {made}")
+        return _placed(Laboratory(source, steps, compile=compile, told=told), method.with_nfc(_whole(goal.nfc)), goal, lists)
+    with_threshold(method, LOW)
+    laboratory = Laboratory(source, steps, compile=compile, told=told)
+    tried: set[float] = set()
+
+    def measure(threshold: float, *, quality: bool = True) -> Measured:
+        tried.add(threshold)
+        return laboratory.measure(with_threshold(method, threshold), f"threshold {threshold:.4g}", quality=quality)
+
+    if goal.nfc is not None:
+        found: float | None = calibrated(lambda at: measure(at, quality=False).nfc, goal.nfc, low=LOW, high=HIGH).threshold
+    else:
+        found = largest_threshold(lambda at: goal.met(measure(at)), low=LOW, high=HIGH)
+    if found is None:
+        raise _unreached(goal, f"at threshold {LOW:g}", measure(LOW), steps)
+    return Calibrated(with_threshold(method, found), found, measure(found), len(tried))
+
+
+def _whole(nfc: float | None) -> int | None:
+    if nfc is not None and nfc != int(nfc):
+        raise CalibrationError(f"calibrate: full steps are placed, so nfc must be a whole number, got {nfc:g}")
+    return None if nfc is None else int(nfc)
+
+
+def _placed(laboratory: Laboratory, method: Beforehand, goal: Goal, lists: int) -> Calibrated:
+    """The forecast and the full steps of least error for that many; or the fewest that keep a bound on quality."""
+    steps, placed = method.steps, method.schedule
+
+    def measured(nfc: int) -> Measured:
+        return laboratory.measure(method.with_nfc(nfc), f"{nfc} full steps")
+
+    def moved(nfc: int) -> CachingMethod:
+        def missing(estimator: Estimator, places: Steps) -> float:
+            what = f"{named(estimator)} at full steps {' '.join(map(str, places))}"
+            return goal.missing(laboratory.measure(at(estimator, placed, places), what))
+
+        tried = forecasts(method.estimator)
+        found = best_placed(missing, tried, starts(nfc, steps, method.places(nfc)), steps, most=lists, enough=goal.bound)
+        return at(found.forecast, placed, found.steps)
+
+    if goal.nfc is not None:
+        best = moved(method.full)
+        return Calibrated(best, None, laboratory.measure(best, ""), len(laboratory.seen))
+    if not goal.met(measured(steps)):
+        raise _unreached(goal, "with every step full", measured(steps), steps)
+    fewest = bisect_left(range(1, steps), True, key=lambda nfc: goal.met(measured(nfc))) + 1
+    best = at(method.estimator, placed, method.places(fewest))
+    while fewest > 1 and goal.met(laboratory.measure(fewer := moved(fewest - 1), "")):
+        best, fewest = fewer, fewest - 1
+    return Calibrated(best, None, laboratory.measure(best, ""), len(laboratory.seen))
+
+
+def named(estimator: Estimator) -> str:
+    """A forecast as people call it: "RFE m=2"."""
+    damped = f" damped by {estimator.damping:g}" if isinstance(estimator, Newton) and estimator.damping != 1 else ""
+    return f"{type(estimator).__name__} m={estimator.orders}{damped}"
+
+
+def at(estimator: Estimator, placed: Placed, places: Steps) -> CachingMethod:
+    """An estimator with other steps full than were placed."""
+    return Method(estimator=estimator, schedule=replace(placed, steps=places))
+
+
+def _unreached(goal: Goal, where: str, best: Measured, steps: int) -> CalibrationError:
+    return CalibrationError(
+        f"calibrate: {goal.text} is not reached: {where} (NFC {best.nfc:.1f} of {steps}) the PSNR is "
+        f"{best.psnr_db:.1f} dB, the error {best.error:.2g}; ask for less, or for another method"
+    )

@@ -1,0 +1,174 @@
+"""Inspection: what `transform` would do to a model: its sites, state and FLOPs, without drawing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+import rfc_fx
+from rfc.granularity import Granularity, block_of
+from rfc.method import CachingMethod, placement
+from rfc_fx.errors import RFCError
+from rfc_fx.ir.config import Choice
+from rfc_fx.ir.ops import shape
+from rfc_fx.ir.plan import Level
+from rfc_fx.report.explain import explanation
+from rfc_fx.report.text import guarded_text
+from rfc_fx.runtime import summary as show
+from rfc_fx.runtime.cached_model import CachedModel
+from rfc_fx.tools.load import (
+    LoadError,
+    PipelineSource,
+    example_inputs,
+    layout,
+    load_pipeline,
+    load_transformer,
+    locate,
+    one_line,
+    pipeline_inputs,
+)
+
+
+def load_with_inputs(name: str, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a transformer and inputs for it: made from its config, or taken from the first step of its pipeline."""
+    where = locate(name)
+    model = load_transformer(where, dtype, device)
+    try:
+        return model, example_inputs(name, model)
+    except LoadError:
+        if layout(where) != "pipeline":
+            raise
+    pipe = load_pipeline(where, dtype, device, transformer=model)
+    source = PipelineSource(name=name, pipe=pipe, classes=[], prompts=["a lighthouse"], seeds=[0], cfg=None)
+    return pipe.transformer, pipeline_inputs(source)
+
+
+def inspect_model(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    method: CachingMethod,
+    granularity: Choice | None,
+    block: str | None,
+    draw: Path | None = None,
+    state_budget: int | None = None,
+) -> Iterator[RenderableType]:
+    """Sites, rejections, state per granularity and the guarded graph of one block, as rich renderables; `draw`: that graph as a picture.
+
+    Raises RFCError when the model has no site at this granularity, `block` is in no site's path, or the picture cannot be written.
+    """
+    chosen = rfc_fx.transform(model, inputs, method=method, granularity=granularity, state_budget=state_budget)
+    granularity = chosen.compiled.found.granularity
+    wanted = _block_to_show(chosen, block)
+    graph = _block_graph(chosen, wanted)
+    if draw is not None:
+        explanation(chosen).draw(draw, _place(wanted))
+    made: dict[str, CachedModel] = {granularity: chosen}
+    reasons: dict[str, str] = {}
+    for other in get_args(Granularity) if placement(method).granularity is None else ():
+        if other != granularity:
+            try:
+                made[other] = rfc_fx.transform(model, inputs, method=method, granularity=other)
+            except RFCError as error:
+                reasons[other] = one_line(error)
+    yield _sites(chosen, granularity)
+    yield _rejections(chosen)
+    yield _dependence(chosen)
+    yield _state(chosen)
+    yield _granularities(made, reasons, method)
+    yield graph
+
+
+def _sites(model: CachedModel, granularity: str) -> Table:
+    sites = model.compiled.found.sites
+    table = Table(title=f"{type(model.model).__name__}: {len(sites)} sites, granularity {granularity}", title_justify="left")
+    for column in ("site", "input I", "output O"):
+        table.add_column(column, no_wrap=True)
+    for site in sites:
+        table.add_row(escape(site.name), _dimensions(shape(site.I)), _dimensions(shape(site.output)))
+    return table
+
+
+def _rejections(model: CachedModel) -> RenderableType:
+    rejected = model.compiled.found.rejected
+    if not rejected:
+        return Text("rejected: none")
+    table = Table(title=f"{len(rejected)} rejected", title_justify="left")
+    table.add_column("branch", no_wrap=True)
+    table.add_column("why")
+    for one in rejected:
+        table.add_row(escape(one.where), escape(one.why))
+    return table
+
+
+def _dependence(model: CachedModel) -> Table:
+    """What depends on what, and what `hoist=True` computes ahead of the steps."""
+    names = {Level.INVARIANT: "conditioning", Level.TIMESTEP: "timestep", Level.LATENT: "latent"}
+    table = Table(title="what depends on what, and what hoist=True computes ahead of the steps", title_justify="left")
+    for column in ("on", "operations", "MFLOP", "weights", "ahead", "kept"):
+        table.add_column(column, justify="left" if column == "on" else "right", no_wrap=True)
+    for row in model.plan().dependence:
+        ahead = str(row.ahead) if row.level is not Level.LATENT else "-"
+        kept = show.mib(row.kept_bytes) + (" a step" if row.level is Level.TIMESTEP else "") if row.kept_bytes else "-"
+        table.add_row(names[row.level], str(row.operations), f"{row.flops / 1e6:,.2f}", show.mib(row.weight_bytes), ahead, kept)
+    return table
+
+
+def _state(model: CachedModel) -> Table:
+    """State tensors by slot: the part of the name after the site."""
+    kinds: dict[tuple[str, str, str], list[int]] = {}
+    for slot in model.plan().slots:
+        key = (slot.name.rpartition(".")[2], _dimensions(slot.shape), str(slot.dtype).removeprefix("torch."))
+        kinds.setdefault(key, []).append(slot.bytes)
+    table = Table(title=f"state: {len(model.plan().slots)} tensors", title_justify="left")
+    for column in ("slot", "shape", "dtype", "tensors", "together"):
+        table.add_column(column, justify="right" if column in ("tensors", "together") else "left")
+    for (slot_name, size, dtype), counts in kinds.items():
+        table.add_row(escape(slot_name), size, dtype, str(len(counts)), show.mib(sum(counts)))
+    return table
+
+
+def _granularities(made: dict[str, CachedModel], reasons: dict[str, str], method: CachingMethod) -> Table:
+    table = Table(title=f"state per context and cost by granularity, {method}", title_justify="left")
+    more = [phase for phase in method.schedule.phases if phase not in ("FULL", "ESTIMATE")]
+    for column in ("granularity", "sites", "bytes", "state", "in bfloat16", "in int8", "FLOPs share", *more):
+        table.add_column(column, justify="left" if column == "granularity" else "right", no_wrap=column == "granularity")
+    for name in sorted((*made, *reasons), key=lambda name: (*get_args(Granularity), name).index(name)):
+        if name in made:
+            plan = made[name].plan()
+            by_type = plan.alternatives.get(name, {})
+            smaller = (show.mib(by_type[dtype]) if dtype in by_type else "-" for dtype in (torch.bfloat16, torch.int8))
+            shares = (f"{plan.share(phase):.2%}" for phase in ("ESTIMATE", *more))
+            table.add_row(escape(name), *map(str, (len(plan.sites), plan.state_bytes, show.mib(plan.state_bytes), *smaller, *shares)))
+        else:
+            table.add_row(name, "none", escape(reasons[name]))
+    return table
+
+
+def _block_to_show(model: CachedModel, block: str | None) -> str:
+    first = model.compiled.found.sites[0].name
+    return block if block is not None else block_of(first) or first
+
+
+def _place(wanted: str) -> str | None:
+    """The module path to show; None for a site that is more than a block."""
+    return None if wanted == "stack" or wanted.startswith("blocks[") else wanted
+
+
+def _block_graph(model: CachedModel, wanted: str) -> Text:
+    text = guarded_text(model.guarded, _place(wanted))
+    if not text:
+        sites = [site.name for site in model.compiled.found.sites]
+        raise RFCError(f"--block {wanted}: no operation of the graph lies there; sites lie at {', '.join(sites[:4])} ...")
+    return Text(f"guarded graph of {wanted}\n{text}")
+
+
+def _dimensions(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size)) or "scalar"

@@ -1,0 +1,212 @@
+"""Pictures: the samples of all methods under each other, and which steps each method computed."""
+
+from __future__ import annotations
+
+from math import ceil, isfinite
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+
+from rfc.schedules.rcs import RCS
+from rfc_fx.tools.compare import FULL, Comparison, Row, threshold_of
+
+ENGINE = "engine"
+"""Name of the row of an exported model."""
+
+
+LABELS = {
+    FULL: "full computation",
+    "fora": "FORA",
+    "taylorseer": "TaylorSeer",
+    "taylorseer-lite": "TaylorSeer-Lite",
+    "hicache": "HiCache",
+    "delta-dit": "Delta-DiT",
+    "rfc": "RFC",
+    "projective": "Projective",
+    "newton": "Newton",
+    "chebyshev": "Chebyshev",
+    "log-snr": "LogSNR",
+    "speca": "SpeCa",
+    "teacache": "TeaCache",
+    "first-block": "First-Block",
+    "dicache": "DiCache",
+    "magcache": "MagCache",
+    "toca": "ToCa",
+    "duca": "DuCa",
+    "disca": "DisCa",
+    ENGINE: "engine",
+}
+"""Names of the methods as people write them."""
+
+
+COLORS = {
+    FULL: "#444444",
+    "fora": "#0072b2",
+    "taylorseer": "#d55e00",
+    "taylorseer-lite": "#8c510a",
+    "hicache": "#b2182b",
+    "delta-dit": "#56b4e9",
+    "rfc": "#009e73",
+    "projective": "#cc79a7",
+    "newton": "#7b3294",
+    "chebyshev": "#8c2d6e",
+    "log-snr": "#1f4fd8",
+    "speca": "#5ab4ac",
+    "teacache": "#1b7837",
+    "first-block": "#2166ac",
+    "dicache": "#762a83",
+    "magcache": "#35978f",
+    "toca": "#bf812d",
+    "duca": "#c51b7d",
+    "disca": "#4d9221",
+    ENGINE: "#e69f00",
+}
+
+
+PRESET = "#999933"
+
+
+def label_of(method: str) -> str:
+    """The method's name as people write it; of a preset that of its file."""
+    return LABELS.get(method, Path(method).stem)
+
+
+def color_of(method: str) -> str:
+    """The colour of a method in every picture."""
+    return COLORS.get(method, PRESET)
+
+
+NOTHING = (".", "-")
+"""Marks of the phases that compute no part of the blocks (`rfc_fx.runtime.summary.MARKS`)."""
+
+
+PART = 0.4
+"""How much of its method's colour a step has that computes a part."""
+
+
+MIN_TILE, MAX_TILE = 48, 256
+"""Samples are shown at least and at most this wide, in pixels."""
+
+
+MIN_BAND = 66
+"""Three lines of text stand beside a band."""
+
+
+MARGIN, GAP = 200, 14
+
+
+def decibel(value: float) -> str:
+    """A PSNR as text."""
+    return f"{value:.1f} dB" if isfinite(value) else str(value)
+
+
+def save_images(of: Comparison, path: Path) -> None:
+    """One band per method, one block per class or prompt in it, one tile per seed; the same places in every band."""
+    groups, seeds = of.source.groups, len(of.source.seeds)
+    blocks = [_blocks(row, len(groups), seeds) for row in of.rows]
+    font, bold = ImageFont.load_default(size=15), ImageFont.load_default(size=18)
+    width, height = blocks[0][0].size
+    height = max(height, MIN_BAND)
+    header = 34
+    picture = Image.new("RGB", (MARGIN + len(groups) * (width + GAP), header + len(of.rows) * (height + GAP)), "white")
+    draw = ImageDraw.Draw(picture)
+    for column, group in enumerate(groups):
+        left = MARGIN + column * (width + GAP)
+        text = group if draw.textlength(group, font=bold) <= width else _shortened(group, draw, bold, width)
+        draw.text((left + width / 2, header / 2), text, fill="black", font=bold, anchor="mm")
+    for band, (row, tiles) in enumerate(zip(of.rows, blocks, strict=True)):
+        top = header + band * (height + GAP)
+        lines = [f"{of.nfc(row):.4g} of {of.settings.steps} steps full"]
+        lines += [] if row.method in (FULL, ENGINE) else [f"PSNR {decibel(row.psnr_db)}"]
+        draw.text((8, top + height / 2 - 20), label_of(row.method), fill=color_of(row.method), font=bold, anchor="lm")
+        draw.multiline_text((8, top + height / 2 - 9), "\n".join(lines), fill="black", font=font)
+        for column, tile in enumerate(tiles):
+            picture.paste(tile, (MARGIN + column * (width + GAP), top))
+    picture.save(path, format="PNG")
+
+
+def _shortened(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    while text and draw.textlength(text + "...", font=font) > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def _blocks(row: Row, groups: int, seeds: int) -> list[Image.Image]:
+    """The samples of each group in a block, as square as it goes."""
+    tiles = _sized(row.best.samples)
+    across = ceil(seeds**0.5)
+    tiles = F.pad(tiles, (0, 2, 0, 2), value=1.0)
+    blocks = []
+    for group in range(groups):
+        mine = list(tiles[group * seeds : (group + 1) * seeds])
+        mine += [torch.ones_like(mine[0])] * (-len(mine) % across)
+        lines = [torch.cat(mine[i : i + across], dim=2) for i in range(0, len(mine), across)]
+        blocks.append(as_picture(torch.cat(lines, dim=1)))
+    return blocks
+
+
+def _sized(images: Tensor) -> Tensor:
+    """Whole-number enlargement of small samples, so that pixels stay pixels; smooth reduction of large ones."""
+    size = images.shape[-1]
+    if size < MIN_TILE:
+        return F.interpolate(images, scale_factor=ceil(MIN_TILE / size), mode="nearest")
+    if size > MAX_TILE:
+        return F.interpolate(images, scale_factor=MAX_TILE / size, mode="area")
+    return images
+
+
+def as_picture(image: Tensor) -> Image.Image:
+    """(C, H, W) in [-1, 1] as a picture in RGB; not a number is black."""
+    pixels = ((image.nan_to_num(-1.0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    if pixels.shape[0] == 1:
+        pixels = pixels.expand(3, -1, -1)
+    return Image.fromarray(pixels[:3].permute(1, 2, 0).contiguous().numpy())
+
+
+def save_schedule(of: Comparison, path: Path) -> None:
+    """Which steps each method computed in full, a strip for each seed; below, the accumulated error of the first seed."""
+    watching = [row for row in of.rows if row.records and of.methods[row.method].schedule.watches]
+    rows, steps = len(of.rows), of.settings.steps
+    ratios = [0.32 * rows + 0.3, *([2.0 + 0.2 * len(watching)] if watching else [])]
+    figure = Figure(figsize=(9, sum(ratios) + 0.9), layout="constrained")
+    axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
+    for i, row in enumerate(of.rows):
+        strips = of.phases(row)
+        for j, phases in enumerate(strips):
+            place = (i - 0.36 + 0.72 * j / len(strips), 0.72 / len(strips))
+            for step, phase in enumerate(phases):
+                color = "#e8e8e8" if phase in NOTHING else to_rgba(color_of(row.method), 1.0 if phase == "#" else PART)
+                axes[0].broken_barh([(step - 0.42, 0.84)], place, facecolors=color)
+    axes[0].set_yticks(range(rows), [f"{label_of(row.method)}, NFC {of.nfc(row):.4g}" for row in of.rows])
+    axes[0].set_ylim(rows - 0.5, -0.5)
+    axes[0].set_xlim(-0.7, steps - 0.3)
+    axes[0].set_title(
+        "steps computed in full (coloured), in part (pale) and estimated (grey); a strip for each seed", fontsize=10, loc="left"
+    )
+    for row in watching:
+        _accumulated(of, row, axes[1])
+    if watching:
+        axes[1].set_ylabel(f"eps that counts, seed {of.source.seeds[0]}")
+        axes[1].set_ylim(bottom=0)
+        axes[1].legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0)
+    axes[-1].set_xlabel("sampling step, from noise to image")
+    figure.savefig(path, dpi=120, format="png")
+
+
+def _accumulated(of: Comparison, row: Row, plot: Axes) -> None:
+    schedule, record = of.methods[row.method].schedule, row.records[0]
+    color, name = color_of(row.method), label_of(row.method)
+    totals = [float("nan") if total is None else total for total in record.totals]
+    full = [step for step, phase in enumerate(record.phases) if phase == "FULL"]
+    what = "accumulated eps" if schedule.accumulates else "eps"
+    plot.plot(range(len(totals)), totals, ".-", color=color, linewidth=1, label=f"{name}: {what}")
+    plot.plot(full, [totals[s] for s in full], "o", color=color, markersize=5, label=f"{name}: full step")
+    if (threshold := threshold_of(schedule)) is not None and isfinite(threshold):
+        label = f"{'tau' if isinstance(schedule, RCS) else 'threshold'} = {threshold:g}"
+        plot.axhline(threshold, color=color, linestyle="--", linewidth=1, label=label)

@@ -1,0 +1,119 @@
+"""Full steps placed by noise levels: the list for which forecasts reach least far in log-SNR, by what the sampler makes of them."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rfc
+from rfc.encoding import decode_method, encode_method
+from rfc.placement.log_snr import LIMIT, nearest_steps
+
+BETAS = st.sampled_from(["linear", "squaredcos_cap_v2"])
+
+LENGTHS = st.integers(1, 60).flatmap(lambda steps: st.tuples(st.integers(1, steps), st.just(steps)))
+
+LEVELS = st.lists(st.floats(-4, 4), min_size=1, max_size=9).map(sorted)
+
+
+def reach(lambdas: list[float], end: float | None, full: tuple[int, ...]) -> float:
+    """What is to be smallest, read off its definition."""
+    angles = [math.atan(math.exp(-level)) for level in lambdas] + [0.0 if end is None else math.atan(math.exp(-end))]
+    turned = [abs(a - b) for a, b in itertools.pairwise(angles)]
+    for step in range(1, len(turned)):
+        turned[step] = turned[step] or turned[step - 1]
+    return sum(turned[j] * (level - lambdas[max(a for a in full if a <= j)]) ** 2 for j, level in enumerate(lambdas))
+
+
+@given(LEVELS, st.none() | st.floats(4, 5), st.integers(1, 9))
+def test_no_other_list_of_as_many_steps_reaches_less(lambdas: list[float], end: float | None, nfc: int) -> None:
+    nfc = min(nfc, len(lambdas))
+    others = [(0, *rest) for rest in itertools.combinations(range(1, len(lambdas)), nfc - 1)]
+    found = nearest_steps(tuple(lambdas), end, nfc)
+    assert found in others
+    assert reach(lambdas, end, found) <= min(reach(lambdas, end, other) for other in others) + 1e-9
+
+
+@given(LENGTHS, BETAS)
+def test_the_schedule_makes_just_these_steps_full(counts: tuple[int, int], betas: str) -> None:
+    nfc, steps = counts
+    method = rfc.LogSNR.of(DDIMScheduler(beta_schedule=betas), steps, nfc)
+    generation, numbers = rfc.Generation(), method.schedule.numbers()
+    full = tuple(i for i in range(steps) if generation.decide(method.schedule, numbers, None, None) == "FULL")
+    assert full == method.schedule.steps
+    assert len(full) == nfc
+    assert full[0] == 0
+
+
+def gaps(method: rfc.LogSNR) -> list[int]:
+    return [b - a for a, b in itertools.pairwise(method.schedule.steps)]
+
+
+def test_full_steps_are_dense_where_the_sampler_takes_long_steps_in_log_snr() -> None:
+    """Linear betas: at the last steps. A cosine schedule: at both ends."""
+    linear, cosine = (gaps(rfc.LogSNR.of(DDIMScheduler(beta_schedule=betas), 50, 14)) for betas in ("linear", "squaredcos_cap_v2"))
+    assert linear[0] > 2 * linear[-1]
+    assert max(cosine[4:-4]) > 2 * cosine[0]
+    assert max(cosine[4:-4]) > 2 * cosine[-1]
+
+
+def test_a_flow_that_begins_with_noise_alone_does_not_spend_its_steps_there() -> None:
+    """lambda is -inf at sigma = 1; beyond the limit further away is no further."""
+    method = rfc.LogSNR.of(FlowMatchEulerDiscreteScheduler(shift=3.0), 28, 8)
+    assert method.lambdas[0] == -math.inf
+    assert len(method.schedule.steps) == 8
+    assert method.schedule.steps == nearest_steps((-LIMIT, *method.lambdas[1:]), None, 8)
+    assert max(gaps(method)) > 2
+
+
+def test_of_two_calls_at_one_level_the_second_is_the_near_one() -> None:
+    """Heun's method calls twice at every level but the first: forecasts from the one to the other reach nowhere."""
+    method = rfc.LogSNR.of(HeunDiscreteScheduler(), 12, 8)
+    assert method.steps == 23
+    assert all(step % 2 for step in method.schedule.steps[1:])
+
+
+def test_its_programs_are_those_of_chebyshev() -> None:
+    method, other = rfc.LogSNR.of(DDIMScheduler(), 20, 5), rfc.Chebyshev(nfc=5, steps=20)
+    assert method.estimator == other.estimator
+    assert method.schedule.in_graph == other.schedule.in_graph
+    assert method.schedule.steps != other.schedule.steps
+    assert method.schedule.of == other.schedule.of == method.steps
+
+
+@pytest.mark.parametrize(("steps", "full"), [(50, 14), (28, 8), (4, 2), (1, 1)])
+def test_without_a_number_28_percent_are_full(steps: int, full: int) -> None:
+    assert len(rfc.LogSNR.of(DDIMScheduler(), steps).schedule.steps) == full
+
+
+def test_it_is_told_without_its_levels() -> None:
+    assert repr(rfc.LogSNR.of(DDIMScheduler(), 20, 5)) == "LogSNR(steps=20, nfc=5, order=2, damping=0.5)"
+
+
+def test_it_is_kept_in_json_as_the_steps_it_placed() -> None:
+    method = rfc.LogSNR.of(FlowMatchEulerDiscreteScheduler(), 20, 5)
+    again = decode_method(encode_method(method))
+    assert (again.estimator, again.schedule) == (method.estimator, method.schedule)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lambdas": ()}, r"lambdas must be log\(alpha / sigma\) at each call, .* LogSNR\.of\(scheduler, steps\) reads them"),
+        ({"lambdas": (0.0, math.nan)}, "lambdas must be"),
+        ({"lambdas": ("0",)}, "lambdas must be"),
+        ({"lambdas": 3}, "lambdas must be"),
+        ({"end": "clean"}, "and end such a number or None, got .* and 'clean'"),
+        ({"nfc": 4}, r"LogSNR: nfc must be at most steps \(3\), got 4"),
+        ({"nfc": 0}, "LogSNR: nfc must be an integer of at least 1, got 0"),
+        ({"order": 5}, "order must be an integer from 1 to 4"),
+        ({"damping": 2}, "damping must be from 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_when_it_is_made(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        rfc.LogSNR(**({"lambdas": (-1.0, 0.0, 1.0)} | settings))

@@ -1,0 +1,102 @@
+"""Options: what stands on the command line becomes methods with the settings that were said, and all else is one line."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import rfc
+from rfc_fx.tools.arguments import (
+    DIGITS_TAU,
+    METHODS,
+    Asked,
+    OptionError,
+    best_known,
+    check_dispatch,
+    new_method,
+    new_methods,
+    parse_size,
+    taking,
+)
+from rfc_fx.zoo import DIGITS_PREDICTOR, load_digits
+
+MAKEABLE = [name for name in METHODS if name not in ("magcache", "log-snr")]
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "method"),
+    [
+        ("fora", {}, rfc.FORA()),
+        ("fora", {"interval": 7, "order": 3, "tau": 1.0}, rfc.FORA(interval=7)),
+        ("taylorseer", {"interval": 5, "order": 1}, rfc.TaylorSeer(interval=5, order=1)),
+        ("taylorseer-lite", {"order": 3}, rfc.TaylorSeerLite(order=3)),
+        ("hicache", {"interval": 6}, rfc.HiCache(interval=6)),
+        ("delta-dit", {}, rfc.DeltaDiT(interval=3)),
+        ("rfc", {"tau": 0.3, "order": 2}, rfc.RFC(tau=0.3, order=2)),
+        ("projective", {"tau": 0.3}, rfc.Method(estimator=rfc.Projective(), schedule=rfc.RCS(tau=0.3))),
+        ("newton", {}, rfc.NewtonRCS()),
+        ("newton", {"order": 3, "tau": 0.2}, rfc.NewtonRCS(tau=0.2, order=3)),
+        ("chebyshev", {}, rfc.Chebyshev()),
+        ("chebyshev", {"nfc": 5, "steps": 20, "order": 3}, rfc.Chebyshev(nfc=5, steps=20, order=3)),
+        ("log-snr", {"model": "digits"}, rfc.LogSNR.of(load_digits()[1], 50)),
+        ("log-snr", {"model": "digits", "nfc": 5, "steps": 20, "order": 3}, replace(rfc.LogSNR.of(load_digits()[1], 20, 5), order=3)),
+        ("speca", {}, rfc.SpeCa(steps=50)),
+        ("speca", {"steps": 20, "order": 1, "threshold": 9.0}, rfc.SpeCa(steps=20, order=1)),
+        ("teacache", {"threshold": 0.2, "steps": 28}, rfc.TeaCache(threshold=0.2, steps=28)),
+        ("first-block", {"threshold": 0.2, "steps": 28}, rfc.FirstBlockCache(threshold=0.2)),
+        ("dicache", {"steps": 30}, rfc.preset("dicache", "flux.1-dev")),
+        ("toca", {"steps": 20}, rfc.ToCa(steps=20)),
+        ("duca", {"interval": 5}, rfc.DuCa(interval=5)),
+        ("disca", {"interval": 2}, rfc.DisCa(predictor=DIGITS_PREDICTOR, interval=2, warmup=2)),
+        ("magcache", {"preset": "flux.1-dev", "steps": 50}, rfc.preset("magcache", "flux.1-dev", steps=50)),
+        ("rfc", {"preset": "dit-xl-2", "is_digits": True}, rfc.preset("rfc", "dit-xl-2")),
+        ("rfc", {"is_digits": True}, rfc.RFC(tau=DIGITS_TAU)),
+        ("rfc", {"is_digits": True, "tau": 0.4}, rfc.RFC(tau=0.4)),
+    ],
+)
+def test_a_method_takes_of_what_was_said_the_settings_that_it_has(name: str, asked: dict[str, Any], method: rfc.CachingMethod) -> None:
+    assert new_method(name, Asked(**asked)) == method
+
+
+@pytest.mark.parametrize("name", MAKEABLE)
+def test_every_method_can_be_made_without_a_word_and_with_all_that_it_takes(name: str) -> None:
+    said = {"tau": 0.3, "threshold": 0.3, "order": 1, "interval": 2, "nfc": 5, "steps": 30}
+    plain, told = new_method(name, Asked()), new_method(name, Asked(**said))  # type: ignore[arg-type]
+    assert plain.schedule.can_skip(50)
+    assert (plain == told) is (not METHODS[name].takes)
+
+
+def test_the_noise_levels_of_a_model_that_draws_are_needed() -> None:
+    with pytest.raises(OptionError, match=r"^--method log-snr: it places full steps by a sampler's noise levels, and nothing"):
+        new_method("log-snr", Asked())
+    with pytest.raises(OptionError, match=r"^--method log-snr: noise levels: DDIMScheduler.set_timesteps.* failed: .* \(chebyshev needs"):
+        new_method("log-snr", Asked(model="digits", steps=2000))
+    assert best_known(Asked(model="digits")) == ("log-snr", None)
+    assert best_known(Asked(model="digits", steps=2000))[0] == "chebyshev"
+
+
+def test_methods_are_made_once_each_in_the_order_in_which_they_were_named() -> None:
+    assert list(new_methods(["speca", "fora", "speca"], Asked())) == ["speca", "fora"]
+
+
+@pytest.mark.parametrize("setting", ["tau", "threshold", "order", "interval", "nfc"])
+def test_a_setting_that_no_method_has_is_refused_with_those_that_have_it(setting: str) -> None:
+    having = taking(setting)
+    stranger = next(name for name in MAKEABLE if name not in having)
+    with pytest.raises(OptionError, match=rf"^--{setting}: not a setting of {stranger}; {', '.join(having)} have it$"):
+        new_methods([stranger], Asked(**{setting: 1}))  # type: ignore[arg-type]
+    assert len(new_methods([stranger, having[0]], Asked(**{setting: 1}))) == 2  # type: ignore[arg-type]
+
+
+def test_a_granularity_is_checked_as_the_package_reads_it() -> None:
+    assert [parse_size(text) for text in (None, "auto", "block", "blocks[-3:]")] == [None, "auto", "block", "blocks[-3:]"]
+    with pytest.raises(OptionError, match=r"^--granularity must be one of module, block, stack, output, blocks\[a:b\], got auto$"):
+        parse_size("auto", auto=False)
+
+
+def test_one_conditional_step_has_two_phases() -> None:
+    methods = new_methods(["rfc", "teacache", "duca"], Asked())
+    check_dispatch(methods, "host")
+    check_dispatch({name: methods[name] for name in ("rfc", "teacache")}, "cond")
+    with pytest.raises(OptionError, match=r"^--dispatch cond: duca has the phases FULL, PARTIAL_1, .*, REUSE, a torch\.cond has two"):
+        check_dispatch(methods, "cond")
