@@ -62,7 +62,7 @@ class Generation:
     """Whether its steps were at more than one timestep; a sampler of second order calls twice at each."""
     before: Generation | None = field(default=None, repr=False, compare=False)
     """The one that ended when this began, if it never left one timestep: this may be its second step (`Direction`)."""
-    one_clock: bool = False
+    shares_clock: bool = False
     """Whether the first step counts on from the one before, as long as that is in doubt."""
     could_skip: bool = False
     """Whether the schedule that decided could have skipped a step by now."""
@@ -90,7 +90,7 @@ class Generation:
         """
         if self.moved or not self.step:
             return Generation()
-        return Generation(before=self, one_clock=schedule.warmup >= 2)
+        return Generation(before=self, shares_clock=schedule.warmup >= 2)
 
     def absorb(self) -> None:
         """Take the generation before in: it was the beginning of this one."""
@@ -100,7 +100,7 @@ class Generation:
         self.phases = before.phases + self.phases
         self.eps = before.eps + self.eps
         self.totals = before.totals + self.totals
-        if not self.one_clock:  # the state begins at the second step, which was full
+        if not self.shares_clock:  # the state begins at the second step, which was full
             return
         if len(self.phases) == before.step + 1:
             self.gap = before.since + 1
@@ -108,7 +108,7 @@ class Generation:
 
     def clock(self, schedule: Schedule) -> tuple[float, float, float]:
         """(k, N, n) of the coming step, in the unit of the schedule; see `Clock`."""
-        if self.before is not None and self.one_clock and not self.phases:
+        if self.before is not None and self.shares_clock and not self.phases:
             return self.before.clock(schedule)
         if schedule.unit == "step":
             return float(self.since + 1), float(self.gap), float(self.anchors)

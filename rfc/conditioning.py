@@ -19,7 +19,7 @@ class ConditioningChangesWarning(UserWarning):
     """The conditioning was another in so many calls of one generation that nothing can be cached."""
 
 
-def stream_name(place: int) -> str:
+def group_name(place: int) -> str:
     """The context of a stream: "default", "default/2", ..."""
     return "default" if place == 0 else f"default/{place + 1}"
 
@@ -61,7 +61,7 @@ class Seen:
 
 
 @dataclass
-class Streams:
+class ConditioningGroups:
     """Numbers the streams of one loop: a conditional and an unconditional pass with separate calls are streams 0 and 1.
 
     Two calls belong to one stream when their conditioning has the same values; nothing is inferred from the order or the

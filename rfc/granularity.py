@@ -1,4 +1,4 @@
-"""Granularity: what one estimate stands for, and which block a module lies in."""
+"""GranularityName: what one estimate stands for, and which block a module lies in."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple, get_args
 
 from torch import nn
 
-Granularity = Literal["module", "block", "stack"]
+GranularityName = Literal["module", "block", "stack"]
 
 
-class Grain(NamedTuple):
+class Granularity(NamedTuple):
     """What one estimate stands for."""
 
     kind: Literal["module", "block", "stack", "output", "blocks"]
@@ -18,17 +18,17 @@ class Grain(NamedTuple):
     """Of "blocks": which, in the order in which they run."""
 
 
-def parse_granularity(text: str, *more: str) -> Grain:
+def parse_granularity(text: str, *more: str) -> Granularity:
     """Return "module", "block", "stack", "output" (of all blocks, itself) or "blocks[a:b]" as a grain; ValueError for anything else.
 
     `more`: what else the caller takes, for the message.
     """
-    if text in (*get_args(Granularity), "output"):
-        return Grain(text)  # type: ignore[arg-type]
+    if text in (*get_args(GranularityName), "output"):
+        return Granularity(text)  # type: ignore[arg-type]
     if isinstance(text, str) and (found := re.fullmatch(r"blocks\[(-?\d+)?:(-?\d+)?\]", text)):
         first, last = (None if part is None else int(part) for part in found.groups())
-        return Grain("blocks", slice(first, last))
-    known = ", ".join((*get_args(Granularity), "output", "blocks[a:b] (such as blocks[1:])", *more))
+        return Granularity("blocks", slice(first, last))
+    known = ", ".join((*get_args(GranularityName), "output", "blocks[a:b] (such as blocks[1:])", *more))
     raise ValueError(f"granularity must be one of {known}, got {text!r}")
 
 

@@ -20,7 +20,7 @@ from rfc_fx.capture.refusals import refuse
 from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, PredictorMismatchError, RFCError, SignatureError, StateBudgetError
 from rfc_fx.io.predictor import write_predictor
 from rfc_fx.io.preset import read_preset, write_preset
-from rfc_fx.ir.config import Choice, Decision, Dispatch, Options
+from rfc_fx.ir.config import Choice, Config, Decision, Dispatch
 from rfc_fx.ir.plan import Plan
 from rfc_fx.report.explain import Explanation, explain
 from rfc_fx.runtime.cached_model import CachedModel
@@ -130,7 +130,7 @@ def transform(
     method = stored(method, state_dtype)
     refuse(model)
     kind = CondModel if dispatch == "cond" else PerSampleModel if decision == "per_sample" else CachedModel
-    options = Options(
+    options = Config(
         method=method,
         granularity=size,
         dispatch=dispatch,

@@ -28,7 +28,7 @@ import rfc
 import rfc_fx
 from benchmarks.coverage.classes.spec import Spec, prediction
 from benchmarks.coverage.rows import Row, in_readme, markdown, public, read, write
-from rfc.granularity import Granularity, block_of
+from rfc.granularity import GranularityName, block_of
 from rfc_fx.capture.export import capture
 from rfc_fx.passes import build
 from rfc_fx.passes.verify import heavy_outside_sites
@@ -112,7 +112,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
         if row.estimate_difference > 1e-5:
             raise AssertionError(f"an estimate with unchanged inputs differs from full by {row.estimate_difference:.1e}")
 
-    def granularity(name: Granularity) -> Any:
+    def granularity(name: GranularityName) -> Any:
         def run() -> None:
             cached = made.get(name) or rfc_fx.transform(model, method=skips, granularity=name)
             cached.method = skips
@@ -163,7 +163,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
     if attempt("capture", transform):
         attempt("full", full)
         attempt("estimate", estimate)
-        for name in get_args(Granularity):
+        for name in get_args(GranularityName):
             attempt(f"granularity {name}", granularity(name))
         attempt("hoist", hoisted)
         if compiles:

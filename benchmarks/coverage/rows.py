@@ -14,7 +14,7 @@ from typing import get_args
 import typer
 
 from benchmarks.readme import between_marks
-from rfc.granularity import Granularity
+from rfc.granularity import GranularityName
 from rfc_fx.tools.summary_json import versions
 
 
@@ -53,7 +53,7 @@ def markdown(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        state = " / ".join(f"{row.state_bytes[name] / 1024:.0f}" if name in row.state_bytes else "-" for name in get_args(Granularity))
+        state = " / ".join(f"{row.state_bytes[name] / 1024:.0f}" if name in row.state_bytes else "-" for name in get_args(GranularityName))
         cells = [
             row.name if row.passed else f"{row.name} (!)",
             str(len(row.sites)),

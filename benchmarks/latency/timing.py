@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from benchmarks.latency.workloads import Calls
 from rfc_fx.runtime.driver import StepModel
-from rfc_fx.tools.compare import coming_to_all_phases, steps_to_warm_up
+from rfc_fx.tools.compare import force_all_phases, steps_to_warm_up
 
 READS = ("tolist", "item", "__bool__", "__float__", "__int__", "__index__", "equal", "cpu", "numpy")
 """Calls of torch that wait for a value of a tensor."""
@@ -169,7 +169,7 @@ class Variant:
         self.run(calls[:WARMUP_STEPS], device, count=False)
         if isinstance(self.cache, StepModel) and {*self.cache.method.schedule.phases} > {*self.cache.stats.phases}:
             short = calls[: steps_to_warm_up(self.cache.method, len(calls))]
-            with coming_to_all_phases(self.cache):
+            with force_all_phases(self.cache):
                 self.run(short, device, count=False)
 
     @torch.no_grad()

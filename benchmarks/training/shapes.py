@@ -1,9 +1,9 @@
 """Train a diffusion transformer for pictures to look at: `python -m benchmarks.train_shapes`, an hour or more of a CPU core.
 
 Data: `benchmarks.training.shapes_data` draws every batch anew, so nothing is seen twice. Velocity prediction (arXiv 2202.00512) on the
-cosine schedule (arXiv 2102.09672), a DiT with adaLN-Zero (arXiv 2212.09748), label dropout for classifier-free guidance. Stop it at any time; started
-again with the same `--work` it goes on from its last checkpoint. With `--minutes` it ends after so much wall time in all, the learning
-rate with it.
+cosine schedule (arXiv 2102.09672), a DiT with adaLN-Zero (arXiv 2212.09748), label dropout for classifier-free guidance. Stop it at any
+time; started again with the same `--work` it goes on from its last checkpoint. With `--minutes` it ends after so much wall time in all,
+the learning rate with it.
 """
 
 from __future__ import annotations

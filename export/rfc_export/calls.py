@@ -17,14 +17,14 @@ from rfc_export.manifest import CallSpec, LeafSpec
 from rfc_export.methods import dtype_of, name_of
 from rfc_fx.capture.export import named_arguments
 from rfc_fx.errors import SignatureError
-from rfc_fx.passes.build import Compiled
+from rfc_fx.passes.build import CompiledSet
 from rfc_fx.runtime.program_cache import PLAIN
 
 RETURN_DICT = "return_dict"
 """The argument by which diffusers' models are told how to wrap what they return; an engine does either."""
 
 
-def call_spec(compiled: Compiled, arguments: Mapping[str, Any], signature: inspect.Signature, timestep: str | None) -> CallSpec:
+def call_spec(compiled: CompiledSet, arguments: Mapping[str, Any], signature: inspect.Signature, timestep: str | None) -> CallSpec:
     """Describe the call that programs were made for."""
     captured = compiled.captured
     paths, tree = pytree.tree_flatten_with_path(dict(arguments))

@@ -27,7 +27,7 @@ from rfc_export.verify import STEPS, Verdict, cached_like, checks, exported_from
 from rfc_fx.runtime.summary import mib
 from rfc_fx.tools import arguments as options
 from rfc_fx.tools import pictures
-from rfc_fx.tools.arguments import DTYPES, HELP, METHODS, STATE_DTYPES, Asked, OptionError, at_least, known
+from rfc_fx.tools.arguments import DTYPES, HELP, METHODS, STATE_DTYPES, MethodArguments, OptionError, at_least, known
 from rfc_fx.tools.cli import app, span, whole_files, writable
 from rfc_fx.tools.cli import main as run_app
 from rfc_fx.tools.load import layout, locate
@@ -66,14 +66,14 @@ def export(
     """Transform a model, build its programs for a back end, and check the engine against the model."""
     wanted: Any = known("--backend", backend, get_args(BackendName))
     how: Any = known("--dispatch", dispatch, get_args(DispatchName))
-    size = options.parse_size(granularity, auto=False)
+    size = options.parse_granularity_option(granularity, auto=False)
     if how == "cond" and hoist:
         raise OptionError("--hoist needs --dispatch host")
     at_least("--batch", 1 if batch is None else batch, 1)
     numbers, place, kept = options.parse_dtype(dtype), options.parse_device(device), options.parse_state_dtype(state_dtype)
     check_place(out, overwrite=overwrite)
     is_digits = layout(locate(model)) == "digits"
-    asked = Asked(
+    asked = MethodArguments(
         tau=tau,
         threshold=threshold,
         order=order,

@@ -40,7 +40,7 @@ from rfc_export.target import built_with, target_of
 from rfc_fx.capture.export import named_arguments
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.progress import progress_slots
-from rfc_fx.passes.build import Compiled
+from rfc_fx.passes.build import CompiledSet
 from rfc_fx.passes.lower_host import lower_host
 
 Report = Callable[[str], object]
@@ -180,7 +180,7 @@ def _refuse_lost_state(layout: Layout, programs: Mapping[str, Portable], maker: 
         raise ExportError(f"export: no program returns the state {', '.join(frozen[:3])}; it would be frozen; please report this")
 
 
-def _stored(weights: Weights, compiled: Compiled, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+def _stored(weights: Weights, compiled: CompiledSet, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
     import torch.utils._pytree as pytree
 
     leaves = pytree.tree_leaves(dict(arguments))

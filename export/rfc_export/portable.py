@@ -16,7 +16,7 @@ from rfc_export.methods import dtype_of, name_of
 from rfc_fx.capture.export import MODEL
 from rfc_fx.ir.ops import flops, value
 from rfc_fx.ir.program import Program
-from rfc_fx.passes.build import Compiled
+from rfc_fx.passes.build import CompiledSet
 from rfc_fx.passes.lower_cond import Cond, lower_cond
 from rfc_fx.passes.lower_host import Host
 
@@ -51,7 +51,7 @@ class Weights:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, compiled: Compiled) -> Weights:
+    def of(cls, compiled: CompiledSet) -> Weights:
         """The names of a model's parameters and buffers, and of the constants of its graph."""
         found = cls()
         model = compiled.captured.model
@@ -68,12 +68,12 @@ class Weights:
         return name
 
 
-def portable_host(compiled: Compiled, host: Host, weights: Weights) -> dict[str, Portable]:
+def portable_host(compiled: CompiledSet, host: Host, weights: Weights) -> dict[str, Portable]:
     """The programs of one host decision per step."""
     return {phase: _portable(compiled, program, host, weights) for phase, program in host.programs.items()}
 
 
-def _portable(compiled: Compiled, program: Program, host: Host, weights: Weights) -> Portable:
+def _portable(compiled: CompiledSet, program: Program, host: Host, weights: Weights) -> Portable:
     graph, used = flat(program.module, weights)
     places = [node for node in graph.nodes if node.op == "placeholder"]
     pools = {pool.name: pool.spec for pool in host.layout.pools}
@@ -168,7 +168,7 @@ class CondStep(nn.Module):
         return (*outputs, *state.values(), progress, log) if self._returns else tuple(outputs)
 
 
-def portable_cond(compiled: Compiled, weights: Weights, writes: Writes) -> dict[str, Portable]:
+def portable_cond(compiled: CompiledSet, weights: Weights, writes: Writes) -> dict[str, Portable]:
     """One program for a whole step: inputs, state, bookkeeping and thresholds in; outputs, new state and bookkeeping out."""
 
     def finish(program: Program) -> Program:

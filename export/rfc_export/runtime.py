@@ -30,7 +30,7 @@ from rfc_fx.ir.plan import Plan, SlotRow
 from rfc_fx.ir.program import Argument
 from rfc_fx.runtime.context import CondContext, Context, new_context
 from rfc_fx.runtime.driver import StepModel
-from rfc_fx.runtime.program_cache import Call, Form, new_call
+from rfc_fx.runtime.program_cache import Call, CallPattern, new_call
 from rfc_fx.runtime.summary import Summary
 
 KEY = 0
@@ -79,7 +79,7 @@ class LoadedProgram:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedSet:
     """The programs of an artefact and what the host must know of them."""
 
     manifest: Manifest
@@ -172,14 +172,14 @@ class Engine(StepModel):
     It has the model's `config`, `dtype` and `device`, and can stand in a diffusers pipeline. Made by `rfc_export.load`.
     """
 
-    def __init__(self, loaded: Loaded, resources: ExitStack) -> None:
+    def __init__(self, loaded: LoadedSet, resources: ExitStack) -> None:
         manifest = loaded.manifest
         call = manifest.call
         super().__init__(manifest.model.model_class, loaded.expected.signature, call.timestep, decode_method(manifest.method))
         self.manifest = manifest
         self._loaded = loaded
         self._resources = resources
-        self._forms: list[Form] = []
+        self._forms: list[CallPattern] = []
         self.eval()
 
     @property
@@ -258,7 +258,7 @@ class Engine(StepModel):
         call = new_call(KEY, self._loaded, leaves, arguments, self._timestep)
         given = self._loaded.expected.given(args, kwargs)
         plain = given.keys() == arguments.keys() and not self._loaded.expected.fixed
-        if plain and RETURN_DICT not in given and (new := Form.of(call, arguments, self._timestep, args, kwargs)) is not None:
+        if plain and RETURN_DICT not in given and (new := CallPattern.of(call, arguments, self._timestep, args, kwargs)) is not None:
             self._forms = [new]
         return call
 
@@ -312,7 +312,7 @@ def _weights(path: Path, device: torch.device) -> dict[str, Tensor]:
         raise ArtifactError(f"{path}: cannot be read: {error}; copy the artefact again") from error
 
 
-def _loaded(manifest: Manifest, programs: dict[str, LoadedProgram], weights: Mapping[str, Tensor], device: torch.device) -> Loaded:
+def _loaded(manifest: Manifest, programs: dict[str, LoadedProgram], weights: Mapping[str, Tensor], device: torch.device) -> LoadedSet:
     call = manifest.call
     lost = [leaf.fixed for leaf in call.leaves if leaf.fixed is not None and leaf.fixed not in weights]
     if lost:
@@ -333,4 +333,4 @@ def _loaded(manifest: Manifest, programs: dict[str, LoadedProgram], weights: Map
     plan = Plan(spec.sites, rows, held, spec.full_flops, spec.estimate_flops, phase_flops=dict(spec.phase_flops))
     timestep = next((leaf.placeholder for leaf in call.leaves if leaf.argument == call.timestep), None)
     layout = Layout(slots, tuple(pools.values()), places)
-    return Loaded(manifest, programs, layout, plan, device, timestep, ExpectedCall(call, manifest.model.model_class, fixed))
+    return LoadedSet(manifest, programs, layout, plan, device, timestep, ExpectedCall(call, manifest.model.model_class, fixed))

@@ -20,7 +20,7 @@ from rfc_export.parity import TOLERANCE, Parity, compare, moved
 from rfc_export.runtime import Engine, load
 from rfc_export.target import built_with, check_target, target_of
 from rfc_fx.capture.export import named_arguments
-from rfc_fx.ir.program import AHEAD
+from rfc_fx.ir.program import HOISTED_PHASES
 from rfc_fx.runtime.summary import mib
 
 STEPS = 50
@@ -121,7 +121,7 @@ def exported_from(name: str, engine: Engine) -> Exportable:
 def cached_like(engine: Engine, model: nn.Module, inputs: dict[str, Any]) -> rfc_fx.CachedModel:
     """The CachedModel with the engine's method, and hoisted where the engine is."""
     manifest = engine.manifest
-    hoist = any(phase in manifest.programs for phase in AHEAD)
+    hoist = any(phase in manifest.programs for phase in HOISTED_PHASES)
     return rfc_fx.transform(model, inputs, method=engine.method, granularity=manifest.granularity, hoist=hoist)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rfc.eager.run import Now, Run
-from rfc.granularity import Grain, block_attention, block_modules
+from rfc.granularity import Granularity, block_attention, block_modules
 
 STREAMS = ("hidden_states", "encoder_hidden_states")
 """What blocks call the latent's stream, and the other one of a joint attention."""
@@ -38,7 +38,7 @@ def in_place(replaced: Sequence[Replaced]) -> Iterator[None]:
                 module.__dict__["forward"] = forward
 
 
-def spans(model: nn.Module, now: Now, grain: Grain, probe: int) -> Iterator[Replaced]:
+def spans(model: nn.Module, now: Now, grain: Granularity, probe: int) -> Iterator[Replaced]:
     """Replacements for blocks: each alone, or some or all of them as one. ValueError where the range chooses none."""
     blocks = block_modules(model)
     chosen = blocks[grain.blocks]

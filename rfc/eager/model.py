@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rfc.bookkeeping import Direction, Generation, timestep_argument, timestep_value
-from rfc.conditioning import Streams, conditioning, stream_name
+from rfc.conditioning import ConditioningGroups, conditioning, group_name
 from rfc.eager.blocks import Replaced, in_place, spans, verifier
 from rfc.eager.predictor import predictions
 from rfc.eager.run import Now, Run, spec_of
@@ -126,7 +126,7 @@ class CachedEager(nn.Module):
         self.granularity = granularity
         self._name: str | None = None
         self._runs: dict[str, Run] = {}
-        self._streams = Streams()
+        self._streams = ConditioningGroups()
         self._direction = Direction()
         self._now = Now(Run(method, method.schedule.numbers()))
         grain = parse_granularity(granularity)
@@ -185,7 +185,7 @@ class CachedEager(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind(*args, **kwargs).arguments
         timestep = timestep_value(bound.get(self._timestep)) if self._timestep else None
-        name = self._name or stream_name(self._streams.find(self._conditioning(bound), lambda place: self._is_over(place, timestep)))
+        name = self._name or group_name(self._streams.find(self._conditioning(bound), lambda place: self._is_over(place, timestep)))
         self._now.run = self._runs.setdefault(name, Run(self.method, self.method.schedule.numbers()))
         shapes = tuple(spec_of(value) for value in bound.values() if isinstance(value, Tensor))
         self._now.run.begin(timestep, shapes, self._direction)
@@ -201,7 +201,7 @@ class CachedEager(nn.Module):
         return conditioning(arguments, latent, self._timestep)
 
     def _is_over(self, place: int, timestep: float | None) -> bool:
-        generation = self._runs[stream_name(place)].generation
+        generation = self._runs[group_name(place)].generation
         return generation.step == 0 or not generation.continues(timestep, self._direction)
 
     def __getattr__(self, name: str) -> Any:

@@ -54,7 +54,7 @@ class Run:
             self.generation, self.watched, self.shapes = Generation(), None, shapes
         elif direction.ends(self.generation, timestep):
             self.generation = self.generation.successor(self.method.schedule)
-            self.watched = self.watched if self.generation.one_clock else None
+            self.watched = self.watched if self.generation.shares_clock else None
         self.timestep, self.phase, self.clock, self.scores = timestep, None, None, {}
 
     def decide(self, **seen: Tensor) -> Phase:

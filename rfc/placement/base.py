@@ -17,7 +17,7 @@ SHARE = 0.28
 """Of a generation's steps that are full unless something else is said: 14 of 50."""
 
 
-class Beforehand(Checked):
+class PlacedMethod(Checked):
     """`nfc` full steps of `steps` at `places`, and Newton's polynomial through them, damped, for a forecast. Not in the papers.
 
     The polynomial is one in the time in which full steps are equidistant (`rfc.Placed.unit`): counted in steps, the change over a short

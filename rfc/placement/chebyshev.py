@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from rfc.placement.base import Beforehand, check_nfc
+from rfc.placement.base import PlacedMethod, check_nfc
 from rfc.schedules.base import checked_count
 
 
@@ -40,8 +40,8 @@ def placed_steps(nfc: int, steps: int, clustering: float, lean: float = 1.0) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chebyshev(Beforehand):
-    """`nfc` full steps of `steps`, denser at both ends; Newton's polynomial through them is the forecast (`Beforehand`). Not in the papers.
+class Chebyshev(PlacedMethod):
+    """`nfc` full steps of `steps`, denser at both ends; Newton's polynomial through them is the forecast (`PlacedMethod`). Unpublished.
 
     Caching forecasts a site's output by a polynomial through its latest full steps. Such a polynomial runs away between equally spaced
     points, most at the ends of the range (Runge); Chebyshev-Lobatto points, dense at both ends, are the remedy of interpolation. Rounded

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rfc.placement.base import Beforehand, check_nfc
+from rfc.placement.base import PlacedMethod, check_nfc
 from rfc.placement.noise_levels import noise_levels
 
 LIMIT = 5.0
@@ -56,8 +56,8 @@ def nearest_steps(lambdas: tuple[float, ...], end: float | None, nfc: int) -> tu
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class LogSNR(Beforehand):
-    """`nfc` full steps where forecasts would reach far in log-SNR; Newton's polynomial is the forecast (`Beforehand`). Not in the papers.
+class LogSNR(PlacedMethod):
+    """`nfc` full steps where forecasts would reach far in log-SNR; Newton's polynomial is the forecast (`PlacedMethod`). Not in the papers.
 
     What a model draws depends on the noise level: layouts come at low log-SNR, details at high. So its outputs move with lambda, half the
     log-SNR, and a sampler that takes long steps in lambda (a cosine schedule at both ends, linear betas at the last steps) needs its full

@@ -16,7 +16,7 @@ Decision = Literal["batch", "per_sample"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Config:
     """How a model is transformed."""
 
     method: CachingMethod

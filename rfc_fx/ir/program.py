@@ -32,7 +32,7 @@ CLOCK_SPECS = [SlotSpec((), torch.float32)] * 3
 """Of k, N and n."""
 
 
-AHEAD = ("INVARIANT", "TIMESTEP")
+HOISTED_PHASES = ("INVARIANT", "TIMESTEP")
 """Programs that run before the steps, or before a step (`rfc_fx.passes.hoist`)."""
 
 
@@ -88,7 +88,7 @@ class Program:
         return [node for node in self.graph.nodes if node.op == "placeholder"]
 
 
-class Runner(Protocol):
+class RunnableProgram(Protocol):
     """A program as the host runs it."""
 
     @property
@@ -108,11 +108,11 @@ class Runner(Protocol):
         ...
 
 
-class Programs(Protocol):
+class ProgramSet(Protocol):
     """What the host needs to take steps for one call signature."""
 
     @property
-    def programs(self) -> Mapping[str, Runner]:
+    def programs(self) -> Mapping[str, RunnableProgram]:
         """By phase."""
         ...
 

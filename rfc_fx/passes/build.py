@@ -17,11 +17,11 @@ from rfc.predictor import Predictor
 from rfc.state import SlotSpec
 from rfc_fx.capture.export import Captured, capture
 from rfc_fx.errors import SignatureError
-from rfc_fx.ir.config import Options
+from rfc_fx.ir.config import Config
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import flops, value
 from rfc_fx.ir.plan import Plan, SlotRow
-from rfc_fx.ir.program import AHEAD, Argument, Program, unflatten
+from rfc_fx.ir.program import HOISTED_PHASES, Argument, Program, unflatten
 from rfc_fx.passes.graft import capture_skipped
 from rfc_fx.passes.guard import Guarded, guard
 from rfc_fx.passes.hoist import dependence
@@ -38,7 +38,7 @@ log = logging.getLogger("rfc_fx")
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledSet:
     """Everything made for one signature: the graphs, the programs and the plan."""
 
     captured: Captured
@@ -99,8 +99,8 @@ class Compiled:
 
 
 def build(
-    model: nn.Module, arguments: Mapping[str, Any], options: Options, timestep: str | None, predictor: Predictor | None = None
-) -> Compiled:
+    model: nn.Module, arguments: Mapping[str, Any], options: Config, timestep: str | None, predictor: Predictor | None = None
+) -> CompiledSet:
     """model -> graph -> sites -> one call per site -> guarded graph -> programs. `predictor` stands in for the blocks."""
     start = time.perf_counter()
     when = arguments.get(timestep) if timestep is not None else None
@@ -123,7 +123,7 @@ def build(
     )
     slots = lowered.layout.slots
     device = guarded.watched.I.meta["val"].device
-    compiled = Compiled(
+    compiled = CompiledSet(
         captured, found, guarded, lowered, named, _plan(guarded, lowered.programs, slots), device, time.perf_counter() - start
     )
     log.info(
@@ -142,7 +142,7 @@ def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, Sl
     rows = [SlotRow(name, spec.shape, spec.dtype, prod(spec.shape) * spec.dtype.itemsize) for name, spec in slots.items()]
     cost = {phase: flops(program.graph.nodes) for phase, program in programs.items()}
     shared = cost.get("PREFIX", 0) + cost.get("TIMESTEP", 0)
-    held = {phase: sum(value(node).nbytes for node in programs[phase].returned()) for phase in AHEAD if phase in programs}
+    held = {phase: sum(value(node).nbytes for node in programs[phase].returned()) for phase in HOISTED_PHASES if phase in programs}
     return Plan(
         [site.name for site in guarded.sites],
         rows,
@@ -152,6 +152,8 @@ def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, Sl
         invariant_flops=cost.get("INVARIANT", 0),
         invariant_bytes=held.get("INVARIANT", 0),
         timestep_flops=cost.get("TIMESTEP", 0),
-        phase_flops={phase: flops + shared for phase, flops in cost.items() if phase not in (*AHEAD, "PREFIX", "FULL", "ESTIMATE")},
+        phase_flops={
+            phase: flops + shared for phase, flops in cost.items() if phase not in (*HOISTED_PHASES, "PREFIX", "FULL", "ESTIMATE")
+        },
         timestep_bytes=held.get("TIMESTEP", 0),
     )

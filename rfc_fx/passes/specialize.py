@@ -16,7 +16,7 @@ from rfc.state import Clock, SlotSpec, State
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import aten, base_of, is_heavy, is_view, select, spec_of
-from rfc_fx.ir.program import AHEAD, CLOCK, CLOCK_SPECS, Argument, Kind, Program
+from rfc_fx.ir.program import CLOCK, CLOCK_SPECS, HOISTED_PHASES, Argument, Kind, Program
 from rfc_fx.passes.builder import Builder
 from rfc_fx.passes.guard import Guarded
 from rfc_fx.passes.token_wise import computed, grown_older, no_age, score
@@ -25,7 +25,7 @@ from rfc_fx.sites.residual import Site
 from rfc_fx.sites.state import LAST, SCHEDULE, signals
 from rfc_fx.sites.token_wise import TokenSite
 
-__all__ = ["AHEAD", "CLOCK", "Argument", "Kind", "Program", "ahead", "prefix", "prefix_nodes", "remade", "specialize"]
+__all__ = ["CLOCK", "HOISTED_PHASES", "Argument", "Kind", "Program", "ahead", "prefix", "prefix_nodes", "rematerialized", "specialize"]
 
 
 Writes = Literal["in_place", "returned"]
@@ -47,7 +47,7 @@ LIGHT = 16
 """Elementwise operations and reductions that are cheaper to do again than to keep a tensor of the stream for."""
 
 
-def remade(guarded: Guarded, shared: AbstractSet[fx.Node], hoisted: AbstractSet[fx.Node]) -> set[fx.Node]:
+def rematerialized(guarded: Guarded, shared: AbstractSet[fx.Node], hoisted: AbstractSet[fx.Node]) -> set[fx.Node]:
     """What PREFIX computes and FULL and ESTIMATE compute again, from what is carried to them anyway.
 
     Typically the first site's input, made from the residual stream and the modulation: a result of PREFIX lives as long as the step does,
@@ -97,7 +97,7 @@ def specialize(
     that FULL and PARTIAL keep.
     """
     shared = prefix_nodes(guarded)
-    done = (shared | hoisted) - remade(guarded, shared, hoisted)
+    done = (shared | hoisted) - rematerialized(guarded, shared, hoisted)
     step = _Step(guarded, phase, writes, Builder(guarded, phase, done, layout if phase != "FULL" else None))
     step.watch()
     by_name = {site.name: site for site in guarded.sites}

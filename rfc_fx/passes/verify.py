@@ -10,7 +10,7 @@ from rfc.method import placement
 from rfc.schedules.base import Phase, is_partial
 from rfc_fx.errors import IllegalGraphError
 from rfc_fx.ir.ops import is_heavy, is_mutable, select
-from rfc_fx.ir.program import AHEAD, Program
+from rfc_fx.ir.program import HOISTED_PHASES, Program
 from rfc_fx.passes.guard import Guarded
 from rfc_fx.sites.state import LAST, SCHEDULE
 from rfc_fx.sites.token_wise import ATTENTION
@@ -92,7 +92,7 @@ def _what_is_watched_is_kept_when_the_schedule_says(guarded: Guarded, programs: 
     always = guarded.method.schedule.remembers == "all steps"
     for phase, program in programs.items():
         written = kept & set(program.written())
-        wanted = kept if phase == "FULL" or (always and phase not in (*AHEAD, "PREFIX")) else set()
+        wanted = kept if phase == "FULL" or (always and phase not in (*HOISTED_PHASES, "PREFIX")) else set()
         if written != wanted:
             yield f"{phase} writes {', '.join(sorted(written)) or 'nothing'} of the schedule's slots"
 
@@ -119,7 +119,7 @@ def _reuse_begins_behind_the_last_block(guarded: Guarded, programs: dict[str, Pr
 
 
 def _skipped_steps_read_every_site(guarded: Guarded, programs: dict[str, Program]) -> Violations:
-    skipped = (program for phase, program in programs.items() if phase not in (*AHEAD, "PREFIX", "FULL"))
+    skipped = (program for phase, program in programs.items() if phase not in (*HOISTED_PHASES, "PREFIX", "FULL"))
     read = {slot.rpartition(".")[0] for program in skipped for slot in program.read()}
     for site in guarded.sites:
         if site.name not in read:
@@ -134,7 +134,7 @@ def _prefix_precedes_all_sites(guarded: Guarded, programs: dict[str, Program]) -
 
 def _what_is_carried_was_computed(guarded: Guarded, programs: dict[str, Program]) -> Violations:
     known: set[str] = set()
-    for phase in sorted(programs, key=[*AHEAD, "PREFIX", *programs].index):
+    for phase in sorted(programs, key=[*HOISTED_PHASES, "PREFIX", *programs].index):
         for kind, name in programs[phase].arguments:
             if kind == "carry" and name not in known:
                 yield f"{phase} reads {name}, which no program before it computes"
@@ -143,7 +143,7 @@ def _what_is_carried_was_computed(guarded: Guarded, programs: dict[str, Program]
 
 def _what_runs_ahead_knows_no_latent(guarded: Guarded, programs: dict[str, Program]) -> Violations:
     latents = guarded.outlined.captured.latents
-    for phase in (p for p in AHEAD if p in programs):
+    for phase in (p for p in HOISTED_PHASES if p in programs):
         for kind, name in programs[phase].arguments:
             if kind in ("state", "clock") or name in latents:
                 yield f"{phase} reads the {kind} {name}"

@@ -17,14 +17,14 @@ from rfc_fx.capture.export import named_arguments
 from rfc_fx.capture.fingerprint import Fingerprint, fingerprint
 from rfc_fx.capture.refusals import refuse
 from rfc_fx.errors import PredictorMismatchError, RFCError
-from rfc_fx.ir.config import Options
+from rfc_fx.ir.config import Config
 from rfc_fx.ir.plan import Plan
 from rfc_fx.ir.program import Program
-from rfc_fx.passes.build import Compiled, build
+from rfc_fx.passes.build import CompiledSet, build
 from rfc_fx.passes.guard import Guarded
 from rfc_fx.runtime.context import Context
 from rfc_fx.runtime.driver import StepModel
-from rfc_fx.runtime.program_cache import MAX_SIGNATURES, Call, Form, Key, ProgramSets, new_call, signature
+from rfc_fx.runtime.program_cache import MAX_SIGNATURES, Call, CallPattern, Key, ProgramCache, new_call, signature
 
 log = logging.getLogger("rfc_fx")
 
@@ -36,14 +36,14 @@ class CachedModel(StepModel):
     used in place, none is copied. Made by `rfc_fx.transform`.
     """
 
-    def __init__(self, model: nn.Module, options: Options) -> None:
+    def __init__(self, model: nn.Module, options: Config) -> None:
         name, signature = type(model).__name__, inspect.signature(model.forward)
         super().__init__(name, signature, timestep_argument(model.forward), options.method, speculate=options.speculate)
         self.model = model
         self.__module__ = type(model).__module__  # with __class__: a saved pipeline names the model, and loads without this package
         self._options = options
-        self._sets = ProgramSets()
-        self._forms: list[Form] = []
+        self._sets = ProgramCache()
+        self._forms: list[CallPattern] = []
         self._made_from: Fingerprint = ()
         self.register_module("_predictor", None)  # a part of this module: its weights are listed and move with the others
         self._predictor: Predictor | None
@@ -52,7 +52,7 @@ class CachedModel(StepModel):
         self.eval()
 
     @property
-    def options(self) -> Options:
+    def options(self) -> Config:
         """How the model is transformed."""
         return replace(self._options, method=self._method)
 
@@ -83,11 +83,11 @@ class CachedModel(StepModel):
         arguments = named_arguments(self._signature, args, kwargs)
         compiled, key, leaves = self._lookup(arguments)
         call = new_call(key, compiled, leaves, arguments, self._timestep)
-        if (new := Form.of(call, arguments, self._timestep, args, kwargs)) is not None:
+        if (new := CallPattern.of(call, arguments, self._timestep, args, kwargs)) is not None:
             self._forms = [new, *self._forms][:MAX_SIGNATURES]
         return call
 
-    def _lookup(self, arguments: dict[str, Any]) -> tuple[Compiled, Key, list[Any]]:
+    def _lookup(self, arguments: dict[str, Any]) -> tuple[CompiledSet, Key, list[Any]]:
         shape, leaves = signature(arguments, self.model)
         key = self._sets.find(shape, leaves)
         if key is None:
@@ -131,7 +131,7 @@ class CachedModel(StepModel):
         return self._latest().programs
 
     @property
-    def compiled(self) -> Compiled:
+    def compiled(self) -> CompiledSet:
         """All that was made for the latest signature."""
         return self._latest()
 
@@ -144,7 +144,7 @@ class CachedModel(StepModel):
         """
         return self._latest().whole_plan
 
-    def _latest(self) -> Compiled:
+    def _latest(self) -> CompiledSet:
         if (latest := self._sets.latest) is None:
             raise RFCError(f"{self._name}: nothing captured yet; pass example_inputs to rfc_fx.transform or call the model once")
         return latest

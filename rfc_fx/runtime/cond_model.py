@@ -10,7 +10,7 @@ from torch import nn
 
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.program import unflatten
-from rfc_fx.passes.build import Compiled
+from rfc_fx.passes.build import CompiledSet
 from rfc_fx.passes.lower_cond import Cond
 from rfc_fx.runtime.cached_model import CachedModel
 
@@ -30,7 +30,7 @@ class CondModel(CachedModel):
             if context is None:
                 raise RFCError("dispatch='cond': nothing captured yet; pass example_inputs to rfc_fx.transform or call the model once")
             compiled, state, numbers = context.compiled, context.state, self._here_numbers
-            assert isinstance(compiled, Compiled)
+            assert isinstance(compiled, CompiledSet)
             assert isinstance(compiled.lowered, Cond)
             names = tuple(self._signature.parameters)
             given = dict(zip(names, args, strict=False)) | kwargs

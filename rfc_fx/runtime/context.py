@@ -13,30 +13,30 @@ from torch import Tensor
 
 from rfc.bookkeeping import Direction, Generation
 from rfc.schedules.base import Schedule
-from rfc_fx.ir.program import Argument, Programs, Runner
+from rfc_fx.ir.program import Argument, ProgramSet, RunnableProgram
 from rfc_fx.ir.progress import RESTART
-from rfc_fx.runtime.hoisted import Ahead
+from rfc_fx.runtime.hoisted import HoistedValues
 from rfc_fx.runtime.program_cache import ends
-from rfc_fx.runtime.readback import Mailbox
+from rfc_fx.runtime.readback import Readback
 
 
 @dataclass
 class Context:
     """The state of one name and one signature, and the generation it is in."""
 
-    compiled: Programs
+    compiled: ProgramSet
     state: dict[str, Tensor]
     pools: dict[str, Tensor]
     clock: Tensor
     generation: Generation = field(default_factory=Generation)
     fresh: bool = True
     """The next call begins a new generation."""
-    ahead: Ahead = field(default_factory=Ahead)
-    mail: Mailbox = field(default_factory=Mailbox)
+    ahead: HoistedValues = field(default_factory=HoistedValues)
+    mail: Readback = field(default_factory=Readback)
     """The decision's numbers on their way to the host."""
-    is_blind: bool = False
+    timestep_unchecked: bool = False
     """The host has not seen the timestep that they bring."""
-    assumed: float | None = None
+    expected_timestep: float | None = None
     """What it took that timestep for."""
 
     @cached_property
@@ -104,7 +104,7 @@ class Step:
     """The arguments of the call, for a step that has to begin anew."""
     pending: list[str]
     """Phases before the decision that are still to come."""
-    program: Runner | None = None
+    program: RunnableProgram | None = None
     """The program that is due, or ran last."""
     run: Callable[..., Any] | None = None
     """What to call for it; None when the step is done."""
@@ -115,7 +115,7 @@ class Step:
     guess: Any = None
     """What it returned."""
     timestep: float | None = None
-    assumed: float | None = None
+    expected_timestep: float | None = None
     """The timestep whose prepared results are used before the host has seen it."""
 
     _ends: tuple[float, float] | None = None
@@ -127,7 +127,7 @@ class Step:
             self._ends = ends(self.values["input", self.context.compiled.timestep])
         return self._ends
 
-    def turn_to(self, program: Runner) -> Step:
+    def turn_to(self, program: RunnableProgram) -> Step:
         """Make this program the one that is due."""
         self.program, self.run, self.given = program, program.run, [self.values[key] for key in program.arguments]
         return self
@@ -141,7 +141,7 @@ class Step:
         return self
 
 
-def new_context(compiled: Programs, kind: type[Context] | None = None) -> Context:
+def new_context(compiled: ProgramSet, kind: type[Context] | None = None) -> Context:
     """Empty state with fixed addresses."""
     state, pools = compiled.layout.allocate(compiled.device)
     with torch.inference_mode(False):

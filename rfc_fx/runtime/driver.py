@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from rfc.bookkeeping import Direction, Generation, timestep_value
-from rfc.conditioning import Streams, stream_name
+from rfc.conditioning import ConditioningGroups, group_name
 from rfc.method import CachingMethod, placement
 from rfc.schedules.fixed import Placed
 from rfc.storage import kept_like
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.plan import Plan
-from rfc_fx.ir.program import AHEAD, CLOCK, Runner
+from rfc_fx.ir.program import CLOCK, HOISTED_PHASES, RunnableProgram
 from rfc_fx.runtime import summary as show
 from rfc_fx.runtime.context import Context, Step, new_context, records
-from rfc_fx.runtime.dynamo import between_programs
+from rfc_fx.runtime.dynamo import skip_own_frame
 from rfc_fx.runtime.hoisted import known
 from rfc_fx.runtime.program_cache import Call, Key
 from rfc_fx.runtime.sampler import Following
@@ -32,7 +32,7 @@ from rfc_fx.runtime.warnings import Warned
 log = logging.getLogger("rfc_fx")
 
 
-GUESSED_BYTES = 512 << 20
+SPECULATION_LIMIT = 512 << 20
 """Up to so much state, an ESTIMATE that ran for nothing costs a device less than waiting for each decision."""
 
 
@@ -58,7 +58,7 @@ class StepModel(nn.Module):
         self._timesteps: Tensor | None = None
         self._following: Following | None = None
         self._contexts: dict[tuple[str, Key], Context] = {}
-        self._streams: dict[tuple[Key, str], Streams] = {}
+        self._streams: dict[tuple[Key, str], ConditioningGroups] = {}
         self._direction = Direction()
         self._here = threading.local()
         self._last: Context | None = None
@@ -101,7 +101,7 @@ class StepModel(nn.Module):
 
     # ---- the call ----------------------------------------------------------------------------------------------------
 
-    @between_programs
+    @skip_own_frame
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step: the same call and the same result type as the model's.
 
@@ -130,7 +130,7 @@ class StepModel(nn.Module):
         values = context.own | dict(zip(compiled.placeholders, compiled.inputs(leaves), strict=True))
         if placement(self.method).tokens is not None:
             values |= {("number", name): tensor for name, tensor in self._numbers_on(compiled.device).items()}
-        step = Step(context, values, (args, kwargs), [*AHEAD, "PREFIX"])
+        step = Step(context, values, (args, kwargs), [*HOISTED_PHASES, "PREFIX"])
         if context.fresh:
             context.begin()
         if self._knows_timestep(step):
@@ -145,7 +145,7 @@ class StepModel(nn.Module):
     def _advance(self, step: Step, results: Any) -> Step:
         """Take what a program returned, and turn to the next; the step that comes back may be a new one."""
         assert step.program is not None
-        if step.program.phase in (*AHEAD, "PREFIX"):
+        if step.program.phase in (*HOISTED_PHASES, "PREFIX"):
             self._share(step, step.program, results)
             return self._next(step)
         if step.is_guessing:
@@ -154,7 +154,7 @@ class StepModel(nn.Module):
         if "decision" in step.program.results:  # of the step after this one
             *results, found = results
             step.context.mail.post(found)
-            step.context.is_blind = False
+            step.context.timestep_unchecked = False
         return step.finish(results)
 
     def _next(self, step: Step) -> Step:
@@ -167,7 +167,7 @@ class StepModel(nn.Module):
             return step.turn_to(step.context.compiled.programs["ESTIMATE"])
         return self._turn(step, self._decide(step))
 
-    def _turn(self, step: Step, chosen: Runner | None) -> Step:
+    def _turn(self, step: Step, chosen: RunnableProgram | None) -> Step:
         """The step with the chosen program; done, where that has run already; a new step where none was chosen."""
         if chosen is None:
             again: Step = self._begin(*step.call)
@@ -185,15 +185,15 @@ class StepModel(nn.Module):
         if schedule.remembers == "all steps":  # an ESTIMATE writes what it saw
             return False
         wanted = self._speculate
-        return context.clock.is_cuda and context.compiled.plan.state_bytes <= GUESSED_BYTES if wanted is None else wanted
+        return context.clock.is_cuda and context.compiled.plan.state_bytes <= SPECULATION_LIMIT if wanted is None else wanted
 
-    def _due(self, step: Step, phase: str) -> Runner | None:
+    def _due(self, step: Step, phase: str) -> RunnableProgram | None:
         """The program of that phase, unless there is none or its results are known."""
         program = step.context.compiled.programs.get(phase)
         timesteps = self._timesteps if self._following is None else step.context.ahead.coming
-        return None if program is None or (phase in AHEAD and known(step, phase, timesteps)) else program
+        return None if program is None or (phase in HOISTED_PHASES and known(step, phase, timesteps)) else program
 
-    def _share(self, step: Step, program: Runner, results: Any) -> None:
+    def _share(self, step: Step, program: RunnableProgram, results: Any) -> None:
         names = [name.removeprefix("carry:") for name in program.results]
         if program.phase == "INVARIANT":
             step.context.ahead.keep(names, results)
@@ -201,11 +201,11 @@ class StepModel(nn.Module):
         for name, tensor in zip(names, results, strict=True):
             if name == "decision":
                 step.context.mail.post(tensor)
-                step.context.is_blind, step.context.assumed = not self._knows_timestep(step), step.assumed
+                step.context.timestep_unchecked, step.context.expected_timestep = not self._knows_timestep(step), step.expected_timestep
             else:
                 step.values["carry", name] = tensor
 
-    def _decide(self, step: Step) -> Runner | None:
+    def _decide(self, step: Step) -> RunnableProgram | None:
         """The one decision of a step; PREFIX's error and the timestep come to the host in one transfer.
 
         None when the step has to begin anew: the model was changed since its programs were made, or what was computed ahead does not hold.
@@ -216,14 +216,14 @@ class StepModel(nn.Module):
         if context.mail.is_full and not schedule.is_lagged:
             eps, *noise = context.mail.read()
             step.timestep = noise[0] if noise else None
-            if step.assumed is not None and {*noise} != {step.assumed}:  # not the order that was prepared
+            if step.expected_timestep is not None and {*noise} != {step.expected_timestep}:  # not the order that was prepared
                 context.ahead.trusted = False
                 return None
             clock = context.generation.clock(schedule)
             if self._restart_if_noise_grew(step):
                 if self._forget_if_changed():
                     return None
-                if any(phase in context.compiled.programs for phase in AHEAD):  # what was computed ahead is the last generation's
+                if any(phase in context.compiled.programs for phase in HOISTED_PHASES):  # what was computed ahead is the last generation's
                     return None
                 self._set_clock(step)
             elif context.generation.clock(schedule) != clock:  # the generation is longer than was known when eps was measured
@@ -247,8 +247,8 @@ class StepModel(nn.Module):
         """Take in the error of the step before and, where the host did not see it, its timestep; RFCError where that began a generation."""
         eps, *noise = context.mail.read()
         context.generation.learn(self.method.schedule, eps)
-        as_prepared = context.assumed is None or {*noise} == {context.assumed}
-        if not context.is_blind or not noise or (as_prepared and context.generation.follows(noise[0], self._direction)):
+        as_prepared = context.expected_timestep is None or {*noise} == {context.expected_timestep}
+        if not context.timestep_unchecked or not noise or (as_prepared and context.generation.follows(noise[0], self._direction)):
             return
         context.end()
         raise RFCError(
@@ -284,11 +284,11 @@ class StepModel(nn.Module):
         """Name of the context of a call outside `cache_context`: conditional and unconditional calls get one each."""
 
         def over(place: int) -> bool:
-            context = self._contexts.get((self._own(stream_name(place)), call.key))
+            context = self._contexts.get((self._own(group_name(place)), call.key))
             return context is None or context.is_over(timestep_value(call.timestep), self._direction)
 
-        streams = self._streams.setdefault((call.key, self._own("")), Streams())
-        return self._own(stream_name(streams.find(call.conditioning, over)))
+        streams = self._streams.setdefault((call.key, self._own("")), ConditioningGroups())
+        return self._own(group_name(streams.find(call.conditioning, over)))
 
     def _own(self, name: str) -> str:
         """What the context of that name is called for the present call."""

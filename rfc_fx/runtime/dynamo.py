@@ -13,7 +13,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def between_programs(function: Callable[P, R]) -> Callable[P, R]:
+def skip_own_frame(function: Callable[P, R]) -> Callable[P, R]:
     """Run this function's own lines as they stand, and let torch.compile take what it calls.
 
     `torch.compiler.disable(recursive=False)` alone has its decision made anew in every call, which takes longer (0.6 ms on a slow core)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from rfc.conditioning import Seen
-from rfc_fx.ir.program import AHEAD, Argument
+from rfc_fx.ir.program import HOISTED_PHASES, Argument
 
 if TYPE_CHECKING:
-    from rfc_fx.ir.program import Runner
+    from rfc_fx.ir.program import RunnableProgram
     from rfc_fx.runtime.context import Step
 import logging
 
@@ -22,7 +22,7 @@ log = logging.getLogger("rfc_fx")
 
 
 @dataclass
-class Ahead:
+class HoistedValues:
     """Results of INVARIANT and TIMESTEP of one context.
 
     They hold for one generation, as long as the conditioning is the same, by object and version or else by value. Weights are
@@ -48,10 +48,10 @@ class Ahead:
     coming: Tensor | None = None
     """Timesteps of the generation, read from a scheduler after its leading steps."""
 
-    def holds(self, programs: Mapping[str, Runner], timestep: str | None, values: Mapping[Argument, Tensor]) -> bool:
+    def holds(self, programs: Mapping[str, RunnableProgram], timestep: str | None, values: Mapping[Argument, Tensor]) -> bool:
         """Whether the results are those of the present conditioning; if not, note it and forget them."""
         if self.read is None:
-            arguments = (key for phase in AHEAD if phase in programs for key in programs[phase].arguments)
+            arguments = (key for phase in HOISTED_PHASES if phase in programs for key in programs[phase].arguments)
             self.read = {name for kind, name in arguments if kind == "input" and name != timestep}
         names = self.read
         if not self.stale and all(name in self.seen and self.seen[name].equals(values["input", name]) for name in names):
@@ -69,7 +69,7 @@ class Ahead:
                     torch._dynamo.mark_static_address(self.held[name])
                 self.held[name].copy_(result)
 
-    def fill(self, program: Runner, timestep: str, values: Mapping[Argument, Tensor], timesteps: Tensor) -> None:
+    def fill(self, program: RunnableProgram, timestep: str, values: Mapping[Argument, Tensor], timesteps: Tensor) -> None:
         """Run TIMESTEP for all steps as one batched computation."""
         given = values["input", timestep]
         steps = timesteps.to(given)
@@ -130,7 +130,7 @@ def _row(step: Step, timesteps: Tensor | None) -> int | None:
     place = step.context.generation.step  # the timestep comes to the host with the decision, which checks this
     if place >= len(ahead.order):
         return None
-    step.assumed = ahead.order[place]
+    step.expected_timestep = ahead.order[place]
     return place
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from rfc_fx.capture.export import latent_argument, named_arguments
 from rfc_fx.capture.refusals import refuse
 from rfc_fx.errors import SignatureError
-from rfc_fx.ir.config import Options
+from rfc_fx.ir.config import Config
 from rfc_fx.ir.plan import Plan
 from rfc_fx.runtime.cached_model import CachedModel
-from rfc_fx.runtime.dynamo import between_programs
+from rfc_fx.runtime.dynamo import skip_own_frame
 from rfc_fx.runtime.program_cache import signature
 
 
@@ -26,11 +26,11 @@ class PerSampleModel(CachedModel):
     No sample's result depends on its batch mates, to the last bit. Contexts are named `default[0]`, `default[1]`, ...
     """
 
-    def __init__(self, model: nn.Module, options: Options) -> None:
+    def __init__(self, model: nn.Module, options: Config) -> None:
         super().__init__(model, options)
         self._wholes: dict[Any, Whole] = {}
 
-    @between_programs
+    @skip_own_frame
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step of every sample; see `CachedModel.forward`."""
         whole, samples = self._samples(args, kwargs)

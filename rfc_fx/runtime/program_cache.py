@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from rfc.conditioning import Seen, conditioning
 from rfc_fx.errors import SignatureError
-from rfc_fx.ir.program import Programs
-from rfc_fx.passes.build import Compiled
+from rfc_fx.ir.program import ProgramSet
+from rfc_fx.passes.build import CompiledSet
 
 
 def signature(arguments: Mapping[str, Any], model: nn.Module) -> tuple[tuple[Any, ...], list[Any]]:
@@ -46,11 +46,11 @@ Key = int
 """A number of its own for every set: cheap to look up in every step."""
 
 
-class ProgramSets:
+class ProgramCache:
     """What was compiled, by signature; the one used last is the last."""
 
     def __init__(self) -> None:
-        self._compiled: OrderedDict[Key, Compiled] = OrderedDict()
+        self._compiled: OrderedDict[Key, CompiledSet] = OrderedDict()
         self._shapes: dict[Key, Any] = {}
         self._fixed: dict[Key, dict[int, Seen]] = {}
         self._numbers = count()
@@ -70,18 +70,18 @@ class ProgramSets:
         self._fixed[key] = {position: Seen.now(leaves[position]) for position in fixed}
         return True
 
-    def get(self, key: Key) -> Compiled:
+    def get(self, key: Key) -> CompiledSet:
         """Return a set."""
         return self._compiled[key]
 
-    def add(self, shape: Any, leaves: list[Any], compiled: Compiled) -> Key:
+    def add(self, shape: Any, leaves: list[Any], compiled: CompiledSet) -> Key:
         """Keep a new set."""
         key = next(self._numbers)
         self._compiled[key], self._shapes[key] = compiled, shape
         self._fixed[key] = {position: Seen.now(leaves[position]) for position in compiled.captured.decided}
         return key
 
-    def use(self, key: Key) -> Compiled:
+    def use(self, key: Key) -> CompiledSet:
         """Return a set and count it as the one used last."""
         self._compiled.move_to_end(key)
         return self._compiled[key]
@@ -101,7 +101,7 @@ class ProgramSets:
             held.clear()
 
     @property
-    def latest(self) -> Compiled | None:
+    def latest(self) -> CompiledSet | None:
         """The set used last."""
         return next(reversed(self._compiled.values()), None)
 
@@ -114,7 +114,7 @@ class Call:
     """The arguments of one call, and the programs for them."""
 
     key: Key
-    compiled: Programs
+    compiled: ProgramSet
     leaves: list[Any]
     """The flat arguments, in the order of the signature."""
     conditioning: dict[str, Tensor]
@@ -122,7 +122,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Form:
+class CallPattern:
     """How a call was written and what its arguments were, but for the values of tensors."""
 
     key: Key
@@ -138,7 +138,7 @@ class Form:
     @classmethod
     def of(
         cls, call: Call, arguments: Mapping[str, Any], timestep: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Form | None:
+    ) -> CallPattern | None:
         """The form of a call; None where arguments lie inside others, whose insides would have to be looked at each time.
 
         `timestep`: name of the argument that carries it.
@@ -159,7 +159,7 @@ class Form:
             place.get(timestep) if timestep is not None else None,
         )
 
-    def match(self, compiled: Programs, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+    def match(self, compiled: ProgramSet, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
         """The call, if it has this form."""
         if len(args) != self.positional or tuple(kwargs) != self.named:
             return None
@@ -186,7 +186,7 @@ def _kind(value: Any) -> Any:
     return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
 
 
-def new_call(key: Key, compiled: Programs, leaves: list[Any], arguments: Mapping[str, Any], timestep: str | None) -> Call:
+def new_call(key: Key, compiled: ProgramSet, leaves: list[Any], arguments: Mapping[str, Any], timestep: str | None) -> Call:
     """A call that was taken apart."""
     when = arguments.get(timestep) if timestep is not None else None
     return Call(key, compiled, leaves, conditioning(arguments, compiled.latent, timestep), when)

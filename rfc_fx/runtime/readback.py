@@ -1,4 +1,4 @@
-"""Mailbox: a few numbers on their way from the device to the host, read when they are needed and not before."""
+"""Readback: a few numbers on their way from the device to the host, read when they are needed and not before."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Mailbox:
+class Readback:
     """One message at a time. On a CUDA device it travels through pinned memory: posting waits for nothing, reading for the message."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import get_args
 
 import torch
 
-from rfc.granularity import Granularity, parse_granularity
+from rfc.granularity import GranularityName, parse_granularity
 from rfc.method import CachingMethod, placement
 from rfc.state import SlotSpec
 from rfc.storage import STORED, stored_anew
@@ -48,7 +48,7 @@ def alternatives(captured: Captured, method: CachingMethod) -> dict[str, dict[to
     """Bytes of state for every granularity with a site and every type of the differences; None is the method as it is."""
     found: dict[str, dict[torch.dtype | None, int]] = {}
     own = placement(method).granularity
-    for granularity in dict.fromkeys((*get_args(Granularity), *([] if own is None else [own]))):
+    for granularity in dict.fromkeys((*get_args(GranularityName), *([] if own is None else [own]))):
         ways = {dtype: method if dtype is None else stored_anew(method, dtype) for dtype in (None, *STORED)}
         try:
             sites = _sites(captured, granularity, method).sites
@@ -85,7 +85,7 @@ def sites_within(captured: Captured, wanted: Choice, method: CachingMethod, budg
 
     Raises StateBudgetError that lists what each would take when none fits, NoSiteError when nothing can be cached.
     """
-    for granularity in get_args(Granularity) if wanted == "auto" else (wanted,):
+    for granularity in get_args(GranularityName) if wanted == "auto" else (wanted,):
         try:
             found = _sites(captured, granularity, method)
         except NoSiteError:

@@ -39,7 +39,7 @@ class OptionError(RFCError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class MethodArguments:
     """What was said of the methods; None: the method's own setting, or its preset's."""
 
     tau: float | None = None
@@ -58,7 +58,7 @@ class Asked:
 
 
 class Kind(NamedTuple):
-    """How to make a method, and what of `Asked` it takes."""
+    """How to make a method, and what of `MethodArguments` it takes."""
 
     make: Callable[..., CachingMethod]
     takes: tuple[str, ...]
@@ -143,7 +143,7 @@ HELP = {
 }
 
 
-def new_method(name: str, asked: Asked) -> CachingMethod:
+def new_method(name: str, asked: MethodArguments) -> CachingMethod:
     """Return the method of that name, or of that .json file; OptionError for a name or a value that cannot be."""
     if name.endswith(".json"):
         return read_preset(name)
@@ -159,16 +159,16 @@ def new_method(name: str, asked: Asked) -> CachingMethod:
         raise OptionError(re.sub("^preset: ", "--preset: ", str(error))) from error
 
 
-def best_known(asked: Asked) -> tuple[str, str | None]:
+def best_known(asked: MethodArguments) -> tuple[str, str | None]:
     """The name of the best method for the model, and why it is not log-snr, where it is not."""
     try:
-        new_method("log-snr", Asked(model=asked.model, steps=asked.steps))
+        new_method("log-snr", MethodArguments(model=asked.model, steps=asked.steps))
     except RFCError as error:
         return "chebyshev", str(error)
     return "log-snr", None
 
 
-def new_methods(names: list[str], asked: Asked) -> dict[str, CachingMethod]:
+def new_methods(names: list[str], asked: MethodArguments) -> dict[str, CachingMethod]:
     """Return the methods by name, each once; OptionError also for a setting that none of them has."""
     methods = {name: new_method(name, asked) for name in dict.fromkeys(names)}
     for setting in ("tau", "threshold", "order", "interval", "nfc"):
@@ -184,7 +184,7 @@ def check_dispatch(methods: Mapping[str, CachingMethod], dispatch: str) -> None:
             raise OptionError(f"--dispatch cond: {name} has the phases {', '.join(phases)}, a torch.cond has two; leave --dispatch out")
 
 
-def parse_size(text: str | None, *, auto: bool = True) -> str | None:
+def parse_granularity_option(text: str | None, *, auto: bool = True) -> str | None:
     """A granularity or, where that can be, "auto"; OptionError for anything else."""
     known = GRANULARITIES if auto else GRANULARITIES[:-1]
     try:

@@ -21,7 +21,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 import rfc
-from rfc.placement.base import Beforehand
+from rfc.placement.base import PlacedMethod
 from rfc.storage import stored
 from rfc_fx.errors import RFCError
 from rfc_fx.io.preset import write_preset
@@ -32,7 +32,7 @@ from rfc_fx.tools.arguments import (
     HELP,
     METHODS,
     STATE_DTYPES,
-    Asked,
+    MethodArguments,
     OptionError,
     at_least,
     best_known,
@@ -45,7 +45,7 @@ from rfc_fx.tools.arguments import (
     parse_classes,
     parse_device,
     parse_dtype,
-    parse_size,
+    parse_granularity_option,
     parse_state_dtype,
 )
 from rfc_fx.tools.calibrate import LISTS, Calibrated, Goal, calibrate, named, with_threshold
@@ -147,7 +147,7 @@ def generate(
         steps=at_least("--steps", steps, 1),
         rounds=at_least("--rounds", rounds, 1),
         compile=compile,
-        granularity=parse_size(granularity),
+        granularity=parse_granularity_option(granularity),
         state_dtype=parse_state_dtype(state_dtype),
         state_budget=parse_budget(state_budget, granularity),
         dispatch=known("--dispatch", dispatch, get_args(Dispatch)),
@@ -158,7 +158,7 @@ def generate(
     if dispatch == "cond" and (hoist or decision == "per_sample"):
         raise OptionError(f"{'--hoist' if hoist else '--decision per_sample'} needs --dispatch host")
     first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)
-    asked = Asked(tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, steps=steps, preset=preset, model=model)
+    asked = MethodArguments(tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, steps=steps, preset=preset, model=model)
     best, why = ("", None) if method else best_known(asked)
     names = method or ["taylorseer", "rfc", best]
     methods = new_methods(names, asked)  # before anything is loaded
@@ -311,9 +311,9 @@ def calibrate_command(
 ) -> None:
     """Find a method's full steps or threshold for a number of full computations, or for most savings within a bound on quality."""
     goal = Goal(nfc=nfc, psnr=psnr, max_error=max_error)
-    asked = Asked(order=order, steps=at_least("--steps", steps, 1), model=model)
+    asked = MethodArguments(order=order, steps=at_least("--steps", steps, 1), model=model)
     chosen = new_method(method, asked)
-    if not isinstance(chosen, Beforehand):
+    if not isinstance(chosen, PlacedMethod):
         with_threshold(chosen, 1.0)  # before anything is loaded
     at_least("--lists", lists, 1)
     first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)
@@ -364,8 +364,8 @@ def inspect(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
     """Print a model's sites, what was rejected and why, state and FLOPs, and the guarded graph of one block."""
-    chosen = stored(new_method(method, Asked(order=order, preset=preset)), parse_state_dtype(state_dtype))
-    size = parse_size(granularity)
+    chosen = stored(new_method(method, MethodArguments(order=order, preset=preset)), parse_state_dtype(state_dtype))
+    size = parse_granularity_option(granularity)
     check_sizes({method: chosen}, size)
     budget = parse_budget(state_budget, granularity)
     transformer, inputs = load_with_inputs(model, parse_dtype(dtype), parse_device(device))

@@ -111,7 +111,7 @@ class Variant:
     def warm_up(self, source: Source, device: torch.device) -> None:
         """A short generation in which every program runs."""
         start = time.perf_counter()
-        with coming_to_all_phases(self.cache) if isinstance(self.cache, StepModel) else nullcontext():
+        with force_all_phases(self.cache) if isinstance(self.cache, StepModel) else nullcontext():
             source.draw(self.call, source.seeds[0], self.warmup_steps, lambda: None)
         _wait(device)
         self.warmup_s = time.perf_counter() - start
@@ -140,7 +140,7 @@ def skipping(method: CachingMethod) -> CachingMethod:
 
 
 @contextmanager
-def coming_to_all_phases(cached: StepModel) -> Iterator[None]:
+def force_all_phases(cached: StepModel) -> Iterator[None]:
     """The cached model with `skipping` of its method, for as long as that takes."""
     method = cached.method
     cached.method = skipping(method)

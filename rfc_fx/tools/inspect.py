@@ -14,7 +14,7 @@ from rich.text import Text
 from torch import nn
 
 import rfc_fx
-from rfc.granularity import Granularity, block_of
+from rfc.granularity import GranularityName, block_of
 from rfc.method import CachingMethod, placement
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Choice
@@ -72,7 +72,7 @@ def inspect_model(
         explanation(chosen).draw(draw, _place(wanted))
     made: dict[str, CachedModel] = {granularity: chosen}
     reasons: dict[str, str] = {}
-    for other in get_args(Granularity) if placement(method).granularity is None else ():
+    for other in get_args(GranularityName) if placement(method).granularity is None else ():
         if other != granularity:
             try:
                 made[other] = rfc_fx.transform(model, inputs, method=method, granularity=other)
@@ -140,7 +140,7 @@ def _granularities(made: dict[str, CachedModel], reasons: dict[str, str], method
     more = [phase for phase in method.schedule.phases if phase not in ("FULL", "ESTIMATE")]
     for column in ("granularity", "sites", "bytes", "state", "in bfloat16", "in int8", "FLOPs share", *more):
         table.add_column(column, justify="left" if column == "granularity" else "right", no_wrap=column == "granularity")
-    for name in sorted((*made, *reasons), key=lambda name: (*get_args(Granularity), name).index(name)):
+    for name in sorted((*made, *reasons), key=lambda name: (*get_args(GranularityName), name).index(name)):
         if name in made:
             plan = made[name].plan()
             by_type = plan.alternatives.get(name, {})

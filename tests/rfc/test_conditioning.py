@@ -12,7 +12,7 @@ from torch import Tensor
 import rfc
 import rfc.eager
 import rfc_fx
-from rfc.conditioning import MAX_STREAMS, ConditioningChangesWarning, Streams, conditioning
+from rfc.conditioning import MAX_STREAMS, ConditioningChangesWarning, ConditioningGroups, conditioning
 
 Made = Callable[[], Any]
 STEPS = 10
@@ -27,32 +27,32 @@ def text(seed: int) -> dict[str, Tensor]:
 
 
 def test_the_same_object_and_equal_values_are_one_stream() -> None:
-    streams, cond, uncond = Streams(), text(0), text(1)
+    streams, cond, uncond = ConditioningGroups(), text(0), text(1)
     assert [streams.find(given, never) for given in (cond, uncond, cond, text(0), uncond, text(1))] == [0, 1, 0, 0, 1, 1]
 
 
 def test_a_tensor_written_in_place_is_another_conditioning() -> None:
-    streams, cond = Streams(), text(0)
+    streams, cond = ConditioningGroups(), text(0)
     assert streams.find(cond, never) == 0
     cond["text"].mul_(2)
     assert streams.find(cond, never) == 1
 
 
 def test_an_ended_generation_makes_room_and_keeps_the_number_of_streams() -> None:
-    streams = Streams()
+    streams = ConditioningGroups()
     for seed in range(10):
         assert streams.find(text(seed), lambda place: True) == 0
 
 
 def test_reset_forgets_the_tensors() -> None:
-    streams = Streams()
+    streams = ConditioningGroups()
     streams.find(text(0), never)
     streams.forget()
     assert streams.seen == [{}]
 
 
 def test_conditioning_that_never_settles_warns_once() -> None:
-    streams = Streams()
+    streams = ConditioningGroups()
     for seed in range(2 * MAX_STREAMS - 1):
         streams.find(text(seed), never)
     with pytest.warns(ConditioningChangesWarning, match="wrap the calls that belong together in model.cache_context"):

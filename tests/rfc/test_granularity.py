@@ -25,7 +25,7 @@ from rfc import (
     TaylorSeerLite,
     TeaCache,
 )
-from rfc.granularity import Grain, parse_granularity
+from rfc.granularity import Granularity, parse_granularity
 from rfc.method import placement
 
 bounds = st.none() | st.integers(-30, 30)
@@ -33,13 +33,13 @@ bounds = st.none() | st.integers(-30, 30)
 
 @pytest.mark.parametrize("name", ["module", "block", "stack", "output"])
 def test_a_name_is_a_grain_of_that_kind_over_all_blocks(name: Any) -> None:
-    assert parse_granularity(name) == Grain(name, slice(None))
+    assert parse_granularity(name) == Granularity(name, slice(None))
 
 
 @given(bounds, bounds)
 def test_a_range_of_blocks_is_written_as_a_python_slice(first: int | None, last: int | None) -> None:
     text = f"blocks[{'' if first is None else first}:{'' if last is None else last}]"
-    assert parse_granularity(text) == Grain("blocks", slice(first, last))
+    assert parse_granularity(text) == Granularity("blocks", slice(first, last))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from rfc.estimators.base import Estimator
 from rfc.estimators.newton import Newton
 from rfc.estimators.relational import RFE
 from rfc.method import CachingMethod, Method, placement
-from rfc.placement.base import Beforehand
+from rfc.placement.base import PlacedMethod
 from rfc.placement.chebyshev import Chebyshev
 from rfc.schedules.base import Schedule
 from rfc.schedules.fixed import Placed
@@ -205,7 +205,7 @@ def calibrate(
         raise CalibrationError(f"calibrate: nfc must be from 1 to the number of steps {steps}, got {goal.nfc:g}")
     if isinstance(method, Chebyshev):
         method = replace(method, nfc=None, steps=steps)
-    if isinstance(method, Beforehand):
+    if isinstance(method, PlacedMethod):
         if method.steps != steps:
             made = f"{type(method).__name__} for {method.steps} steps"
             raise CalibrationError(f"calibrate: expected a method for the {steps} steps that are drawn, got {made}")
@@ -233,7 +233,7 @@ def _whole(nfc: float | None) -> int | None:
     return None if nfc is None else int(nfc)
 
 
-def _placed(laboratory: Laboratory, method: Beforehand, goal: Goal, lists: int) -> Calibrated:
+def _placed(laboratory: Laboratory, method: PlacedMethod, goal: Goal, lists: int) -> Calibrated:
     """The forecast and the full steps of least error for that many; or the fewest that keep a bound on quality."""
     steps, placed = method.steps, method.schedule
 

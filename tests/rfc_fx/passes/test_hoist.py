@@ -15,7 +15,7 @@ import rfc
 import rfc_fx
 from rfc_fx.ir.ops import is_heavy
 from rfc_fx.ir.plan import Level
-from rfc_fx.ir.program import AHEAD
+from rfc_fx.ir.program import HOISTED_PHASES
 from rfc_fx.passes.hoist import hoist, levels
 from rfc_fx.passes.specialize import prefix_nodes
 from rfc_fx.runtime import hoisted as ahead
@@ -85,7 +85,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, cached: rfc_fx.CachedModel) -> list
     original = type(cached)._share
 
     def share(self: Any, step: Any, program: Any, results: Any) -> None:
-        if program.phase in AHEAD:
+        if program.phase in HOISTED_PHASES:
             ran.append(program.phase)
         original(self, step, program, results)
 

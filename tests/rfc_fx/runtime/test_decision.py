@@ -13,7 +13,7 @@ import rfc.eager
 import rfc_fx
 from rfc_fx.runtime import program_cache as calls
 from rfc_fx.runtime.cached_model import CachedModel
-from rfc_fx.runtime.readback import Mailbox
+from rfc_fx.runtime.readback import Readback
 
 STEPS = 10
 
@@ -42,13 +42,13 @@ class Runs:
         self.events: list[str] = []
         for phase, program in cached.programs.items():
             program.run.register_forward_pre_hook(lambda *_, phase=phase: self.events.append(phase))
-        read = Mailbox.read
+        read = Readback.read
 
-        def noted(mail: Mailbox) -> list[float]:
+        def noted(mail: Readback) -> list[float]:
             self.events.append("read")
             return read(mail)
 
-        monkeypatch.setattr(Mailbox, "read", noted)
+        monkeypatch.setattr(Readback, "read", noted)
 
 
 def test_speculation_changes_no_bit_and_runs_estimate_before_the_decision(monkeypatch: pytest.MonkeyPatch) -> None:

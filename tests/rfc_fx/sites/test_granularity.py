@@ -10,7 +10,7 @@ from torch import nn
 
 import rfc
 import rfc_fx
-from rfc.granularity import Granularity
+from rfc.granularity import GranularityName
 from rfc_fx.sites.granularity import parse_bytes
 
 pytestmark = pytest.mark.usefixtures("captured_once")
@@ -22,7 +22,7 @@ METHOD = rfc.RFC(tau=float("inf"))
 def test_the_plan_says_what_every_granularity_and_type_would_take(family: str) -> None:
     model, kwargs = FAMILIES[family]()
     sizes = rfc_fx.transform(model, kwargs, method=METHOD).plan().alternatives
-    for granularity in get_args(Granularity):
+    for granularity in get_args(GranularityName):
         for dtype in (None, torch.bfloat16, torch.int8):
             made = rfc_fx.transform(model, kwargs, method=METHOD, granularity=granularity, state_dtype=dtype)
             assert made.plan().state_bytes == sizes[granularity][dtype]
@@ -30,7 +30,7 @@ def test_the_plan_says_what_every_granularity_and_type_would_take(family: str) -
 
 
 @pytest.mark.parametrize(("over", "chosen"), [(("module", 0), "module"), (("module", -1), "block"), (("block", -1), "stack")])
-def test_auto_is_the_finest_granularity_that_fits(over: tuple[Granularity, int], chosen: Granularity) -> None:
+def test_auto_is_the_finest_granularity_that_fits(over: tuple[GranularityName, int], chosen: GranularityName) -> None:
     model, kwargs = FAMILIES["sd3"]()
     sizes = rfc_fx.transform(model, kwargs, method=METHOD).plan().alternatives
     budget = sizes[over[0]][None] + over[1]
@@ -59,7 +59,7 @@ def test_a_budget_that_nothing_fits_is_refused_with_the_sizes(granularity: Any) 
         rfc_fx.transform(model, kwargs, method=METHOD, granularity=granularity, state_budget="1KB")
     text = str(refused.value)
     assert f"DiTTransformer2DModel: granularity='{granularity}' needs more state per context than state_budget=1,000 bytes" in text
-    for name in get_args(Granularity):
+    for name in get_args(GranularityName):
         assert f"{name} {sizes[name][None]:,}, {sizes[name][torch.bfloat16]:,} in bfloat16, {sizes[name][torch.int8]:,} in int8" in text
 
 

@@ -9,13 +9,13 @@ import rfc
 from rfc_fx.tools.arguments import (
     DIGITS_TAU,
     METHODS,
-    Asked,
+    MethodArguments,
     OptionError,
     best_known,
     check_dispatch,
     new_method,
     new_methods,
-    parse_size,
+    parse_granularity_option,
     taking,
 )
 from rfc_fx.zoo import DIGITS_PREDICTOR, load_digits
@@ -55,28 +55,28 @@ MAKEABLE = [name for name in METHODS if name not in ("magcache", "log-snr")]
     ],
 )
 def test_a_method_takes_of_what_was_said_the_settings_that_it_has(name: str, asked: dict[str, Any], method: rfc.CachingMethod) -> None:
-    assert new_method(name, Asked(**asked)) == method
+    assert new_method(name, MethodArguments(**asked)) == method
 
 
 @pytest.mark.parametrize("name", MAKEABLE)
 def test_every_method_can_be_made_without_a_word_and_with_all_that_it_takes(name: str) -> None:
     said = {"tau": 0.3, "threshold": 0.3, "order": 1, "interval": 2, "nfc": 5, "steps": 30}
-    plain, told = new_method(name, Asked()), new_method(name, Asked(**said))  # type: ignore[arg-type]
+    plain, told = new_method(name, MethodArguments()), new_method(name, MethodArguments(**said))  # type: ignore[arg-type]
     assert plain.schedule.can_skip(50)
     assert (plain == told) is (not METHODS[name].takes)
 
 
 def test_the_noise_levels_of_a_model_that_draws_are_needed() -> None:
     with pytest.raises(OptionError, match=r"^--method log-snr: it places full steps by a sampler's noise levels, and nothing"):
-        new_method("log-snr", Asked())
+        new_method("log-snr", MethodArguments())
     with pytest.raises(OptionError, match=r"^--method log-snr: noise levels: DDIMScheduler.set_timesteps.* failed: .* \(chebyshev needs"):
-        new_method("log-snr", Asked(model="digits", steps=2000))
-    assert best_known(Asked(model="digits")) == ("log-snr", None)
-    assert best_known(Asked(model="digits", steps=2000))[0] == "chebyshev"
+        new_method("log-snr", MethodArguments(model="digits", steps=2000))
+    assert best_known(MethodArguments(model="digits")) == ("log-snr", None)
+    assert best_known(MethodArguments(model="digits", steps=2000))[0] == "chebyshev"
 
 
 def test_methods_are_made_once_each_in_the_order_in_which_they_were_named() -> None:
-    assert list(new_methods(["speca", "fora", "speca"], Asked())) == ["speca", "fora"]
+    assert list(new_methods(["speca", "fora", "speca"], MethodArguments())) == ["speca", "fora"]
 
 
 @pytest.mark.parametrize("setting", ["tau", "threshold", "order", "interval", "nfc"])
@@ -84,18 +84,18 @@ def test_a_setting_that_no_method_has_is_refused_with_those_that_have_it(setting
     having = taking(setting)
     stranger = next(name for name in MAKEABLE if name not in having)
     with pytest.raises(OptionError, match=rf"^--{setting}: not a setting of {stranger}; {', '.join(having)} have it$"):
-        new_methods([stranger], Asked(**{setting: 1}))  # type: ignore[arg-type]
-    assert len(new_methods([stranger, having[0]], Asked(**{setting: 1}))) == 2  # type: ignore[arg-type]
+        new_methods([stranger], MethodArguments(**{setting: 1}))  # type: ignore[arg-type]
+    assert len(new_methods([stranger, having[0]], MethodArguments(**{setting: 1}))) == 2  # type: ignore[arg-type]
 
 
 def test_a_granularity_is_checked_as_the_package_reads_it() -> None:
-    assert [parse_size(text) for text in (None, "auto", "block", "blocks[-3:]")] == [None, "auto", "block", "blocks[-3:]"]
+    assert [parse_granularity_option(text) for text in (None, "auto", "block", "blocks[-3:]")] == [None, "auto", "block", "blocks[-3:]"]
     with pytest.raises(OptionError, match=r"^--granularity must be one of module, block, stack, output, blocks\[a:b\], got auto$"):
-        parse_size("auto", auto=False)
+        parse_granularity_option("auto", auto=False)
 
 
 def test_one_conditional_step_has_two_phases() -> None:
-    methods = new_methods(["rfc", "teacache", "duca"], Asked())
+    methods = new_methods(["rfc", "teacache", "duca"], MethodArguments())
     check_dispatch(methods, "host")
     check_dispatch({name: methods[name] for name in ("rfc", "teacache")}, "cond")
     with pytest.raises(OptionError, match=r"^--dispatch cond: duca has the phases FULL, PARTIAL_1, .*, REUSE, a torch\.cond has two"):
