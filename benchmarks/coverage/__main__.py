@@ -89,7 +89,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
     skips = rfc.RFC(tau=float("inf"), warmup=2)
 
     def transform() -> None:
-        made["module"] = rfc_fx.transform(model, arguments, method=rfc.RFC(tau=0.0))
+        made["module"] = rfc_fx.transform(model, rfc.RFC(tau=0.0), example_inputs=arguments)
         row.captured = True
         found = made["module"].compiled.found
         row.sites = [site.name for site in found.sites]
@@ -105,7 +105,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
             raise AssertionError(f"an all-full step differs from the model by {row.full_difference:.1e}")
 
     def estimate() -> None:
-        cached = rfc_fx.transform(model, method=rfc.Method(estimator=rfc.RFE(order=2), schedule=rfc.Listed(steps=[0, 1])))
+        cached = rfc_fx.transform(model, rfc.Method(estimator=rfc.RFE(order=2), schedule=rfc.Listed(steps=[0, 1])))
         expected = [cached(**arguments) for _ in range(2)][-1]
         row.estimate_difference = difference(cached(**arguments), expected)
         assert cached.stats.phases == ["FULL", "FULL", "ESTIMATE"], cached.stats.phases
@@ -114,7 +114,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
 
     def granularity(name: GranularityName) -> Any:
         def run() -> None:
-            cached = made.get(name) or rfc_fx.transform(model, method=skips, granularity=name)
+            cached = made.get(name) or rfc_fx.transform(model, skips, config=rfc_fx.Config(granularity=name))
             cached.method = skips
             cached.reset()
             outputs = [prediction(cached(**call))[0] for call in calls(spec, arguments, 4)]
@@ -125,7 +125,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
         return run
 
     def hoisted() -> None:
-        plain, ahead = (rfc_fx.transform(model, method=skips, hoist=hoist) for hoist in (False, True))
+        plain, ahead = (rfc_fx.transform(model, skips, config=rfc_fx.Config(hoist=hoist)) for hoist in (False, True))
         worst = max(difference(ahead(**call), plain(**call)) for call in calls(spec, arguments, 4))
         assert worst == 0, f"with hoist=True the outputs differ by {worst:.1e}"
 
@@ -133,7 +133,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
-        cached, plain = rfc_fx.transform(model, method=skips), made["module"]
+        cached, plain = rfc_fx.transform(model, skips), made["module"]
         plain.reset()
         step = torch.compile(cached, fullgraph=True, backend=counter)
         worst = 0.0
@@ -149,7 +149,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
         large = spec.model("real", device="meta")
         arguments = spec.arguments(large, "real", device="meta")
         try:
-            plan = rfc_fx.transform(large, arguments, method=rfc.TaylorSeer(order=1)).plan()
+            plan = rfc_fx.transform(large, rfc.TaylorSeer(order=1), example_inputs=arguments).plan()
         except rfc_fx.CaptureError as error:  # masks that Python reads have no values on the meta device, and autocast does not know it
             size = sum(leaf.numel() for leaf in pytree.tree_leaves(arguments[spec.latent]) if isinstance(leaf, torch.Tensor))
             if size > RUNNABLE:
@@ -157,7 +157,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True) -> Row:
                     f"not counted: the forward cannot be traced on the meta device, and a latent of {size} numbers is too large to run it"
                 ) from error
             large = spec.model("real")
-            plan = rfc_fx.transform(large, spec.arguments(large, "real"), method=rfc.TaylorSeer(order=1)).plan()
+            plan = rfc_fx.transform(large, rfc.TaylorSeer(order=1), example_inputs=spec.arguments(large, "real")).plan()
         row.estimate_share = plan.estimate_share
 
     if attempt("capture", transform):

@@ -251,7 +251,7 @@ def check(bench: Bench, row: dict[str, Any], workload: Workload, dtype: torch.dt
     calls = calls_of(workload, model, 1, 12, bench.device, dtype)
     plan = rfc.RCS(tau=0.3) if dtype == torch.float32 else schedule(12, 6)  # near tau bfloat16's rounding may decide otherwise
     method = rfc.Method(estimator=ESTIMATORS[name], schedule=plan)
-    cached = rfc_fx.transform(model, method=method, hoist=ESTIMATORS[name] is not RFE)
+    cached = rfc_fx.transform(model, method, config=rfc_fx.Config(hoist=ESTIMATORS[name] is not RFE))
     expected = generation(cached, cached, calls)
     row |= {"phases": expected.phases, "kept_outputs": {"programs": expected.kept}, "relative_difference": {}, "passed": True}
     ways: dict[str, tuple[Callable[[], Any], Any, float]] = {
@@ -336,7 +336,7 @@ def entries(bench: Bench, model: nn.Module, calls: Calls, plan: rfc.RCS, *, besi
         return bench.compiled(model, graphs=graphs), None
 
     def hoisted(name: str, *, graphs: bool) -> tuple[Any, Any]:
-        cached = rfc_fx.transform(model, method=method(name), hoist=True, regional=bench.regional)
+        cached = rfc_fx.transform(model, method(name), config=rfc_fx.Config(hoist=True, regional=bench.regional))
         cached.prepare(timesteps)
         return bench.compiled(cached, graphs=graphs), cached
 

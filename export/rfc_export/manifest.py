@@ -5,10 +5,10 @@ from __future__ import annotations
 from math import prod
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
-from rfc.granularity import parse_granularity
 from rfc_export.methods import DTYPES
+from rfc_fx.ir.config import Config
 
 SCHEMA_VERSION = 1
 """Rises whenever an older reader would misread a newer manifest."""
@@ -39,14 +39,22 @@ def _known_dtype(name: str) -> str:
     return name
 
 
-def _known_granularity(text: str) -> str:
-    parse_granularity(text)
-    return text
-
-
 DType = Annotated[str, AfterValidator(_known_dtype)]
 BackendName = Literal["aoti", "onnx", "tensorrt"]
-DispatchName = Literal["host", "cond"]
+
+
+def _config(value: Any) -> Config:
+    if isinstance(value, Config):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError("expected the fields of a configuration")
+    try:
+        return Config.from_dict(value)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+ConfigSpec = Annotated[Config, PlainValidator(_config), PlainSerializer(Config.as_dict)]
 
 
 class _Part(BaseModel):
@@ -190,9 +198,9 @@ class Manifest(_Part):
     created_at: str
     model: ModelSpec
     method: dict[str, Any]
-    granularity: Annotated[str, AfterValidator(_known_granularity)]
     backend: BackendName
-    dispatch: DispatchName
+    config: ConfigSpec
+    """How the model was transformed; its granularity is that of the programs."""
     programs: dict[Name, ProgramSpec]
     state: list[SlotSpecs]
     pools: list[PoolSpec]
@@ -214,13 +222,16 @@ class Manifest(_Part):
                 raise ValueError(f"programs.{phase}.file: {program.file} is not among the files")
         if WEIGHTS not in self.files:
             raise ValueError(f"files: {WEIGHTS} is missing")
-        wanted = {"FULL", "ESTIMATE"} if self.dispatch == "host" else {"STEP"}
+        wanted = {"FULL", "ESTIMATE"} if self.config.dispatch == "host" else {"STEP"}
         if missing := wanted - set(self.programs):
             raise ValueError(f"programs: {', '.join(sorted(missing))} missing")
         if self.decision.program is not None and self.decision.program not in self.programs:
             raise ValueError(f"decision.program: there is no program {self.decision.program}")
-        if (own := self.method.get("granularity", self.granularity)) != self.granularity:
-            raise ValueError(f"granularity: the method works on {own!r}, the programs on {self.granularity!r}")
+        granularity = self.config.granularity
+        if granularity is None:
+            raise ValueError("config.granularity: expected that of the programs, got None")
+        if (own := self.method.get("granularity", granularity)) != granularity:
+            raise ValueError(f"config.granularity: the method works on {own!r}, the programs on {granularity!r}")
         for argument in (self.call.latent, self.call.timestep):
             if argument is not None and argument not in {leaf.argument for leaf in self.call.leaves}:
                 raise ValueError(f"call: no leaf lies in the argument {argument}")
