@@ -23,8 +23,9 @@ from torch import nn
 
 import rfc
 import rfc_fx
-from benchmarks.latency.__main__ import record, schedule
 from benchmarks.latency.compiling import cold, first_runs, frames
+from benchmarks.latency.methods import equal_gaps
+from benchmarks.latency.record import record
 from benchmarks.latency.timing import Variant
 from benchmarks.latency.workloads import WORKLOADS, Calls
 from benchmarks.readme import between_marks
@@ -96,7 +97,7 @@ def hoisted(model: nn.Module, calls: Calls, plan: rfc.RCS, estimator: rfc.Estima
 def measured(point: Point, settings: Settings) -> dict[str, Any]:
     """Times of all variants at one point."""
     torch._dynamo.reset()
-    model, plan, device = dit(point), schedule(settings.steps, settings.nfc), torch.device("cpu")
+    model, plan, device = dit(point), equal_gaps(settings.steps, settings.nfc), torch.device("cpu")
     calls = WORKLOADS["dit-s"].calls(model, point.batch, settings.steps)
     made = [Variant("full, compiled", torch.compile(model, fullgraph=True, backend=settings.backend))]
     for name, estimator in ESTIMATORS.items():
@@ -139,7 +140,7 @@ def compile_times(depths: Iterable[int], width: int, backend: str) -> list[dict[
 
 def first_seconds(model: nn.Module, regional: bool | None, calls: Calls, backend: str) -> dict[str, float]:
     """Seconds of the transformation and of the first steps, with cold caches, and how many graphs were compiled."""
-    plan, before, cached = schedule(10, 4), frames(), None
+    plan, before, cached = equal_gaps(10, 4), frames(), None
     with cold(), torch.no_grad():
         start = time.perf_counter()
         if regional is not None:

@@ -21,8 +21,8 @@ from rich.table import Table
 import rfc
 import rfc.eager
 import rfc_fx
-from benchmarks.latency.__main__ import schedule
 from benchmarks.latency.compiling import first_runs
+from benchmarks.latency.methods import equal_gaps
 from benchmarks.latency.timing import Variant
 from benchmarks.latency.workloads import WORKLOADS
 from rfc_fx.tools.summary_json import versions
@@ -48,7 +48,7 @@ Record = dict[str, Any]
 
 def variants(samples: int, backend: str) -> tuple[list[Variant], list[dict[str, torch.Tensor]]]:
     """What takes turns, and the calls of a generation."""
-    model, plan = WORKLOADS["digits"].model(), schedule(STEPS, NFC)
+    model, plan = WORKLOADS["digits"].model(), equal_gaps(STEPS, NFC)
     calls = WORKLOADS["digits"].calls(model, samples, STEPS)
     twin = rfc.eager.cached(model, rfc.Method(estimator=ESTIMATORS["RFE m=1"], schedule=plan))
     made = [Variant(FULL, torch.compile(model, fullgraph=True, backend=backend)), Variant(TWIN, twin, twin)]
@@ -108,7 +108,7 @@ def measured(samples: int, rounds: int, backend: str) -> Record:
     """Counts and ratios of this tree on this machine."""
     device = torch.device("cpu")
     made, calls = variants(samples, backend)
-    first = {variant.name: first_runs(variant, calls, schedule(STEPS, NFC).warmup, device) for variant in made}
+    first = {variant.name: first_runs(variant, calls, equal_gaps(STEPS, NFC).warmup, device) for variant in made}
     taken = [one_round(made, calls, device) for _ in range(rounds)]
     return {
         "settings": {"model": "digits", "samples": samples, "steps": STEPS, "nfc": NFC, "rounds": rounds, "backend": backend},

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import rfc_fx
-from benchmarks.coverage.__main__ import captured_once
+from benchmarks.capturing import captured_once
 from benchmarks.quality import plots as quality_plots
 from benchmarks.quality import teacher_forced
 from benchmarks.quality.closed_loop import Drawn, Loop

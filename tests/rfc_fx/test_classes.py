@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.coverage.__main__ import all_specs, check
+from benchmarks.coverage.checks import check
+from benchmarks.coverage.specs import all_specs
 from benchmarks.coverage.rows import in_readme, read
 from benchmarks.latency import __main__ as latency
 from benchmarks.latency import profile, scaling, state
