@@ -19,11 +19,11 @@ import torch._dynamo.testing
 import typer
 
 from benchmarks.coverage.checks import check
-from benchmarks.coverage.rows import Row, in_readme, markdown, read, write
+from benchmarks.coverage.rows import ClassCoverage, in_readme, markdown, read, write
 from benchmarks.coverage.specs import all_specs, in_order
 
 
-def _check(name: str, meta: bool, compiles: bool, verbose: bool) -> Row:
+def _check(name: str, meta: bool, compiles: bool, verbose: bool) -> ClassCoverage:
     torch.set_num_threads(1)
     return check(all_specs()[name], meta=meta, compiles=compiles, verbose=verbose)
 
@@ -46,7 +46,7 @@ def main(
     chosen = names or list(all_specs())
     if unknown := sorted(set(chosen) - set(all_specs())):
         raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(all_specs())}")
-    rows: list[Row] = []
+    rows: list[ClassCoverage] = []
     earlier = read(out, same_versions=True) if out is not None and (out / "coverage.json").exists() else []
     kept = [row for row in earlier if row.name not in chosen]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) if jobs > 1 else nullcontext() as pool:

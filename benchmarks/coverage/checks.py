@@ -15,7 +15,7 @@ import rfc
 import rfc_fx
 from benchmarks.capturing import captured_once
 from benchmarks.coverage.classes.spec import Spec, prediction
-from benchmarks.coverage.rows import Row, public
+from benchmarks.coverage.rows import ClassCoverage, public
 from rfc.granularity import GranularityName, block_of
 from rfc_fx.passes.verify import heavy_outside_sites
 from rfc_fx.sites.residual import module_path
@@ -34,9 +34,9 @@ def difference(a: Any, b: Any) -> float:
 
 
 @captured_once()
-def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool = False) -> Row:
+def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool = False) -> ClassCoverage:
     """Run every check on one class; failures are in `errors`, one line each, with their tracebacks on the console if `verbose`."""
-    row = Row(spec.name)
+    row = ClassCoverage(spec.name)
 
     def attempt(what: str, function: Any) -> bool:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.coverage.classes.spec import Spec
-from benchmarks.coverage.rows import Row
+from benchmarks.coverage.rows import ClassCoverage
 
 
 def all_specs() -> dict[str, Spec]:
@@ -14,7 +14,7 @@ def all_specs() -> dict[str, Spec]:
     return {spec.name: spec for spec in specs}
 
 
-def in_order(rows: list[Row]) -> list[Row]:
+def in_order(rows: list[ClassCoverage]) -> list[ClassCoverage]:
     """The rows in the order of the classes."""
     places = {name: i for i, name in enumerate(all_specs())}
     return sorted(rows, key=lambda row: places[row.name])

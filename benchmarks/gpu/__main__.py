@@ -21,8 +21,9 @@ import torch
 import typer
 from rich.console import Console
 
+from benchmarks.files import write_json
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.record import failed, shown, write
+from benchmarks.gpu.record import failed, shown
 from benchmarks.gpu.sections import SECTIONS, run_section
 
 
@@ -59,7 +60,7 @@ def main(
     with torch._inductor.config.patch({"triton.cudagraph_or_error": True}):
         for name in (name for name in SECTIONS if name in names):
             done[name] = {"settings": settings, **run_section(bench, name)}
-            write(path, {"protocol": __doc__, "seconds": time.perf_counter() - began, "sections": {**earlier, **done}})
+            write_json(path, {"protocol": __doc__, "seconds": time.perf_counter() - began, "sections": {**earlier, **done}})
             print(f"{time.perf_counter() - began:5.0f} s  {name}: {done[name]['status']} {done[name].get('reason', '')}", flush=True)
     Console(width=150).print(shown(done))
     if wrong := failed(done.get("checks", {})):

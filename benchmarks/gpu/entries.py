@@ -17,25 +17,25 @@ import rfc_fx
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.estimators import ESTIMATORS, GRAPHS
 from benchmarks.latency.compiling import FirstRuns, estimate_arguments, first_runs
-from benchmarks.latency.timing import Variant
+from benchmarks.latency.timing import TimedVariant
 from benchmarks.latency.workloads import Calls
 
 
 @dataclass
-class Entry:
+class PendingVariant:
     """A variant to be, and what is known of it."""
 
     name: str
     make: Callable[[], tuple[Any, Any]]
     """(what is called, what records the phases)."""
     row: dict[str, Any] = field(default_factory=dict)
-    variant: Variant | None = None
+    variant: TimedVariant | None = None
     first: FirstRuns | None = None
     given: list[Tensor] = field(default_factory=list)
     """What ESTIMATE is called with, where it is timed alone."""
 
 
-def entries(bench: Bench, model: nn.Module, calls: Calls, plan: rfc.RCS, *, beside: bool) -> list[Entry]:
+def entries(bench: Bench, model: nn.Module, calls: Calls, plan: rfc.RCS, *, beside: bool) -> list[PendingVariant]:
     """Compiled full computation and estimators; beside them, where wanted, what runs eagerly and what runs on CUDA graphs."""
     timesteps = torch.stack([call["timestep"].flatten()[0] for call in calls])
 
@@ -54,18 +54,18 @@ def entries(bench: Bench, model: nn.Module, calls: Calls, plan: rfc.RCS, *, besi
         cached = rfc.eager.cached(model, method(name))
         return cached, cached
 
-    made = [Entry("full, compiled", partial(full, graphs=False))]
-    made += [Entry(f"{name}, hoisted, compiled", partial(hoisted, name, graphs=False)) for name in ESTIMATORS]
+    made = [PendingVariant("full, compiled", partial(full, graphs=False))]
+    made += [PendingVariant(f"{name}, hoisted, compiled", partial(hoisted, name, graphs=False)) for name in ESTIMATORS]
     if beside:
         names = ("Taylor m=1", "RFE m=1")
-        made += [Entry("full, eager", lambda: (model, None))]
-        made += [Entry(f"{name}, eager twin", partial(twin, name)) for name in names]
-        made += [Entry(f"full, {GRAPHS}", partial(full, graphs=True))]
-        made += [Entry(f"{name}, hoisted, {GRAPHS}", partial(hoisted, name, graphs=True)) for name in names]
+        made += [PendingVariant("full, eager", lambda: (model, None))]
+        made += [PendingVariant(f"{name}, eager twin", partial(twin, name)) for name in names]
+        made += [PendingVariant(f"full, {GRAPHS}", partial(full, graphs=True))]
+        made += [PendingVariant(f"{name}, hoisted, {GRAPHS}", partial(hoisted, name, graphs=True)) for name in names]
     return made
 
 
-def prepare(bench: Bench, entry: Entry, calls: Calls, leading: int) -> None:
+def prepare(bench: Bench, entry: PendingVariant, calls: Calls, leading: int) -> None:
     """Make and compile one variant."""
     start = time.perf_counter()
     call, cache = entry.make()
@@ -74,7 +74,7 @@ def prepare(bench: Bench, entry: Entry, calls: Calls, leading: int) -> None:
             cache.trace(**calls[0])
             entry.row["transform_s"] = time.perf_counter() - start
             entry.given = estimate_arguments(cache, calls, leading)
-    variant = Variant(entry.name, call, cache)
+    variant = TimedVariant(entry.name, call, cache)
     entry.first = first_runs(variant, calls, leading, bench.device)
     entry.variant = variant
     entry.row["frames"] = entry.first.frames

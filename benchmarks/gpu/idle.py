@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.bench import Bench, left, note
-from benchmarks.gpu.entries import Entry
+from benchmarks.gpu.entries import PendingVariant
 from benchmarks.gpu.estimators import GRAPHS
 from benchmarks.latency.compiling import frames, times_ms
-from benchmarks.latency.timing import Variant, figures
+from benchmarks.latency.timing import TimedVariant, figures
 from benchmarks.latency.workloads import Calls
 
 
 @torch.no_grad()
-def at_once(variant: Variant, calls: Calls, device: torch.device) -> float:
+def at_once(variant: TimedVariant, calls: Calls, device: torch.device) -> float:
     """Milliseconds of a generation that is synchronized at its end alone (and where a schedule reads its error)."""
     if variant.cache is not None:
         variant.cache.reset()
@@ -30,7 +30,7 @@ def at_once(variant: Variant, calls: Calls, device: torch.device) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def kernels_ms(variant: Variant, calls: Calls, device: torch.device) -> float:
+def kernels_ms(variant: TimedVariant, calls: Calls, device: torch.device) -> float:
     """Time in which a kernel, copy or fill of one generation was running, by the profiler."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         at_once(variant, calls, device)
@@ -48,7 +48,7 @@ def covered(spans: list[tuple[int, int]]) -> int:
     return total
 
 
-def idle(bench: Bench, entry: Entry, calls: Calls) -> dict[str, Any]:
+def idle(bench: Bench, entry: PendingVariant, calls: Calls) -> dict[str, Any]:
     """A generation at once, and the share of it in which nothing ran on the device."""
     assert entry.variant is not None
     wall = statistics.median(at_once(entry.variant, calls, bench.device) for _ in range(2))
@@ -59,7 +59,7 @@ def idle(bench: Bench, entry: Entry, calls: Calls) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def estimate_alone(bench: Bench, entry: Entry) -> dict[str, Any]:
+def estimate_alone(bench: Bench, entry: PendingVariant) -> dict[str, Any]:
     """ESTIMATE's program by itself: its time, and the bytes that Inductor counts over it."""
     assert entry.variant is not None
     assert entry.first is not None
@@ -74,7 +74,7 @@ def estimate_alone(bench: Bench, entry: Entry) -> dict[str, Any]:
     return taken
 
 
-def details(bench: Bench, made: list[Entry], calls: Calls, until: float) -> None:
+def details(bench: Bench, made: list[PendingVariant], calls: Calls, until: float) -> None:
     """Idle shares and ESTIMATE alone, where there is time."""
     for entry in made:
         if entry.variant is None:

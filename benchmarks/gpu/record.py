@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-
-
-def write(path: Path, written: dict[str, Any]) -> None:
-    """Replace the record in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}")
-    part.write_text(json.dumps(written, indent=1) + "\n")
-    os.replace(part, path)
 
 
 def failed(section: dict[str, Any]) -> list[str]:

@@ -12,20 +12,20 @@ import torch
 from torch import nn
 
 from benchmarks.gpu.bench import Bench, left, tried
-from benchmarks.gpu.entries import Entry, entries, prepare
+from benchmarks.gpu.entries import PendingVariant, entries, prepare
 from benchmarks.gpu.idle import details
 from benchmarks.gpu.workloads import LARGE, Timed, built, calls_of
 from benchmarks.latency.compiling import cold, frames
 from benchmarks.latency.methods import equal_gaps
 from benchmarks.latency.record import record
-from benchmarks.latency.timing import Variant, figures
+from benchmarks.latency.timing import TimedVariant, figures
 from benchmarks.latency.workloads import Calls, Workload
 
 MEASURING = 0.35
 """Share of a timing section's time that is kept for measuring; the rest is for compiling."""
 
 
-def measure(bench: Bench, made: list[Entry], calls: Calls, until: float) -> int:
+def measure(bench: Bench, made: list[PendingVariant], calls: Calls, until: float) -> int:
     """Rounds of generations in turns, as many as fit; return how many every variant has."""
     done, longest = 0, 0.0
     while done < bench.rounds and left(until) > longest:
@@ -41,7 +41,7 @@ def measure(bench: Bench, made: list[Entry], calls: Calls, until: float) -> int:
     return done
 
 
-def counted_run(bench: Bench, entry: Entry, variant: Variant, calls: Calls) -> None:
+def counted_run(bench: Bench, entry: PendingVariant, variant: TimedVariant, calls: Calls) -> None:
     """One generation that counts; its peak of memory over what was allocated when it began."""
     if not bench.cuda:
         variant.run(calls, bench.device, count=True)
@@ -89,7 +89,7 @@ def same() -> Iterator[None]:
     yield
 
 
-def compare(bench: Bench, made: list[Entry]) -> None:
+def compare(bench: Bench, made: list[PendingVariant]) -> None:
     """Times into the rows, against compiled full computation where there is one."""
     ran = [entry.variant for entry in made if entry.variant is not None and entry.variant.generations_ms]
     if any(variant.name == "full, compiled" for variant in ran):

@@ -2,7 +2,7 @@
 
 Every variant runs the same steps in full (`--nfc` of `--steps`, at equal gaps), so the times compare ways to run, not decisions. All take
 turns in one process, a generation each, after one warm-up generation; a step is timed on the host (with a synchronization on CUDA) and
-filed under the phase it took. Medians with the 10th and 90th percentile; a ratio is a ratio of medians. Rivals (`benchmarks/rivals.py`)
+filed under the phase it took. Medians with the 10th and 90th percentile; a ratio is a ratio of medians. Rivals (`latency/rivals`)
 that cannot be told which steps are full run as many. Compiled graphs, graph breaks, recompiles and seconds are Dynamo's own counts, by
 difference; the seconds are of compiling, with whatever torch had in its caches on disk. Host reads, counted in one more generation
 without torch.compile, are calls that wait for a value that depends on the arguments or weights; on a CPU, where a read costs nothing,
@@ -12,7 +12,6 @@ what was there when a generation began; on a CPU it is not measured.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -20,22 +19,18 @@ import torch
 import typer
 
 import rfc_fx
-from benchmarks.latency import rivals, roofline
+from benchmarks.latency import roofline
 from benchmarks.latency.methods import KNOWN, equal_gaps, full_steps
 from benchmarks.latency.options import CHOSEN, checked
 from benchmarks.latency.record import record, shown, written
-from benchmarks.latency.tables import markdown
-from benchmarks.latency.timing import Variant, keep_all_compilation_metrics
+from benchmarks.latency.rivals.db_cache import cache_dit_version, installed
+from benchmarks.latency.rivals.rival import Rival
+from benchmarks.latency.rivals.table import RECOMPILE_LIMIT, rivals
+from benchmarks.latency.tables import in_readme
+from benchmarks.latency.timing import TimedVariant, keep_all_compilation_metrics
 from benchmarks.latency.variants import timed, variants
 from benchmarks.latency.workloads import WORKLOADS
-from benchmarks.readme import between_marks
 from rfc_fx.tools.summary_json import versions
-
-
-def in_readme(text: str, out: Path) -> str:
-    """README with the tables of a folder's results between its marks."""
-    records = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
-    return between_marks(text, "latency", "\n".join(markdown(record["variants"], record["settings"]) for record in records))
 
 
 def main(
@@ -71,14 +66,14 @@ def main(
     ]
     keep_all_compilation_metrics()
     wanted, refused = full_steps(plan, steps), dict[str, str]()
-    others: list[Variant] = []
-    if with_rivals or (with_rivals is None and rivals.installed()):
-        torch._dynamo.config.recompile_limit = rivals.RECOMPILE_LIMIT
-        others, refused = rivals.rivals(net, calls, wanted)
+    others: list[TimedVariant] = []
+    if with_rivals or (with_rivals is None and installed()):
+        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+        others, refused = rivals(net, calls, wanted)
     made = variants(net, names, plan, calls, refused, per_sample=per_sample) + others
     refused |= timed(made, calls, where, rounds)
     for variant in made:
-        if isinstance(variant.cache, rivals.Rival):
+        if isinstance(variant.cache, Rival):
             variant.notes = variant.cache.verdict(wanted, steps)
     settings = {
         "model": model,
@@ -95,7 +90,7 @@ def main(
         "graphs_compiled_while_counting": sum(variant.counting.graphs for variant in made),
         "recompile_limit": torch._dynamo.config.recompile_limit,
         "refused": refused,
-        "versions": versions() | {"cache_dit": rivals.cache_dit_version()},
+        "versions": versions() | {"cache_dit": cache_dit_version()},
         "protocol": __doc__,
     }
     rows = record(made, steps, nfc)

@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import rfc
 import rfc_fx
+from benchmarks.files import write_json, write_text
 from benchmarks.latency import roofline
 from benchmarks.latency.methods import ESTIMATORS, equal_gaps, full_steps
 from benchmarks.latency.options import checked
@@ -183,7 +184,6 @@ def main(
         "protocol": __doc__,
     }
     record = {"settings": settings, "methods": rows}
-    out.mkdir(parents=True, exist_ok=True)
-    where.write_text(json.dumps(record, indent=1) + "\n")
-    where.with_suffix(".md").write_text(markdown(record))
+    write_json(where, record)
+    write_text(where.with_suffix(".md"), markdown(record))
     typer.echo(markdown(record))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 import rfc_fx
-from benchmarks.latency import plots, rivals
+from benchmarks.files import write_json, write_text
+from benchmarks.latency import plots
+from benchmarks.latency.rivals.rival import Rival
 from benchmarks.latency.tables import markdown
-from benchmarks.latency.timing import Variant, figures
+from benchmarks.latency.timing import TimedVariant, figures
 
 
-def record(made: list[Variant], steps: int, nfc: int) -> dict[str, Any]:
+def record(made: list[TimedVariant], steps: int, nfc: int) -> dict[str, Any]:
     """Times by variant, and what they are against compiled full computation."""
     full = next(variant for variant in made if variant.name == "full, compiled")
     whole, step = statistics.median(full.generations_ms), statistics.median(full.steps_ms["FULL"])
@@ -38,7 +38,7 @@ def record(made: list[Variant], steps: int, nfc: int) -> dict[str, Any]:
     return rows
 
 
-def _cached(variant: Variant, speedup: float, full_ms: float, steps: int) -> dict[str, Any]:
+def _cached(variant: TimedVariant, speedup: float, full_ms: float, steps: int) -> dict[str, Any]:
     """What only a model behind a cache has."""
     if variant.cache is None:
         return {}
@@ -52,7 +52,7 @@ def _cached(variant: Variant, speedup: float, full_ms: float, steps: int) -> dic
     return row
 
 
-def _state(variant: Variant) -> dict[str, Any]:
+def _state(variant: TimedVariant) -> dict[str, Any]:
     if isinstance(variant.cache, rfc_fx.CachedModel):
         plan = variant.cache.plan()
         return {
@@ -60,10 +60,10 @@ def _state(variant: Variant) -> dict[str, Any]:
             "estimate_flops_share": plan.estimate_share,
             "capture_s": variant.cache.compiled.seconds,
         }
-    return {"state_bytes": variant.cache.state_bytes()} if isinstance(variant.cache, rivals.Rival) else {}
+    return {"state_bytes": variant.cache.state_bytes()} if isinstance(variant.cache, Rival) else {}
 
 
-def _compilation(variant: Variant) -> dict[str, Any]:
+def _compilation(variant: TimedVariant) -> dict[str, Any]:
     if not variant.compiles:
         return {}
     both = variant.warming + variant.counting
@@ -79,12 +79,8 @@ def _compilation(variant: Variant) -> dict[str, Any]:
 
 def written(where: Path, rows: dict[str, Any], settings: dict[str, Any]) -> None:
     """MODEL-SAMPLES as .json, .md and .png, each whole or not at all; -roofline.png where programs were counted."""
-    where.parent.mkdir(parents=True, exist_ok=True)
-    kept = {"settings": settings, "variants": rows}
-    for suffix, text in (("json", json.dumps(kept, indent=1) + "\n"), ("md", markdown(rows, settings))):
-        part = where.with_name(f".{where.name}.{suffix}")
-        part.write_text(text)
-        os.replace(part, where.with_name(f"{where.name}.{suffix}"))
+    write_json(where.with_name(f"{where.name}.json"), {"settings": settings, "variants": rows})
+    write_text(where.with_name(f"{where.name}.md"), markdown(rows, settings))
     plots.draw(where.with_name(f"{where.name}.json"))
 
 

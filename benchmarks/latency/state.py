@@ -18,6 +18,7 @@ from torch import Tensor
 
 import rfc
 import rfc_fx
+from benchmarks.files import write_json, write_text
 from benchmarks.latency.methods import equal_gaps, full_steps
 from benchmarks.readme import between_marks
 from rfc_fx.tools.compare import psnr
@@ -125,7 +126,6 @@ def main(
         "settings": {"samples": 10 * seeds, "nfc": nfc, "versions": versions(), "protocol": __doc__},
         "rows": rows(seeds, nfc),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    where.write_text(json.dumps(record, indent=1) + "\n")
-    where.with_suffix(".md").write_text(markdown(record))
+    write_json(where, record)
+    write_text(where.with_suffix(".md"), markdown(record))
     typer.echo(markdown(record))

@@ -12,21 +12,21 @@ from rich.progress import track
 import rfc
 import rfc.eager
 import rfc_fx
-from benchmarks.latency import rivals
 from benchmarks.latency.methods import ESTIMATORS, WHOLE, full_steps
-from benchmarks.latency.timing import Variant
+from benchmarks.latency.rivals.rival import Rival, reason
+from benchmarks.latency.timing import TimedVariant
 from benchmarks.latency.workloads import Calls
 
 
 def variants(
     model: Any, names: list[str], plan: rfc.RCS, calls: Calls, refused: dict[str, str], *, per_sample: bool = False
-) -> list[Variant]:
+) -> list[TimedVariant]:
     """Full computation, and for each estimator the eager twin (where its state is the paper's) and the compiled graph, hoisted and not.
 
     A step of most is decided by data (RCS, whose PREFIX is part of the step); "fixed steps" are listed beforehand. What is more than an
     estimator has a schedule of its own (`benchmarks.latency.methods`), and may be `refused` by a model.
     """
-    made = [Variant("full, eager", model), Variant("full, compiled", torch.compile(model, fullgraph=True))]
+    made = [TimedVariant("full, eager", model), TimedVariant("full, compiled", torch.compile(model, fullgraph=True))]
     timesteps = torch.stack([call["timestep"].flatten()[0] for call in calls])
     for name in names:
         if name in WHOLE:
@@ -38,15 +38,15 @@ def variants(
                 continue
             twin = rfc.eager.cached(model, whole)
             hoisted.prepare(timesteps)
-            made.append(Variant(f"{name}, eager twin", twin, twin))
-            made.append(Variant(f"{name}, hoisted, compiled", torch.compile(hoisted, fullgraph=True), hoisted))
+            made.append(TimedVariant(f"{name}, eager twin", twin, twin))
+            made.append(TimedVariant(f"{name}, hoisted, compiled", torch.compile(hoisted, fullgraph=True), hoisted))
             continue
         method = rfc.Method(estimator=ESTIMATORS[name], schedule=plan)
         if isinstance(ESTIMATORS[name], rfc.Taylor | rfc.Reuse) or ESTIMATORS[name] == rfc.RFE(order=ESTIMATORS[name].orders):
             twin = rfc.eager.cached(model, method)
-            made.append(Variant(f"{name}, eager twin", twin, twin))
+            made.append(TimedVariant(f"{name}, eager twin", twin, twin))
             plain = rfc_fx.transform(model, method=method)
-            made.append(Variant(f"{name}, compiled", torch.compile(plain, fullgraph=True), plain))
+            made.append(TimedVariant(f"{name}, compiled", torch.compile(plain, fullgraph=True), plain))
         deciding = {"hoisted": method}
         if not ESTIMATORS[name].needs_input:  # the steps need no data where the method needs none
             steps = full_steps(plan, len(calls))
@@ -54,29 +54,29 @@ def variants(
         for how, of in deciding.items():
             hoisted = rfc_fx.transform(model, method=of, hoist=True)
             hoisted.prepare(timesteps)
-            made.append(Variant(f"{name}, {how}, compiled", torch.compile(hoisted, fullgraph=True), hoisted))
+            made.append(TimedVariant(f"{name}, {how}, compiled", torch.compile(hoisted, fullgraph=True), hoisted))
         if per_sample:
             alone = rfc_fx.transform(model, method=method, decision="per_sample")
-            made.append(Variant(f"{name}, per sample, compiled", torch.compile(alone, fullgraph=True), alone))
+            made.append(TimedVariant(f"{name}, per sample, compiled", torch.compile(alone, fullgraph=True), alone))
     return made
 
 
-def timed(made: list[Variant], calls: Calls, where: torch.device, rounds: int) -> dict[str, str]:
+def timed(made: list[TimedVariant], calls: Calls, where: torch.device, rounds: int) -> dict[str, str]:
     """Warm up, time in turns and audit; what a rival stumbles over is returned, and it is taken off the list."""
     refused: dict[str, str] = {}
-    counted = partial(Variant.run, calls=calls, device=where, count=True)
-    turns: list[tuple[str, Callable[[Variant], None]]] = [
-        ("warm-up and compilation", partial(Variant.warm_up, calls=calls, device=where)),
+    counted = partial(TimedVariant.run, calls=calls, device=where, count=True)
+    turns: list[tuple[str, Callable[[TimedVariant], None]]] = [
+        ("warm-up and compilation", partial(TimedVariant.warm_up, calls=calls, device=where)),
         *((f"round {number + 1} of {rounds}", counted) for number in range(rounds)),
-        ("audit", partial(Variant.audit, calls=calls)),
+        ("audit", partial(TimedVariant.audit, calls=calls)),
     ]
     for what, turn in turns:
         for variant in track(list(made), what):
             try:
                 turn(variant)
             except Exception as error:
-                if not isinstance(variant.cache, rivals.Rival):
+                if not isinstance(variant.cache, Rival):
                     raise
-                refused[variant.name] = rivals.reason(error)
+                refused[variant.name] = reason(error)
                 made.remove(variant)
     return refused
