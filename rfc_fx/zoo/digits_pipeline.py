@@ -38,7 +38,8 @@ class DigitsPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers has 
         """Draw one picture for each label.
 
         eps = eps_uncond + guidance_scale (eps_cond - eps_uncond), both halves in one batch.
-        `output_type`: "pil", "np" (N, H, W, C in [0, 1]), "pt" (N, C, H, W in [0, 1]) or "latent" (N, C, H, W in [-1, 1]). Raises ValueError for a label that the model has no class for.
+        `output_type`: "pil", "np" (N, H, W, C in [0, 1]), "pt" (N, C, H, W in [0, 1]) or "latent" (N, C, H, W in [-1, 1]).
+        Raises ValueError for a label that the model has no class for.
         """
         config = self.transformer.config
         null_class = int(config.num_embeds_ada_norm)
