@@ -20,9 +20,9 @@ from rfc_export.backends import backend as backend_of
 from rfc_export.bench import PROTOCOL, Timed, engine_variant, measure, model_variants
 from rfc_export.drawing import draw_all, engine_source, exportable, is_shipped, run_notes, run_summary, sizes, with_threshold
 from rfc_export.exporter import export as export_model
-from rfc_export.manifest import BackendName
 from rfc_export.methods import check_method
 from rfc_export.runtime import Engine, load
+from rfc_export.specs import BackendName
 from rfc_export.verify import STEPS, Verdict, cached_like, checks, exported_from, parity_over, work
 from rfc_fx.ir.config import Dispatch
 from rfc_fx.runtime.summary import mib

@@ -21,21 +21,12 @@ from rfc_export.backends import Backend, Built
 from rfc_export.backends import backend as backend_of
 from rfc_export.calls import RETURN_DICT, call_spec, fixed_name
 from rfc_export.errors import ExportError
-from rfc_export.manifest import (
-    WEIGHTS,
-    BackendName,
-    DecisionSpec,
-    Manifest,
-    ModelSpec,
-    PlanSpec,
-    PoolSpec,
-    ProgramSpec,
-    SlotSpecs,
-)
+from rfc_export.manifest import WEIGHTS, Manifest
 from rfc_export.methods import check_method, encode_method, name_of
 from rfc_export.parity import check_parity
 from rfc_export.portable import STEP, Portable, Weights, portable_cond, portable_host
 from rfc_export.runtime import load
+from rfc_export.specs import BackendName, DecisionSpec, ModelSpec, PlanSpec, PoolSpec, ProgramSpec, SlotSpecs
 from rfc_export.target import built_with, target_of
 from rfc_fx.capture.export import args_and_kwargs, named_arguments
 from rfc_fx.ir.config import Config

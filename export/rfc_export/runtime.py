@@ -20,9 +20,10 @@ from rfc_export.artifact import check_files, opened, read_manifest
 from rfc_export.backends import Run, backend
 from rfc_export.calls import RETURN_DICT, ExpectedCall
 from rfc_export.errors import ArtifactError
-from rfc_export.manifest import WEIGHTS, Manifest, ProgramSpec
+from rfc_export.manifest import WEIGHTS, Manifest
 from rfc_export.methods import decode_method, dtype_of
 from rfc_export.portable import STEP
+from rfc_export.specs import ProgramSpec
 from rfc_export.target import check_target
 from rfc_fx.errors import SignatureError
 from rfc_fx.ir.layout import Layout, Pool

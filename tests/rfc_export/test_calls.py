@@ -14,8 +14,8 @@ import rfc_export
 import rfc_fx
 from rfc_export import Engine
 from rfc_export.calls import ExpectedCall
-from rfc_export.manifest import CallSpec, LeafSpec
 from rfc_export.parity import TOLERANCE
+from rfc_export.specs import CallSpec, LeafSpec
 from rfc_fx.errors import SignatureError
 
 pytestmark = pytest.mark.onnx

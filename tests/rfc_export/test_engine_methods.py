@@ -12,8 +12,8 @@ import rfc_export
 import rfc_fx
 from rfc.method import placement
 from rfc_export import ExportError, exporter
-from rfc_export.manifest import BackendName
 from rfc_export.parity import TOLERANCE, forced, steps_to_check
+from rfc_export.specs import BackendName
 from rfc_fx.runtime.summary import pattern
 
 STEPS = 10

@@ -25,11 +25,14 @@ import rfc_export
 import rfc_fx
 from rfc_export import onnx as backend
 from rfc_export.errors import ArtifactError, BackendError, ExportError
-from rfc_export.manifest import WEIGHTS, TensorSpec
+from rfc_export.manifest import WEIGHTS
+from rfc_export.onnx import writer
+from rfc_export.onnx.writer import value_name
 from rfc_export.parity import TOLERANCE, compare
 from rfc_export.parity import moved as moved_call
 from rfc_export.portable import Portable
 from rfc_export.runtime import _Doubled
+from rfc_export.specs import TensorSpec
 
 pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
 pytestmark = pytest.mark.onnx
@@ -216,9 +219,9 @@ def test_files_hold_no_weights_and_stand_on_their_own(onnx_digits: Path, engine:
     given = [torch.ones(one.shape, dtype=getattr(torch, one.dtype)) for one in spec.inputs]
     alone = onnxruntime.InferenceSession(str(onnx_digits / spec.file), providers=["CPUExecutionProvider"])
     names = {one.name for one in alone.get_inputs()}
-    feed = {backend.value_name(one): t.numpy() for one, t in zip(spec.inputs, given, strict=True) if backend.value_name(one) in names}
+    feed = {value_name(one): t.numpy() for one, t in zip(spec.inputs, given, strict=True) if value_name(one) in names}
     wanted = engine.programs["PREFIX"].call(given, {})
-    for x, y in zip(alone.run([backend.value_name(one) for one in spec.outputs], feed), wanted, strict=True):
+    for x, y in zip(alone.run([value_name(one) for one in spec.outputs], feed), wanted, strict=True):
         torch.testing.assert_close(torch.from_numpy(x), y)
 
 
@@ -324,7 +327,7 @@ def test_large_constants_that_are_no_weights_are_refused(tmp_path: Path, monkeyp
         def forward(self, x: Tensor) -> tuple[Tensor]:
             return (x + torch.arange(600.0),)
 
-    monkeypatch.setattr(backend, "MOST_INSIDE", 64)
+    monkeypatch.setattr(writer, "MOST_INSIDE", 64)
     with pytest.raises(ExportError, match=r"FULL as ONNX holds .* MiB that are no weights of the model"):
         build(tmp_path, small(Folded(), torch.randn(600)))
     assert not (tmp_path / "full.onnx").exists()

@@ -82,7 +82,7 @@ def test_a_configuration_comes_back_from_json_as_it_was(config: rfc_fx.Config) -
 def test_an_unknown_field_or_type_in_json_is_refused() -> None:
     with pytest.raises(ValueError, match="Config: has no field 'precision'"):
         rfc_fx.Config.from_dict({"precision": 8})
-    with pytest.raises(ValueError, match="Config: state_dtype must be None or one of bfloat16, .*, got 'int4'"):
+    with pytest.raises(ValueError, match=r"Config: state_dtype must be None or one of bfloat16, .*, got 'int4'"):
         rfc_fx.Config.from_dict({"state_dtype": "int4"})
 
 
