@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import rfc
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc.storage import stored
 from rfc_fx.capture.refusals import refuse
 from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, PredictorMismatchError, RFCError, SignatureError, StateBudgetError
@@ -56,7 +56,7 @@ def transform(
     model: nn.Module,
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
     *,
-    method: CachingMethod | str | Path | None = None,
+    method: Method | str | Path | None = None,
     steps: int | None = None,
     scheduler: Any = None,
     granularity: Choice | None = None,
@@ -72,9 +72,9 @@ def transform(
 
     `example_inputs` (keyword arguments as a mapping, or positional ones as a tuple) captures at once; without them the first call does.
     `method`: a path is that of a preset (`rfc-fx calibrate`). Without one, the `scheduler` of a pipeline and its number of `steps` give
-    `rfc.LogSNR.of(scheduler, steps)`, the best measured so far (no `steps`: the scheduler as it stands after a generation).
-    `steps` alone, the number of calls of a generation, gives `rfc.Chebyshev(steps=steps)`; neither gives `rfc.RFC()`, which need not know
-    how long a generation is.
+    `rfc.LogSNR(scheduler, steps)`, the best measured so far (no `steps`: the scheduler as it stands after a generation).
+    `steps` alone, the number of calls of a generation, gives `rfc.Chebyshev(num_steps=steps)`; neither gives `rfc.RFC()`, which need not
+    know how long a generation is.
     `granularity` is what one estimate stands for: "module" (the paper), "block", "stack" (the residual of all blocks), "output" (their
     output), "blocks[a:b]" (the residual of those blocks; the others always run); "auto" is the finest of the first three whose state fits
     `state_budget`; None is the method's own, else "module".
@@ -104,7 +104,7 @@ def transform(
         raise TypeError(f"transform: model must be a torch.nn.Module, got {type(model).__name__}; for a pipeline pass pipe.transformer")
     if isinstance(model, CachedModel):
         raise TypeError("transform: the model is transformed already; pass its .model to transform it in another way")
-    if not isinstance(method, CachingMethod):
+    if not isinstance(method, Method):
         raise TypeError(f"transform: method must be an rfc method such as rfc.RFC(tau=0.1) or a preset's .json file, got {method!r}")
     for name, value, known in (
         ("dispatch", dispatch, get_args(Dispatch)),
@@ -147,11 +147,11 @@ def transform(
     return cached
 
 
-def _default(steps: int | None, scheduler: Any) -> CachingMethod:
+def _default(steps: int | None, scheduler: Any) -> Method:
     """The best method for what is known of a generation."""
     if scheduler is None:
-        return rfc.RFC() if steps is None else rfc.Chebyshev(steps=steps)
+        return rfc.RFC() if steps is None else rfc.Chebyshev(num_steps=steps)
     try:
-        return rfc.LogSNR.of(scheduler, steps)
+        return rfc.LogSNR(scheduler, steps)
     except ValueError as error:
         raise ValueError(f"transform: {error}") from error

@@ -41,7 +41,7 @@ LONG = 40
 def prepared(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int) -> rfc_fx.CachedModel:
     """The model with listed steps and prepared modulation."""
     steps = full_steps(schedule(len(calls), nfc), len(calls))
-    cached = rfc_fx.transform(model, method=rfc.Method(estimator=estimator, schedule=rfc.Listed(steps=steps)), hoist=True)
+    cached = rfc_fx.transform(model, method=rfc.Method(estimator=estimator, schedule=rfc.Listed(full_steps=steps)), hoist=True)
     cached.prepare(torch.stack([call["timestep"].flatten()[0] for call in calls]))
     return cached
 
@@ -52,7 +52,7 @@ def measure(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int, rounds
     cached = prepared(model, estimator, calls, nfc)
     compiled = torch.compile(cached, fullgraph=True)
     device = next(model.parameters()).device
-    estimated = [step not in set(cached.method.schedule.steps) for step in range(len(calls))]  # type: ignore[attr-defined]
+    estimated = [step not in set(cached.method.schedule.full_steps) for step in range(len(calls))]  # type: ignore[attr-defined]
 
     def run(call: dict[str, torch.Tensor]) -> float:
         _wait(device)

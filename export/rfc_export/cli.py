@@ -79,7 +79,7 @@ def export(
         order=order,
         interval=interval,
         nfc=nfc,
-        steps=steps,
+        num_steps=steps,
         preset=preset,
         model=model,
         is_digits=is_digits,
@@ -125,8 +125,7 @@ def run(
     seeds: Annotated[int, typer.Option(help="seeds per class")] = 4,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     cfg: Annotated[float | None, typer.Option(help="guidance (default: as exported)")] = None,
-    tau: Annotated[float | None, typer.Option(help="another threshold of RCS (default: as exported)")] = None,
-    threshold: Annotated[float | None, typer.Option(help="another threshold of the other rules (default: as exported)")] = None,
+    threshold: Annotated[float | None, typer.Option("--threshold", "--tau", help="another threshold (default: as exported)")] = None,
     device: DeviceOption = "cpu",
     out: Annotated[Path, typer.Option(help="folder for images.png, schedule.png and summary.json")] = Path("out/run"),
 ) -> None:
@@ -135,10 +134,8 @@ def run(
     at_least("--steps", steps, 1)
     chosen = options.parse_classes(classes)
     loaded = load(engine, device=options.parse_device(device))
-    if tau is not None:
-        with_threshold(loaded, "tau", tau)
     if threshold is not None:
-        with_threshold(loaded, "threshold", threshold)
+        with_threshold(loaded, threshold)
     source = engine_source(str(engine), loaded, chosen, list(range(first, first + count)), cfg)
     writable(out)
     console = Console()

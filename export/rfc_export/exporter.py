@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import rfc
 import rfc_fx
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc_export.artifact import file_spec, write_manifest, writing
 from rfc_export.backends import Backend, Built
 from rfc_export.backends import backend as backend_of
@@ -52,7 +52,7 @@ def export(
     *,
     backend: BackendName,
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
-    method: CachingMethod | None = None,
+    method: Method | None = None,
     dispatch: DispatchName = "host",
     granularity: str | None = None,
     state_dtype: torch.dtype | None = None,
@@ -140,7 +140,7 @@ def export(
 def _cached(
     model: nn.Module,
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None,
-    method: CachingMethod | None,
+    method: Method | None,
     dispatch: DispatchName,
     granularity: str | None,
     state_dtype: torch.dtype | None,

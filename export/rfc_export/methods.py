@@ -9,14 +9,14 @@ import torch
 import rfc
 from rfc import encoding
 from rfc.encoding import DTYPES as DTYPES
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc_export.errors import ArtifactError, ExportError
 
 
-def check_method(method: CachingMethod, dispatch: str = "host") -> None:
+def check_method(method: Method, dispatch: str = "host") -> None:
     """ExportError, which names the method, for one that no engine of this dispatch can run; nothing has been loaded for it."""
     encode_method(method)
-    name, phases = type(method).__name__, method.schedule.phases
+    name, phases = method.name, method.schedule.branches
     if dispatch == "cond" and phases != ("FULL", "ESTIMATE"):
         raise ExportError(
             f"export: {name} has the phases {', '.join(phases)}, an engine with dispatch='cond' has FULL and ESTIMATE; "
@@ -24,7 +24,7 @@ def check_method(method: CachingMethod, dispatch: str = "host") -> None:
         )
 
 
-def encode_method(method: CachingMethod) -> dict[str, Any]:
+def encode_method(method: Method) -> dict[str, Any]:
     """Return {"estimator": ..., "schedule": ...}; ExportError for parts that are not the package's: no engine could rebuild them."""
     try:
         return encoding.encode_method(method)

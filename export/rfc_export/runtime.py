@@ -299,7 +299,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", report: Callab
 
 def _check_phases(manifest: Manifest) -> None:
     """ArtifactError where the method has a phase that no program is for."""
-    phases = decode_method(manifest.method).schedule.phases
+    phases = decode_method(manifest.method).schedule.branches
     there = {"FULL", "ESTIMATE"} if manifest.dispatch == "cond" else set(manifest.programs)
     if missing := [phase for phase in phases if phase not in there]:
         raise ArtifactError(f"method.schedule: has the phases {', '.join(phases)}, there is no program for {', '.join(missing)}")

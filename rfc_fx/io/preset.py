@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rfc.encoding import EncodingError, decode_method, encode_method
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc_fx.errors import RFCError
 from rfc_fx.io.atomic import write_atomically
 
@@ -18,7 +18,7 @@ class PresetError(RFCError):
     """A file that is no preset, or a method that cannot be kept in one."""
 
 
-def write_preset(path: str | Path, method: CachingMethod, measured: dict[str, Any]) -> None:
+def write_preset(path: str | Path, method: Method, measured: dict[str, Any]) -> None:
     """Write a method with what was measured of it, whole or not at all; PresetError for methods of other packages."""
     path = Path(path)
     try:
@@ -30,7 +30,7 @@ def write_preset(path: str | Path, method: CachingMethod, measured: dict[str, An
     write_atomically(path, lambda part: part.write_text(text))
 
 
-def read_preset(path: str | Path) -> CachingMethod:
+def read_preset(path: str | Path) -> Method:
     """The method of such a file; PresetError says what is wrong with it."""
     try:
         kept = json.loads(Path(path).read_text())

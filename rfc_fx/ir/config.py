@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rfc.method import CachingMethod
+from rfc.method import Method
 
 Choice = str
 
@@ -19,7 +19,7 @@ Decision = Literal["batch", "per_sample"]
 class Config:
     """How a model is transformed."""
 
-    method: CachingMethod
+    method: Method
     granularity: Choice
     dispatch: Dispatch
     decision: Decision = "batch"

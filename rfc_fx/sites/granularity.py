@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 
 from rfc.granularity import GranularityName, parse_granularity
-from rfc.method import CachingMethod, placement
+from rfc.method import Method
 from rfc.state import SlotSpec
 from rfc.storage import STORED, stored_anew
 from rfc_fx.capture.export import Captured
@@ -44,10 +44,10 @@ def state_bytes(slots: Mapping[str, SlotSpec]) -> int:
     return sum(prod(spec.shape) * spec.dtype.itemsize for spec in slots.values())
 
 
-def alternatives(captured: Captured, method: CachingMethod) -> dict[str, dict[torch.dtype | None, int]]:
+def alternatives(captured: Captured, method: Method) -> dict[str, dict[torch.dtype | None, int]]:
     """Bytes of state for every granularity with a site and every type of the differences; None is the method as it is."""
     found: dict[str, dict[torch.dtype | None, int]] = {}
-    own = placement(method).granularity
+    own = method.granularity
     for granularity in dict.fromkeys((*get_args(GranularityName), *([] if own is None else [own]))):
         ways = {dtype: method if dtype is None else stored_anew(method, dtype) for dtype in (None, *STORED)}
         try:
@@ -59,28 +59,28 @@ def alternatives(captured: Captured, method: CachingMethod) -> dict[str, dict[to
     return found
 
 
-def _sites(captured: Captured, granularity: str, method: CachingMethod) -> Found:
+def _sites(captured: Captured, granularity: str, method: Method) -> Found:
     return find_sites(
         captured,
         granularity,
-        needs_input=method.estimator.needs_input or placement(method).tokens is not None,
-        probe=placement(method).probe,
-        verifies="VERIFY" in method.schedule.phases,
+        needs_input=method.estimator.needs_input or method.tokens is not None,
+        probe=method.probe,
+        verifies="VERIFY" in method.schedule.branches,
     )
 
 
-def chosen_granularity(wanted: Choice | None, method: CachingMethod) -> Choice:
+def chosen_granularity(wanted: Choice | None, method: Method) -> Choice:
     """What was asked for, else the method's own, else "module"; ValueError for what is none, or for another than the method's own."""
-    own = placement(method).granularity
+    own = method.granularity
     given = wanted or own or "module"
     if given != "auto":
         parse_granularity(given, "auto")
     if own is not None and given != own:
-        raise ValueError(f"granularity: {type(method).__name__} works on {own!r}, got {given!r}; leave granularity out")
+        raise ValueError(f"granularity: {method.name} works on {own!r}, got {given!r}; leave granularity out")
     return given
 
 
-def sites_within(captured: Captured, wanted: Choice, method: CachingMethod, budget: int | None) -> Found:
+def sites_within(captured: Captured, wanted: Choice, method: Method, budget: int | None) -> Found:
     """The sites of the wanted granularity; for "auto" of the finest one whose state fits.
 
     Raises StateBudgetError that lists what each would take when none fits, NoSiteError when nothing can be cached.

@@ -220,7 +220,7 @@ def test_a_generation_that_skips_nothing_warns_once() -> None:
     cached.reset()
 
 
-PLACED = rfc.Chebyshev(nfc=4, steps=10)
+PLACED = rfc.Chebyshev(nfc=4, num_steps=10)
 
 
 @pytest.mark.parametrize("dispatch", ["host", "cond"])
@@ -258,7 +258,7 @@ def test_steps_that_were_counted_before_the_direction_was_known_are_not_missed()
 def test_without_a_method_the_number_of_steps_chooses_the_default() -> None:
     model, kwargs = FAMILIES["dit"]()
     assert rfc_fx.transform(model, kwargs).method == rfc.RFC()
-    assert rfc_fx.transform(model, kwargs, steps=20).method == rfc.Chebyshev(steps=20)
+    assert rfc_fx.transform(model, kwargs, steps=20).method == rfc.Chebyshev(num_steps=20)
     with pytest.raises(ValueError, match=r"steps=20 chooses the default method, and one was given too: FORA"):
         rfc_fx.transform(model, method=rfc.FORA(), steps=20)
     with pytest.raises(ValueError, match="steps must be an integer of at least 1, got 0"):
@@ -268,11 +268,11 @@ def test_without_a_method_the_number_of_steps_chooses_the_default() -> None:
 def test_without_a_method_the_scheduler_chooses_the_default() -> None:
     model, kwargs = FAMILIES["dit"]()
     scheduler = DDIMScheduler()
-    assert rfc_fx.transform(model, kwargs, scheduler=scheduler, steps=20).method == rfc.LogSNR.of(DDIMScheduler(), 20)
+    assert rfc_fx.transform(model, kwargs, scheduler=scheduler, steps=20).method == rfc.LogSNR(DDIMScheduler(), 20)
     with pytest.raises(ValueError, match=r"^transform: noise levels: DDIMScheduler was not told how many steps there are; pass steps"):
         rfc_fx.transform(model, scheduler=scheduler)
     scheduler.set_timesteps(30)
-    assert rfc_fx.transform(model, scheduler=scheduler).method == rfc.LogSNR.of(DDIMScheduler(), 30)
+    assert rfc_fx.transform(model, scheduler=scheduler).method == rfc.LogSNR(DDIMScheduler(), 30)
     with pytest.raises(ValueError, match=r"a scheduler chooses the default method, and one was given too: FORA"):
         rfc_fx.transform(model, method=rfc.FORA(), scheduler=scheduler, steps=20)
     with pytest.raises(ValueError, match=r"^transform: noise levels: expected a scheduler such as pipe.scheduler, got str"):
@@ -307,10 +307,10 @@ def test_a_timestep_that_rises_from_noise_to_image_is_known_from_the_first_gener
 @torch.no_grad()
 def test_full_steps_are_where_they_were_placed_from_the_first_generation_on_although_the_timestep_rises() -> None:
     """With one leading full step the second one is full too, once: until the third call it may have begun a generation that falls."""
-    method = rfc.Chebyshev(nfc=5, steps=10)
+    method = rfc.Chebyshev(nfc=5, num_steps=10)
     model, cached, kwargs = dit(method=method)
     twin, hoisted = rfc.eager.cached(model, method), rfc_fx.transform(model, method=method, hoist=True)
-    placed = method.schedule.steps  # type: ignore[attr-defined]
+    placed = method.schedule.full_steps  # type: ignore[attr-defined]
     assert 1 not in placed
     for full in ({1, *placed}, {*placed}, {*placed}):
         for step in range(10):

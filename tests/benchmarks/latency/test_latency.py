@@ -147,8 +147,8 @@ def calls_of(kwargs: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("method", [rfc.ToCa(steps=50), rfc.DuCa(steps=50)])
-def test_phases_that_come_late_in_a_generation_are_compiled_before_counting(method: rfc.CachingMethod) -> None:
+@pytest.mark.parametrize("method", [rfc.ToCa(num_steps=50), rfc.DuCa(num_steps=50)])
+def test_phases_that_come_late_in_a_generation_are_compiled_before_counting(method: rfc.Method) -> None:
     model, kwargs = FAMILIES["dit"]()
     cached = rfc_fx.transform(model, kwargs, method=method)
     variant = Variant("late", torch.compile(cached, backend="eager", fullgraph=True), cached)
@@ -157,8 +157,8 @@ def test_phases_that_come_late_in_a_generation_are_compiled_before_counting(meth
     variant.warm_up(calls, CPU)
     variant.run(calls, CPU, count=True)
     assert cached.method == method
-    assert {*cached.stats.phases} == {*method.schedule.phases}
-    assert variant.warming.graphs == len(method.schedule.phases)
+    assert {*cached.stats.phases} == {*method.schedule.branches}
+    assert variant.warming.graphs == len(method.schedule.branches)
     assert variant.counting.graphs == 0
 
 

@@ -46,7 +46,8 @@ from benchmarks.quality.relation import correlation, relation
 from benchmarks.quality.report import markdown
 from benchmarks.quality.similarity import geometric_mean, psnr, relative_l2, ssim
 from benchmarks.quality.teacher_forced import distances, forced_errors
-from benchmarks.quality.trajectory import Trajectory, magnitude_ratios
+from benchmarks.quality.trajectory import Trajectory
+from rfc.placement.magcache import ratios_of
 from rfc.state import Clock
 from rfc_fx.tools import compare
 from rfc_fx.tools.calibrate.bisection import calibrated, largest_threshold
@@ -271,7 +272,7 @@ def test_relations_on_a_straight_line_are_those_of_proposition_1() -> None:
 def test_magnitude_ratios_are_those_of_the_residual_from_step_to_step() -> None:
     O = torch.ones(1, 2, 3)
     trajectory = Trajectory(["stack 0"], [[(O, scale * O)] for scale in (1.0, 2.0, 3.0)])
-    assert magnitude_ratios(trajectory) == pytest.approx([1, 2, 1.5])
+    assert ratios_of(trajectory.outputs(0)) == pytest.approx([1, 2, 1.5])
 
 
 def test_planned_steps_skip_on_a_straight_line_and_are_full_where_it_bends() -> None:

@@ -140,7 +140,7 @@ def test_between_the_programs_torch_compile_decides_nothing_anew(monkeypatch: py
 def estimate_bytes(layers: int) -> tuple[int, int]:
     """(bytes that Inductor counts for the kernels of an estimated step, bytes of state)."""
     model, kwargs = FAMILIES["dit"](layers)
-    cached = rfc_fx.transform(model, method=rfc.Method(estimator=rfc.Taylor(order=1), schedule=rfc.Listed(steps=[0, 1])), hoist=True)
+    cached = rfc_fx.transform(model, method=rfc.Method(estimator=rfc.Taylor(order=1), schedule=rfc.Listed(full_steps=[0, 1])), hoist=True)
     run = cached.trace(**kwargs)
     program = cached.programs["ESTIMATE"].run
     given: list[Any] = []
