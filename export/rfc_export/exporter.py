@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import rfc
 import rfc_fx
+from rfc.encoding import classes_of
 from rfc.method import Method
 from rfc_export.artifact import file_spec, write_manifest, writing
 from rfc_export.backends import Backend, Built
@@ -131,7 +132,7 @@ def export(
         )
         write_manifest(folder, manifest)
         report("checking the engine against the model")
-        engine = load(folder, device=compiled.device)
+        engine = load(folder, device=compiled.device, classes=classes_of(cached.method))
         check_parity(engine, cached, arguments)
         engine.close()
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,17 +26,17 @@ def check_method(method: Method, dispatch: str = "host") -> None:
 
 
 def encode_method(method: Method) -> dict[str, Any]:
-    """Return {"estimator": ..., "schedule": ...}; ExportError for parts that are not the package's: no engine could rebuild them."""
+    """Return {"estimator": ..., "schedule": ...}; ExportError for settings that JSON cannot hold: no engine could rebuild them."""
     try:
         return encoding.encode_method(method)
     except encoding.EncodingError as error:
         raise ExportError(f"export: {error}") from error
 
 
-def decode_method(encoded: dict[str, Any]) -> rfc.Method:
-    """The method again; ArtifactError for what no method is."""
+def decode_method(encoded: dict[str, Any], classes: Iterable[type] = ()) -> rfc.Method:
+    """The method again, of the package's parts and of `classes`; ArtifactError for what no method is."""
     try:
-        return encoding.decode_method(encoded)
+        return encoding.decode_method(encoded, classes)
     except encoding.EncodingError as error:
         raise ArtifactError(str(error)) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ class PresetError(RFCError):
 
 
 def write_preset(path: str | Path, method: Method, measured: dict[str, Any]) -> None:
-    """Write a method with what was measured of it, whole or not at all; PresetError for methods of other packages."""
+    """Write a method with what was measured of it, whole or not at all; PresetError for settings that JSON cannot hold."""
     path = Path(path)
     try:
         kept = {"schema_version": SCHEMA_VERSION, "method": encode_method(method), "measured": measured}
@@ -30,8 +31,8 @@ def write_preset(path: str | Path, method: Method, measured: dict[str, Any]) -> 
     write_atomically(path, lambda part: part.write_text(text))
 
 
-def read_preset(path: str | Path) -> Method:
-    """The method of such a file; PresetError says what is wrong with it."""
+def read_preset(path: str | Path, classes: Iterable[type] = ()) -> Method:
+    """The method of such a file, of the package's parts and of `classes`; PresetError says what is wrong with it."""
     try:
         kept = json.loads(Path(path).read_text())
     except OSError as error:
@@ -42,6 +43,6 @@ def read_preset(path: str | Path) -> Method:
     if version != SCHEMA_VERSION or not isinstance(kept.get("method"), dict):
         raise PresetError(f"{path}: expected a preset of schema version {SCHEMA_VERSION} with a method, got version {version!r}")
     try:
-        return decode_method(kept["method"])
+        return decode_method(kept["method"], classes)
     except EncodingError as error:
         raise PresetError(f"{path}: {error}") from error

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from importlib import import_module
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -145,11 +148,13 @@ HELP = {
 
 
 def new_method(name: str, asked: MethodArguments) -> Method:
-    """Return the method of that name, or of that .json file; OptionError for a name or a value that cannot be."""
+    """Return the method of that name, .json file or import path ("package.module:name"); OptionError for one that cannot be."""
     if name.endswith(".json"):
         return read_preset(name)
+    if ":" in name:
+        return imported("--method", name, rfc.Method)
     if name not in METHODS:
-        raise OptionError(f"--method must be one of {', '.join(METHODS)}, got {name}")
+        raise OptionError(f"--method must be one of {', '.join(METHODS)}, a preset's .json file or package.module:name, got {name}")
     kind = METHODS[name]
     if asked.is_digits and asked.tau is None and asked.preset is None:
         asked = replace(asked, tau=DIGITS_TAU)
@@ -158,6 +163,30 @@ def new_method(name: str, asked: MethodArguments) -> Method:
         return kind.make(**settings) if asked.preset is None else preset(name, asked.preset, **settings)
     except ValueError as error:
         raise OptionError(re.sub("^preset: ", "--preset: ", str(error))) from error
+
+
+Imported = TypeVar("Imported")
+
+
+def imported(option: str, path: str, kind: type[Imported]) -> Imported:
+    """The object at an import path such as "package.module:name", found from here too; OptionError where there is none of that kind."""
+    module, _, name = path.partition(":")
+    if "" not in sys.path:
+        sys.path.append("")
+    try:
+        value = attrgetter(name)(import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise OptionError(f"{option} {path}: expected package.module:name of an object that can be imported: {error}") from error
+    if not isinstance(value, kind):
+        raise OptionError(
+            f"{option} {path}: expected an object of the type {kind.__name__}, got {one_line(Exception(repr(value)), width=80)}"
+        )
+    return value
+
+
+def imported_classes(paths: list[str] | None) -> list[type]:
+    """The classes at these import paths."""
+    return [imported("--class", path, type) for path in paths or []]
 
 
 def best_known(asked: MethodArguments) -> tuple[str, str | None]:

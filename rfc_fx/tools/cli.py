@@ -57,7 +57,7 @@ from rfc_fx.tools.summary_json import installed_version, summary
 NAMES = ", ".join(METHODS)
 
 
-METHOD_HELP = f"{NAMES}, or a .json file of calibrate; repeatable (default: taylorseer, rfc, log-snr)"
+METHOD_HELP = f"{NAMES}, a .json file of calibrate, or package.module:name; repeatable (default: taylorseer, rfc, log-snr)"
 
 
 class _OneLineErrors(TyperGroup):

@@ -100,17 +100,6 @@ def test_more_than_two_phases_are_refused_for_a_conditional_step_before_anything
     assert not list(tmp_path.iterdir())
 
 
-def test_a_schedule_of_somebody_elses_is_refused_before_anything_is_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mine(rfc.Every):
-        """Not the package's."""
-
-    monkeypatch.setattr(exporter.rfc_fx, "transform", lambda *_, **__: pytest.fail("captured before it was checked"))
-    model, kwargs = FAMILIES["dit"]()
-    method = rfc.Method(estimator=rfc.Reuse(), schedule=Mine(interval=3))
-    with pytest.raises(ExportError, match=r"is of a class of its own; what can be rebuilt is Reuse, "):
-        rfc_export.export(model, tmp_path / "x", backend="onnx", example_inputs=kwargs, method=method)
-
-
 CPP_KNOWS = ("RCS", "Every")
 """Rules of export/cpp/engine.cpp; for any other it stops with the rule's name."""
 

@@ -198,11 +198,8 @@ def test_law_5_one_frame_per_program_and_none_for_another_table(family: str, met
     model, kwargs = MADE[family]()
     make = {"toca": rfc.ToCa, "duca": rfc.DuCa}[method]
     settings = {"toca": {"ratio": 0.2}, "duca": {"ratio": 0.3}}[method]
-    chosen, longer, shorter = (
-        make(num_steps=STEPS, **settings),
-        make(num_steps=STEPS, interval=6, **settings),
-        make(num_steps=9, **settings),
-    )
+    chosen, wider = (make(num_steps=STEPS, **settings, **more) for more in ({}, {"interval": 6}))
+    shorter = make(num_steps=9, **settings)
     cached, plain = (rfc_fx.transform(model, method=chosen) for _ in range(2))
     counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
