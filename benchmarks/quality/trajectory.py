@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import rfc.eager
 from benchmarks.quality.workloads import Bench, Lot, Sampler
-from rfc.placement.magcache import Recorder
+from rfc.placement.magcache import RecordingReuse
 
 Pair = tuple[Tensor, Tensor]
 """I and O of one site at one step, (N, T, D): conditional samples, then unconditional ones."""
@@ -31,7 +31,7 @@ class Trajectory:
 
 def record(bench: Bench, sampler: Sampler, lot: Lot, part: slice, granularity: str = "module") -> Trajectory:
     """Draw one batch in full computation and record it; `granularity` says what a site is."""
-    recorder = Recorder()
+    recorder = RecordingReuse()
     twin = rfc.eager.cached(bench.model, recorder.method(), granularity)
     steps: list[list[Pair]] = []
 

@@ -84,7 +84,7 @@ def MagCache(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recorder(Reuse):
+class RecordingReuse(Reuse):
     """Takes down what every site receives and returns, in the order in which the sites run; every step must be full."""
 
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list, compare=False, repr=False)
@@ -101,7 +101,7 @@ class Recorder(Reuse):
 
     def method(self) -> Method:
         """Full computation with this record."""
-        return Method(estimator=self, schedule=Every(interval=1, warmup=1), name="Recorder")
+        return Method(estimator=self, schedule=Every(interval=1, warmup=1), name="FullCompute")
 
 
 def magnitude_ratios(model: nn.Module, generate: Callable[[nn.Module], Any]) -> list[float]:
@@ -112,7 +112,7 @@ def magnitude_ratios(model: nn.Module, generate: Callable[[nn.Module], Any]) -> 
     """
     from rfc.eager.model import cached  # the twin stands on the methods
 
-    recorder = Recorder()
+    recorder = RecordingReuse()
     generate(cached(model, recorder.method(), "stack"))
     if not recorder.pairs:
         raise ValueError("magnitude_ratios: generate did not call the model that it received")

@@ -134,7 +134,7 @@ class Laboratory:
         """The model with that forecast, captured once, and what calls it."""
         key = method.estimator, method.schedule.in_graph
         if key not in self._made:
-            cached = rfc_fx.transform(self.source.model, method=method, granularity=method.granularity)
+            cached = rfc_fx.transform(self.source.model, method)
             self._made[key] = cached, torch.compile(cached, fullgraph=True) if self.compile else cached
         cached, call = self._made[key]
         cached.method = method
