@@ -28,6 +28,7 @@ from benchmarks.latency.methods import equal_gaps
 from benchmarks.latency.record import record
 from benchmarks.latency.timing import TimedVariant
 from benchmarks.latency.workloads import WORKLOADS, Calls
+from benchmarks.pictures import save
 from benchmarks.readme import between_marks
 from rfc_fx.tools.summary_json import versions
 
@@ -196,7 +197,7 @@ def draw(axes: dict[str, Any], path: Path) -> None:
         panel.set_xticks([row[name] for row in rows], [str(row[name]) for row in rows])
         panel.xaxis.minorticks_off()
     figure.axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def main(
