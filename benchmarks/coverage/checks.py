@@ -59,7 +59,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
     skips = rfc.RFC(tau=float("inf"), warmup=2)
 
     def transform() -> None:
-        made["module"] = rfc_fx.transform(model, arguments, method=rfc.RFC(tau=0.0))
+        made["module"] = rfc_fx.transform(model, rfc.RFC(tau=0.0), example_inputs=arguments)
         row.captured = True
         found = made["module"].compiled.found
         row.sites = [site.name for site in found.sites]
@@ -75,7 +75,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
             raise AssertionError(f"an all-full step differs from the model by {row.full_difference:.1e}")
 
     def estimate() -> None:
-        cached = rfc_fx.transform(model, method=rfc.Method(estimator=rfc.RFE(order=2), schedule=rfc.Listed(steps=[0, 1])))
+        cached = rfc_fx.transform(model, rfc.Method(estimator=rfc.RFE(order=2), schedule=rfc.Listed(steps=[0, 1])))
         expected = [cached(**arguments) for _ in range(2)][-1]
         row.estimate_difference = difference(cached(**arguments), expected)
         assert cached.stats.phases == ["FULL", "FULL", "ESTIMATE"], cached.stats.phases
@@ -84,7 +84,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
 
     def granularity(name: GranularityName) -> Any:
         def run() -> None:
-            cached = made.get(name) or rfc_fx.transform(model, method=skips, granularity=name)
+            cached = made.get(name) or rfc_fx.transform(model, skips, config=rfc_fx.Config(granularity=name))
             cached.method = skips
             cached.reset()
             outputs = [prediction(cached(**call))[0] for call in calls(spec, arguments, 4)]
@@ -95,7 +95,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
         return run
 
     def hoisted() -> None:
-        plain, ahead = (rfc_fx.transform(model, method=skips, hoist=hoist) for hoist in (False, True))
+        plain, ahead = (rfc_fx.transform(model, skips, config=rfc_fx.Config(hoist=hoist)) for hoist in (False, True))
         worst = max(difference(ahead(**call), plain(**call)) for call in calls(spec, arguments, 4))
         assert worst == 0, f"with hoist=True the outputs differ by {worst:.1e}"
 
@@ -103,7 +103,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
-        cached, plain = rfc_fx.transform(model, method=skips), made["module"]
+        cached, plain = rfc_fx.transform(model, skips), made["module"]
         plain.reset()
         step = torch.compile(cached, fullgraph=True, backend=counter)
         worst = 0.0
@@ -119,7 +119,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
         large = spec.model("real", device="meta")
         arguments = spec.arguments(large, "real", device="meta")
         try:
-            plan = rfc_fx.transform(large, arguments, method=rfc.TaylorSeer(order=1)).plan()
+            plan = rfc_fx.transform(large, rfc.TaylorSeer(order=1), example_inputs=arguments).plan()
         except rfc_fx.CaptureError as error:  # masks that Python reads have no values on the meta device, and autocast does not know it
             size = sum(leaf.numel() for leaf in pytree.tree_leaves(arguments[spec.latent]) if isinstance(leaf, torch.Tensor))
             if size > RUNNABLE:
@@ -127,7 +127,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
                     f"not counted: the forward cannot be traced on the meta device, and a latent of {size} numbers is too large to run it"
                 ) from error
             large = spec.model("real")
-            plan = rfc_fx.transform(large, spec.arguments(large, "real"), method=rfc.TaylorSeer(order=1)).plan()
+            plan = rfc_fx.transform(large, rfc.TaylorSeer(order=1), example_inputs=spec.arguments(large, "real")).plan()
         row.estimate_share = plan.estimate_share
 
     if attempt("capture", transform):

@@ -75,7 +75,7 @@ def check(bench: Bench, row: dict[str, Any], workload: Workload, dtype: torch.dt
     calls = calls_of(workload, model, 1, 12, bench.device, dtype)
     plan = rfc.RCS(tau=0.3) if dtype == torch.float32 else equal_gaps(12, 6)  # near tau bfloat16's rounding may decide otherwise
     method = rfc.Method(estimator=ESTIMATORS[name], schedule=plan)
-    cached = rfc_fx.transform(model, method=method, hoist=ESTIMATORS[name] is not RFE)
+    cached = rfc_fx.transform(model, method, config=rfc_fx.Config(hoist=ESTIMATORS[name] is not RFE))
     expected = generation(cached, cached, calls)
     row |= {"phases": expected.phases, "kept_outputs": {"programs": expected.kept}, "relative_difference": {}, "passed": True}
     ways: dict[str, tuple[Callable[[], Any], Any, float]] = {

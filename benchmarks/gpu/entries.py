@@ -46,7 +46,7 @@ def entries(bench: Bench, model: nn.Module, calls: Calls, plan: rfc.RCS, *, besi
         return bench.compiled(model, graphs=graphs), None
 
     def hoisted(name: str, *, graphs: bool) -> tuple[Any, Any]:
-        cached = rfc_fx.transform(model, method=method(name), hoist=True, regional=bench.regional)
+        cached = rfc_fx.transform(model, method(name), config=rfc_fx.Config(hoist=True, regional=bench.regional))
         cached.prepare(timesteps)
         return bench.compiled(cached, graphs=graphs), cached
 

@@ -40,7 +40,7 @@ LONG = 40
 def prepared(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int) -> rfc_fx.CachedModel:
     """The model with listed steps and prepared modulation."""
     steps = full_steps(equal_gaps(len(calls), nfc), len(calls))
-    cached = rfc_fx.transform(model, method=rfc.Method(estimator=estimator, schedule=rfc.Listed(steps=steps)), hoist=True)
+    cached = rfc_fx.transform(model, rfc.Method(estimator=estimator, schedule=rfc.Listed(steps=steps)), config=rfc_fx.Config(hoist=True))
     cached.prepare(torch.stack([call["timestep"].flatten()[0] for call in calls]))
     return cached
 

@@ -88,7 +88,7 @@ def dit(point: Point) -> nn.Module:
 
 def hoisted(model: nn.Module, calls: Calls, plan: rfc.RCS, estimator: rfc.Estimator, *, regional: bool = False) -> rfc_fx.CachedModel:
     """The model transformed, its timesteps prepared."""
-    cached = rfc_fx.transform(model, method=rfc.Method(estimator=estimator, schedule=plan), hoist=True, regional=regional)
+    cached = rfc_fx.transform(model, rfc.Method(estimator=estimator, schedule=plan), config=rfc_fx.Config(hoist=True, regional=regional))
     cached.prepare(torch.stack([call["timestep"][0] for call in calls]))
     return cached
 

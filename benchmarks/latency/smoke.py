@@ -50,7 +50,7 @@ def variants(samples: int, backend: str) -> tuple[list[TimedVariant], list[dict[
     twin = rfc.eager.cached(model, rfc.Method(estimator=ESTIMATORS["RFE m=1"], schedule=plan))
     made = [TimedVariant(FULL, torch.compile(model, fullgraph=True, backend=backend)), TimedVariant(TWIN, twin, twin)]
     for name, estimator in ESTIMATORS.items():
-        cached = rfc_fx.transform(model, method=rfc.Method(estimator=estimator, schedule=plan), hoist=True)
+        cached = rfc_fx.transform(model, rfc.Method(estimator=estimator, schedule=plan), config=rfc_fx.Config(hoist=True))
         cached.prepare(torch.stack([call["timestep"][0] for call in calls]))
         made.append(TimedVariant(name, torch.compile(cached, fullgraph=True, backend=backend), cached))
     return made, calls

@@ -61,7 +61,7 @@ def rows(seeds: int, nfc: int) -> list[dict[str, Any]]:
                 kept = estimator
                 if (differences, outputs) != (None, None):
                     kept = rfc.Stored(estimator=estimator, differences=differences, outputs=outputs)
-                cached = rfc_fx.transform(model, method=rfc.Method(estimator=kept, schedule=rfc.Listed(steps=steps)))
+                cached = rfc_fx.transform(model, rfc.Method(estimator=kept, schedule=rfc.Listed(steps=steps)))
                 samples = draw(cached, scheduler, seeds)
                 reference = samples if reference is None else reference
                 found.append(

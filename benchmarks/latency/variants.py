@@ -32,7 +32,7 @@ def variants(
         if name in WHOLE:
             whole = WHOLE[name](plan, len(calls))
             try:
-                hoisted = rfc_fx.transform(model, calls[0], method=whole, hoist=True)
+                hoisted = rfc_fx.transform(model, whole, example_inputs=calls[0], config=rfc_fx.Config(hoist=True))
             except rfc_fx.RFCError as error:
                 refused[name] = str(error).partition("\n")[0]
                 continue
@@ -45,18 +45,18 @@ def variants(
         if isinstance(ESTIMATORS[name], rfc.Taylor | rfc.Reuse) or ESTIMATORS[name] == rfc.RFE(order=ESTIMATORS[name].orders):
             twin = rfc.eager.cached(model, method)
             made.append(TimedVariant(f"{name}, eager twin", twin, twin))
-            plain = rfc_fx.transform(model, method=method)
+            plain = rfc_fx.transform(model, method)
             made.append(TimedVariant(f"{name}, compiled", torch.compile(plain, fullgraph=True), plain))
         deciding = {"hoisted": method}
         if not ESTIMATORS[name].needs_input:  # the steps need no data where the method needs none
             steps = full_steps(plan, len(calls))
             deciding["hoisted, fixed steps"] = rfc.Method(estimator=ESTIMATORS[name], schedule=rfc.Listed(steps=steps))
         for how, of in deciding.items():
-            hoisted = rfc_fx.transform(model, method=of, hoist=True)
+            hoisted = rfc_fx.transform(model, of, config=rfc_fx.Config(hoist=True))
             hoisted.prepare(timesteps)
             made.append(TimedVariant(f"{name}, {how}, compiled", torch.compile(hoisted, fullgraph=True), hoisted))
         if per_sample:
-            alone = rfc_fx.transform(model, method=method, decision="per_sample")
+            alone = rfc_fx.transform(model, method, config=rfc_fx.Config(decision="per_sample"))
             made.append(TimedVariant(f"{name}, per sample, compiled", torch.compile(alone, fullgraph=True), alone))
     return made
 

@@ -62,7 +62,7 @@ def evaluate(predictor: Path, samples: int, console: Console) -> list[dict[str, 
     for (steps, name), anchors in LISTS.items():
         full = sample(model, scheduler, labels, noise, steps=steps, cfg=CFG)
         for method, made in methods(predictor, anchors).items():
-            cached = rfc_fx.transform(model, method=made)
+            cached = rfc_fx.transform(model, made)
             got = sample(cached, scheduler, labels, noise, steps=steps, cfg=CFG)
             share = cached.plan().estimate_share
             error = (got - full).flatten(1).norm(dim=1) / full.flatten(1).norm(dim=1)

@@ -46,8 +46,8 @@ Json read_manifest(const fs::path& folder) {
   Json manifest = Json::parse(contents(folder / "rfc.json"));
   if (manifest["schema_version"].number() != kSchema)
     throw Error((folder / "rfc.json").string() + ": of another schema version than " + std::to_string(kSchema) + "; export again");
-  if (manifest["backend"].text() != "aoti" || manifest["dispatch"].text() != "host" || manifest["target"]["device"].text() != "cpu")
-    throw Error(folder.string() + ": for " + manifest["backend"].text() + ", dispatch " + manifest["dispatch"].text() + ", on " +
+  if (manifest["backend"].text() != "aoti" || manifest["config"]["dispatch"].text() != "host" || manifest["target"]["device"].text() != "cpu")
+    throw Error(folder.string() + ": for " + manifest["backend"].text() + ", dispatch " + manifest["config"]["dispatch"].text() + ", on " +
                 manifest["target"]["device"].text() + "; export with backend='aoti', dispatch='host' on a CPU");
   const std::string& built = manifest["built_with"]["torch"].text();
   if (minor(built) != minor(TORCH_VERSION))

@@ -20,10 +20,11 @@ from rfc_export.backends import backend as backend_of
 from rfc_export.bench import PROTOCOL, Timed, engine_variant, measure, model_variants
 from rfc_export.drawing import draw_all, engine_source, exportable, is_shipped, run_notes, run_summary, sizes, with_threshold
 from rfc_export.exporter import export as export_model
-from rfc_export.manifest import BackendName, DispatchName
 from rfc_export.methods import check_method
 from rfc_export.runtime import Engine, load
+from rfc_export.specs import BackendName
 from rfc_export.verify import STEPS, Verdict, cached_like, checks, exported_from, parity_over, work
+from rfc_fx.ir.config import Dispatch
 from rfc_fx.runtime.summary import mib
 from rfc_fx.tools import arguments as options
 from rfc_fx.tools import pictures
@@ -54,7 +55,7 @@ def export(
     steps: Annotated[int | None, typer.Option(help=f"of a generation, for {', '.join(options.taking('steps'))}")] = None,
     granularity: Annotated[str | None, typer.Option(help=HELP["sizes"])] = None,
     state_dtype: Annotated[str | None, typer.Option(help=f"of the differences: {', '.join(STATE_DTYPES)}")] = None,
-    dispatch: Annotated[str, typer.Option(help=", ".join(get_args(DispatchName)))] = "host",
+    dispatch: Annotated[str, typer.Option(help=", ".join(get_args(Dispatch)))] = "host",
     hoist: Annotated[
         bool | None, typer.Option("--hoist/--no-hoist", help="compute ahead of the steps what needs no latent (default with host dispatch)")
     ] = None,
@@ -65,12 +66,9 @@ def export(
 ) -> None:
     """Transform a model, build its programs for a back end, and check the engine against the model."""
     wanted: Any = known("--backend", backend, get_args(BackendName))
-    how: Any = known("--dispatch", dispatch, get_args(DispatchName))
-    size = options.parse_granularity_option(granularity, auto=False)
-    if how == "cond" and hoist:
-        raise OptionError("--hoist needs --dispatch host")
+    config = options.parse_config(granularity=granularity, state_dtype=state_dtype, dispatch=dispatch, hoist=hoist)
     at_least("--batch", 1 if batch is None else batch, 1)
-    numbers, place, kept = options.parse_dtype(dtype), options.parse_device(device), options.parse_state_dtype(state_dtype)
+    numbers, place = options.parse_dtype(dtype), options.parse_device(device)
     check_place(out, overwrite=overwrite)
     is_digits = layout(locate(model)) == "digits"
     asked = MethodArguments(
@@ -85,8 +83,8 @@ def export(
         is_digits=is_digits,
     )
     (chosen,) = options.new_methods([method], asked).values()
-    options.check_sizes({method: chosen}, size)
-    check_method(chosen, how)
+    options.check_granularity({method: chosen}, config)
+    check_method(chosen, config.dispatch)
     backend_of(wanted).check(place)  # before anything is loaded
     found = exportable(model, numbers, place, batch)
     start = time.perf_counter()
@@ -96,10 +94,7 @@ def export(
         backend=wanted,
         example_inputs=found.inputs,
         method=chosen,
-        dispatch=how,
-        granularity=size,
-        state_dtype=kept,
-        hoist=hoist is not False,
+        config=config,
         sampler=found.sampler,
         overwrite=overwrite,
         report=lambda line: typer.echo(f"{time.perf_counter() - start:6.1f} s  {line}"),
@@ -253,7 +248,7 @@ def bench(
 def _alike(names: list[str], engines: list[Engine]) -> None:
     """OptionError where engines do not do the same work."""
     for name, one in zip(names[1:], engines[1:], strict=True):
-        for what in ("method", "granularity", "call.leaves", "model.model_class"):
+        for what in ("method", "config.granularity", "call.leaves", "model.model_class"):
             a, b = (_attribute(e.manifest, what) for e in (engines[0], one))
             if a != b:
                 raise OptionError(f"{names[0]} and {name} differ in {what}; compare engines of the same model, method and batch")
@@ -266,9 +261,11 @@ def _attribute(of: Any, path: str) -> Any:
 
 
 def _label(path: Path, engine: Engine, all_of_them: list[Engine]) -> str:
-    kind = f"{engine.manifest.backend}, {engine.manifest.dispatch}"
+    kind = f"{engine.manifest.backend}, {engine.manifest.config.dispatch}"
     alike = [
-        one for one in all_of_them if (one.manifest.backend, one.manifest.dispatch) == (engine.manifest.backend, engine.manifest.dispatch)
+        one
+        for one in all_of_them
+        if (one.manifest.backend, one.manifest.config.dispatch) == (engine.manifest.backend, engine.manifest.config.dispatch)
     ]
     return kind if len(alike) == 1 else f"{kind} ({path})"
 

@@ -20,9 +20,10 @@ from rfc_export.artifact import check_files, opened, read_manifest
 from rfc_export.backends import Run, backend
 from rfc_export.calls import RETURN_DICT, ExpectedCall
 from rfc_export.errors import ArtifactError
-from rfc_export.manifest import WEIGHTS, Manifest, ProgramSpec
+from rfc_export.manifest import WEIGHTS, Manifest
 from rfc_export.methods import decode_method, dtype_of
 from rfc_export.portable import STEP
+from rfc_export.specs import ProgramSpec
 from rfc_export.target import check_target
 from rfc_fx.errors import SignatureError
 from rfc_fx.ir.layout import Layout, Pool
@@ -103,7 +104,7 @@ class LoadedSet:
     @property
     def counts_itself(self) -> bool:
         """Whether step numbers and decisions are state of the program."""
-        return self.manifest.dispatch == "cond"
+        return self.manifest.config.dispatch == "cond"
 
     @property
     def returns_state(self) -> bool:
@@ -300,7 +301,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", report: Callab
 def _check_phases(manifest: Manifest) -> None:
     """ArtifactError where the method has a phase that no program is for."""
     phases = decode_method(manifest.method).schedule.phases
-    there = {"FULL", "ESTIMATE"} if manifest.dispatch == "cond" else set(manifest.programs)
+    there = {"FULL", "ESTIMATE"} if manifest.config.dispatch == "cond" else set(manifest.programs)
     if missing := [phase for phase in phases if phase not in there]:
         raise ArtifactError(f"method.schedule: has the phases {', '.join(phases)}, there is no program for {', '.join(missing)}")
 

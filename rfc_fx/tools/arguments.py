@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 
@@ -16,8 +16,8 @@ from rfc.presets import PRESETS, preset
 from rfc.storage import STORED
 from rfc_fx.errors import RFCError
 from rfc_fx.io.preset import read_preset
-from rfc_fx.sites.granularity import parse_bytes
-from rfc_fx.tools.compare import granularities
+from rfc_fx.ir.config import Config, Decision, Dispatch, parse_bytes
+from rfc_fx.tools.compare import configs
 from rfc_fx.tools.load import load_scheduler, locate, one_line
 from rfc_fx.zoo import DIGITS_PREDICTOR
 
@@ -25,7 +25,7 @@ DIGITS_TAU = 0.15
 """RFC's threshold that gives about 14 full computations in 50 steps on the digits model."""
 
 
-GRANULARITIES = ("module", "block", "stack", "output", "blocks[a:b]", "auto")
+GRANULARITIES = ("module", "block", "stack", "output", "blocks[a:b]")
 
 
 STATE_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORED}
@@ -128,7 +128,7 @@ def taking(setting: str) -> list[str]:
     return [name for name, kind in METHODS.items() if setting in kind.takes]
 
 
-_SIZES = ", ".join(GRANULARITIES[:-1]).replace("[", r"\[")  # what help shows has markup
+_SIZES = ", ".join(GRANULARITIES).replace("[", r"\[")  # what help shows has markup
 
 
 HELP = {
@@ -138,7 +138,7 @@ HELP = {
     "interval": f"{', '.join(taking('interval'))}: every so many steps one is full (default: the method's own)",
     "nfc": f"{', '.join(taking('nfc'))}: how many steps of a generation are full (default: 28 %)",
     "preset": "take the settings published for this model, such as flux.1-dev (rfc.PRESETS); other options change them",
-    "granularity": f"{_SIZES}, auto: the finest that fits --state-budget (default: the method's own, else module)",
+    "granularity": f"{_SIZES} (default: the method's own, else the finest that fits --state-budget, else module)",
     "sizes": f"{_SIZES} (default: the method's own, else module)",
 }
 
@@ -184,36 +184,54 @@ def check_dispatch(methods: Mapping[str, CachingMethod], dispatch: str) -> None:
             raise OptionError(f"--dispatch cond: {name} has the phases {', '.join(phases)}, a torch.cond has two; leave --dispatch out")
 
 
-def parse_granularity_option(text: str | None, *, auto: bool = True) -> str | None:
-    """A granularity or, where that can be, "auto"; OptionError for anything else."""
-    known = GRANULARITIES if auto else GRANULARITIES[:-1]
+def parse_config(
+    *,
+    granularity: str | None = None,
+    state_dtype: str | None = None,
+    state_budget: str | None = None,
+    dispatch: str = "host",
+    decision: str = "batch",
+    hoist: bool | None = None,
+    regional: bool = False,
+) -> Config:
+    """The configuration of these options; OptionError names the option that is wrong."""
+    if dispatch == "cond" and (hoist or decision == "per_sample"):
+        raise OptionError(f"{'--hoist' if hoist else '--decision per_sample'} needs --dispatch host")
+    return Config(
+        granularity=_parse_granularity(granularity),
+        state_dtype=_parse_state_dtype(state_dtype),
+        state_budget=_parse_budget(state_budget),
+        dispatch=known("--dispatch", dispatch, get_args(Dispatch)),
+        decision=known("--decision", decision, get_args(Decision)),
+        hoist=hoist,
+        regional=regional,
+    )
+
+
+def _parse_granularity(text: str | None) -> str | None:
     try:
-        if text is not None and not (auto and text == "auto"):
+        if text is not None:
             parse_granularity(text)
     except ValueError as error:
-        raise OptionError(f"--granularity must be one of {', '.join(known)}, got {text}") from error
+        raise OptionError(f"--granularity must be one of {', '.join(GRANULARITIES)}, got {text}") from error
     return text
 
 
-def check_sizes(methods: Mapping[str, CachingMethod], wanted: str | None) -> None:
+def check_granularity(methods: Mapping[str, CachingMethod], config: Config) -> None:
     """OptionError where the granularity contradicts that of every method."""
     try:
-        granularities(methods, wanted)
+        configs(methods, config)
     except ValueError as error:
         raise OptionError(f"--{error}") from error
 
 
-def parse_state_dtype(name: str | None) -> torch.dtype | None:
-    """The type that differences are kept in; None for the model's own."""
+def _parse_state_dtype(name: str | None) -> torch.dtype | None:
     if name is not None and name not in STATE_DTYPES:
         raise OptionError(f"--state-dtype must be one of {', '.join(STATE_DTYPES)}, got {name}")
     return None if name is None else STATE_DTYPES[name]
 
 
-def parse_budget(size: str | None, granularity: str | None) -> int | None:
-    """Bytes of `--state-budget`, which `--granularity auto` needs."""
-    if size is None and granularity == "auto":
-        raise OptionError("--granularity auto needs --state-budget, such as --state-budget 2GiB")
+def _parse_budget(size: str | None) -> int | None:
     try:
         return None if size is None else parse_bytes(size)
     except ValueError as error:

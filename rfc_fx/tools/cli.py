@@ -22,7 +22,6 @@ from typer.core import TyperGroup
 
 import rfc
 from rfc.placement.base import PlacedMethod
-from rfc.storage import stored
 from rfc_fx.errors import RFCError
 from rfc_fx.io.preset import write_preset
 from rfc_fx.ir.config import Decision, Dispatch
@@ -37,16 +36,13 @@ from rfc_fx.tools.arguments import (
     at_least,
     best_known,
     check_dispatch,
-    check_sizes,
-    known,
+    check_granularity,
     new_method,
     new_methods,
-    parse_budget,
     parse_classes,
+    parse_config,
     parse_device,
     parse_dtype,
-    parse_granularity_option,
-    parse_state_dtype,
 )
 from rfc_fx.tools.calibrate import LISTS, Calibrated, Goal, calibrate, named, with_threshold
 from rfc_fx.tools.compare import FULL, Comparison, Row, Settings, Timing, Variant, compare
@@ -147,22 +143,22 @@ def generate(
         steps=at_least("--steps", steps, 1),
         rounds=at_least("--rounds", rounds, 1),
         compile=compile,
-        granularity=parse_granularity_option(granularity),
-        state_dtype=parse_state_dtype(state_dtype),
-        state_budget=parse_budget(state_budget, granularity),
-        dispatch=known("--dispatch", dispatch, get_args(Dispatch)),
-        decision=known("--decision", decision, get_args(Decision)),
-        hoist=hoist,
-        regional=regional,
+        config=parse_config(
+            granularity=granularity,
+            state_dtype=state_dtype,
+            state_budget=state_budget,
+            dispatch=dispatch,
+            decision=decision,
+            hoist=hoist,
+            regional=regional and dispatch != "cond",
+        ),
     )
-    if dispatch == "cond" and (hoist or decision == "per_sample"):
-        raise OptionError(f"{'--hoist' if hoist else '--decision per_sample'} needs --dispatch host")
     first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)
     asked = MethodArguments(tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, steps=steps, preset=preset, model=model)
     best, why = ("", None) if method else best_known(asked)
     names = method or ["taylorseer", "rfc", best]
     methods = new_methods(names, asked)  # before anything is loaded
-    check_sizes(methods, settings.granularity)
+    check_granularity(methods, settings.config)
     check_dispatch(methods, dispatch)
     source = load_source(
         model,
@@ -364,13 +360,12 @@ def inspect(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
     """Print a model's sites, what was rejected and why, state and FLOPs, and the guarded graph of one block."""
-    chosen = stored(new_method(method, MethodArguments(order=order, preset=preset)), parse_state_dtype(state_dtype))
-    size = parse_granularity_option(granularity)
-    check_sizes({method: chosen}, size)
-    budget = parse_budget(state_budget, granularity)
+    chosen = new_method(method, MethodArguments(order=order, preset=preset))
+    config = parse_config(granularity=granularity, state_dtype=state_dtype, state_budget=state_budget)
+    check_granularity({method: chosen}, config)
     transformer, inputs = load_with_inputs(model, parse_dtype(dtype), parse_device(device))
     console = Console(soft_wrap=True)
-    for part in inspect_model(transformer, inputs, chosen, size, block, draw, budget):
+    for part in inspect_model(transformer, inputs, chosen, config, block, draw):
         console.print(part)
 
 

@@ -72,10 +72,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LARGE, "dit-xl-8", replace(LARGE["dit-xl-8"], tiny=replace(ONE_BLOCK, model=no_memory)))
     transform = rfc_fx.transform
 
-    def refuse(model: Any, *, method: Any, **options: Any) -> Any:
+    def refuse(model: Any, method: Any, **options: Any) -> Any:
         if method.estimator is SKETCHED:
             raise rfc_fx.CaptureError("/somewhere/here/model.py:3: no way\nthrough it")
-        return transform(model, method=method, **options)
+        return transform(model, method, **options)
 
     monkeypatch.setattr(rfc_fx, "transform", refuse)
 

@@ -148,7 +148,7 @@ def calls_of(kwargs: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("method", [rfc.ToCa(steps=50), rfc.DuCa(steps=50)])
 def test_phases_that_come_late_in_a_generation_are_compiled_before_counting(method: rfc.CachingMethod) -> None:
     model, kwargs = FAMILIES["dit"]()
-    cached = rfc_fx.transform(model, kwargs, method=method)
+    cached = rfc_fx.transform(model, method, example_inputs=kwargs)
     variant = TimedVariant("late", torch.compile(cached, backend="eager", fullgraph=True), cached)
     calls = [moved(kwargs, step, 50) for step in range(50)]
     torch._dynamo.reset()
@@ -247,7 +247,7 @@ def test_taylorseer_gets_the_interval_that_gives_the_number_of_full_steps() -> N
 @pytest.mark.parametrize("name", ["TeaCache", "DiCache"])
 def test_where_data_decides_the_planned_steps_are_full_all_the_same(name: str) -> None:
     plan, model = equal_gaps(8, 3), three_blocks()
-    cached = rfc_fx.transform(model, method=WHOLE[name](plan, 8))
+    cached = rfc_fx.transform(model, WHOLE[name](plan, 8))
     for step in range(8):
         timestep = torch.full((2,), 999 - 100 * step)
         cached(torch.randn(2, 1, 8, 8), timestep=timestep, class_labels=torch.tensor([3, 10]))

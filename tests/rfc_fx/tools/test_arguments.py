@@ -4,8 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 import rfc
+import rfc_fx
 from rfc_fx.tools.arguments import (
     DIGITS_TAU,
     METHODS,
@@ -15,7 +17,7 @@ from rfc_fx.tools.arguments import (
     check_dispatch,
     new_method,
     new_methods,
-    parse_granularity_option,
+    parse_config,
     taking,
 )
 from rfc_fx.zoo import DIGITS_PREDICTOR, load_digits
@@ -88,10 +90,13 @@ def test_a_setting_that_no_method_has_is_refused_with_those_that_have_it(setting
     assert len(new_methods([stranger, having[0]], MethodArguments(**{setting: 1}))) == 2  # type: ignore[arg-type]
 
 
-def test_a_granularity_is_checked_as_the_package_reads_it() -> None:
-    assert [parse_granularity_option(text) for text in (None, "auto", "block", "blocks[-3:]")] == [None, "auto", "block", "blocks[-3:]"]
+def test_the_options_of_a_command_become_one_configuration() -> None:
+    assert parse_config() == rfc_fx.Config()
+    assert parse_config(
+        granularity="blocks[-3:]", state_dtype="int8", state_budget="2 KiB", decision="per_sample", hoist=True
+    ) == rfc_fx.Config(granularity="blocks[-3:]", state_dtype=torch.int8, state_budget=2048, decision="per_sample", hoist=True)
     with pytest.raises(OptionError, match=r"^--granularity must be one of module, block, stack, output, blocks\[a:b\], got auto$"):
-        parse_granularity_option("auto", auto=False)
+        parse_config(granularity="auto")
 
 
 def test_one_conditional_step_has_two_phases() -> None:
