@@ -20,7 +20,7 @@ from benchmarks.latency.methods import WHOLE, equal_gaps, full_steps
 from benchmarks.latency.rivals import db_cache, table, taylor_seer
 from benchmarks.latency.rivals.first_block import first_block_cache, threshold_for
 from benchmarks.latency.rivals.rival import Attached, Rival, RivalError, copied
-from benchmarks.latency.tables import in_readme, markdown
+from benchmarks.latency.tables import markdown
 from benchmarks.latency.timing import TimedVariant
 from benchmarks.latency.variants import timed, variants
 from rfc_fx.zoo import load_digits
@@ -122,13 +122,6 @@ def test_a_table_has_a_dash_where_a_record_has_nothing() -> None:
     eager = next(line for line in lines if line.startswith("| full, eager")).split("|")
     assert eager[columns.index(" graphs ")] == " - "
     assert lines[-1] == "* a rival: not run. no such model"
-
-
-def test_the_readme_gets_the_table_of_every_record() -> None:
-    text = in_readme("a\n<!-- latency: begin -->\na stale table\n<!-- latency: end -->\nb\n", RESULTS)
-    assert (text[:2], text[-2:]) == ("a\n", "b\n")
-    assert "stale" not in text
-    assert text.count("| full, compiled |") == len(list(RESULTS.glob("*.json")))
 
 
 @pytest.mark.parametrize(

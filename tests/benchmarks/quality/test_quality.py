@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -27,7 +26,6 @@ from benchmarks.quality.frechet import frechet, moments, square_root
 from benchmarks.quality.methods import BASELINES, ENTRIES, METHODS, Facts, Weighted, uniform_steps
 from benchmarks.quality.parts import ABLATIONS, AT_LEVELS, FORECASTS, MAGNITUDES, NORMS, PLACES, TOKENS, WATCHED
 from benchmarks.quality.planned import planned_steps
-from benchmarks.quality.readme import in_readme
 from benchmarks.quality.record import read_arrays
 from benchmarks.quality.relation import correlation, relation
 from benchmarks.quality.report import markdown
@@ -373,25 +371,3 @@ def test_names_that_nothing_has_are_refused_before_anything_runs() -> None:
         result = command(option, value)
         assert result.exit_code != 0
         assert value in result.output
-
-
-def test_readme_holds_the_tables_of_the_records() -> None:
-    root = Path(__file__).parents[3]
-    text = (root / "README.md").read_text()
-    assert in_readme(text, root / "benchmarks" / "results" / "quality") == text
-
-
-def test_readme_gets_tables_of_any_record_and_says_where_nothing_was_run(kept: Path, tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- quality: begin -->\nold\n<!-- quality: end -->\nafter\n")
-    assert command("--readme", str(readme), "--out", str(kept)).exit_code == 0
-    text = readme.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
-    assert re.search(r"\n\| digits: RFC m=1 \| \d\.\d\d \|\n", text)
-    assert "| digits: RFC m=2 | - |" in text
-    result = command("--readme", str(readme), "--out", str(tmp_path))
-    assert result.exit_code == 2
-    assert "no record (MODEL.json)" in result.output
-    assert readme.read_text() == text
