@@ -35,6 +35,9 @@ from rfc_fx.tools.load import layout, locate
 from rfc_fx.tools.summary_json import versions
 
 FolderArgument = Annotated[Path, typer.Argument(help="what `rfc-fx export` wrote: a folder, or a .pt2 file")]
+ClassOption = Annotated[
+    list[str] | None, typer.Option("--class", help="class of the method that is not the package's, as package.module:name; repeatable")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 
 # ---- export ----------------------------------------------------------------------------------------------------------
@@ -77,7 +80,7 @@ def export(
         order=order,
         interval=interval,
         nfc=nfc,
-        steps=steps,
+        num_steps=steps,
         preset=preset,
         model=model,
         is_digits=is_digits,
@@ -120,8 +123,8 @@ def run(
     seeds: Annotated[int, typer.Option(help="seeds per class")] = 4,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     cfg: Annotated[float | None, typer.Option(help="guidance (default: as exported)")] = None,
-    tau: Annotated[float | None, typer.Option(help="another threshold of RCS (default: as exported)")] = None,
-    threshold: Annotated[float | None, typer.Option(help="another threshold of the other rules (default: as exported)")] = None,
+    threshold: Annotated[float | None, typer.Option("--threshold", "--tau", help="another threshold (default: as exported)")] = None,
+    classes_from: ClassOption = None,
     device: DeviceOption = "cpu",
     out: Annotated[Path, typer.Option(help="folder for images.png, schedule.png and summary.json")] = Path("out/run"),
 ) -> None:
@@ -129,11 +132,9 @@ def run(
     first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)
     at_least("--steps", steps, 1)
     chosen = options.parse_classes(classes)
-    loaded = load(engine, device=options.parse_device(device))
-    if tau is not None:
-        with_threshold(loaded, "tau", tau)
+    loaded = load(engine, device=options.parse_device(device), classes=options.imported_classes(classes_from))
     if threshold is not None:
-        with_threshold(loaded, "threshold", threshold)
+        with_threshold(loaded, threshold)
     source = engine_source(str(engine), loaded, chosen, list(range(first, first + count)), cfg)
     writable(out)
     console = Console()
@@ -175,15 +176,17 @@ def _bar(console: Console, what: str, total: int) -> Iterator[tuple[Callable[[],
 def verify(
     engine: FolderArgument,
     model: Annotated[str | None, typer.Option(help="what it was made from: a whole generation of both is compared")] = None,
+    classes_from: ClassOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Check manifest, files, target and versions; with the model also every decision and output of a generation."""
     place = options.parse_device(device)
-    for what, finding in checks(engine, place):
+    classes = options.imported_classes(classes_from)
+    for what, finding in checks(engine, place, classes):
         typer.echo(f"{what:<9} {finding}")
     if model is None:
         return
-    loaded = load(engine, device=place)
+    loaded = load(engine, device=place, classes=classes)
     found = exported_from(model, loaded)
     cached = cached_like(loaded, found.model, found.inputs)
     verdict = parity_over(loaded, cached, work(str(engine), loaded, cached, found.inputs))
@@ -203,6 +206,7 @@ def bench(
     rounds: Annotated[int, typer.Option(help="counted generations of every variant")] = 5,
     steps: Annotated[int, typer.Option(help="steps of a generation")] = STEPS,
     compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True) on the CachedModel")] = True,
+    classes_from: ClassOption = None,
     device: DeviceOption = "cpu",
     out: Annotated[Path | None, typer.Option(help="folder for bench.json")] = None,
 ) -> None:
@@ -219,7 +223,8 @@ def bench(
             bytes_of.append(sum(sizes(folder, manifest).values()))
             if model is None and is_shipped(folder, manifest):
                 model = "digits"
-    loaded = [load(path, device=place) for path in engine]
+    classes = options.imported_classes(classes_from)
+    loaded = [load(path, device=place, classes=classes) for path in engine]
     first = loaded[0]
     _alike(names, loaded)
     variants = [engine_variant(_label(path, one, loaded), one, count) for path, one, count in zip(engine, loaded, bytes_of, strict=True)]

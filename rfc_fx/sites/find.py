@@ -27,8 +27,8 @@ def find_sites(
     """Return the sites of the graph, one per residual branch and stream, block and stream, range of blocks, or for the whole stack.
 
     `needs_input`: whether the estimator reads I; if it does not, sites that only feed other sites' inputs are dropped. `probe`: I is what
-    so many leading blocks add to the stream. `verifies`: the last block is computed beside its estimate, so what it reads is needed. Raises NoSiteError
-    listing every rejected branch when there is none, ValueError for an unknown granularity.
+    so many leading blocks add to the stream. `verifies`: the last block is computed beside its estimate, so what it reads is needed.
+    Raises NoSiteError listing every rejected branch when there is none, ValueError for an unknown granularity.
     """
     grain = parse_granularity(granularity)
     graph = captured.graph

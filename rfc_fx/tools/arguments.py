@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, get_args
+from importlib import import_module
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import torch
 
 import rfc
 from rfc.granularity import parse_granularity
-from rfc.method import CachingMethod
+from rfc.method import Method
+from rfc.placement.noise_levels import noise_levels
 from rfc.presets import PRESETS, preset
 from rfc.storage import STORED
 from rfc_fx.errors import RFCError
@@ -47,8 +51,8 @@ class MethodArguments:
     order: int | None = None
     interval: int | None = None
     nfc: int | None = None
-    steps: int | None = None
-    """Of a generation, where it is known."""
+    num_steps: int | None = None
+    """Calls of a generation, where it is known."""
     preset: str | None = None
     """The model whose published settings are taken."""
     model: str | None = None
@@ -60,44 +64,44 @@ class MethodArguments:
 class Kind(NamedTuple):
     """How to make a method, and what of `MethodArguments` it takes."""
 
-    make: Callable[..., CachingMethod]
+    make: Callable[..., Method]
     takes: tuple[str, ...]
 
 
-def _watched(estimator: Callable[..., rfc.Estimator]) -> Callable[..., CachingMethod]:
+def _watched(estimator: Callable[..., rfc.Estimator]) -> Callable[..., Method]:
     """The estimator with RCS."""
 
-    def make(*, tau: float = rfc.RFC().tau, **settings: Any) -> CachingMethod:
+    def make(*, tau: float = 0.1, **settings: Any) -> Method:
         return rfc.Method(estimator=estimator(**settings), schedule=rfc.RCS(tau=tau))
 
     return make
 
 
-def _dicache(*, threshold: float = 0.08, steps: int | None = None) -> CachingMethod:
+def _dicache(*, threshold: float = 0.08, num_steps: int | None = None) -> Method:
     """DiCache as its code decides against the change of the input: 0.08, and no step full at the beginning but the first."""
-    return rfc.DiCache(threshold=threshold, warmup=1, steps=steps)
+    return rfc.DiCache(threshold=threshold, warmup=1, num_steps=num_steps)
 
 
-def _magcache(**_: Any) -> CachingMethod:
+def _magcache(**_: Any) -> Method:
     raise OptionError(
         f"--method magcache: its ratios belong to a model; pass --preset with one of {', '.join(PRESETS['magcache'])}, "
         "or call rfc.MagCache(ratios=...) with those measured on yours"
     )
 
 
-def _disca(*, interval: int = 3) -> CachingMethod:
+def _disca(*, interval: int = 3) -> Method:
     """DisCa with the predictor that ships, which is that of the digits model; any other model refuses it."""
     return rfc.DisCa(predictor=DIGITS_PREDICTOR, interval=interval, warmup=2)
 
 
-def _log_snr(*, model: str | None = None, steps: int = 50, nfc: int | None = None, order: int = 2) -> CachingMethod:
+def _log_snr(*, model: str | None = None, num_steps: int = 50, nfc: int | None = None, order: int = 2) -> Method:
     if model is None:
         raise OptionError("--method log-snr: it places full steps by a sampler's noise levels, and nothing is drawn here; take chebyshev")
     try:
-        found = rfc.LogSNR.of(load_scheduler(locate(model)), steps)
+        levels = noise_levels(load_scheduler(locate(model)), num_steps)
     except ValueError as error:
         raise OptionError(f"--method log-snr: {error} (chebyshev needs no scheduler)") from error
-    return replace(found, nfc=nfc, order=order)
+    return rfc.LogSNR(lambdas=levels.lambdas, end=levels.end, nfc=nfc, order=order)
 
 
 METHODS: Mapping[str, Kind] = {
@@ -109,15 +113,15 @@ METHODS: Mapping[str, Kind] = {
     "rfc": Kind(rfc.RFC, ("tau", "order")),
     "projective": Kind(_watched(rfc.Projective), ("tau", "order")),
     "newton": Kind(rfc.NewtonRCS, ("tau", "order")),
-    "chebyshev": Kind(rfc.Chebyshev, ("nfc", "order", "steps")),
-    "log-snr": Kind(_log_snr, ("nfc", "order", "steps", "model")),
-    "speca": Kind(rfc.SpeCa, ("order", "steps")),
-    "teacache": Kind(rfc.TeaCache, ("threshold", "steps")),
+    "chebyshev": Kind(rfc.Chebyshev, ("nfc", "order", "num_steps")),
+    "log-snr": Kind(_log_snr, ("nfc", "order", "num_steps", "model")),
+    "speca": Kind(rfc.SpeCa, ("order", "num_steps")),
+    "teacache": Kind(rfc.TeaCache, ("threshold", "num_steps")),
     "first-block": Kind(rfc.FirstBlockCache, ("threshold",)),
-    "dicache": Kind(_dicache, ("threshold", "steps")),
-    "magcache": Kind(_magcache, ("threshold", "steps")),
-    "toca": Kind(rfc.ToCa, ("interval", "steps")),
-    "duca": Kind(rfc.DuCa, ("interval", "steps")),
+    "dicache": Kind(_dicache, ("threshold", "num_steps")),
+    "magcache": Kind(_magcache, ("threshold", "num_steps")),
+    "toca": Kind(rfc.ToCa, ("interval", "num_steps")),
+    "duca": Kind(rfc.DuCa, ("interval", "num_steps")),
     "disca": Kind(_disca, ("interval",)),
 }
 """Methods by the names that the command line has for them."""
@@ -143,12 +147,14 @@ HELP = {
 }
 
 
-def new_method(name: str, asked: MethodArguments) -> CachingMethod:
-    """Return the method of that name, or of that .json file; OptionError for a name or a value that cannot be."""
+def new_method(name: str, asked: MethodArguments) -> Method:
+    """Return the method of that name, .json file or import path ("package.module:name"); OptionError for one that cannot be."""
     if name.endswith(".json"):
         return read_preset(name)
+    if ":" in name:
+        return imported("--method", name, rfc.Method)
     if name not in METHODS:
-        raise OptionError(f"--method must be one of {', '.join(METHODS)}, got {name}")
+        raise OptionError(f"--method must be one of {', '.join(METHODS)}, a preset's .json file or package.module:name, got {name}")
     kind = METHODS[name]
     if asked.is_digits and asked.tau is None and asked.preset is None:
         asked = replace(asked, tau=DIGITS_TAU)
@@ -159,16 +165,40 @@ def new_method(name: str, asked: MethodArguments) -> CachingMethod:
         raise OptionError(re.sub("^preset: ", "--preset: ", str(error))) from error
 
 
+Imported = TypeVar("Imported")
+
+
+def imported(option: str, path: str, kind: type[Imported]) -> Imported:
+    """The object at an import path such as "package.module:name", found from here too; OptionError where there is none of that kind."""
+    module, _, name = path.partition(":")
+    if "" not in sys.path:
+        sys.path.append("")
+    try:
+        value = attrgetter(name)(import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise OptionError(f"{option} {path}: expected package.module:name of an object that can be imported: {error}") from error
+    if not isinstance(value, kind):
+        raise OptionError(
+            f"{option} {path}: expected an object of the type {kind.__name__}, got {one_line(Exception(repr(value)), width=80)}"
+        )
+    return value
+
+
+def imported_classes(paths: list[str] | None) -> list[type]:
+    """The classes at these import paths."""
+    return [imported("--class", path, type) for path in paths or []]
+
+
 def best_known(asked: MethodArguments) -> tuple[str, str | None]:
     """The name of the best method for the model, and why it is not log-snr, where it is not."""
     try:
-        new_method("log-snr", MethodArguments(model=asked.model, steps=asked.steps))
+        new_method("log-snr", MethodArguments(model=asked.model, num_steps=asked.num_steps))
     except RFCError as error:
         return "chebyshev", str(error)
     return "log-snr", None
 
 
-def new_methods(names: list[str], asked: MethodArguments) -> dict[str, CachingMethod]:
+def new_methods(names: list[str], asked: MethodArguments) -> dict[str, Method]:
     """Return the methods by name, each once; OptionError also for a setting that none of them has."""
     methods = {name: new_method(name, asked) for name in dict.fromkeys(names)}
     for setting in ("tau", "threshold", "order", "interval", "nfc"):
@@ -177,10 +207,10 @@ def new_methods(names: list[str], asked: MethodArguments) -> dict[str, CachingMe
     return methods
 
 
-def check_dispatch(methods: Mapping[str, CachingMethod], dispatch: str) -> None:
+def check_dispatch(methods: Mapping[str, Method], dispatch: str) -> None:
     """OptionError where a method has more phases than a torch.cond has branches."""
     for name, method in methods.items() if dispatch == "cond" else ():
-        if len(phases := method.schedule.phases) > 2:
+        if len(phases := method.schedule.branches) > 2:
             raise OptionError(f"--dispatch cond: {name} has the phases {', '.join(phases)}, a torch.cond has two; leave --dispatch out")
 
 
@@ -217,7 +247,7 @@ def _parse_granularity(text: str | None) -> str | None:
     return text
 
 
-def check_granularity(methods: Mapping[str, CachingMethod], config: Config) -> None:
+def check_granularity(methods: Mapping[str, Method], config: Config) -> None:
     """OptionError where the granularity contradicts that of every method."""
     try:
         configs(methods, config)

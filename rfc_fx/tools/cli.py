@@ -21,7 +21,6 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 import rfc
-from rfc.placement.base import PlacedMethod
 from rfc_fx.errors import RFCError
 from rfc_fx.io.preset import write_preset
 from rfc_fx.ir.config import Decision, Dispatch
@@ -44,7 +43,7 @@ from rfc_fx.tools.arguments import (
     parse_device,
     parse_dtype,
 )
-from rfc_fx.tools.calibrate import LISTS, Calibrated, Goal, calibrate, named, with_threshold
+from rfc_fx.tools.calibrate import LISTS, Calibrated, Goal, calibrate, check_calibratable, named
 from rfc_fx.tools.compare import FULL, Comparison, Row, Settings, Timing, Variant, compare
 from rfc_fx.tools.doctor import examine
 from rfc_fx.tools.inspect import inspect_model, load_with_inputs
@@ -54,7 +53,7 @@ from rfc_fx.tools.summary_json import installed_version, summary
 NAMES = ", ".join(METHODS)
 
 
-METHOD_HELP = f"{NAMES}, or a .json file of calibrate; repeatable (default: taylorseer, rfc, log-snr)"
+METHOD_HELP = f"{NAMES}, a .json file of calibrate, or package.module:name; repeatable (default: taylorseer, rfc, log-snr)"
 
 
 class _OneLineErrors(TyperGroup):
@@ -154,7 +153,9 @@ def generate(
         ),
     )
     first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)
-    asked = MethodArguments(tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, steps=steps, preset=preset, model=model)
+    asked = MethodArguments(
+        tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, num_steps=steps, preset=preset, model=model
+    )
     best, why = ("", None) if method else best_known(asked)
     names = method or ["taylorseer", "rfc", best]
     methods = new_methods(names, asked)  # before anything is loaded
@@ -307,10 +308,9 @@ def calibrate_command(
 ) -> None:
     """Find a method's full steps or threshold for a number of full computations, or for most savings within a bound on quality."""
     goal = Goal(nfc=nfc, psnr=psnr, max_error=max_error)
-    asked = MethodArguments(order=order, steps=at_least("--steps", steps, 1), model=model)
+    asked = MethodArguments(order=order, num_steps=at_least("--steps", steps, 1), model=model)
     chosen = new_method(method, asked)
-    if not isinstance(chosen, PlacedMethod):
-        with_threshold(chosen, 1.0)  # before anything is loaded
+    check_calibratable(chosen)  # before anything is loaded
     at_least("--lists", lists, 1)
     first, count = at_least("--seed", seed, 0), at_least("--seeds", seeds, 1)
     writable(out.parent)
@@ -342,7 +342,7 @@ def _found(found: Calibrated) -> str:
     if found.threshold is not None:
         return f"threshold {found.threshold:.4g}"
     assert isinstance(schedule, rfc.Placed)
-    return f"{named(found.method.estimator)}, full steps {', '.join(map(str, schedule.steps))},"
+    return f"{named(found.method.estimator)}, full steps {', '.join(map(str, schedule.full_steps))},"
 
 
 @app.command()

@@ -177,7 +177,7 @@ def test_a_preset_sets_what_was_published_for_a_model_and_options_change_it(digi
     assert result.exit_code == 0, result.output
     methods = summary(tmp_path)["methods"]
     assert methods["taylorseer"]["settings"] == "TaylorSeer(interval=3, order=2, warmup=3)"
-    full = rfc.preset("magcache", "flux.1-dev", steps=8).full_steps
+    full = rfc.preset("magcache", "flux.1-dev", num_steps=8).schedule.full_steps
     assert methods["magcache"]["phases"] == ["".join("#" if step in full else "." for step in range(8))]
 
 
