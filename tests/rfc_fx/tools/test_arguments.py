@@ -1,21 +1,21 @@
 """Options: what stands on the command line becomes methods with the settings that were said, and all else is one line."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import rfc
-from rfc_fx.tools.arguments import (
+from rfc.storage import STORED
+from rfc_fx.tools.arguments import OptionError, StateDTypeName, dtype_named, parse_fixed_granularity, parse_granularity_option
+from rfc_fx.tools.named_methods import (
     DIGITS_TAU,
     METHODS,
     MethodArguments,
-    OptionError,
     best_known,
     check_dispatch,
     new_method,
     new_methods,
-    parse_granularity_option,
     taking,
 )
 from rfc_fx.zoo import DIGITS_PREDICTOR, load_digits
@@ -63,7 +63,7 @@ def test_every_method_can_be_made_without_a_word_and_with_all_that_it_takes(name
     said = {"tau": 0.3, "threshold": 0.3, "order": 1, "interval": 2, "nfc": 5, "steps": 30}
     plain, told = new_method(name, MethodArguments()), new_method(name, MethodArguments(**said))  # type: ignore[arg-type]
     assert plain.schedule.can_skip(50)
-    assert (plain == told) is (not METHODS[name].takes)
+    assert (plain == told) is (not METHODS[name].settings)
 
 
 def test_the_noise_levels_of_a_model_that_draws_are_needed() -> None:
@@ -89,9 +89,10 @@ def test_a_setting_that_no_method_has_is_refused_with_those_that_have_it(setting
 
 
 def test_a_granularity_is_checked_as_the_package_reads_it() -> None:
-    assert [parse_granularity_option(text) for text in (None, "auto", "block", "blocks[-3:]")] == [None, "auto", "block", "blocks[-3:]"]
+    granularities = ["auto", "block", "blocks[-3:]"]
+    assert [parse_granularity_option(text) for text in granularities] == granularities
     with pytest.raises(OptionError, match=r"^--granularity must be one of module, block, stack, output, blocks\[a:b\], got auto$"):
-        parse_granularity_option("auto", auto=False)
+        parse_fixed_granularity("auto")
 
 
 def test_one_conditional_step_has_two_phases() -> None:
@@ -100,3 +101,7 @@ def test_one_conditional_step_has_two_phases() -> None:
     check_dispatch({name: methods[name] for name in ("rfc", "teacache")}, "cond")
     with pytest.raises(OptionError, match=r"^--dispatch cond: duca has the phases FULL, PARTIAL_1, .*, REUSE, a torch\.cond has two"):
         check_dispatch(methods, "cond")
+
+
+def test_state_can_be_kept_in_every_type_that_there_is_for_it() -> None:
+    assert {dtype_named(name) for name in get_args(StateDTypeName)} == set(STORED)
