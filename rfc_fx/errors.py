@@ -30,7 +30,7 @@ class CaptureError(RFCError):
         if isinstance(error, NestedGraphError):
             return cls(f"{type(model).__name__}: {error}")
         frames = traceback.extract_tb(error.__traceback__)
-        inside = ("/torch/", "/rfc_fx/capture.py", "<")
+        inside = ("/torch/", "/rfc_fx/capture/", "<")
         own = [frame for frame in frames if not any(part in frame.filename for part in inside)]
         where = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else "outside the model's code"
         reason = str(error).strip().splitlines() or [type(error).__name__]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -13,13 +12,14 @@ from typing import get_args
 
 import typer
 
+from benchmarks.files import write_json, write_text
 from benchmarks.readme import between_marks
 from rfc.granularity import GranularityName
 from rfc_fx.tools.summary_json import versions
 
 
 @dataclass
-class Row:
+class ClassCoverage:
     """What was seen of one class."""
 
     name: str
@@ -46,7 +46,7 @@ class Row:
         return not self.errors
 
 
-def markdown(rows: list[Row]) -> str:
+def markdown(rows: list[ClassCoverage]) -> str:
     """The rows as a table, and the reasons of those that fail a check."""
     lines = [
         "| class | sites | rejected | FULL - model | same input - FULL | ESTIMATE FLOPs | KiB module / block / stack | frames | breaks |",
@@ -92,7 +92,7 @@ Every class is built small: 2 blocks of each kind, random weights, none of them 
 """
 
 
-def report(rows: list[Row]) -> str:
+def report(rows: list[ClassCoverage]) -> str:
     """The whole page: protocol, table, and why each rejected branch is none."""
     reasons = [f"* {row.name}: {'; '.join(_counted(why for _, why in row.rejected))}" for row in rows if row.rejected]
     return "\n".join([PROTOCOL.format(**versions()) + markdown(rows), "## Rejected branches", "", *reasons]) + "\n"
@@ -104,22 +104,20 @@ def _counted(reasons: Iterable[str]) -> list[str]:
     return [f"{count} x {reason}" for reason, count in counts.items()]
 
 
-def in_readme(text: str, rows: list[Row]) -> str:
+def in_readme(text: str, rows: list[ClassCoverage]) -> str:
     """README with the table between its marks."""
     return between_marks(text, "coverage", markdown(rows))
 
 
-def read(out: Path, *, same_versions: bool = False) -> list[Row]:
+def read(out: Path, *, same_versions: bool = False) -> list[ClassCoverage]:
     """The rows of an earlier run; `same_versions` refuses those of others than this machine's."""
     record = json.loads((out / "coverage.json").read_text())
     if same_versions and record["versions"] != versions():
         raise typer.BadParameter(f"{out}: holds rows of {record['versions']}, this is {versions()}; pass another folder")
-    return [Row(**row) for row in record["rows"]]
+    return [ClassCoverage(**row) for row in record["rows"]]
 
 
-def write(out: Path, rows: list[Row]) -> None:
+def write(out: Path, rows: list[ClassCoverage]) -> None:
     record = {"versions": versions(), "rows": [asdict(row) for row in rows]}
-    for name, text in (("coverage.json", json.dumps(record, indent=1) + "\n"), ("coverage.md", report(rows))):
-        part = out / f".{name}"
-        part.write_text(text)
-        os.replace(part, out / name)
+    write_json(out / "coverage.json", record)
+    write_text(out / "coverage.md", report(rows))

@@ -14,7 +14,7 @@ from torch._inductor import compile_fx, metrics
 from torch._inductor.utils import fresh_cache
 
 import rfc_fx
-from benchmarks.latency.timing import Variant
+from benchmarks.latency.timing import TimedVariant
 from benchmarks.latency.workloads import Calls
 
 
@@ -55,7 +55,7 @@ def cold() -> Iterator[None]:
         yield
 
 
-def first_runs(variant: Variant, calls: Calls, leading: int, device: torch.device) -> FirstRuns:
+def first_runs(variant: TimedVariant, calls: Calls, leading: int, device: torch.device) -> FirstRuns:
     """Compile a variant: the `leading` full steps, then these and three estimated ones, then the same again without compiling."""
     begin, before = time.perf_counter(), frames()
     with bytes_counted():

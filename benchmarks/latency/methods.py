@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import typer
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -34,6 +35,15 @@ ESTIMATORS: dict[str, rfc.Estimator] = {
     "Projective m=2": rfc.Projective(order=2),
 }
 """What estimated steps may be where every module is a site."""
+
+
+def equal_gaps(steps: int, nfc: int) -> rfc.RCS:
+    """A data-driven schedule (PREFIX, its error and the decision are part of every step) that makes exactly `nfc` of `steps` full."""
+    for warmup in range(2, nfc + 1):
+        for interval in range(1, steps + 1):
+            if warmup + (steps - warmup) // interval == nfc:
+                return rfc.RCS(tau=float("inf"), warmup=warmup, max_skip=interval - 1)
+    raise typer.BadParameter(f"no equal gaps give {nfc} full steps of {steps}")
 
 
 def full_steps(plan: rfc.Schedule, steps: int) -> list[int]:

@@ -23,9 +23,10 @@ from torch.profiler import ProfilerActivity, profile
 
 import rfc
 import rfc_fx
-from benchmarks.latency import roofline as roofline
-from benchmarks.latency.__main__ import checked, schedule
-from benchmarks.latency.methods import ESTIMATORS, full_steps
+from benchmarks.files import write_json, write_text
+from benchmarks.latency import roofline
+from benchmarks.latency.methods import ESTIMATORS, equal_gaps, full_steps
+from benchmarks.latency.options import checked
 from benchmarks.latency.workloads import WORKLOADS, Calls
 from benchmarks.readme import between_marks
 from rfc_fx.tools.summary_json import versions
@@ -40,8 +41,8 @@ LONG = 40
 
 def prepared(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int) -> rfc_fx.CachedModel:
     """The model with listed steps and prepared modulation."""
-    steps = full_steps(schedule(len(calls), nfc), len(calls))
-    cached = rfc_fx.transform(model, method=rfc.Method(estimator=estimator, schedule=rfc.Listed(steps=steps)), hoist=True)
+    steps = full_steps(equal_gaps(len(calls), nfc), len(calls))
+    cached = rfc_fx.transform(model, rfc.Method(estimator=estimator, schedule=rfc.Listed(steps=steps)), config=rfc_fx.Config(hoist=True))
     cached.prepare(torch.stack([call["timestep"].flatten()[0] for call in calls]))
     return cached
 
@@ -183,7 +184,6 @@ def main(
         "protocol": __doc__,
     }
     record = {"settings": settings, "methods": rows}
-    out.mkdir(parents=True, exist_ok=True)
-    where.write_text(json.dumps(record, indent=1) + "\n")
-    where.with_suffix(".md").write_text(markdown(record))
+    write_json(where, record)
+    write_text(where.with_suffix(".md"), markdown(record))
     typer.echo(markdown(record))

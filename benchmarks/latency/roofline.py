@@ -83,7 +83,7 @@ def programs(cached: rfc_fx.CachedModel, calls: Calls) -> dict[str, dict[str, in
 def inductor_bytes(program: Any, given: tuple[Any, ...]) -> int:
     """Bytes that a program's kernels read and write, as Inductor counts.
 
-    Compiled afresh, for what comes from a cache is not counted; what was compiled before is forgotten.
+    CompileCounts afresh, for what comes from a cache is not counted; what was compiled before is forgotten.
     """
     log = compile_fx.inductor_metrics_log
     before = log.level

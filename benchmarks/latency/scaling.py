@@ -9,7 +9,6 @@ and compilation included, against depth, each with cold caches.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -23,9 +22,11 @@ from torch import nn
 
 import rfc
 import rfc_fx
-from benchmarks.latency.__main__ import record, schedule
+from benchmarks.files import write_json, write_text
 from benchmarks.latency.compiling import cold, first_runs, frames
-from benchmarks.latency.timing import Variant
+from benchmarks.latency.methods import equal_gaps
+from benchmarks.latency.record import record
+from benchmarks.latency.timing import TimedVariant
 from benchmarks.latency.workloads import WORKLOADS, Calls
 from benchmarks.readme import between_marks
 from rfc_fx.tools.summary_json import versions
@@ -88,7 +89,7 @@ def dit(point: Point) -> nn.Module:
 
 def hoisted(model: nn.Module, calls: Calls, plan: rfc.RCS, estimator: rfc.Estimator, *, regional: bool = False) -> rfc_fx.CachedModel:
     """The model transformed, its timesteps prepared."""
-    cached = rfc_fx.transform(model, method=rfc.Method(estimator=estimator, schedule=plan), hoist=True, regional=regional)
+    cached = rfc_fx.transform(model, rfc.Method(estimator=estimator, schedule=plan), config=rfc_fx.Config(hoist=True, regional=regional))
     cached.prepare(torch.stack([call["timestep"][0] for call in calls]))
     return cached
 
@@ -96,12 +97,12 @@ def hoisted(model: nn.Module, calls: Calls, plan: rfc.RCS, estimator: rfc.Estima
 def measured(point: Point, settings: Settings) -> dict[str, Any]:
     """Times of all variants at one point."""
     torch._dynamo.reset()
-    model, plan, device = dit(point), schedule(settings.steps, settings.nfc), torch.device("cpu")
+    model, plan, device = dit(point), equal_gaps(settings.steps, settings.nfc), torch.device("cpu")
     calls = WORKLOADS["dit-s"].calls(model, point.batch, settings.steps)
-    made = [Variant("full, compiled", torch.compile(model, fullgraph=True, backend=settings.backend))]
+    made = [TimedVariant("full, compiled", torch.compile(model, fullgraph=True, backend=settings.backend))]
     for name, estimator in ESTIMATORS.items():
         cached = hoisted(model, calls, plan, estimator)
-        made.append(Variant(name, torch.compile(cached, fullgraph=True, backend=settings.backend), cached))
+        made.append(TimedVariant(name, torch.compile(cached, fullgraph=True, backend=settings.backend), cached))
     counted = {variant.name: first_runs(variant, calls, plan.warmup, device).estimate_bytes for variant in made}
     for _ in range(settings.rounds):
         for variant in made:
@@ -139,7 +140,7 @@ def compile_times(depths: Iterable[int], width: int, backend: str) -> list[dict[
 
 def first_seconds(model: nn.Module, regional: bool | None, calls: Calls, backend: str) -> dict[str, float]:
     """Seconds of the transformation and of the first steps, with cold caches, and how many graphs were compiled."""
-    plan, before, cached = schedule(10, 4), frames(), None
+    plan, before, cached = equal_gaps(10, 4), frames(), None
     with cold(), torch.no_grad():
         start = time.perf_counter()
         if regional is not None:
@@ -147,7 +148,7 @@ def first_seconds(model: nn.Module, regional: bool | None, calls: Calls, backend
             cached.trace(**calls[0])
         transformed = time.perf_counter() - start
         run = torch.compile(model if cached is None else cached, fullgraph=True, backend=backend)
-        Variant("", run, cached).run(calls[: plan.warmup + 1], torch.device("cpu"), count=False)
+        TimedVariant("", run, cached).run(calls[: plan.warmup + 1], torch.device("cpu"), count=False)
         return {"seconds": time.perf_counter() - start, "transform_seconds": transformed, "frames": frames() - before}
 
 
@@ -224,10 +225,7 @@ def main(
         "axes": {name: axis(name, (QUICK if quick else AXES)[name], settings, known) for name in names},
         "compile_time": compile_times((1, 2) if quick else DEPTHS, 32 if quick else 64, backend) if compile_time else [],
     }
-    out.mkdir(parents=True, exist_ok=True)
-    for suffix, text in (("json", json.dumps(found, indent=1) + "\n"), ("md", markdown(found))):
-        part = out / f".scaling.{suffix}"
-        part.write_text(text)
-        os.replace(part, out / f"scaling.{suffix}")
+    write_json(out / "scaling.json", found)
+    write_text(out / "scaling.md", markdown(found))
     draw(found["axes"], out / "scaling.png")
     print(markdown(found))

@@ -18,8 +18,8 @@ from torch import Tensor
 
 import rfc
 import rfc_fx
-from benchmarks.latency.__main__ import schedule
-from benchmarks.latency.methods import full_steps
+from benchmarks.files import write_json, write_text
+from benchmarks.latency.methods import equal_gaps, full_steps
 from benchmarks.readme import between_marks
 from rfc_fx.tools.compare import psnr
 from rfc_fx.tools.summary_json import versions
@@ -53,7 +53,7 @@ def draw(model: Any, scheduler: Any, seeds: int) -> Tensor:
 def rows(seeds: int, nfc: int) -> list[dict[str, Any]]:
     """Error, PSNR and bytes of every estimator and type."""
     model, scheduler = load_digits()
-    steps = full_steps(schedule(50, nfc), 50)
+    steps = full_steps(equal_gaps(50, nfc), 50)
     whole = draw(model, scheduler, seeds)
     found = []
     for name, estimators in track(FAMILIES.items(), "estimators"):
@@ -63,7 +63,7 @@ def rows(seeds: int, nfc: int) -> list[dict[str, Any]]:
                 kept = estimator
                 if (differences, outputs) != (None, None):
                     kept = rfc.Stored(estimator=estimator, differences=differences, outputs=outputs)
-                cached = rfc_fx.transform(model, method=rfc.Method(estimator=kept, schedule=rfc.Listed(steps=steps)))
+                cached = rfc_fx.transform(model, rfc.Method(estimator=kept, schedule=rfc.Listed(steps=steps)))
                 samples = draw(cached, scheduler, seeds)
                 reference = samples if reference is None else reference
                 found.append(
@@ -126,7 +126,6 @@ def main(
         "settings": {"samples": 10 * seeds, "nfc": nfc, "versions": versions(), "protocol": __doc__},
         "rows": rows(seeds, nfc),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    where.write_text(json.dumps(record, indent=1) + "\n")
-    where.with_suffix(".md").write_text(markdown(record))
+    write_json(where, record)
+    write_text(where.with_suffix(".md"), markdown(record))
     typer.echo(markdown(record))

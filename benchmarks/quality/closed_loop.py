@@ -104,7 +104,7 @@ class Loop:
             self._held = None
             if self.compiles:
                 torch._dynamo.reset()  # what was compiled for the last method goes with it
-            cached = rfc_fx.transform(self.bench.model, method=method, hoist=self.compiles, regional=self.compiles)
+            cached = rfc_fx.transform(self.bench.model, method, config=rfc_fx.Config(hoist=self.compiles, regional=self.compiles))
             call = torch.compile(cached, fullgraph=True) if self.compiles else cached
             self._held = key, cached, call
             first = self.lot.batches[0]

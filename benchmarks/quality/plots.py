@@ -11,12 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from benchmarks.files import Record
+from benchmarks.quality.cells import MAIN_KINDS, kind, names_of
 from benchmarks.quality.methods import FULL
 from benchmarks.quality.record import key
-from benchmarks.quality.report import MAIN_KINDS, kind, names_of
-
-Row = dict[str, Any]
-
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -62,7 +60,7 @@ def style(name: str) -> dict[str, Any]:
     return {"color": color, "marker": MARKERS[(order - 1) % len(MARKERS)], "linewidth": 1.8 if wide else 1.0, "linestyle": dotted}
 
 
-def draw(record: Row, arrays: Arrays, out: Path) -> list[Path]:
+def draw(record: Record, arrays: Arrays, out: Path) -> list[Path]:
     """Draw everything that the record has; return the pictures."""
     model = record["settings"]["model"]
     figures: dict[str, Figure] = {}
@@ -90,7 +88,7 @@ def draw(record: Row, arrays: Arrays, out: Path) -> list[Path]:
     return made
 
 
-def curves(record: Row, x: str, label: str) -> Figure:
+def curves(record: Record, x: str, label: str) -> Figure:
     """Geometric-mean error of the main methods over `x`, a panel for each sampler; bars: the 95 % bootstrap interval."""
     samplers = {name: of for name, of in record["settings"]["samplers"].items() if any(c["sampler"] == name for c in record["cells"])}
     figure = Figure(figsize=(5.6 * len(samplers) + 2.4, 5.6))
@@ -117,7 +115,7 @@ def curves(record: Row, x: str, label: str) -> Figure:
     return figure
 
 
-def grid(record: Row, arrays: Arrays, sampler: str, budget: int) -> Figure:
+def grid(record: Record, arrays: Arrays, sampler: str, budget: int) -> Figure:
     """One sample of each class from the same noise, full computation first; on the right what differs from it, several times as bright."""
     settings = record["settings"]["samplers"][sampler]
     here = [cell for cell in record["cells"] if (cell["sampler"], cell["budget"]) == (sampler, budget)]
@@ -149,7 +147,7 @@ def grid(record: Row, arrays: Arrays, sampler: str, budget: int) -> Figure:
     return figure
 
 
-def schedules(record: Row, sampler: str, budget: int) -> Figure:
+def schedules(record: Record, sampler: str, budget: int) -> Figure:
     """Which steps each method computed, in the first batch: full, in part, or not; the error beside it."""
     steps = record["settings"]["samplers"][sampler]["steps"]
     cells = [cell for cell in record["cells"] if (cell["sampler"], cell["budget"]) == (sampler, budget)]
@@ -175,7 +173,7 @@ def strip(tiles: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return row[0] if len(row) == 1 else row.transpose(1, 2, 0)
 
 
-def heat(forced: Row) -> Figure:
+def heat(forced: Record) -> Figure:
     """Teacher-forced error over sites and steps, a panel for each estimator; white where a step is full."""
     kept = forced["heat"]
     panels = {name: np.array(rows, dtype=float) for name, rows in kept["errors"].items()}
@@ -201,7 +199,7 @@ def short(site: str) -> str:
     return ".".join([*(part for part in parts[:-1] if part.isdigit()), parts[-1]])
 
 
-def by_distance(forced: Row) -> Figure:
+def by_distance(forced: Record) -> Figure:
     """Teacher-forced error over the distance k, median over sites and steps, a panel for each interval."""
     intervals = forced["intervals"]
     figure = Figure(figsize=(3.4 * len(intervals) + 2.4, 3.8))

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import typer
 
+from benchmarks.files import Record
+from benchmarks.quality.cells import MAIN_KINDS, cells_at, interval, is_at_budget, kind
 from benchmarks.quality.methods import BASELINES, METHODS, PUBLISHED_RFC
-from benchmarks.quality.report import MAIN_KINDS, Row, cells_at, interval, is_at_budget, kind, table
 from benchmarks.readme import between_marks
+from benchmarks.tables import table
 
 SAMPLER, BUDGETS = "ddim-50", (14, 8)
 """Of the main table."""
@@ -35,7 +37,7 @@ def in_readme(text: str, out: Path) -> str:
     return between_marks(text, "quality", f"{_main(records)}\n\nAt every budget, the same ratio:\n\n{_budgets(records)}\n")
 
 
-def _main(records: Mapping[str, Row]) -> str:
+def _main(records: Mapping[str, Record]) -> str:
     """Methods by models and budgets with intervals; bold: the smallest of a column."""
     columns = [(record, budget) for record in records.values() for budget in BUDGETS]
     names = [name for name, entry in METHODS.items() if entry.kind in MAIN_KINDS and name not in BASELINES]
@@ -50,7 +52,7 @@ def _main(records: Mapping[str, Row]) -> str:
     return table(["method", *heads, *(f"% of the FLOPs, {model}" for model in records)], rows)
 
 
-def _budgets(records: Mapping[str, Row]) -> str:
+def _budgets(records: Mapping[str, Record]) -> str:
     """Methods by sampler and budget, and what ours has of the better RFC's error; bold: surely below 1."""
     samplers = {name: sampler["what"] for record in records.values() for name, sampler in record["settings"]["samplers"].items()}
     places = dict.fromkeys(
@@ -68,14 +70,14 @@ def _budgets(records: Mapping[str, Row]) -> str:
     return table(["", *(f"{samplers[sampler]}, {budget}" for sampler, budget in places)], rows)
 
 
-def _ratio(record: Row, sampler: str, budget: int, name: str, against: str = "taylorseer") -> list[float] | None:
+def _ratio(record: Record, sampler: str, budget: int, name: str, against: str = "taylorseer") -> list[float] | None:
     """[ratio, low, high] to the better order of TaylorSeer, or of RFC."""
-    methods: Row = record["ratios"].get(sampler, {}).get(str(budget), {}).get("methods", {})
+    methods: Record = record["ratios"].get(sampler, {}).get(str(budget), {}).get("methods", {})
     found: list[float] | None = methods.get(name, {}).get(against)
     return found
 
 
-def _best_published(record: Row, sampler: str, budget: int) -> str:
+def _best_published(record: Record, sampler: str, budget: int) -> str:
     """The ratio and the name of the least error among the published methods that are neither TaylorSeer nor RFC and kept the budget."""
     here = cells_at(record, sampler, budget)
     names = [name for name, cell in here.items() if kind(name) == "published" and name not in BASELINES and is_at_budget(cell)]
@@ -83,15 +85,15 @@ def _best_published(record: Row, sampler: str, budget: int) -> str:
     return "{:.2f} {}".format(*min(found)) if found else NOTHING
 
 
-def _ranked(record: Row, budget: int, name: str) -> float:
+def _ranked(record: Record, budget: int, name: str) -> float:
     ratio = _ratio(record, SAMPLER, budget, name)
     return inf if ratio is None or not is_at_budget(cells_at(record, SAMPLER, budget)[name]) else ratio[0]
 
 
-def _with_interval(record: Row, budget: int, name: str) -> str:
+def _with_interval(record: Record, budget: int, name: str) -> str:
     return interval(_ratio(record, SAMPLER, budget, name), cells_at(record, SAMPLER, budget).get(name, {}))
 
 
-def _flops(record: Row, budget: int, name: str) -> str:
+def _flops(record: Record, budget: int, name: str) -> str:
     cell = cells_at(record, SAMPLER, budget).get(name)
     return NOTHING if cell is None else f"{100 * cell['flops_share']:.0f}"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ import typer
 from jaxtyping import Float
 from torch import Tensor
 
+from benchmarks.files import Record
 from benchmarks.quality.bootstrap import ratio_of_geometric_means
 from benchmarks.quality.methods import BASELINES, FULL, PUBLISHED_RFC
+from rfc_fx.io.atomic import write_atomically
 
 TILES = 10
 """Samples shown of a cell: one of each class."""
@@ -29,9 +31,6 @@ TILES = 10
 
 MUST_AGREE = ("model", "samples", "groups", "batch", "guidance", "dtype", "device", "compiled", "calibration_samples", "versions")
 """Settings that a resumed run may not change."""
-
-
-Record = dict[str, Any]
 
 
 def key(sampler: str, budget: int, method: str) -> str:
@@ -124,9 +123,7 @@ class Store:
             ("csv", as_csv(record).encode()),
             ("npz", arrays.getvalue()),
         ):
-            part = self.out / f".{self.name}.{suffix}"
-            part.write_bytes(content)
-            os.replace(part, self.out / f"{self.name}.{suffix}")
+            write_atomically(self.out / f"{self.name}.{suffix}", partial(Path.write_bytes, data=content))
         return record
 
 

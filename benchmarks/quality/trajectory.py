@@ -18,7 +18,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recorder(rfc.Reuse):
+class RecordingReuse(rfc.Reuse):
     """Takes down what every site was given and gave, in the order in which they run."""
 
     taken: list[Pair] = field(default_factory=list, compare=False, repr=False)
@@ -51,7 +51,7 @@ class Trajectory:
 
 def record(bench: Bench, sampler: Sampler, lot: Lot, part: slice, granularity: str = "module") -> Trajectory:
     """Draw one batch in full computation and record it; `granularity` says what a site is."""
-    recorder = Recorder()
+    recorder = RecordingReuse()
     twin = rfc.eager.cached(bench.model, rfc.Method(estimator=recorder, schedule=rfc.Every(interval=1, warmup=1)), granularity)
     steps: list[list[Pair]] = []
 

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.nn import functional as F
 
-from rfc_fx.io.atomic import write_atomically as write_atomically
+from rfc_fx.io.atomic import write_atomically
 from rfc_fx.zoo import NULL_CLASS
 
 Images = Float[Tensor, "N C H W"]

@@ -55,7 +55,7 @@ Json read_manifest(const fs::path& folder) {
   Json manifest = parsed(contents(folder / "rfc.json"), folder / "rfc.json");
   if (manifest.at("schema_version") != kSchema)
     throw Error((folder / "rfc.json").string() + ": of another schema version than " + std::to_string(kSchema) + "; export again");
-  const std::string backend = manifest.at("backend"), dispatch = manifest.at("dispatch"), device = manifest.at("target").at("device");
+  const std::string backend = manifest.at("backend"), dispatch = manifest.at("config").at("dispatch"), device = manifest.at("target").at("device");
   if (backend != "aoti" || dispatch != "host" || device != "cpu")
     throw Error(folder.string() + ": for " + backend + ", dispatch " + dispatch + ", on " + device + "; export with backend='aoti', dispatch='host' on a CPU");
   const std::string built = manifest.at("built_with").at("torch");

@@ -151,7 +151,7 @@ def model_variants(engine: Engine, model: nn.Module, inputs: dict[str, Any], *, 
     held = transformed.plan().state_bytes
     yield Timed(name="compiled" if compile else "transformed", call=call, model=transformed, state_bytes=held)
     try:
-        twin: Any = cached(model, engine.method, engine.manifest.granularity)
+        twin: Any = cached(model, engine.method, engine.manifest.config.granularity)
     except ValueError:  # a model whose sites no hooks can find
         return
     yield Timed(name="eager twin", call=twin, model=twin)

@@ -218,7 +218,7 @@ def draw_all(source: EngineSource, steps: int, tick: Tick, warmed: Tick = lambda
             variant.records[seed] = source.generations
     held = engine.summary().held_bytes
     row = Row(method=ENGINE, eager=variant, graph=None, psnr_db=nan, psnr_eager_db=nan, state_bytes=held)
-    settings = Settings(steps=steps, compile=False, dispatch=engine.manifest.dispatch, granularity=engine.manifest.granularity)
+    settings = Settings(steps=steps, compile=False, config=engine.manifest.config)
     return Comparison(source=source, methods={ENGINE: engine.method}, settings=settings, rows=[row], graphs_compiled_while_counting=0)
 
 
@@ -232,8 +232,7 @@ def run_summary(of: Comparison, engine: Engine) -> dict[str, Any]:
             "model_class": manifest.model.model_class,
             "weights_sha256": manifest.model.weights_sha256,
             "backend": manifest.backend,
-            "dispatch": manifest.dispatch,
-            "granularity": manifest.granularity,
+            "config": manifest.config.as_dict(),
             "groups": source.groups,
             "seeds": source.seeds,
             "samples": len(source.groups) * len(source.seeds),

@@ -10,11 +10,10 @@ from pydantic import model_validator
 from rfc_export.specs import (
     BackendName,
     CallSpec,
+    ConfigSpec,
     DecisionSpec,
-    DispatchName,
     FileName,
     FileSpec,
-    Granularity,
     ModelSpec,
     Name,
     Part,
@@ -39,9 +38,9 @@ class Manifest(Part):
     created_at: str
     model: ModelSpec
     method: dict[str, Any]
-    granularity: Granularity
     backend: BackendName
-    dispatch: DispatchName
+    config: ConfigSpec
+    """How the model was transformed; its granularity is that of the programs."""
     programs: dict[Name, ProgramSpec]
     state: list[SlotSpecs]
     pools: list[PoolSpec]
@@ -63,13 +62,16 @@ class Manifest(Part):
                 raise ValueError(f"programs.{phase}.file: {program.file} is not among the files")
         if WEIGHTS not in self.files:
             raise ValueError(f"files: {WEIGHTS} is missing")
-        required = {"FULL", "ESTIMATE"} if self.dispatch == "host" else {"STEP"}
+        required = {"FULL", "ESTIMATE"} if self.config.dispatch == "host" else {"STEP"}
         if missing := required - set(self.programs):
             raise ValueError(f"programs: {', '.join(sorted(missing))} missing")
         if self.decision.program is not None and self.decision.program not in self.programs:
             raise ValueError(f"decision.program: there is no program {self.decision.program}")
-        if (own := self.method.get("granularity", self.granularity)) != self.granularity:
-            raise ValueError(f"granularity: the method works on {own!r}, the programs on {self.granularity!r}")
+        granularity = self.config.granularity
+        if granularity is None:
+            raise ValueError("config.granularity: expected that of the programs, got None")
+        if (own := self.method.get("granularity", granularity)) != granularity:
+            raise ValueError(f"config.granularity: the method works on {own!r}, the programs on {granularity!r}")
         for argument in (self.call.latent, self.call.timestep):
             if argument is not None and argument not in {leaf.argument for leaf in self.call.leaves}:
                 raise ValueError(f"call: no leaf lies in the argument {argument}")

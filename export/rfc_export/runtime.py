@@ -104,7 +104,7 @@ class LoadedSet:
     @property
     def counts_itself(self) -> bool:
         """Whether step numbers and decisions are state of the program."""
-        return self.manifest.dispatch == "cond"
+        return self.manifest.config.dispatch == "cond"
 
     @property
     def returns_state(self) -> bool:
@@ -301,7 +301,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", report: Callab
 def _check_phases(manifest: Manifest) -> None:
     """ArtifactError where the method has a phase that no program is for."""
     phases = decode_method(manifest.method).schedule.phases
-    there = {"FULL", "ESTIMATE"} if manifest.dispatch == "cond" else set(manifest.programs)
+    there = {"FULL", "ESTIMATE"} if manifest.config.dispatch == "cond" else set(manifest.programs)
     if missing := [phase for phase in phases if phase not in there]:
         raise ArtifactError(f"method.schedule: has the phases {', '.join(phases)}, there is no program for {', '.join(missing)}")
 

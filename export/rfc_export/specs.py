@@ -5,10 +5,10 @@ from __future__ import annotations
 from math import prod
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
-from rfc.granularity import parse_granularity
 from rfc_export.methods import DTYPES
+from rfc_fx.ir.config import Config
 
 MOST_ELEMENTS = 1 << 40
 """A shape with more elements is no shape."""
@@ -33,15 +33,20 @@ def _known_dtype(name: str) -> str:
     return name
 
 
-def _known_granularity(text: str) -> str:
-    parse_granularity(text)
-    return text
+def _config(value: Any) -> Config:
+    if isinstance(value, Config):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError("expected the fields of a configuration")
+    try:
+        return Config.from_dict(value)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
 
 
-Granularity = Annotated[str, AfterValidator(_known_granularity)]
+ConfigSpec = Annotated[Config, PlainValidator(_config), PlainSerializer(Config.as_dict)]
 DType = Annotated[str, AfterValidator(_known_dtype)]
 BackendName = Literal["aoti", "onnx", "tensorrt"]
-DispatchName = Literal["host", "cond"]
 
 
 class Part(BaseModel):

@@ -20,7 +20,6 @@ from rfc_export.parity import TOLERANCE, Parity, compare, moved
 from rfc_export.runtime import Engine, load
 from rfc_export.target import built_with, check_target, target_of
 from rfc_fx.capture.export import named_arguments
-from rfc_fx.ir.program import HOISTED_PHASES
 from rfc_fx.runtime.summary import mib
 
 STEPS = 50
@@ -32,7 +31,10 @@ def checks(path: Path, device: torch.device) -> Iterator[tuple[str, str]]:
     with opened(path) as folder:
         manifest = read_manifest(folder)
         programs = ", ".join(manifest.programs)
-        yield "manifest", f"schema {manifest.schema_version}, {manifest.backend}, {manifest.dispatch} dispatch, made {manifest.created_at}"
+        yield (
+            "manifest",
+            f"schema {manifest.schema_version}, {manifest.backend}, {manifest.config.dispatch} dispatch, made {manifest.created_at}",
+        )
         yield "model", f"{manifest.model.model_class}, {manifest.model.dtype}, {decode_method(manifest.method)}"
         check_files(folder, manifest)
         total = sum(spec.bytes for spec in manifest.files.values())
@@ -119,10 +121,8 @@ def exported_from(name: str, engine: Engine) -> Exportable:
 
 
 def cached_like(engine: Engine, model: nn.Module, inputs: dict[str, Any]) -> rfc_fx.CachedModel:
-    """The CachedModel with the engine's method, and hoisted where the engine is."""
-    manifest = engine.manifest
-    hoist = any(phase in manifest.programs for phase in HOISTED_PHASES)
-    return rfc_fx.transform(model, inputs, method=engine.method, granularity=manifest.granularity, hoist=hoist)
+    """The CachedModel with the engine's method, and configuration."""
+    return rfc_fx.transform(model, engine.method, example_inputs=inputs, config=engine.manifest.config)
 
 
 @dataclass(frozen=True)

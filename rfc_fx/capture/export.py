@@ -62,6 +62,11 @@ class Captured:
         return [placeholder for placeholder, argument in self.names.items() if argument == self.latent]
 
 
+def args_and_kwargs(example_inputs: Mapping[str, Any] | tuple[Any, ...]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """The arguments of a call: keyword arguments given as a mapping, positional ones as a tuple."""
+    return ((), example_inputs) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
+
+
 def named_arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return every argument by name, in the order of the signature, so that equal calls look equal however they were written."""
     try:

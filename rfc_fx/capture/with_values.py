@@ -86,7 +86,7 @@ class _Watch(TorchFunctionMode):
 
 
 def _line(what: str) -> str:
-    inside = ("/torch/", "/rfc_fx/concrete.py")
+    inside = ("/torch/", "/rfc_fx/capture/")
     own = [frame for frame in traceback.extract_stack() if not any(part in frame.filename for part in inside)]
     return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line} ({what})" if own else what
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rfc.method import CachingMethod
 from rfc.predictor import Predictor
 from rfc.state import SlotSpec
 from rfc_fx.capture.export import Captured, capture
@@ -99,7 +100,12 @@ class CompiledSet:
 
 
 def build(
-    model: nn.Module, arguments: Mapping[str, Any], options: Config, timestep: str | None, predictor: Predictor | None = None
+    model: nn.Module,
+    arguments: Mapping[str, Any],
+    method: CachingMethod,
+    config: Config,
+    timestep: str | None,
+    predictor: Predictor | None = None,
 ) -> CompiledSet:
     """model -> graph -> sites -> one call per site -> guarded graph -> programs. `predictor` stands in for the blocks."""
     start = time.perf_counter()
@@ -110,15 +116,15 @@ def build(
             "a plain number would be a constant of the graph, and every step would be captured anew"
         )
     captured = replace(capture(model, arguments), predictor=predictor)
-    found = sites_within(captured, options.granularity, options.method, options.state_budget)
+    found = sites_within(captured, config, method)
     outlined = outline(captured, found.sites)
     skipped = None if predictor is None else capture_skipped(captured, predictor, arguments, found.sites)
-    guarded = guard(outlined, watched(found.sites, captured), options.method, skipped)
+    guarded = guard(outlined, watched(found.sites, captured), method, skipped)
     verify_guarded(guarded)
     named = next((place for place, name in captured.names.items() if name == timestep), None)
     lowered = (
-        lower_host(guarded, named, regional=options.regional, hoists=options.hoist)
-        if options.dispatch == "host"
+        lower_host(guarded, named, regional=config.regional, hoists=config.hoist is True)
+        if config.dispatch == "host"
         else lower_cond(guarded, named)
     )
     slots = lowered.layout.slots

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, inference_mode, nn
 
 from rfc.bookkeeping import timestep_argument
 from rfc.estimators.predicted import predicted_by
+from rfc.method import CachingMethod
 from rfc.predictor import Predictor, PredictorError
 from rfc_fx.capture.export import named_arguments
 from rfc_fx.capture.fingerprint import Fingerprint, fingerprint
@@ -36,12 +36,12 @@ class CachedModel(StepModel):
     used in place, none is copied. Made by `rfc_fx.transform`.
     """
 
-    def __init__(self, model: nn.Module, options: Config) -> None:
+    def __init__(self, model: nn.Module, method: CachingMethod, config: Config) -> None:
         name, signature = type(model).__name__, inspect.signature(model.forward)
-        super().__init__(name, signature, timestep_argument(model.forward), options.method, speculate=options.speculate)
+        super().__init__(name, signature, timestep_argument(model.forward), method, speculate=config.speculate)
         self.model = model
         self.__module__ = type(model).__module__  # with __class__: a saved pipeline names the model, and loads without this package
-        self._options = options
+        self._options = config
         self._sets = ProgramCache()
         self._forms: list[CallPattern] = []
         self._made_from: Fingerprint = ()
@@ -53,8 +53,8 @@ class CachedModel(StepModel):
 
     @property
     def options(self) -> Config:
-        """How the model is transformed."""
-        return replace(self._options, method=self._method)
+        """How the model is transformed."""  # a pipeline reads `config` of the model itself
+        return self._options
 
     def _forget_if_changed(self) -> bool:
         """Drop programs and state when the model is no longer what they were made from: adapters, types, places, modules."""
@@ -96,7 +96,7 @@ class CachedModel(StepModel):
             if len(self._sets):
                 log.warning("%s: new call signature, capturing programs number %d", self._name, len(self._sets) + 1)
             with inference_mode(False):
-                compiled = build(self.model, arguments, self.options, self._timestep, self._loaded())
+                compiled = build(self.model, arguments, self._method, self._options, self._timestep, self._loaded())
             key = self._sets.add(shape, leaves, compiled)
             dropped = self._sets.evict()
             self._forms = [form for form in self._forms if form.key not in dropped]
@@ -170,7 +170,7 @@ class CachedModel(StepModel):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CachedModel:
         """A copy of the model with the same options, its own weights and no state."""
-        twin = type(self)(copy.deepcopy(self.model, memo), self.options)
+        twin = type(self)(copy.deepcopy(self.model, memo), self._method, self._options)
         memo[id(self)] = twin
         return twin
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+import rfc
+from rfc.method import CachingMethod
+
 if TYPE_CHECKING:
     from rfc_fx.runtime.context import Step
 import logging
@@ -29,6 +32,19 @@ READINGS: tuple[Callable[[Tensor, torch.dtype, float], Tensor], ...] = (
 
 LEADING = 3
 """Steps of a generation that compute their own modulation: after so many it is known whether the sampler's timestep rises."""
+
+
+def default_method(source: Any) -> CachingMethod:
+    """`rfc.LogSNR` at the noise levels of a pipeline's scheduler, or of a scheduler, as they stand; without one `rfc.RFC()`.
+
+    Raises ValueError for a scheduler without noise levels or whose timesteps are not set.
+    """
+    if source is None:
+        return rfc.RFC()
+    try:
+        return rfc.LogSNR.of(getattr(source, "scheduler", source))
+    except ValueError as error:
+        raise ValueError(f"transform: source: {error}; or pass a method, such as rfc.LogSNR.of(scheduler, steps)") from error
 
 
 class Following:

@@ -9,10 +9,10 @@ import torch
 
 from rfc.granularity import parse_granularity
 from rfc_fx.errors import RFCError
-from rfc_fx.sites.granularity import parse_bytes
+from rfc_fx.ir.config import Config, Decision, Dispatch, parse_bytes
 from rfc_fx.tools.load import one_line
 
-GRANULARITIES = ("module", "block", "stack", "output", "blocks[a:b]", "auto")
+GRANULARITIES = ("module", "block", "stack", "output", "blocks[a:b]")
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 StateDTypeName = Literal["bfloat16", "float16", "int8", "float8_e4m3fn"]
@@ -24,20 +24,11 @@ class OptionError(RFCError):
 
 
 def parse_granularity_option(text: str) -> str:
-    """A granularity or "auto"; OptionError for anything else."""
-    return text if text == "auto" else _granularity(text, GRANULARITIES)
-
-
-def parse_fixed_granularity(text: str) -> str:
-    """A granularity, for what has no state budget to choose one by; OptionError for anything else, "auto" included."""
-    return _granularity(text, GRANULARITIES[:-1])
-
-
-def _granularity(text: str, allowed: tuple[str, ...]) -> str:
+    """A granularity; OptionError for anything else."""
     try:
         parse_granularity(text)
     except ValueError as error:
-        raise OptionError(f"--granularity must be one of {', '.join(allowed)}, got {text}") from error
+        raise OptionError(f"--granularity must be one of {', '.join(GRANULARITIES)}, got {text}") from error
     return text
 
 
@@ -62,6 +53,30 @@ def parse_classes(text: str | None) -> list[int] | None:
             raise OptionError(f"--classes: a range goes upwards, got {part.strip()}")
         labels += range(first, last + 1)
     return list(dict.fromkeys(labels))
+
+
+def new_config(
+    *,
+    granularity: str | None = None,
+    state_dtype: StateDTypeName | None = None,
+    state_budget: int | None = None,
+    dispatch: Dispatch = "host",
+    decision: Decision = "batch",
+    hoist: bool | None = None,
+    regional: bool = False,
+) -> Config:
+    """The configuration of these options; OptionError names two that exclude each other."""
+    if dispatch == "cond" and (hoist or decision == "per_sample"):
+        raise OptionError(f"{'--hoist' if hoist else '--decision per_sample'} needs --dispatch host")
+    return Config(
+        granularity=granularity,
+        state_dtype=None if state_dtype is None else dtype_named(state_dtype),
+        state_budget=state_budget,
+        dispatch=dispatch,
+        decision=decision,
+        hoist=hoist,
+        regional=regional,
+    )
 
 
 def dtype_named(name: DTypeName | StateDTypeName) -> torch.dtype:

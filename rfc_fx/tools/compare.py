@@ -25,12 +25,12 @@ from rfc.schedules.fixed import Phased, Placed
 from rfc.schedules.rcs import RCS
 from rfc.schedules.verified import Verified
 from rfc_fx.errors import RFCError
-from rfc_fx.ir.config import Choice, Decision, Dispatch
+from rfc_fx.ir.config import Config
 from rfc_fx.runtime.cached_model import CachedModel
 from rfc_fx.runtime.driver import StepModel
 from rfc_fx.runtime.summary import pattern
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
-from rfc_fx.sites.granularity import chosen_granularity
+from rfc_fx.sites.granularity import granularities_for
 from rfc_fx.tools.sources import Source, Tick
 
 FULL = "full"
@@ -52,18 +52,9 @@ class Settings:
     steps: int = 50
     rounds: int = 1
     compile: bool = True
-    granularity: Choice | None = None
-    """Of the methods that leave it open; None: module."""
-    state_dtype: torch.dtype | None = None
-    """Of the differences, on the graph side; the eager twin keeps the model's."""
-    state_budget: int | None = None
-    dispatch: Dispatch = "host"
-    decision: Decision = "batch"
-    """The eager twin always decides for the batch."""
-    hoist: bool = False
-    """What needs no latent is computed ahead of the steps."""
-    regional: bool = True
-    """Repeated blocks of the transformed model are compiled once; full computation is compiled as torch.compile does it."""
+    config: Config = Config(regional=True)
+    """Of the graph side; full computation is compiled as torch.compile does it. The eager twin takes the granularity alone: it decides for
+    the batch and keeps its state in the model's type."""
 
 
 class Timing(NamedTuple):
@@ -192,14 +183,17 @@ def steps_to_warm_up(method: CachingMethod, most: int) -> int:
     return least
 
 
-def granularities(methods: Mapping[str, CachingMethod], wanted: Choice | None) -> dict[str, Choice]:
-    """What each method works on: its own granularity, and `wanted` where it leaves that open.
+def configs(methods: Mapping[str, CachingMethod], config: Config) -> dict[str, Config]:
+    """The configuration of each method: a method with a granularity of its own keeps it beside methods that leave it open.
 
-    ValueError where the methods leave nothing open, and one has another than the wanted.
+    ValueError where every method has its own granularity, and one has another than the configuration's.
     """
     is_open = {name: placement(method).granularity is None for name, method in methods.items()}
-    given = {name: wanted if is_open[name] or not any(is_open.values()) else None for name in methods}
-    return {name: chosen_granularity(given[name], method) for name, method in methods.items()}
+    own = replace(config, granularity=None)
+    by_method = {name: config if is_open[name] or not any(is_open.values()) else own for name in methods}
+    for name, method in methods.items():
+        granularities_for(by_method[name], method)
+    return by_method
 
 
 def variants(source: Source, methods: Mapping[str, CachingMethod], settings: Settings) -> list[Variant]:
@@ -209,34 +203,25 @@ def variants(source: Source, methods: Mapping[str, CachingMethod], settings: Set
     made = [Variant(method=FULL, side="eager", call=plain)]
     if settings.compile:
         made.append(Variant(method=FULL, side="graph", call=graph(plain)))
-    sizes = granularities(methods, settings.granularity)
+    config_of = configs(methods, settings.config)
     for name, method in methods.items():
         short = steps_to_warm_up(method, settings.steps)
-        twin = _twin(plain, name, method, sizes[name])
-        transformed = rfc_fx.transform(
-            plain,
-            method=method,
-            granularity=sizes[name],
-            state_dtype=settings.state_dtype,
-            state_budget=settings.state_budget,
-            dispatch=settings.dispatch,
-            decision=settings.decision,
-            hoist=settings.hoist,
-            regional=settings.regional and settings.dispatch == "host",
-        )
+        twin = _twin(plain, name, method, config_of[name])
+        transformed = rfc_fx.transform(plain, method, config=config_of[name])
         made.append(Variant(method=name, side="eager", call=twin, cache=twin, warmup_steps=short))
         made.append(Variant(method=name, side="graph", call=graph(transformed), cache=transformed, warmup_steps=short))
     return made
 
 
-def _twin(model: nn.Module, name: str, method: CachingMethod, size: Choice) -> CachedEager:
+def _twin(model: nn.Module, name: str, method: CachingMethod, config: Config) -> CachedEager:
     """The eager twin of the same granularity; of modules, where it cannot have that one and the method leaves it open."""
-    sizes = ["module"] if size == "auto" else [size] if placement(method).granularity is not None else [size, "module"]
-    for place, one in enumerate(sizes):
+    own = placement(method).granularity
+    candidates = [own] if own is not None else list(dict.fromkeys((config.granularity or "module", "module")))
+    for granularity in candidates:
         try:
-            return cached(model, method, one)
+            return cached(model, method, granularity)
         except ValueError as error:
-            if place == len(sizes) - 1:
+            if granularity == candidates[-1]:
                 raise RFCError(f"{name}: the eager twin cannot be made: {error}") from error
     raise AssertionError("there is a granularity to try")
 
@@ -368,7 +353,7 @@ def _notes(of: Comparison) -> Iterator[str]:
             yield f"{row.method}: all {steps} steps were full although {method.schedule} could skip; raise its threshold{_option(method)}"
         if (note := misplaced(method, steps)) is not None:
             yield f"{row.method}: {note}"
-        if row.graph is not None and of.settings.decision == "batch" and pattern_of(row.eager) != pattern_of(row.graph):
+        if row.graph is not None and of.settings.config.decision == "batch" and pattern_of(row.eager) != pattern_of(row.graph):
             yield f"{row.method}: the twin took other decisions than the graph: {pattern_of(row.eager)} against {pattern_of(row.graph)}"
         if any(len(contexts) > 1 for contexts in row.best.records.values()):
             counts = [record.nfc for contexts in row.best.records.values() for record in contexts.values()]
@@ -376,14 +361,14 @@ def _notes(of: Comparison) -> Iterator[str]:
                 f"{row.method}: one schedule per context ({len(counts) // len(row.best.records)} of them), full steps {min(counts)} to "
                 f"{max(counts)}, mean {of.nfc(row):.1f}; the pictures show the first"
             )
-    if of.settings.decision != "batch":
-        yield f"the eager twin decides for the batch; only the graph side uses decision {of.settings.decision}"
+    if of.settings.config.decision != "batch":
+        yield f"the eager twin decides for the batch; only the graph side uses decision {of.settings.config.decision}"
     for row in of.rows[1:]:
         twin, own = row.eager.granularity, row.best.granularity
         if twin is not None and twin != own:
             yield f"{row.method}: the eager twin works on granularity {twin}; only the graph side uses {own}"
-    if of.settings.state_dtype is not None:
-        yield f"the eager twin keeps its state in the model's type; only the graph side keeps differences in {of.settings.state_dtype}"
+    if (dtype := of.settings.config.state_dtype) is not None:
+        yield f"the eager twin keeps its state in the model's type; only the graph side keeps differences in {dtype}"
     if generations < 3:
         yield f"{generations} counted generation{'s' if generations > 1 else ''}: too few for a median; use more --seeds or --rounds"
     if not of.settings.compile:

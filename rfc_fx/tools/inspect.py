@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,10 +18,10 @@ import rfc_fx
 from rfc.granularity import GranularityName, block_of
 from rfc.method import CachingMethod, placement
 from rfc_fx.errors import RFCError
-from rfc_fx.ir.config import Choice
+from rfc_fx.ir.config import Config
 from rfc_fx.ir.ops import shape
 from rfc_fx.ir.plan import Level
-from rfc_fx.report.explain import explanation
+from rfc_fx.report.explain import explain
 from rfc_fx.report.text import guarded_text
 from rfc_fx.runtime import summary as show
 from rfc_fx.runtime.cached_model import CachedModel
@@ -31,34 +32,35 @@ def inspect_model(
     model: nn.Module,
     inputs: dict[str, Any],
     method: CachingMethod,
-    granularity: Choice | None,
+    config: Config,
     block: str | None,
     draw: Path | None = None,
-    state_budget: int | None = None,
 ) -> Iterator[RenderableType]:
     """Sites, rejections, state per granularity and the guarded graph of one block, as rich renderables; `draw`: that graph as a picture.
 
     Raises RFCError when the model has no site at this granularity, `block` is in no site's path, or the picture cannot be written.
     """
-    chosen = rfc_fx.transform(model, inputs, method=method, granularity=granularity, state_budget=state_budget)
+    chosen = rfc_fx.transform(model, method, example_inputs=inputs, config=config)
     granularity = chosen.compiled.found.granularity
     wanted = _block_to_show(chosen, block)
     graph = _block_graph(chosen, wanted)
     if draw is not None:
-        explanation(chosen).draw(draw, _place(wanted))
+        explain(chosen).draw(draw, _place(wanted))
     made: dict[str, CachedModel] = {granularity: chosen}
     reasons: dict[str, str] = {}
     for other in get_args(GranularityName) if placement(method).granularity is None else ():
         if other != granularity:
             try:
-                made[other] = rfc_fx.transform(model, inputs, method=method, granularity=other)
+                made[other] = rfc_fx.transform(
+                    model, method, example_inputs=inputs, config=replace(config, granularity=other, state_budget=None)
+                )
             except RFCError as error:
                 reasons[other] = one_line(error)
     yield _sites(chosen, granularity)
     yield _rejections(chosen)
     yield _dependence(chosen)
     yield _state(chosen)
-    yield _granularities(made, reasons, method)
+    yield _granularities(made, reasons, chosen.method)
     yield graph
 
 

@@ -12,8 +12,9 @@ from rfc.method import CachingMethod
 from rfc.presets import PRESETS, preset
 from rfc_fx.errors import RFCError
 from rfc_fx.io.preset import read_preset
+from rfc_fx.ir.config import Config
 from rfc_fx.tools.arguments import OptionError
-from rfc_fx.tools.compare import granularities
+from rfc_fx.tools.compare import configs
 from rfc_fx.tools.load import load_scheduler, locate
 from rfc_fx.zoo import DIGITS_PREDICTOR
 
@@ -151,11 +152,9 @@ def check_dispatch(methods: Mapping[str, CachingMethod], dispatch: str) -> None:
             raise OptionError(f"--dispatch cond: {name} has the phases {', '.join(phases)}, a torch.cond has two; leave --dispatch out")
 
 
-def check_granularity(methods: Mapping[str, CachingMethod], granularity: str | None, state_budget: int | None = None) -> None:
-    """OptionError where the granularity contradicts that of every method, or is "auto" without a budget to choose by."""
-    if granularity == "auto" and state_budget is None:
-        raise OptionError("--granularity auto needs --state-budget, such as --state-budget 2GiB")
+def check_granularity(methods: Mapping[str, CachingMethod], config: Config) -> None:
+    """OptionError where the granularity contradicts that of every method."""
     try:
-        granularities(methods, granularity)
+        configs(methods, config)
     except ValueError as error:
         raise OptionError(f"--{error}") from error

@@ -15,7 +15,6 @@ from rfc_fx.tools.arguments import (
     StateDTypeName,
     parse_budget,
     parse_device,
-    parse_fixed_granularity,
     parse_granularity_option,
 )
 from rfc_fx.tools.named_methods import DIGITS_TAU, METHODS, taking
@@ -23,7 +22,7 @@ from rfc_fx.tools.named_methods import DIGITS_TAU, METHODS, taking
 CPU = torch.device("cpu")
 
 _SOURCE = "digits, a folder in diffusers' layout (digits or pipeline), or a Hub id"
-_GRANULARITIES = ", ".join(GRANULARITIES[:-1]).replace("[", r"\[")  # help is markup
+_GRANULARITIES = ", ".join(GRANULARITIES).replace("[", r"\[")  # help is markup
 
 # ---- the model, and what is drawn with it ----------------------------------------------------------------------------
 
@@ -58,16 +57,12 @@ NFC = Annotated[int | None, typer.Option(help=f"{', '.join(taking('nfc'))}: how 
 
 # ---- the transformation ----------------------------------------------------------------------------------------------
 
-FixedGranularity = Annotated[
-    str | None,
-    typer.Option(parser=parse_fixed_granularity, metavar="NAME", help=f"{_GRANULARITIES} (default: the method's own, else module)"),
-]
 Granularity = Annotated[
     str | None,
     typer.Option(
         parser=parse_granularity_option,
         metavar="NAME",
-        help=f"{_GRANULARITIES}, auto: the finest that fits --state-budget (default: the method's own, else module)",
+        help=f"{_GRANULARITIES} (default: the method's own, else module, or the finest that fits --state-budget)",
     ),
 ]
 StateDType = Annotated[StateDTypeName | None, typer.Option(help="of the differences (default: the model's)")]

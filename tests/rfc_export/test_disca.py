@@ -22,8 +22,10 @@ def check(backend: Any, dispatch: Any, folder: Path) -> None:
     model, kwargs = FAMILIES["dit"](layers=2)
     predictor = random_predictor(model, folder / "predictor", channels=16, blocks=1)
     method = rfc.DisCa(predictor=predictor, steps=FULL)
-    cached = rfc_fx.transform(model, kwargs, method=method)
-    path = rfc_export.export(model, folder / "engine", backend=backend, example_inputs=kwargs, method=method, dispatch=dispatch)
+    cached = rfc_fx.transform(model, method, example_inputs=kwargs)
+    path = rfc_export.export(
+        model, folder / "engine", backend=backend, example_inputs=kwargs, method=method, config=rfc_fx.Config(dispatch=dispatch)
+    )
     shutil.rmtree(predictor)
     engine = rfc_export.load(path)
     with torch.no_grad():

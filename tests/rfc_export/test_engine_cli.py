@@ -129,7 +129,7 @@ def test_run_draws_what_the_model_draws(engine: Path, model: Path, tmp_path: Pat
     summary = json.loads((tmp_path / "summary.json").read_text())
     entry = summary["methods"]["engine"]
     cpu = torch.device("cpu")
-    cached = rfc_fx.transform(load_transformer(model, torch.float32, cpu), method=rfc.RFC(tau=TAU))
+    cached = rfc_fx.transform(load_transformer(model, torch.float32, cpu), rfc.RFC(tau=TAU))
     loaded = rfc_export.load(engine)
     source = running.engine_source("engine", loaded, [3, 7], [0, 1], None)
     for seed, phases in enumerate(entry["phases"]):

@@ -39,12 +39,17 @@ FAST = ("speca", "duca", "chebyshev")
 by_method = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in METHODS]
 
 
-def check(backend: Any, name: str, folder: Path, **how: Any) -> rfc_export.Engine:
+def check(
+    backend: Any,
+    name: str,
+    folder: Path,
+    config: rfc_fx.Config = rfc_fx.Config(hoist=False),
+) -> rfc_export.Engine:
     """Export, and run two generations beside the model; the second begins with what the first left in the state."""
     model, kwargs = FAMILIES["dit"](layers=3)
-    path = rfc_export.export(model, folder / name, backend=backend, example_inputs=kwargs, method=METHODS[name], hoist=False, **how)
+    path = rfc_export.export(model, folder / name, backend=backend, example_inputs=kwargs, method=METHODS[name], config=config)
     engine = rfc_export.load(path)
-    cached = rfc_fx.transform(model, kwargs, method=METHODS[name])
+    cached = rfc_fx.transform(model, METHODS[name], example_inputs=kwargs)
     with torch.no_grad():
         for _ in range(2):
             for step in range(STEPS):
@@ -62,7 +67,7 @@ def check(backend: Any, name: str, folder: Path, **how: Any) -> rfc_export.Engin
 def test_every_method_runs_in_onnx_runtime_as_in_the_model(name: str, tmp_path: Path) -> None:
     engine = check("onnx", name, tmp_path)
     manifest = engine.manifest
-    assert manifest.granularity == (placement(METHODS[name]).granularity or "module")
+    assert manifest.config.granularity == (placement(METHODS[name]).granularity or "module")
     assert manifest.decision.rule == type(METHODS[name].schedule).__name__
     writers = {writer for slot in manifest.state for writer in slot.written_by}
     extra = [phase for phase in METHODS[name].schedule.phases if phase.startswith("PARTIAL_")]
@@ -84,7 +89,7 @@ def test_every_method_runs_as_machine_code_as_in_the_model(name: str, tmp_path: 
 @pytest.mark.onnx
 @pytest.mark.parametrize("name", ["teacache", pytest.param("first-block", marks=pytest.mark.slow)])
 def test_a_rule_that_remembers_every_step_runs_as_one_conditional_step(name: str, tmp_path: Path) -> None:
-    check("onnx", name, tmp_path, dispatch="cond")
+    check("onnx", name, tmp_path, rfc_fx.Config(dispatch="cond"))
 
 
 @pytest.mark.parametrize("name", ["speca", "duca"])
@@ -96,7 +101,9 @@ def test_more_than_two_phases_are_refused_for_a_conditional_step_before_anything
     model, kwargs = FAMILIES["dit"]()
     wanted = rf"^export: {type(METHODS[name]).__name__} has the phases FULL, .*; pass dispatch='host' \(--dispatch host\)$"
     with pytest.raises(ExportError, match=wanted):
-        rfc_export.export(model, tmp_path / "x", backend=backend, example_inputs=kwargs, method=METHODS[name], dispatch="cond")
+        rfc_export.export(
+            model, tmp_path / "x", backend=backend, example_inputs=kwargs, method=METHODS[name], config=rfc_fx.Config(dispatch="cond")
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 import rfc
 import rfc_export
+import rfc_fx
 from rfc_export import tensorrt
 from rfc_export.errors import BackendError, ExportError
 from rfc_export.portable import Portable
@@ -288,5 +289,7 @@ def test_tensorrt_rtx_says_why_it_does_not_build(onnx_digits: Path, tmp_path: Pa
 def test_tensorrt_rtx_builds_the_model_with_if(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'rfc-fx[tensorrt-rtx]'")
     model, inputs = dit()
-    path = rfc_export.export(model, tmp_path / "cond", backend="onnx", example_inputs=inputs, method=rfc.RFC(tau=0.5), dispatch="cond")
+    path = rfc_export.export(
+        model, tmp_path / "cond", backend="onnx", example_inputs=inputs, method=rfc.RFC(tau=0.5), config=rfc_fx.Config(dispatch="cond")
+    )
     assert isinstance(build_with_rtx(path / "step.onnx"), int)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.coverage.__main__ import all_specs, check
+from benchmarks.coverage.checks import check
 from benchmarks.coverage.rows import in_readme, read
-from benchmarks.latency import __main__ as latency
-from benchmarks.latency import profile, scaling, state
+from benchmarks.coverage.specs import all_specs
+from benchmarks.latency import profile, scaling, state, tables
 
 STRUCTURES = {
     "QwenImageTransformer2DModel": "two streams that meet in attention",
@@ -64,7 +64,7 @@ def test_the_tables_of_the_readme_are_those_of_the_last_runs() -> None:
     assert in_readme(text, rows) == text
     assert [row.name for row in rows] == list(all_specs())
     results = root / "benchmarks" / "results"
-    assert latency.in_readme(text, results / "latency") == text
+    assert tables.in_readme(text, results / "latency") == text
     assert profile.in_readme(text, results / "profile" / "dit-s-1.json") == text
     assert state.in_readme(text, results / "state" / "digits.json") == text
     assert scaling.in_readme(text, results / "scaling" / "scaling.json") == text

@@ -80,7 +80,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize(("family", "method"), pairs(FAMILIES, METHODS, CLOSE_KIN))
 def test_every_method_takes_the_decisions_and_has_the_outputs_of_its_twin(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
-    twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, method=METHODS[method])
+    twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, METHODS[method])
     for _ in range(2):  # the second begins with what the first left in the state
         expected, got = generation(twin, kwargs), generation(graph, kwargs)
         assert graph.stats.phases == twin.stats.phases
@@ -92,7 +92,7 @@ def test_every_method_takes_the_decisions_and_has_the_outputs_of_its_twin(family
 @pytest.mark.parametrize(("family", "method"), pairs(["dit", "flux"], TWO_PHASES, CLOSE_KIN))
 def test_every_method_of_two_phases_is_the_same_as_one_graph_with_its_decision(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
-    host, cond = (rfc_fx.transform(model, method=METHODS[method], dispatch=dispatch) for dispatch in ("host", "cond"))
+    host, cond = (rfc_fx.transform(model, METHODS[method], config=rfc_fx.Config(dispatch=dispatch)) for dispatch in ("host", "cond"))
     assert difference(generation(cond, kwargs), generation(host, kwargs)) <= SAME_GRAPH
     assert cond.stats.phases == host.stats.phases
     if METHODS[method].schedule.watches:  # otherwise one graph counts nothing as 0, the host as None
@@ -108,7 +108,7 @@ def test_every_method_compiles_one_frame_per_program_without_a_graph_break(metho
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model, kwargs = MADE["dit"]()
-    cached, plain = (rfc_fx.transform(model, method=METHODS[method]) for _ in range(2))
+    cached, plain = (rfc_fx.transform(model, METHODS[method]) for _ in range(2))
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
     for steps in (STEPS, STEPS - 2, STEPS):
@@ -126,7 +126,7 @@ def test_every_method_compiles_one_frame_per_program_without_a_graph_break(metho
 def test_compiled_by_inductor_the_new_phases_are_the_same(method: str) -> None:
     torch._dynamo.reset()
     model, kwargs = MADE["dit"]()
-    cached, plain = (rfc_fx.transform(model, method=METHODS[method], hoist=True) for _ in range(2))
+    cached, plain = (rfc_fx.transform(model, METHODS[method], config=rfc_fx.Config(hoist=True)) for _ in range(2))
     got = generation(torch.compile(cached, fullgraph=True), kwargs)
     assert difference(got, generation(plain, kwargs)) <= INDUCTOR
     assert cached.stats.phases == plain.stats.phases
@@ -138,7 +138,7 @@ def test_law_1_all_full_is_the_model_bit_for_bit_behind_probes_and_ranges(family
     model, kwargs = MADE[family]()
     expected = generation(model, kwargs, 4)
     for method in (rfc.TeaCache(threshold=0.0), rfc.FirstBlockCache(threshold=0.0), rfc.DiCache(threshold=0.0)):
-        cached = rfc_fx.transform(model, method=method)
+        cached = rfc_fx.transform(model, method)
         assert torch.equal(generation(cached, kwargs, 4), expected)
         assert cached.stats.phases == ["FULL"] * 4
 
@@ -148,8 +148,8 @@ def test_law_1_all_full_is_the_model_bit_for_bit_behind_probes_and_ranges(family
 def test_law_9_what_a_schedule_remembers_of_all_steps_is_not_seen_by_the_next_generation(family: str) -> None:
     model, kwargs = MADE[family]()
     for method in (METHODS["teacache"], METHODS["dicache"], METHODS["speca"]):
-        expected = generation(rfc_fx.transform(model, method=method), kwargs)
-        used = rfc_fx.transform(model, method=method)
+        expected = generation(rfc_fx.transform(model, method), kwargs)
+        used = rfc_fx.transform(model, method)
         generation(used, {**kwargs, "hidden_states": torch.full_like(kwargs["hidden_states"], float("nan"))}, 3)
         assert torch.equal(generation(used, kwargs), expected)
 
@@ -158,7 +158,7 @@ def test_a_range_of_blocks_leaves_the_others_in_every_step_and_costs_what_they_c
     model, kwargs = MADE["dit"]()
     shares = []
     for first in range(BLOCKS):
-        plan = rfc_fx.transform(model, kwargs, method=rfc.DeltaDiT(first=first)).plan()
+        plan = rfc_fx.transform(model, rfc.DeltaDiT(first=first), example_inputs=kwargs).plan()
         assert plan.sites == [f"blocks[{first}:]"]
         shares.append(plan.estimate_share)
     assert shares == sorted(shares)
@@ -167,7 +167,7 @@ def test_a_range_of_blocks_leaves_the_others_in_every_step_and_costs_what_they_c
 
 def test_the_last_block_is_verified_at_the_price_of_a_block() -> None:
     model, kwargs = MADE["dit"]()
-    plan = rfc_fx.transform(model, kwargs, method=METHODS["speca"]).plan()
+    plan = rfc_fx.transform(model, METHODS["speca"], example_inputs=kwargs).plan()
     block = (plan.full_flops - plan.estimate_flops) / BLOCKS
     assert plan.verify_flops - plan.estimate_flops == pytest.approx(block, rel=0.01)
 
@@ -175,7 +175,7 @@ def test_the_last_block_is_verified_at_the_price_of_a_block() -> None:
 def test_state_of_coarser_methods_is_a_few_tensors() -> None:
     model, kwargs = MADE["dit"]()
     whole = {
-        name: rfc_fx.transform(model, kwargs, method=METHODS[name]).plan().state_bytes
+        name: rfc_fx.transform(model, METHODS[name], example_inputs=kwargs).plan().state_bytes
         for name in ("taylorseer", "taylorseer-lite", "first-block", "teacache")
     }
     one = whole["first-block"] / 2  # the residual, and what the first block added
@@ -200,24 +200,24 @@ PROBE_BEHIND = rfc.Method(estimator=rfc.Reuse(), schedule=rfc.AnchorChange(thres
 def test_ranges_and_probes_that_a_model_has_not_are_refused(method: rfc.CachingMethod, said: str) -> None:
     model, kwargs = MADE["dit"]()
     with pytest.raises(NoSiteError) as error:
-        rfc_fx.transform(model, kwargs, method=method)
+        rfc_fx.transform(model, method, example_inputs=kwargs)
     assert said in str(error.value)
 
 
 def test_a_granularity_against_the_methods_own_is_refused() -> None:
     model, _ = MADE["dit"]()
     with pytest.raises(ValueError, match="transform: granularity: TeaCache works on 'stack', got 'module'; leave granularity out"):
-        rfc_fx.transform(model, method=rfc.TeaCache(), granularity="module")
+        rfc_fx.transform(model, rfc.TeaCache(), config=rfc_fx.Config(granularity="module"))
     with pytest.raises(ValueError, match=r"granularity must be one of module, block, stack, output, blocks\[a:b\]"):
-        rfc_fx.transform(model, granularity="layer")
+        rfc_fx.transform(model, config=rfc_fx.Config(granularity="layer"))
 
 
 def test_more_than_two_phases_are_refused_as_one_cond() -> None:
     model, kwargs = MADE["dit"]()
     with pytest.raises(RFCError, match=r"Verified has the phases FULL, ESTIMATE, VERIFY, a torch\.cond has two; use dispatch='host'"):
-        rfc_fx.transform(model, kwargs, method=rfc.SpeCa(), dispatch="cond")
+        rfc_fx.transform(model, rfc.SpeCa(), example_inputs=kwargs, config=rfc_fx.Config(dispatch="cond"))
     with pytest.raises(RFCError, match="VERIFY computes the last block, but stack lies in none"):
-        rfc_fx.transform(model, kwargs, method=rfc.SpeCa(), granularity="stack")
+        rfc_fx.transform(model, rfc.SpeCa(), example_inputs=kwargs, config=rfc_fx.Config(granularity="stack"))
 
 
 def test_every_method_of_the_package_is_tested_here() -> None:

@@ -73,7 +73,7 @@ def bench(
 def _check_comparable(names: list[str], engines: list[Engine]) -> None:
     """OptionError where engines do not do the same work."""
     for name, other in zip(names[1:], engines[1:], strict=True):
-        for field in ("method", "granularity", "call.leaves", "model.model_class"):
+        for field in ("method", "config.granularity", "call.leaves", "model.model_class"):
             fact = attrgetter(field)
             if fact(engines[0].manifest) != fact(other.manifest):
                 raise OptionError(f"{names[0]} and {name} differ in {field}; compare engines of the same model, method and batch")
@@ -81,8 +81,8 @@ def _check_comparable(names: list[str], engines: list[Engine]) -> None:
 
 def _label(name: str, engine: Engine, engines: list[Engine]) -> str:
     """Back end and dispatch, and the path where that alone would name two engines."""
-    kinds = [f"{other.manifest.backend}, {other.manifest.dispatch}" for other in engines]
-    kind = f"{engine.manifest.backend}, {engine.manifest.dispatch}"
+    kinds = [f"{other.manifest.backend}, {other.manifest.config.dispatch}" for other in engines]
+    kind = f"{engine.manifest.backend}, {engine.manifest.config.dispatch}"
     return kind if kinds.count(kind) == 1 else f"{kind} ({name})"
 
 

@@ -13,10 +13,10 @@ from rfc_export.backends import backend as backend_of
 from rfc_export.drawing import exportable, sizes
 from rfc_export.exporter import export as export_model
 from rfc_export.methods import check_method
-from rfc_export.specs import BackendName, DispatchName
+from rfc_export.specs import BackendName
 from rfc_fx.runtime.summary import mib
 from rfc_fx.tools import options
-from rfc_fx.tools.arguments import OptionError, dtype_named
+from rfc_fx.tools.arguments import dtype_named, new_config
 from rfc_fx.tools.load import locate, model_kind
 from rfc_fx.tools.named_methods import MethodArguments, check_granularity, new_methods, taking
 
@@ -33,9 +33,9 @@ def export(
     interval: options.Interval = None,
     nfc: options.NFC = None,
     steps: Annotated[int | None, typer.Option(min=1, help=f"of a generation, for {', '.join(taking('steps'))}")] = None,
-    granularity: options.FixedGranularity = None,
+    granularity: options.Granularity = None,
     state_dtype: options.StateDType = None,
-    dispatch: Annotated[DispatchName, typer.Option(help="who chooses the program of a step: host, or cond, one program")] = "host",
+    dispatch: options.DispatchOption = "host",
     hoist: Annotated[
         bool | None,
         typer.Option(
@@ -51,8 +51,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the engine that is there")] = False,
 ) -> None:
     """Transform a model, build its programs for a back end, and check the engine against the model."""
-    if dispatch == "cond" and hoist:
-        raise OptionError("--hoist needs --dispatch host")
+    config = new_config(granularity=granularity, state_dtype=state_dtype, dispatch=dispatch, hoist=hoist)
     check_place(out, overwrite=overwrite)
     arguments = MethodArguments(
         tau=tau,
@@ -66,9 +65,9 @@ def export(
         is_digits=model_kind(locate(model)) == "digits",
     )
     methods = new_methods([method], arguments)
-    check_granularity(methods, granularity)
+    check_granularity(methods, config)
     (instance,) = methods.values()
-    check_method(instance, dispatch)
+    check_method(instance, config.dispatch)
     backend_of(backend).check(device)  # before anything is loaded
     exported = exportable(model, dtype_named(dtype), device, batch)
     start = time.perf_counter()
@@ -82,10 +81,7 @@ def export(
         backend=backend,
         example_inputs=exported.inputs,
         method=instance,
-        dispatch=dispatch,
-        granularity=granularity,
-        state_dtype=None if state_dtype is None else dtype_named(state_dtype),
-        hoist=hoist is not False,
+        config=config,
         sampler=exported.sampler,
         overwrite=overwrite,
         report=report,

@@ -22,7 +22,7 @@ import rfc_fx
 from rfc.estimators.base import Estimator
 from rfc.estimators.newton import Newton
 from rfc.estimators.relational import RFE
-from rfc.method import CachingMethod, Method, placement
+from rfc.method import CachingMethod, Method
 from rfc.placement.base import PlacedMethod
 from rfc.placement.chebyshev import Chebyshev
 from rfc.schedules.base import Schedule
@@ -142,7 +142,7 @@ class Laboratory:
         """The model with that forecast, captured once, and what calls it."""
         key = method.estimator, method.schedule.in_graph
         if key not in self._made:
-            cached = rfc_fx.transform(self.source.model, method=method, granularity=placement(method).granularity)
+            cached = rfc_fx.transform(self.source.model, method)
             self._made[key] = cached, torch.compile(cached, fullgraph=True) if self.compile else cached
         cached, call = self._made[key]
         cached.method = method

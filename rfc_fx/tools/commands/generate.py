@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from rfc_fx.tools import options
-from rfc_fx.tools.arguments import OptionError, dtype_named, parse_classes
+from rfc_fx.tools.arguments import OptionError, dtype_named, new_config, parse_classes
 from rfc_fx.tools.compare import Settings, compare
 from rfc_fx.tools.compare_table import ComparisonProgress, comparison_table
 from rfc_fx.tools.named_methods import METHODS, MethodArguments, best_known, check_dispatch, check_granularity, new_methods
@@ -51,27 +51,23 @@ def generate(
     out: options.Pictures = Path("out/demo"),
 ) -> None:
     """Draw the same samples with every method, eager and compiled; time them in turns and compare."""
-    if dispatch == "cond" and (hoist or decision == "per_sample"):
-        raise OptionError(f"{'--hoist' if hoist else '--decision per_sample'} needs --dispatch host")
-    settings = Settings(
-        steps=steps,
-        rounds=rounds,
-        compile=compile,
+    config = new_config(
         granularity=granularity,
-        state_dtype=None if state_dtype is None else dtype_named(state_dtype),
+        state_dtype=state_dtype,
         state_budget=state_budget,
         dispatch=dispatch,
         decision=decision,
         hoist=hoist,
-        regional=regional,
+        regional=regional and dispatch == "host",
     )
+    settings = Settings(steps=steps, rounds=rounds, compile=compile, config=config)
     arguments = MethodArguments(
         tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, steps=steps, preset=preset, model=model
     )
     best, reason = ("", None) if method else best_known(arguments)
     names = method or ["taylorseer", "rfc", best]
     methods = new_methods(names, arguments)  # refused before anything is loaded
-    check_granularity(methods, granularity, state_budget)
+    check_granularity(methods, config)
     check_dispatch(methods, dispatch)
     labels = parse_classes(classes)
     source = load_source(

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rfc.storage import stored
 from rfc_fx.tools import options
-from rfc_fx.tools.arguments import dtype_named
+from rfc_fx.tools.arguments import dtype_named, new_config
 from rfc_fx.tools.inputs import load_with_inputs
 from rfc_fx.tools.inspect import inspect_model
 from rfc_fx.tools.named_methods import MethodArguments, check_granularity, new_method
@@ -30,10 +29,10 @@ def inspect(
     device: options.Device = options.CPU,
 ) -> None:
     """Print a model's sites, what was rejected and why, state and FLOPs, and the guarded graph of one block."""
-    state_type = None if state_dtype is None else dtype_named(state_dtype)
-    instance = stored(new_method(method, MethodArguments(order=order, preset=preset)), state_type)
-    check_granularity({method: instance}, granularity, state_budget)
+    instance = new_method(method, MethodArguments(order=order, preset=preset))
+    config = new_config(granularity=granularity, state_dtype=state_dtype, state_budget=state_budget)
+    check_granularity({method: instance}, config)
     transformer, inputs = load_with_inputs(model, dtype_named(dtype), device)
     console = Console(soft_wrap=True)
-    for part in inspect_model(transformer, inputs, instance, granularity, block, draw, state_budget):
+    for part in inspect_model(transformer, inputs, instance, config, block, draw):
         console.print(part)

@@ -20,25 +20,12 @@ from typer.testing import CliRunner, Result
 import rfc
 from benchmarks.latency.methods import full_steps
 from benchmarks.quality import __main__ as quality
+from benchmarks.quality import run as quality_run
 from benchmarks.quality import workloads as quality_workloads
 from benchmarks.quality.bootstrap import ratio_of_geometric_means
 from benchmarks.quality.frechet import frechet, moments, square_root
-from benchmarks.quality.methods import (
-    ABLATIONS,
-    AT_LEVELS,
-    BASELINES,
-    ENTRIES,
-    FORECASTS,
-    MAGNITUDES,
-    METHODS,
-    NORMS,
-    PLACES,
-    TOKENS,
-    WATCHED,
-    Facts,
-    Weighted,
-    uniform_steps,
-)
+from benchmarks.quality.methods import BASELINES, ENTRIES, METHODS, Facts, Weighted, uniform_steps
+from benchmarks.quality.parts import ABLATIONS, AT_LEVELS, FORECASTS, MAGNITUDES, NORMS, PLACES, TOKENS, WATCHED
 from benchmarks.quality.planned import planned_steps
 from benchmarks.quality.readme import in_readme
 from benchmarks.quality.record import read_arrays
@@ -363,7 +350,7 @@ def test_the_report_is_made_from_the_record_alone(kept: Path, small: None) -> No
 def test_a_resumed_run_keeps_what_is_there_and_is_refused_for_other_settings(
     kept: Path, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quality.quality_plots, "draw", lambda *_: [])
+    monkeypatch.setattr(quality_run.plots, "draw", lambda *_: [])
     before = json.loads((kept / "digits.json").read_text())
     result = command(
         "--quick", "--resume", "--parts=closed", "--methods=TaylorSeer m=1; FORA; Chebyshev; Chebyshev, calibrated", "--out", str(kept)

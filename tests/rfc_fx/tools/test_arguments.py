@@ -4,10 +4,12 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
+import torch
 
 import rfc
+import rfc_fx
 from rfc.storage import STORED
-from rfc_fx.tools.arguments import OptionError, StateDTypeName, dtype_named, parse_fixed_granularity, parse_granularity_option
+from rfc_fx.tools.arguments import OptionError, StateDTypeName, dtype_named, new_config, parse_budget, parse_granularity_option
 from rfc_fx.tools.named_methods import (
     DIGITS_TAU,
     METHODS,
@@ -88,11 +90,17 @@ def test_a_setting_that_no_method_has_is_refused_with_those_that_have_it(setting
     assert len(new_methods([stranger, having[0]], MethodArguments(**{setting: 1}))) == 2  # type: ignore[arg-type]
 
 
-def test_a_granularity_is_checked_as_the_package_reads_it() -> None:
-    granularities = ["auto", "block", "blocks[-3:]"]
-    assert [parse_granularity_option(text) for text in granularities] == granularities
+def test_the_options_of_a_command_become_one_configuration() -> None:
+    assert new_config() == rfc_fx.Config()
+    assert new_config(
+        granularity=parse_granularity_option("blocks[-3:]"),
+        state_dtype="int8",
+        state_budget=parse_budget("2 KiB"),
+        decision="per_sample",
+        hoist=True,
+    ) == rfc_fx.Config(granularity="blocks[-3:]", state_dtype=torch.int8, state_budget=2048, decision="per_sample", hoist=True)
     with pytest.raises(OptionError, match=r"^--granularity must be one of module, block, stack, output, blocks\[a:b\], got auto$"):
-        parse_fixed_granularity("auto")
+        parse_granularity_option("auto")
 
 
 def test_one_conditional_step_has_two_phases() -> None:

@@ -146,8 +146,8 @@ def test_a_preset_gives_the_same_method_to_transform(method: rfc.CachingMethod, 
     write_preset(tmp_path / "sub" / "preset.json", chosen, {"nfc": 3.5})
     assert json.loads((tmp_path / "sub" / "preset.json").read_text())["measured"] == {"nfc": 3.5}
     model, kwargs = FAMILIES["dit"]()
-    named = rfc_fx.transform(model, kwargs, method=tmp_path / "sub" / "preset.json")
-    plain = rfc_fx.transform(model, kwargs, method=chosen)
+    named = rfc_fx.transform(model, tmp_path / "sub" / "preset.json", example_inputs=kwargs)
+    plain = rfc_fx.transform(model, chosen, example_inputs=kwargs)
     assert (named.method.estimator, named.method.schedule) == (chosen.estimator, chosen.schedule)
     assert named.plan().sites == plain.plan().sites
 

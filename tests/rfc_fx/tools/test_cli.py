@@ -249,9 +249,8 @@ def test_psnr_is_infinite_for_equal_images_and_counts_a_range_of_two():
         (["--seeds", "0"], "'--seeds': Input should be"),
         (["--interval", "0"], "interval must be an integer of at least 1"),
         (["--method", "rfc", "--order", "3"], "order must be an integer from 1 to 2, got 3"),
-        (["--granularity", "atom"], "--granularity must be one of module, block, stack, output, blocks[a:b], auto, got atom"),
-        (["--granularity", "blocks[1]"], "--granularity must be one of module, block, stack, output, blocks[a:b], auto, got blocks[1]"),
-        (["--granularity", "auto"], "--granularity auto needs --state-budget, such as --state-budget 2GiB"),
+        (["--granularity", "atom"], "--granularity must be one of module, block, stack, output, blocks[a:b], got atom"),
+        (["--granularity", "blocks[1]"], "--granularity must be one of module, block, stack, output, blocks[a:b], got blocks[1]"),
         (["--state-budget", "much"], "--state-budget must be a number of bytes such as 2147483648, '2GiB' or '500 MB', got 'much'"),
         (["--state-dtype", "int4"], "'--state-dtype': 'int4' is not one of 'bfloat16', 'float16', 'int8', 'float8_e4m3fn'"),
         (["--dispatch", "magic"], "'--dispatch': 'magic' is not one of 'host', 'cond'"),
@@ -382,13 +381,11 @@ def test_inspect_knows_methods_with_a_granularity_of_their_own_and_more_phases(d
 
 
 def test_inspect_chooses_the_granularity_that_fits_and_says_what_depends_on_what(digits):
-    result = run("inspect", digits, "--granularity", "auto", "--state-budget", "20KB", "--state-dtype", "int8")
+    result = run("inspect", digits, "--state-budget", "20KB", "--state-dtype", "int8")
     assert "2 sites, granularity block" in result.stdout, result.output
     assert all(f"{name} " in result.stdout for name in ("conditioning", "timestep", "latent", "module", "block", "stack"))
     assert "int8" in result.stdout
-    assert "needs more state per context than state_budget=20 bytes: module" in one_line_error(
-        "inspect", digits, "--granularity", "auto", "--state-budget", "20"
-    )
+    assert "needs more state per context than state_budget=20 bytes: module" in one_line_error("inspect", digits, "--state-budget", "20")
 
 
 def test_inspect_draws_the_block_it_prints(digits, tmp_path):

@@ -14,7 +14,7 @@ import rfc
 import rfc_fx
 from rfc.method import placement
 from rfc_fx.errors import RFCError
-from rfc_fx.tools.compare import Settings, Variant, granularities, skipping, steps_to_warm_up, threshold_of, variants
+from rfc_fx.tools.compare import Settings, Variant, configs, skipping, steps_to_warm_up, threshold_of, variants
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 
@@ -82,7 +82,7 @@ def test_a_short_generation_comes_to_every_phase_the_schedule_can_come_to(method
 @pytest.mark.parametrize("name", ["rfc", "teacache", "first-block", "dicache", "speca", "magcache"])
 def test_every_program_runs_in_the_warm_up_and_the_method_is_its_own_again(name: str) -> None:
     source, method = Drifting(), METHODS[name]
-    cached = rfc_fx.transform(source.model, source.kwargs, method=method, hoist=True)
+    cached = rfc_fx.transform(source.model, method, example_inputs=source.kwargs, config=rfc_fx.Config(hoist=True))
     ran: list[str] = []
     for phase, program in cached.programs.items():
         program.run.register_forward_pre_hook(lambda *_, phase=phase: ran.append(phase))
@@ -97,20 +97,22 @@ def test_every_program_runs_in_the_warm_up_and_the_method_is_its_own_again(name:
 
 def test_a_wanted_granularity_is_for_the_methods_that_leave_it_open() -> None:
     methods = {"rfc": rfc.RFC(), "teacache": rfc.TeaCache(), "delta-dit": rfc.DeltaDiT(first=2)}
-    assert granularities(methods, None) == {"rfc": "module", "teacache": "stack", "delta-dit": "blocks[2:]"}
-    assert granularities(methods, "block") == {"rfc": "block", "teacache": "stack", "delta-dit": "blocks[2:]"}
-    assert granularities({"teacache": rfc.TeaCache()}, "stack") == {"teacache": "stack"}
+    block = rfc_fx.Config(granularity="block", hoist=True)
+    assert configs(methods, rfc_fx.Config()) == dict.fromkeys(methods, rfc_fx.Config())
+    assert configs(methods, block) == {"rfc": block, "teacache": rfc_fx.Config(hoist=True), "delta-dit": rfc_fx.Config(hoist=True)}
+    stack = rfc_fx.Config(granularity="stack")
+    assert configs({"teacache": rfc.TeaCache()}, stack) == {"teacache": stack}
 
 
 def test_a_granularity_that_no_method_can_have_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^granularity: TeaCache works on 'stack', got 'block'; leave granularity out$"):
-        granularities({"teacache": rfc.TeaCache()}, "block")
+        configs({"teacache": rfc.TeaCache()}, rfc_fx.Config(granularity="block"))
 
 
 @pytest.mark.parametrize("size", [None, "block", "stack", "output", "blocks[1:]"])
 def test_the_twin_has_the_granularity_of_the_graph(size: str | None) -> None:
     methods = {"rfc": rfc.RFC(tau=0.3), "first-block": rfc.FirstBlockCache(threshold=0.4)}
-    made = variants(Drifting(), methods, Settings(compile=False, granularity=size))  # type: ignore[arg-type]
+    made = variants(Drifting(), methods, Settings(compile=False, config=rfc_fx.Config(granularity=size)))  # type: ignore[arg-type]
     for variant in made:
         variant.run(Drifting(), 0, 6, lambda: None, torch.device("cpu"))  # type: ignore[arg-type]
     for name, wanted in (("rfc", size or "module"), ("first-block", "blocks[1:]")):
@@ -136,7 +138,7 @@ def test_a_model_without_a_list_of_blocks_has_no_coarser_twin_and_says_so() -> N
 
     source = Drifting()
     source.model = Alone()
-    (_, twin, _) = variants(source, {"rfc": rfc.RFC()}, Settings(compile=False, granularity="block"))  # type: ignore[arg-type]
+    (_, twin, _) = variants(source, {"rfc": rfc.RFC()}, Settings(compile=False, config=rfc_fx.Config(granularity="block")))  # type: ignore[arg-type]
     assert twin.granularity == "module"
     with pytest.raises(RFCError, match=r"^teacache: the eager twin cannot be made: Alone: no list of blocks with attention"):
         variants(source, {"teacache": rfc.TeaCache()}, Settings(compile=False))  # type: ignore[arg-type]
