@@ -128,7 +128,7 @@ class Generation:
             place = _place(schedule, numbers, self.step, self.since, total)
         else:
             place = _planned(schedule, self.step, self.since)
-        phase = schedule.phases[place]
+        phase = schedule.branches[place]
         self.phases.append(phase)
         self.eps.append(eps if known else None)
         self.totals.append(total if known or (anchored and schedule.is_lagged) else None)

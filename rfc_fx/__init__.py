@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc_fx.capture.export import args_and_kwargs
 from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, PredictorMismatchError, RFCError, SignatureError, StateBudgetError
 from rfc_fx.io.predictor import write_predictor
@@ -53,7 +53,7 @@ __all__ = [
 
 def transform(
     model: nn.Module,
-    method: CachingMethod | str | Path | None = None,
+    method: Method | str | Path | None = None,
     *,
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
     source: Any = None,

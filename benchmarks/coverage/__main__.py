@@ -19,7 +19,7 @@ import torch._dynamo.testing
 import typer
 
 from benchmarks.coverage.checks import check
-from benchmarks.coverage.rows import ClassCoverage, in_readme, markdown, read, write
+from benchmarks.coverage.rows import ClassCoverage, markdown, read, write
 from benchmarks.coverage.specs import all_specs, in_order
 
 
@@ -35,14 +35,8 @@ def main(
     verbose: Annotated[bool, typer.Option(help="print tracebacks")] = False,
     jobs: Annotated[int, typer.Option(help="processes", min=1)] = 1,
     out: Annotated[Path | None, typer.Option(help="folder for coverage.json and coverage.md; rows of other classes there are kept")] = None,
-    readme: Annotated[Path | None, typer.Option(help="check nothing; write the table of --out into this README")] = None,
 ) -> None:
     """Check the classes and print what was seen of each."""
-    if readme is not None:
-        if out is None:
-            raise typer.BadParameter("--readme needs --out, the folder of a run")
-        readme.write_text(in_readme(readme.read_text(), read(out)))
-        return
     chosen = names or list(all_specs())
     if unknown := sorted(set(chosen) - set(all_specs())):
         raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(all_specs())}")

@@ -75,7 +75,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
             raise AssertionError(f"an all-full step differs from the model by {row.full_difference:.1e}")
 
     def estimate() -> None:
-        cached = rfc_fx.transform(model, rfc.Method(estimator=rfc.RFE(order=2), schedule=rfc.Listed(steps=[0, 1])))
+        cached = rfc_fx.transform(model, rfc.Method(estimator=rfc.RFE(order=2), schedule=rfc.Listed(full_steps=[0, 1])))
         expected = [cached(**arguments) for _ in range(2)][-1]
         row.estimate_difference = difference(cached(**arguments), expected)
         assert cached.stats.phases == ["FULL", "FULL", "ESTIMATE"], cached.stats.phases

@@ -26,7 +26,6 @@ from benchmarks.latency.record import record, shown, written
 from benchmarks.latency.rivals.db_cache import cache_dit_version, installed
 from benchmarks.latency.rivals.rival import Rival
 from benchmarks.latency.rivals.table import RECOMPILE_LIMIT, rivals
-from benchmarks.latency.tables import in_readme
 from benchmarks.latency.timing import TimedVariant, keep_all_compilation_metrics
 from benchmarks.latency.variants import timed, variants
 from benchmarks.latency.workloads import WORKLOADS
@@ -51,12 +50,8 @@ def main(
     with_roofline: Annotated[
         bool, typer.Option("--roofline/--no-roofline", help="also count the bytes of every program: each is compiled once more")
     ] = False,
-    readme: Annotated[Path | None, typer.Option(help="time nothing; write the tables of --out into this README")] = None,
 ) -> None:
     """Time full, estimated and whole generations of a model, and write them as JSON, Markdown and pictures."""
-    if readme is not None:
-        readme.write_text(in_readme(readme.read_text(), out))
-        return
     names, kind, where = checked(model, methods, dtype, device)
     workload, plan = WORKLOADS[model], equal_gaps(steps, nfc)
     net = workload.model().to(where, kind)

@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from benchmarks.pictures import save
+
 OURS, RIVAL, PLAIN, TWIN = "#009e73", "#d55e00", "#444444", "#56b4e9"
 
 
@@ -26,9 +28,7 @@ def draw(path: Path) -> list[Path]:
     pictures = {path.with_suffix(".png"): bars(kept["variants"], kept["settings"])}
     if any("programs" in row for row in kept["variants"].values()):
         pictures[path.with_name(f"{path.stem}-roofline.png")] = roof(kept["variants"], kept["settings"])
-    for where, figure in pictures.items():
-        figure.savefig(where, dpi=130, bbox_inches="tight")
-    return list(pictures)
+    return [save(figure, where, dpi=130) for where, figure in pictures.items()]
 
 
 def bars(rows: dict[str, Any], settings: dict[str, Any]) -> Figure:

@@ -8,7 +8,6 @@ large copy in the same process. On CUDA the kernels' times are the device's.
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import time
@@ -28,7 +27,6 @@ from benchmarks.latency import roofline
 from benchmarks.latency.methods import ESTIMATORS, equal_gaps, full_steps
 from benchmarks.latency.options import checked
 from benchmarks.latency.workloads import WORKLOADS, Calls
-from benchmarks.readme import between_marks
 from rfc_fx.tools.summary_json import versions
 
 SMALL = 0.02
@@ -42,7 +40,8 @@ LONG = 40
 def prepared(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int) -> rfc_fx.CachedModel:
     """The model with listed steps and prepared modulation."""
     steps = full_steps(equal_gaps(len(calls), nfc), len(calls))
-    cached = rfc_fx.transform(model, rfc.Method(estimator=estimator, schedule=rfc.Listed(steps=steps)), config=rfc_fx.Config(hoist=True))
+    method = rfc.Method(estimator=estimator, schedule=rfc.Listed(full_steps=steps))
+    cached = rfc_fx.transform(model, method, config=rfc_fx.Config(hoist=True))
     cached.prepare(torch.stack([call["timestep"].flatten()[0] for call in calls]))
     return cached
 
@@ -53,7 +52,7 @@ def measure(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int, rounds
     cached = prepared(model, estimator, calls, nfc)
     compiled = torch.compile(cached, fullgraph=True)
     device = next(model.parameters()).device
-    estimated = [step not in set(cached.method.schedule.steps) for step in range(len(calls))]  # type: ignore[attr-defined]
+    estimated = [step not in set(cached.method.schedule.full_steps) for step in range(len(calls))]  # type: ignore[attr-defined]
 
     def run(call: dict[str, torch.Tensor]) -> float:
         _wait(device)
@@ -138,11 +137,6 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_readme(text: str, where: Path) -> str:
-    """README with the table of a record between its marks."""
-    return between_marks(text, "profile", markdown(json.loads(where.read_text())))
-
-
 def main(
     model: Annotated[str, typer.Option(help=f"one of {', '.join(WORKLOADS)}")] = "dit-s",
     methods: Annotated[str, typer.Option(help=f"of {'; '.join(ESTIMATORS)}; separated by semicolons")] = "Taylor m=1; RFE m=1",
@@ -153,13 +147,9 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     out: Annotated[Path, typer.Option(help="folder for MODEL-SAMPLES.json and .md")] = Path("out/profile"),
-    readme: Annotated[Path | None, typer.Option(help="measure nothing; write the table of --out into this README")] = None,
 ) -> None:
     """Say where the time of an estimated step goes, kernel by kernel."""
     where = out / f"{model}-{samples}.json"
-    if readme is not None:
-        readme.write_text(in_readme(readme.read_text(), where))
-        return
     names, kind, place = checked(model, methods, dtype, device, ESTIMATORS)
     workload = WORKLOADS[model]
     net = workload.model().to(place, kind)

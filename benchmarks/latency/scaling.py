@@ -8,7 +8,6 @@ and compilation included, against depth, each with cold caches.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +27,7 @@ from benchmarks.latency.methods import equal_gaps
 from benchmarks.latency.record import record
 from benchmarks.latency.timing import TimedVariant
 from benchmarks.latency.workloads import WORKLOADS, Calls
-from benchmarks.readme import between_marks
+from benchmarks.pictures import save
 from rfc_fx.tools.summary_json import versions
 
 ESTIMATORS: dict[str, rfc.Estimator] = {"Taylor m=1": rfc.Taylor(order=1), "RFE m=1": rfc.RFE(order=1)}
@@ -174,11 +173,6 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def in_readme(text: str, where: Path) -> str:
-    """README with the tables of a record between its marks."""
-    return between_marks(text, "scaling", markdown(json.loads(where.read_text())))
-
-
 def draw(axes: dict[str, Any], path: Path) -> None:
     """One panel an axis: medians with the 10th and 90th percentile, both scales logarithmic."""
     from matplotlib.figure import Figure
@@ -196,7 +190,7 @@ def draw(axes: dict[str, Any], path: Path) -> None:
         panel.set_xticks([row[name] for row in rows], [str(row[name]) for row in rows])
         panel.xaxis.minorticks_off()
     figure.axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def main(
@@ -208,12 +202,8 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="tiny models, for a look at whether it runs")] = False,
     backend: Annotated[str, typer.Option(help="of torch.compile")] = "inductor",
     out: Annotated[Path, typer.Option(help="folder for scaling.json, .md and .png")] = Path("out/scaling"),
-    readme: Annotated[Path | None, typer.Option(help="measure nothing; write the tables of --out into this README")] = None,
 ) -> None:
     """Measure the cost of steps against the size of a DiT, and write it as JSON, Markdown and a picture."""
-    if readme is not None:
-        readme.write_text(in_readme(readme.read_text(), out / "scaling.json"))
-        return
     names = [name.strip() for name in axes.split(",") if name.strip()]
     if unknown := [name for name in names if name not in AXES]:
         raise typer.BadParameter(f"unknown axes {', '.join(unknown)}; known: {', '.join(AXES)}")

@@ -7,7 +7,6 @@ against full computation of the same seeds. Not compiled: nothing is timed here.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +17,8 @@ from torch import Tensor
 
 import rfc
 import rfc_fx
-from benchmarks.files import write_json, write_text
+from benchmarks.files import Record, write_json, write_text
 from benchmarks.latency.methods import equal_gaps, full_steps
-from benchmarks.readme import between_marks
 from rfc_fx.tools.compare import psnr
 from rfc_fx.tools.summary_json import versions
 from rfc_fx.zoo import digits_noise, load_digits, sample_digits
@@ -63,7 +61,7 @@ def rows(seeds: int, nfc: int) -> list[dict[str, Any]]:
                 kept = estimator
                 if (differences, outputs) != (None, None):
                     kept = rfc.Stored(estimator=estimator, differences=differences, outputs=outputs)
-                cached = rfc_fx.transform(model, rfc.Method(estimator=kept, schedule=rfc.Listed(steps=steps)))
+                cached = rfc_fx.transform(model, rfc.Method(estimator=kept, schedule=rfc.Listed(full_steps=steps)))
                 samples = draw(cached, scheduler, seeds)
                 reference = samples if reference is None else reference
                 found.append(
@@ -106,22 +104,19 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_readme(text: str, where: Path) -> str:
-    """README with the table of a record between its marks."""
-    return between_marks(text, "state", markdown(json.loads(where.read_text())))
+def largest_error(record: Record, differences: str, outputs: str) -> float:
+    """Of the estimators that measure the whole input, with state in these types."""
+    rows = (row for row in record["rows"] if row["sketch"] in (None, 1))
+    return max(float(row["error"]) for row in rows if (row["differences"], row["outputs"]) == (differences, outputs))
 
 
 def main(
     seeds: Annotated[int, typer.Option(help="seeds; each draws all ten classes", min=1)] = 4,
     nfc: Annotated[int, typer.Option(help="steps computed in full, of 50", min=3)] = 14,
     out: Annotated[Path, typer.Option(help="folder for digits.json and digits.md")] = Path("out/state"),
-    readme: Annotated[Path | None, typer.Option(help="draw nothing; write the table of --out into this README")] = None,
 ) -> None:
     """Draw the same samples with smaller and smaller state, and say what that changes."""
     where = out / "digits.json"
-    if readme is not None:
-        readme.write_text(in_readme(readme.read_text(), where))
-        return
     record = {
         "settings": {"samples": 10 * seeds, "nfc": nfc, "versions": versions(), "protocol": __doc__},
         "rows": rows(seeds, nfc),

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-from benchmarks.files import read_json
-from benchmarks.readme import between_marks
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "FULL ms": lambda row: f"{row['FULL']['median_ms']:.1f}",
@@ -59,9 +55,3 @@ def markdown(rows: dict[str, Any], settings: dict[str, Any]) -> str:
     said = [f"* {name}: {'; '.join(row['notes'])}" for name, row in rows.items() if "notes" in row]
     said += [f"* {name}: not run. {why}" for name, why in refused.items()]
     return "\n".join([*lines, *([""] if said else []), *said]) + "\n"
-
-
-def in_readme(text: str, out: Path) -> str:
-    """README with the tables of a folder's results between its marks."""
-    records = [read_json(path) for path in sorted(out.glob("*.json"))]
-    return between_marks(text, "latency", "\n".join(markdown(record["variants"], record["settings"]) for record in records))

@@ -167,7 +167,7 @@ class TimedVariant:
         if getattr(self.cache, "rival", False):
             self.run(calls, device, count=False)
         self.run(calls[:WARMUP_STEPS], device, count=False)
-        if isinstance(self.cache, StepModel) and {*self.cache.method.schedule.phases} > {*self.cache.stats.phases}:
+        if isinstance(self.cache, StepModel) and {*self.cache.method.schedule.branches} > {*self.cache.stats.phases}:
             short = calls[: steps_to_warm_up(self.cache.method, len(calls))]
             with force_all_phases(self.cache):
                 self.run(short, device, count=False)

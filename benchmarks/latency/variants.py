@@ -50,7 +50,7 @@ def variants(
         deciding = {"hoisted": method}
         if not ESTIMATORS[name].needs_input:  # the steps need no data where the method needs none
             steps = full_steps(plan, len(calls))
-            deciding["hoisted, fixed steps"] = rfc.Method(estimator=ESTIMATORS[name], schedule=rfc.Listed(steps=steps))
+            deciding["hoisted, fixed steps"] = rfc.Method(estimator=ESTIMATORS[name], schedule=rfc.Listed(full_steps=steps))
         for how, of in deciding.items():
             hoisted = rfc_fx.transform(model, of, config=rfc_fx.Config(hoist=True))
             hoisted.prepare(timesteps)

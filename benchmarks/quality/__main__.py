@@ -26,7 +26,6 @@ from benchmarks.quality import teacher_forced
 from benchmarks.quality.closed_loop import Loop
 from benchmarks.quality.judging import Judge
 from benchmarks.quality.plan import planned
-from benchmarks.quality.readme import in_readme
 from benchmarks.quality.record import Store
 from benchmarks.quality.run import closed_loop, redraw, settings, write
 from benchmarks.quality.workloads import SAMPLERS, WORKLOADS, Bench, classifier, judged
@@ -47,16 +46,12 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for MODEL.json, .csv, .npz, .md and pictures")] = Path("out/quality"),
     resume: Annotated[bool, typer.Option("--resume", help="keep the cells that --out has; run the others")] = False,
     report: Annotated[bool, typer.Option("--report", help="run nothing; write report and pictures of --out again")] = False,
-    readme: Annotated[Path | None, typer.Option(help="run nothing; write the tables of --out into this README")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="few steps, samples and methods: says that it runs, nothing else")] = False,
 ) -> None:
     """Draw, judge and compare; write the record, the pictures and the report."""
     if model not in WORKLOADS:
         raise typer.BadParameter(f"{model}: expected one of {', '.join(WORKLOADS)}")
     console = Console()
-    if readme is not None:
-        readme.write_text(in_readme(readme.read_text(), out))
-        return
     if report:
         for path in redraw(out, model):
             console.print(str(path), highlight=False)

@@ -12,6 +12,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from benchmarks.files import Record
+from benchmarks.pictures import save
 from benchmarks.quality.cells import MAIN_KINDS, kind, names_of
 from benchmarks.quality.methods import FULL
 from benchmarks.quality.record import key
@@ -81,11 +82,9 @@ def draw(record: Record, arrays: Arrays, out: Path) -> list[Path]:
     if record["teacher_forced"] is not None:
         figures["heat"] = heat(record["teacher_forced"])
         figures["distance"] = by_distance(record["teacher_forced"])
-    made = []
-    for name, figure in figures.items():
-        made.append(out / f"{model}-{name}.png")
-        figure.savefig(made[-1], dpi=110, bbox_inches="tight", metadata={"Software": None})
-    return made
+    grids = {name for name in figures if name.startswith("grid")}
+    looks: dict[bool, dict[str, Any]] = {True: {"dpi": 75, "colors": None}, False: {}}
+    return [save(of, out / f"{model}-{name}.png", **looks[name in grids]) for name, of in figures.items()]
 
 
 def curves(record: Record, x: str, label: str) -> Figure:

@@ -79,7 +79,7 @@ class Store:
             self.full[sampler] = figures
         else:
             self.cells[where] = {"sampler": sampler, "budget": budget, "method": method, **figures}
-            self.arrays[f"{where}/errors"] = errors.numpy().astype(np.float64)
+            self.arrays[f"{where}/errors"] = errors.numpy().astype(np.float32)
         if tiles is not None:
             self.arrays[f"{where}/tiles"] = ((tiles[:TILES].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
 

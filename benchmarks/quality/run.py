@@ -11,6 +11,7 @@ import torch
 import rfc_fx
 from benchmarks.files import read_json, write_text
 from benchmarks.quality import plots
+from benchmarks.quality.cells import MAIN_KINDS, kind
 from benchmarks.quality.closed_loop import Drawn, Loop
 from benchmarks.quality.judging import Cell, Judge, ReferenceSamples
 from benchmarks.quality.methods import ENTRIES, FULL, METHODS
@@ -52,7 +53,7 @@ def closed_loop(loop: Loop, judge: Judge, plan: Plan, store: Store, done: Callab
 
     def keep(drawn: Drawn, sampler: Sampler, budget: int, name: str, more: dict[str, Any]) -> None:
         cell = Cell(drawn, references[sampler.name], judge, loop.lot.labels, plan.groups)
-        shown = name == FULL or budget in sampler.shown
+        shown = bool(sampler.shown) if name == FULL else budget in sampler.shown and kind(name) in MAIN_KINDS
         errors = None if name == FULL else cell.errors
         store.keep(sampler.name, budget, name, cell.figures() | more, errors, drawn.samples if shown else None)
         done()

@@ -96,14 +96,13 @@ def dpm_solver(given: Any) -> Any:
 SAMPLERS = {
     sampler.name: sampler
     for sampler in (
-        Sampler(name="ddim-50", what="DDIM, 50 steps", steps=50, budgets=(25, 17, 14, 11, 8, 7), shown=(14, 8), controlled=(14, 11, 8)),
-        Sampler(name="ddim-20", what="DDIM, 20 steps", steps=20, budgets=(10, 7, 5), shown=(7,)),
+        Sampler(name="ddim-50", what="DDIM, 50 steps", steps=50, budgets=(25, 17, 14, 11, 8, 7), shown=(8,), controlled=(14, 11, 8)),
+        Sampler(name="ddim-20", what="DDIM, 20 steps", steps=20, budgets=(10, 7, 5)),
         Sampler(
             name="dpmpp-20",
             what="DPM-Solver++ (second order), 20 steps",
             steps=20,
             budgets=(10, 7, 5),
-            shown=(7,),
             scheduler=dpm_solver,
         ),
     )

@@ -39,11 +39,11 @@ def ship(model: Any, predictor: Predictor, out: Path) -> None:
     write_predictor(out, model, predictor, {"": torch.float16, "project_": torch.float32})
 
 
-def methods(predictor: Path, anchors: tuple[int, ...]) -> dict[str, rfc.CachingMethod]:
+def methods(predictor: Path, anchors: tuple[int, ...]) -> dict[str, rfc.Method]:
     """What is compared, all with the same full steps."""
-    listed = rfc.Listed(steps=anchors)
+    listed = rfc.Listed(full_steps=anchors)
     return {
-        "DisCa": rfc.DisCa(predictor=predictor, steps=anchors),
+        "DisCa": rfc.DisCa(predictor=predictor, full_steps=anchors),
         "FORA (reuse)": rfc.Method(estimator=rfc.Reuse(), schedule=listed),
         "TaylorSeer, order 1": rfc.Method(estimator=rfc.Taylor(order=1), schedule=listed),
         "TaylorSeer, order 2": rfc.Method(estimator=rfc.Taylor(order=2), schedule=listed),

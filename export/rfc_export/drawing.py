@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,12 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rfc.bookkeeping import Generation
-from rfc.schedules.rcs import RCS
 from rfc_export.errors import ArtifactError, ExportError
 from rfc_export.manifest import MANIFEST, WEIGHTS, Manifest
 from rfc_export.runtime import Engine
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
-from rfc_fx.tools.compare import CHANGES, Comparison, Row, Settings, Variant, misplaced, steps_to_warm_up, with_schedule
+from rfc_fx.tools.compare import Comparison, Row, Settings, Variant, misplaced, steps_to_warm_up
 from rfc_fx.tools.inputs import load_with_inputs
 from rfc_fx.tools.load import locate, model_kind
 from rfc_fx.tools.pictures import ENGINE
@@ -189,17 +188,12 @@ def _facts(name: str, manifest: Manifest) -> tuple[DigitsFacts, Any]:
     return facts, scheduler
 
 
-def with_threshold(engine: Engine, name: Literal["tau", "threshold"], value: float) -> None:
+def with_threshold(engine: Engine, value: float) -> None:
     """Let the engine decide with another threshold; ExportError where its schedule has none, or for a value that cannot be."""
-    method = engine.method
-    if not isinstance(method.schedule, RCS if name == "tau" else CHANGES):
-        other = next((f"pass --{one}" for one in ("tau", "threshold") if hasattr(method.schedule, one)), "leave it out")
-        raise ExportError(f"--{name}: this engine's schedule is {method.schedule}, which has no {name}; {other}")
     try:
-        changed: Any = {name: value}
-        engine.method = with_schedule(method, replace(method.schedule, **changed))
+        engine.method = engine.method.with_threshold(value)
     except ValueError as error:
-        raise ExportError(str(error)) from error
+        raise ExportError(f"--threshold: this engine's schedule is {engine.method.schedule}: {error}; leave it out") from error
 
 
 def draw_all(source: EngineSource, steps: int, tick: Tick, warmed: Tick = lambda: None) -> Comparison:

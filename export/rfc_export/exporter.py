@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import rfc
 import rfc_fx
-from rfc.method import CachingMethod
+from rfc.encoding import classes_of
+from rfc.method import Method
 from rfc_export.artifact import file_spec, write_manifest, writing
 from rfc_export.backends import Backend, Built
 from rfc_export.backends import backend as backend_of
@@ -44,7 +45,7 @@ def export(
     *,
     backend: BackendName,
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
-    method: CachingMethod | None = None,
+    method: Method | None = None,
     config: Config | None = None,
     sampler: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -121,7 +122,7 @@ def export(
         )
         write_manifest(folder, manifest)
         report("checking the engine against the model")
-        engine = load(folder, device=compiled.device)
+        engine = load(folder, device=compiled.device, classes=classes_of(cached.method))
         check_parity(engine, cached, arguments)
         engine.close()
     return path
@@ -144,7 +145,7 @@ def _config(model: nn.Module, config: Config | None) -> Config:
 def _cached(
     model: nn.Module,
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None,
-    method: CachingMethod | None,
+    method: Method | None,
     config: Config,
 ) -> rfc_fx.CachedModel:
     if not isinstance(model, rfc_fx.CachedModel):

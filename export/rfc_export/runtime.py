@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from rfc.method import Method
 from rfc.state import SlotSpec
 from rfc_export.artifact import check_files, opened, read_manifest
 from rfc_export.backends import Run, backend
@@ -173,10 +174,10 @@ class Engine(StepModel):
     It has the model's `config`, `dtype` and `device`, and can stand in a diffusers pipeline. Made by `rfc_export.load`.
     """
 
-    def __init__(self, loaded: LoadedSet, resources: ExitStack) -> None:
+    def __init__(self, loaded: LoadedSet, resources: ExitStack, method: Method) -> None:
         manifest = loaded.manifest
         call = manifest.call
-        super().__init__(manifest.model.model_class, loaded.expected.signature, call.timestep, decode_method(manifest.method))
+        super().__init__(manifest.model.model_class, loaded.expected.signature, call.timestep, method)
         self.manifest = manifest
         self._loaded = loaded
         self._resources = resources
@@ -274,9 +275,16 @@ class Engine(StepModel):
         self._resources.close()
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu", report: Callable[[str], object] = lambda line: None) -> Engine:
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    classes: Iterable[type] = (),
+    report: Callable[[str], object] = lambda line: None,
+) -> Engine:
     """Return the engine of an artefact, a folder or a .pt2 file.
 
+    `classes`: those of the method's estimator and schedule that are not the package's; no artefact makes this import anything.
     Schema, files, versions and device are checked first. Raises ArtifactError for what is damaged, TargetError for what was built for
     another machine, BackendError where its back end is not installed.
     """
@@ -284,7 +292,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", report: Callab
     with ExitStack() as resources:
         folder = resources.enter_context(opened(path))
         manifest = read_manifest(folder)
-        _check_phases(manifest)
+        method = decode_method(manifest.method, classes)
+        _check_phases(manifest, method)
         report("checking files")
         check_files(folder, manifest)
         check_target(str(path), manifest, device)
@@ -295,12 +304,12 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", report: Callab
         report("opening programs")
         opened_programs = maker.open(folder, manifest, weights, device)
         programs = {phase: LoadedProgram(phase, spec, opened_programs[phase]) for phase, spec in manifest.programs.items()}
-        return Engine(_loaded(manifest, programs, weights, device), resources.pop_all())
+        return Engine(_loaded(manifest, programs, weights, device), resources.pop_all(), method)
 
 
-def _check_phases(manifest: Manifest) -> None:
+def _check_phases(manifest: Manifest, method: Method) -> None:
     """ArtifactError where the method has a phase that no program is for."""
-    phases = decode_method(manifest.method).schedule.phases
+    phases = method.schedule.branches
     there = {"FULL", "ESTIMATE"} if manifest.config.dispatch == "cond" else set(manifest.programs)
     if missing := [phase for phase in phases if phase not in there]:
         raise ArtifactError(f"method.schedule: has the phases {', '.join(phases)}, there is no program for {', '.join(missing)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ STEPS = 50
 """Of the generation over which an engine is compared."""
 
 
-def checks(path: Path, device: torch.device) -> Iterator[tuple[str, str]]:
+def checks(path: Path, device: torch.device, classes: Sequence[type] = ()) -> Iterator[tuple[str, str]]:
     """(subject, finding) of every check that needs no model; raises as `load` does where something is wrong."""
     with opened(path) as folder:
         manifest = read_manifest(folder)
@@ -35,14 +35,14 @@ def checks(path: Path, device: torch.device) -> Iterator[tuple[str, str]]:
             "manifest",
             f"schema {manifest.schema_version}, {manifest.backend}, {manifest.config.dispatch} dispatch, made {manifest.created_at}",
         )
-        yield "model", f"{manifest.model.model_class}, {manifest.model.dtype}, {decode_method(manifest.method)}"
+        yield "model", f"{manifest.model.model_class}, {manifest.model.dtype}, {decode_method(manifest.method, classes)}"
         check_files(folder, manifest)
         total = sum(spec.bytes for spec in manifest.files.values())
         yield "files", f"{len(manifest.files)} with {mib(total)}, all as the manifest says (SHA-256)"
         check_target(str(path), manifest, device)
         yield "target", f"built for {_machine(manifest.target)}; this is {_machine(target_of(device))}"
         yield "versions", versions_against(manifest)
-    load(path, device=device).close()
+    load(path, device=device, classes=classes).close()
     yield "programs", f"{programs} open with the weights"
 
 

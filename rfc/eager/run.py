@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rfc.bookkeeping import Direction, Generation, clock_tensors
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc.schedules.base import Phase
 from rfc.state import Clock, SlotSpec, State
 
@@ -18,7 +18,7 @@ from rfc.state import Clock, SlotSpec, State
 class Run:
     """What all sites of one step share."""
 
-    method: CachingMethod
+    method: Method
     numbers: dict[str, Tensor]
     generation: Generation = field(default_factory=Generation)
     timestep: float | None = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rfc.encoding import EncodingError, decode_method, encode_method
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc_fx.errors import RFCError
 from rfc_fx.io.atomic import write_atomically
 
@@ -18,8 +19,8 @@ class PresetError(RFCError):
     """A file that is no preset, or a method that cannot be kept in one."""
 
 
-def write_preset(path: str | Path, method: CachingMethod, measured: dict[str, Any]) -> None:
-    """Write a method with what was measured of it, whole or not at all; PresetError for methods of other packages."""
+def write_preset(path: str | Path, method: Method, measured: dict[str, Any]) -> None:
+    """Write a method with what was measured of it, whole or not at all; PresetError for settings that JSON cannot hold."""
     path = Path(path)
     try:
         kept = {"schema_version": SCHEMA_VERSION, "method": encode_method(method), "measured": measured}
@@ -30,8 +31,8 @@ def write_preset(path: str | Path, method: CachingMethod, measured: dict[str, An
     write_atomically(path, lambda part: part.write_text(text))
 
 
-def read_preset(path: str | Path) -> CachingMethod:
-    """The method of such a file; PresetError says what is wrong with it."""
+def read_preset(path: str | Path, classes: Iterable[type] = ()) -> Method:
+    """The method of such a file, of the package's parts and of `classes`; PresetError says what is wrong with it."""
     try:
         kept = json.loads(Path(path).read_text())
     except OSError as error:
@@ -42,6 +43,6 @@ def read_preset(path: str | Path) -> CachingMethod:
     if version != SCHEMA_VERSION or not isinstance(kept.get("method"), dict):
         raise PresetError(f"{path}: expected a preset of schema version {SCHEMA_VERSION} with a method, got version {version!r}")
     try:
-        return decode_method(kept["method"])
+        return decode_method(kept["method"], classes)
     except EncodingError as error:
         raise PresetError(f"{path}: {error}") from error

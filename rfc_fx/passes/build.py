@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc.predictor import Predictor
 from rfc.state import SlotSpec
 from rfc_fx.capture.export import Captured, capture
@@ -102,7 +102,7 @@ class CompiledSet:
 def build(
     model: nn.Module,
     arguments: Mapping[str, Any],
-    method: CachingMethod,
+    method: Method,
     config: Config,
     timestep: str | None,
     predictor: Predictor | None = None,

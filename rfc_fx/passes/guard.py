@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx
 
 import rfc
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc.state import Clock, SlotSpec
 from rfc_fx.ir.ops import aten, select, value
 from rfc_fx.passes.graft import Graft, Skipped, recall, with_constants
@@ -28,7 +28,7 @@ class Guarded:
     module: fx.GraphModule
     sites: list[Site]
     watched: Site
-    method: CachingMethod
+    method: Method
     slots: dict[str, SlotSpec]
     """`<site>.<slot>` -> shape and dtype, in order; `schedule.<slot>` for a data-driven schedule."""
     tokens: dict[str, TokenSite]
@@ -46,7 +46,7 @@ class Guarded:
         return [name.removeprefix(f"{owner}.") for name in self.slots if name.rpartition(".")[0] == owner]
 
 
-def guard(outlined: Outlined, watched: Site, method: CachingMethod, skipped: Skipped | None = None) -> Guarded:
+def guard(outlined: Outlined, watched: Site, method: Method, skipped: Skipped | None = None) -> Guarded:
     """Insert a select after every site's output and list the state that the method needs. `skipped`: whose forecast is the estimate."""
     graph = fx.Graph()
     graft = None if skipped is None else Graft(graph, outlined.captured, skipped)

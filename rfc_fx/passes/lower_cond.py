@@ -35,8 +35,8 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
 
     Raises RFCError for a schedule with more than the two phases of a torch.cond.
     """
-    if guarded.method.schedule.phases != ("FULL", "ESTIMATE"):
-        phases = ", ".join(guarded.method.schedule.phases)
+    if guarded.method.schedule.branches != ("FULL", "ESTIMATE"):
+        phases = ", ".join(guarded.method.schedule.branches)
         raise RFCError(f"{type(guarded.method.schedule).__name__} has the phases {phases}, a torch.cond has two; use dispatch='host'")
     programs = _with_prefix(guarded, [specialize(guarded, phase, writes="returned") for phase in ("FULL", "ESTIMATE")], None)
     verify_programs(guarded, programs)

@@ -47,7 +47,7 @@ def lower_host(
     one_pass = pools and not regional and not guarded.method.estimator.reads_all_inputs and not guarded.tokens
     alone = {slot for slot in guarded.slots if slot.startswith(f"{SCHEDULE}.")}
     layout = Layout.pooled(guarded.slots, alone) if one_pass else Layout(guarded.slots)
-    phases = dict.fromkeys((*("FULL", "ESTIMATE"), *guarded.method.schedule.phases))
+    phases = dict.fromkeys((*("FULL", "ESTIMATE"), *guarded.method.schedule.branches))
     steps = [specialize(guarded, phase, hoisted=outside, writes=writes, layout=layout) for phase in phases]
     programs = _with_prefix(guarded, steps, timestep, outside)
     if hoisted is not None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx
 
 from rfc.granularity import block_of
-from rfc.method import placement
 from rfc.schedules.base import Phase, is_partial
 from rfc.state import Clock, SlotSpec, State
 from rfc_fx.errors import RFCError
@@ -142,7 +141,7 @@ class _Step:
             self.build.get(node)
             return
         where = self.build.open(node) if node.op == "call_module" else self.build.get
-        tokens = placement(self.guarded.method).tokens
+        tokens = self.guarded.method.tokens
         assert tokens is not None
         for site in self.scored[node]:
             assert site.attention is not None
@@ -172,7 +171,7 @@ class _Step:
 
     def partial(self, site: Site, I: fx.Node, slots: dict[str, SlotSpec]) -> dict[str, fx.Node]:
         """Compute some of a site's tokens, and write them and the ages; returns the site's state."""
-        tokens, found = placement(self.guarded.method).tokens, self.guarded.tokens[site.name]
+        tokens, found = self.guarded.method.tokens, self.guarded.tokens[site.name]
         assert tokens is not None
         count = tokens.count(self.phase, found.place)
         if count == 0:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 
 from torch import fx
 
-from rfc.method import placement
 from rfc.schedules.base import Phase, is_partial
 from rfc_fx.errors import IllegalGraphError
 from rfc_fx.ir.ops import is_heavy, is_mutable, select
@@ -77,7 +76,7 @@ def _phases_write_what_is_theirs(guarded: Guarded, programs: dict[str, Program])
 
 
 def _renewed(guarded: Guarded, phase: Phase) -> set[str]:
-    tokens = placement(guarded.method).tokens
+    tokens = guarded.method.tokens
     found = {slot for slot in guarded.slots if slot.startswith(f"{LAST}.")}
     for site in guarded.tokens.values():
         assert tokens is not None

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from rfc import RFC
 from rfc.granularity import block_of
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc_fx.capture.export import args_and_kwargs
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config
@@ -131,7 +131,7 @@ class Explanation:
 
 def explain(
     model: nn.Module,
-    method: CachingMethod | None = None,
+    method: Method | None = None,
     *,
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
     config: Config = Config(),

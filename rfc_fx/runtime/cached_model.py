@@ -11,7 +11,7 @@ from torch import Tensor, inference_mode, nn
 
 from rfc.bookkeeping import timestep_argument
 from rfc.estimators.predicted import predicted_by
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc.predictor import Predictor, PredictorError
 from rfc_fx.capture.export import named_arguments
 from rfc_fx.capture.fingerprint import Fingerprint, fingerprint
@@ -36,7 +36,7 @@ class CachedModel(StepModel):
     used in place, none is copied. Made by `rfc_fx.transform`.
     """
 
-    def __init__(self, model: nn.Module, method: CachingMethod, config: Config) -> None:
+    def __init__(self, model: nn.Module, method: Method, config: Config) -> None:
         name, signature = type(model).__name__, inspect.signature(model.forward)
         super().__init__(name, signature, timestep_argument(model.forward), method, speculate=config.speculate)
         self.model = model

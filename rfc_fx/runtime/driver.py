@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from rfc.bookkeeping import Direction, Generation, timestep_value
 from rfc.conditioning import ConditioningGroups, group_name
-from rfc.method import CachingMethod, placement
-from rfc.schedules.fixed import Placed
+from rfc.method import Method, programs_of
 from rfc.storage import kept_like
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.plan import Plan
@@ -44,7 +43,7 @@ class StepModel(nn.Module):
         name: str,
         signature: inspect.Signature,
         timestep: str | None,
-        method: CachingMethod,
+        method: Method,
         *,
         speculate: bool | None = None,
     ) -> None:
@@ -70,15 +69,15 @@ class StepModel(nn.Module):
     # ---- what there is to run ----------------------------------------------------------------------------------------
 
     @property
-    def method(self) -> CachingMethod:
+    def method(self) -> Method:
         """The caching method. Another threshold, interval or list may be assigned between steps; nothing compiles anew."""
         return self._method
 
     @method.setter
-    def method(self, method: CachingMethod) -> None:
+    def method(self, method: Method) -> None:
         old = self._method
         new = kept_like(old, method)
-        if (new.estimator, new.schedule.in_graph, placement(new)) != (old.estimator, old.schedule.in_graph, placement(old)):
+        if programs_of(new) != programs_of(old):
             raise RFCError(f"method: {new} needs other programs than {old}; call rfc_fx.transform again")
         self._method = new
         fresh = new.schedule.numbers()
@@ -128,7 +127,7 @@ class StepModel(nn.Module):
         if context.clock.is_cuda:
             torch.compiler.cudagraph_mark_step_begin()
         values = context.own | dict(zip(compiled.placeholders, compiled.inputs(leaves), strict=True))
-        if placement(self.method).tokens is not None:
+        if self.method.tokens is not None:
             values |= {("number", name): tensor for name, tensor in self._numbers_on(compiled.device).items()}
         step = Step(context, values, (args, kwargs), [*HOISTED_PHASES, "PREFIX"])
         if context.fresh:
@@ -228,8 +227,8 @@ class StepModel(nn.Module):
                 self._set_clock(step)
             elif context.generation.clock(schedule) != clock:  # the generation is longer than was known when eps was measured
                 return None
-        if isinstance(schedule, Placed) and context.generation.step == schedule.of:
-            self._warned.of_length(schedule, schedule.of + 1, " or more")
+        if schedule.is_placed and context.generation.step == schedule.num_steps:
+            self._warned.of_length(schedule, schedule.num_steps + 1, " or more")
         phase = context.generation.decide(schedule, self._numbers_on(torch.device("cpu")), eps, step.timestep)
         if self._following is not None:
             self._following.decided(step)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc.storage import stored_anew
 from rfc_fx.capture.refusals import refuse
 from rfc_fx.ir.config import Config
@@ -26,7 +26,7 @@ def cached_model(model: nn.Module, method: Any, config: Config) -> CachedModel:
         raise TypeError(f"transform: model must be a torch.nn.Module, got {type(model).__name__}; for a pipeline pass pipe.transformer")
     if isinstance(model, CachedModel):
         raise TypeError("transform: the model is transformed already; pass its .model to transform it in another way")
-    if not isinstance(method, CachingMethod):
+    if not isinstance(method, Method):
         raise TypeError(f"transform: method must be an rfc method such as rfc.RFC(tau=0.1) or a preset's .json file, got {method!r}")
     if not isinstance(config, Config):
         raise TypeError(f"transform: config must be a rfc_fx.Config such as rfc_fx.Config(granularity='block'), got {config!r}")

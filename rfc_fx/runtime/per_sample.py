@@ -10,7 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc_fx.capture.export import latent_argument, named_arguments
 from rfc_fx.capture.refusals import refuse
 from rfc_fx.errors import SignatureError
@@ -27,7 +27,7 @@ class PerSampleModel(CachedModel):
     No sample's result depends on its batch mates, to the last bit. Contexts are named `default[0]`, `default[1]`, ...
     """
 
-    def __init__(self, model: nn.Module, method: CachingMethod, config: Config) -> None:
+    def __init__(self, model: nn.Module, method: Method, config: Config) -> None:
         super().__init__(model, method, config)
         self._wholes: dict[Any, Whole] = {}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import rfc
-from rfc.method import CachingMethod
+from rfc.method import Method
 
 if TYPE_CHECKING:
     from rfc_fx.runtime.context import Step
@@ -34,7 +34,7 @@ LEADING = 3
 """Steps of a generation that compute their own modulation: after so many it is known whether the sampler's timestep rises."""
 
 
-def default_method(source: Any) -> CachingMethod:
+def default_method(source: Any) -> Method:
     """`rfc.LogSNR` at the noise levels of a pipeline's scheduler, or of a scheduler, as they stand; without one `rfc.RFC()`.
 
     Raises ValueError for a scheduler without noise levels or whose timesteps are not set.
@@ -42,9 +42,9 @@ def default_method(source: Any) -> CachingMethod:
     if source is None:
         return rfc.RFC()
     try:
-        return rfc.LogSNR.of(getattr(source, "scheduler", source))
+        return rfc.LogSNR(getattr(source, "scheduler", source))
     except ValueError as error:
-        raise ValueError(f"transform: source: {error}; or pass a method, such as rfc.LogSNR.of(scheduler, steps)") from error
+        raise ValueError(f"transform: source: {error}; or pass a method, such as rfc.LogSNR(scheduler, steps)") from error
 
 
 class Following:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rfc.bookkeeping import Generation
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc.schedules.base import Phase, is_partial
 from rfc_fx.ir.plan import Plan
 
@@ -59,7 +59,7 @@ class Summary:
     """What a generation computed, skipped and held; printable, and a rich renderable."""
 
     model: str
-    method: CachingMethod
+    method: Method
     plan: Plan
     contexts: Mapping[str, Generation]
     held_bytes: int
@@ -67,7 +67,7 @@ class Summary:
     def table(self) -> Table:
         """One row per context."""
         table = Table(title=f"{self.model}: {self.method}", caption=self._caption(), title_justify="left", caption_justify="left")
-        drawn = f"schedule ({legend(self.method.schedule.phases)})"
+        drawn = f"schedule ({legend(self.method.schedule.branches)})"
         for column in ("context", "steps", "NFC", "skipped", "FLOPs saved", "eps P50", "eps P95", drawn):
             table.add_column(column, justify="left" if column.startswith(("context", "schedule")) else "right")
         for name, generation in self.contexts.items():
@@ -80,7 +80,7 @@ class Summary:
 
     def _caption(self) -> str:
         costs = ", ".join(
-            f"{phase} {self.plan.share(phase):.2%}" for phase in self.method.schedule.phases if phase not in ("FULL", "ESTIMATE")
+            f"{phase} {self.plan.share(phase):.2%}" for phase in self.method.schedule.branches if phase not in ("FULL", "ESTIMATE")
         )
         return (
             f"{len(self.plan.sites)} sites; state {mib(self.plan.state_bytes)} per context, {mib(self.held_bytes)} held; "

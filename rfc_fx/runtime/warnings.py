@@ -6,7 +6,6 @@ import warnings
 
 from rfc.bookkeeping import Generation
 from rfc.schedules.base import Schedule
-from rfc.schedules.fixed import Placed
 
 
 class NothingSkippedWarning(UserWarning):
@@ -37,11 +36,11 @@ class Warned:
 
     def of_length(self, schedule: Schedule, steps: int, more: str = "") -> None:
         """Warn where full steps were placed for generations of another length than `steps` (or `more`)."""
-        if isinstance(schedule, Placed) and steps != schedule.of:
+        if schedule.is_placed and steps != schedule.num_steps:
             self._once(
                 StepsMismatchWarning,
-                f"a generation of {steps}{more} steps, but the full steps were placed for one of {schedule.of}; "
-                "pass the number of calls of a generation as `steps` of the method",
+                f"a generation of {steps}{more} steps, but the full steps were placed for one of {schedule.num_steps}; "
+                "pass the number of calls of a generation as `num_steps` of the method",
             )
 
     def _once(self, category: type[Warning], said: str) -> None:

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 
 from rfc.granularity import GranularityName
-from rfc.method import CachingMethod, placement
+from rfc.method import Method
 from rfc.state import SlotSpec
 from rfc.storage import STORED, stored_anew
 from rfc_fx.capture.export import Captured
@@ -25,10 +25,10 @@ def state_bytes(slots: Mapping[str, SlotSpec]) -> int:
     return sum(prod(spec.shape) * spec.dtype.itemsize for spec in slots.values())
 
 
-def alternatives(captured: Captured, method: CachingMethod) -> dict[str, dict[torch.dtype | None, int]]:
+def alternatives(captured: Captured, method: Method) -> dict[str, dict[torch.dtype | None, int]]:
     """Bytes of state for every granularity with a site and every type of the differences; None is the method as it is."""
     found: dict[str, dict[torch.dtype | None, int]] = {}
-    own = placement(method).granularity
+    own = method.granularity
     for granularity in dict.fromkeys((*get_args(GranularityName), *([] if own is None else [own]))):
         ways = {dtype: method if dtype is None else stored_anew(method, dtype) for dtype in (None, *STORED)}
         try:
@@ -40,30 +40,30 @@ def alternatives(captured: Captured, method: CachingMethod) -> dict[str, dict[to
     return found
 
 
-def _sites(captured: Captured, granularity: str, method: CachingMethod) -> Found:
+def _sites(captured: Captured, granularity: str, method: Method) -> Found:
     return find_sites(
         captured,
         granularity,
-        needs_input=method.estimator.needs_input or placement(method).tokens is not None,
-        probe=placement(method).probe,
-        verifies="VERIFY" in method.schedule.phases,
+        needs_input=method.estimator.needs_input or method.tokens is not None,
+        probe=method.probe,
+        verifies="VERIFY" in method.schedule.branches,
     )
 
 
-def granularities_for(config: Config, method: CachingMethod) -> tuple[str, ...]:
+def granularities_for(config: Config, method: Method) -> tuple[str, ...]:
     """The granularities to try, finest first: the method's or the configuration's one, all with a state budget, else "module".
 
     Raises ValueError where method and configuration differ.
     """
-    own = placement(method).granularity
+    own = method.granularity
     if own is not None and config.granularity not in (None, own):
-        raise ValueError(f"granularity: {type(method).__name__} works on {own!r}, got {config.granularity!r}; leave granularity out")
+        raise ValueError(f"granularity: {method.name} works on {own!r}, got {config.granularity!r}; leave granularity out")
     if granularity := own or config.granularity:
         return (granularity,)
     return get_args(GranularityName) if config.state_budget is not None else ("module",)
 
 
-def sites_within(captured: Captured, config: Config, method: CachingMethod) -> Found:
+def sites_within(captured: Captured, config: Config, method: Method) -> Found:
     """The sites of the first granularity (`granularities_for`) whose state fits the budget.
 
     Raises StateBudgetError that lists what each would take when none fits, NoSiteError when nothing can be cached.

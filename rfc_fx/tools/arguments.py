@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+import sys
+from importlib import import_module
+from operator import attrgetter
+from typing import Literal, TypeVar
 
 import torch
 
@@ -17,6 +20,9 @@ GRANULARITIES = ("module", "block", "stack", "output", "blocks[a:b]")
 DTypeName = Literal["float32", "bfloat16", "float16"]
 StateDTypeName = Literal["bfloat16", "float16", "int8", "float8_e4m3fn"]
 """`rfc.storage.STORED` by name."""
+
+
+Imported = TypeVar("Imported")
 
 
 class OptionError(RFCError):
@@ -93,3 +99,23 @@ def parse_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise OptionError(f"--device {name}: not available here: {one_line(error, width=120)}") from error
     return device
+
+
+def imported(option: str, path: str, kind: type[Imported]) -> Imported:
+    """The object at an import path such as "package.module:name", the working folder included; OptionError where none of that kind is."""
+    module, _, name = path.partition(":")
+    if "" not in sys.path:
+        sys.path.append("")
+    try:
+        value = attrgetter(name)(import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise OptionError(f"{option} {path}: expected package.module:name of an object that can be imported: {error}") from error
+    if not isinstance(value, kind):
+        got = one_line(Exception(repr(value)), width=80)
+        raise OptionError(f"{option} {path}: expected an object of the type {kind.__name__}, got {got}")
+    return value
+
+
+def parse_class(path: str) -> type:
+    """The class at an import path."""
+    return imported("--class", path, type)

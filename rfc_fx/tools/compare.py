@@ -18,12 +18,7 @@ from torch import Tensor, nn
 import rfc_fx
 from rfc.bookkeeping import Generation
 from rfc.eager.model import CachedEager, cached
-from rfc.method import CachingMethod, Method, placement
-from rfc.schedules.base import Schedule
-from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
-from rfc.schedules.fixed import Phased, Placed
-from rfc.schedules.rcs import RCS
-from rfc.schedules.verified import Verified
+from rfc.method import Method
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config
 from rfc_fx.runtime.cached_model import CachedModel
@@ -121,74 +116,42 @@ class Variant:
             self.records[seed] = dict(self.cache.contexts)
 
 
-CHANGES = (StepChange, AnchorChange, ProbeChange)
-
-
-def skipping(method: CachingMethod) -> CachingMethod:
-    """The method with a schedule that skips every step after its warm-up, in every way it has; runs on the same programs."""
-    schedule = skipping_schedule(method.schedule)
-    return method if schedule is method.schedule else with_schedule(method, schedule)
-
-
 @contextmanager
 def force_all_phases(cached: StepModel) -> Iterator[None]:
-    """The cached model with `skipping` of its method, for as long as that takes."""
+    """Temporarily use a schedule that reaches every phase in a few steps."""
     method = cached.method
-    cached.method = skipping(method)
+    cached.method = method.exercised()
     try:
         yield
     finally:
         cached.method = method
 
 
-def with_schedule(method: CachingMethod, schedule: Schedule) -> Method:
-    """The method with another schedule."""
-    return Method(estimator=method.estimator, schedule=schedule, **placement(method)._asdict())
-
-
-def skipping_schedule(schedule: Schedule) -> Schedule:
-    """The schedule with settings that make as few steps full as can be; itself where it skips anyway."""
-    if isinstance(schedule, RCS):
-        return replace(schedule, tau=inf)
-    if isinstance(schedule, CHANGES):
-        return replace(schedule, threshold=inf, steps=None)
-    if isinstance(schedule, Verified):
-        return replace(schedule, base=inf, decay=1.0, min_drafts=1, enhanced=0)
-    if isinstance(schedule, Phased):
-        return replace(schedule, steps=schedule.phases)
-    return schedule
-
-
-def misplaced(method: CachingMethod, steps: int) -> str | None:
-    """What to say where full steps were placed for generations of another length."""
+def misplaced(method: Method, steps: int) -> str | None:
+    """The note where full steps were placed for generations of another length."""
     schedule = method.schedule
-    if not isinstance(schedule, Placed) or schedule.of == steps:
+    if not schedule.is_placed or schedule.num_steps == steps:
         return None
-    return f"its full steps were placed for generations of {schedule.of} steps, these have {steps}"
+    return f"its full steps were placed for generations of {schedule.num_steps} steps, these have {steps}"
 
 
-def threshold_of(schedule: Schedule) -> float | None:
-    """What the error of a schedule that watches is held against."""
-    return schedule.tau if isinstance(schedule, RCS) else schedule.threshold if isinstance(schedule, CHANGES) else None
-
-
-def steps_to_warm_up(method: CachingMethod, most: int) -> int:
-    """Steps in which `skipping(method)` has come to every phase it has, and to two steps after the warm-up; at most `most`."""
-    schedule, generation = skipping_schedule(method.schedule), Generation()
+def steps_to_warm_up(method: Method, most: int) -> int:
+    """Steps in which the exercised method reaches every phase, and two steps after the warm-up; at most `most`."""
+    schedule, generation = method.schedule.exercised(), Generation()
     numbers, least = schedule.numbers(), min(schedule.warmup + 2, most)
     for step in range(1, most + 1):
         generation.decide(schedule, numbers, 0.0, None)
-        if step >= least and {*generation.phases} >= {*schedule.phases}:
+        if step >= least and {*generation.phases} >= {*schedule.branches}:
             return step
     return least
 
 
-def configs(methods: Mapping[str, CachingMethod], config: Config) -> dict[str, Config]:
+def configs(methods: Mapping[str, Method], config: Config) -> dict[str, Config]:
     """The configuration of each method: a method with a granularity of its own keeps it beside methods that leave it open.
 
     ValueError where every method has its own granularity, and one has another than the configuration's.
     """
-    is_open = {name: placement(method).granularity is None for name, method in methods.items()}
+    is_open = {name: method.granularity is None for name, method in methods.items()}
     own = replace(config, granularity=None)
     by_method = {name: config if is_open[name] or not any(is_open.values()) else own for name in methods}
     for name, method in methods.items():
@@ -196,7 +159,7 @@ def configs(methods: Mapping[str, CachingMethod], config: Config) -> dict[str, C
     return by_method
 
 
-def variants(source: Source, methods: Mapping[str, CachingMethod], settings: Settings) -> list[Variant]:
+def variants(source: Source, methods: Mapping[str, Method], settings: Settings) -> list[Variant]:
     """Full computation and every method, on the eager side and on the graph's."""
     plain = source.model
     graph: Callable[[nn.Module], Any] = (lambda model: torch.compile(model, fullgraph=True)) if settings.compile else (lambda model: model)
@@ -213,9 +176,9 @@ def variants(source: Source, methods: Mapping[str, CachingMethod], settings: Set
     return made
 
 
-def _twin(model: nn.Module, name: str, method: CachingMethod, config: Config) -> CachedEager:
+def _twin(model: nn.Module, name: str, method: Method, config: Config) -> CachedEager:
     """The eager twin of the same granularity; of modules, where it cannot have that one and the method leaves it open."""
-    own = placement(method).granularity
+    own = method.granularity
     candidates = [own] if own is not None else list(dict.fromkeys((config.granularity or "module", "module")))
     for granularity in candidates:
         try:
@@ -264,7 +227,7 @@ class Comparison:
     """All rows, full computation first; of an engine one row alone."""
 
     source: Source
-    methods: Mapping[str, CachingMethod]
+    methods: Mapping[str, Method]
     settings: Settings
     rows: list[Row]
     graphs_compiled_while_counting: int
@@ -295,7 +258,7 @@ class Comparison:
         return list(_notes(self))
 
 
-def compare(source: Source, methods: Mapping[str, CachingMethod], settings: Settings, report: Reporter) -> Comparison:
+def compare(source: Source, methods: Mapping[str, Method], settings: Settings, report: Reporter) -> Comparison:
     """Warm every variant up once, then draw every seed with all of them in turns, in one process."""
     made = variants(source, methods, settings)
     device = next(source.model.parameters()).device
@@ -350,7 +313,7 @@ def _notes(of: Comparison) -> Iterator[str]:
         if not method.schedule.can_skip(steps):
             yield f"{row.method}: nothing can be skipped in {steps} steps with {method.schedule}: the times are those of full computation"
         elif of.nfc(row) == steps:
-            yield f"{row.method}: all {steps} steps were full although {method.schedule} could skip; raise its threshold{_option(method)}"
+            yield f"{row.method}: all {steps} steps were full although {method.schedule} could skip; raise its threshold"
         if (note := misplaced(method, steps)) is not None:
             yield f"{row.method}: {note}"
         if row.graph is not None and of.settings.config.decision == "batch" and pattern_of(row.eager) != pattern_of(row.graph):
@@ -375,12 +338,6 @@ def _notes(of: Comparison) -> Iterator[str]:
         yield "nothing was compiled (--no-compile): the graph side runs node by node and says nothing about speed"
     if of.graphs_compiled_while_counting:
         yield f"{of.graphs_compiled_while_counting} graphs were compiled inside counted runs: the slowest times include compilation"
-
-
-def _option(method: CachingMethod) -> str:
-    """The option of the command line that is meant."""
-    schedule = method.schedule
-    return " (--tau)" if isinstance(schedule, RCS) else " (--threshold)" if isinstance(schedule, CHANGES) else ""
 
 
 def pattern_of(variant: Variant) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 
 import rfc_fx
 from rfc.granularity import GranularityName, block_of
-from rfc.method import CachingMethod, placement
+from rfc.method import Method
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.ops import shape
@@ -31,7 +31,7 @@ from rfc_fx.tools.load import one_line
 def inspect_model(
     model: nn.Module,
     inputs: dict[str, Any],
-    method: CachingMethod,
+    method: Method,
     config: Config,
     block: str | None,
     draw: Path | None = None,
@@ -48,7 +48,7 @@ def inspect_model(
         explain(chosen).draw(draw, _place(wanted))
     made: dict[str, CachedModel] = {granularity: chosen}
     reasons: dict[str, str] = {}
-    for other in get_args(GranularityName) if placement(method).granularity is None else ():
+    for other in get_args(GranularityName) if method.granularity is None else ():
         if other != granularity:
             try:
                 made[other] = rfc_fx.transform(
@@ -113,9 +113,9 @@ def _state(model: CachedModel) -> Table:
     return table
 
 
-def _granularities(made: dict[str, CachedModel], reasons: dict[str, str], method: CachingMethod) -> Table:
+def _granularities(made: dict[str, CachedModel], reasons: dict[str, str], method: Method) -> Table:
     table = Table(title=f"state per context and cost by granularity, {method}", title_justify="left")
-    more = [phase for phase in method.schedule.phases if phase not in ("FULL", "ESTIMATE")]
+    more = [phase for phase in method.schedule.branches if phase not in ("FULL", "ESTIMATE")]
     for column in ("granularity", "sites", "bytes", "state", "in bfloat16", "in int8", "FLOPs share", *more):
         table.add_column(column, justify="left" if column == "granularity" else "right", no_wrap=column == "granularity")
     for name in sorted((*made, *reasons), key=lambda name: (*get_args(GranularityName), name).index(name)):

@@ -14,6 +14,7 @@ from rfc_fx.tools.arguments import (
     DTypeName,
     StateDTypeName,
     parse_budget,
+    parse_class,
     parse_device,
     parse_granularity_option,
 )
@@ -40,7 +41,8 @@ Seeds = Annotated[int, typer.Option(min=1, help="seeds per class or prompt")]
 
 # ---- the method ------------------------------------------------------------------------------------------------------
 
-Method = Annotated[str, typer.Option(help=f"{', '.join(METHODS)}, or a .json file of calibrate")]
+METHOD = f"{', '.join(METHODS)}, a .json file of calibrate, or package.module:name"
+Method = Annotated[str, typer.Option(help=METHOD)]
 Preset = Annotated[
     str | None, typer.Option(help="take the settings published for this model, such as flux.1-dev (rfc.PRESETS); other options change them")
 ]
@@ -54,6 +56,16 @@ Interval = Annotated[
     int | None, typer.Option(help=f"{', '.join(taking('interval'))}: every so many steps one is full (default: the method's own)")
 ]
 NFC = Annotated[int | None, typer.Option(help=f"{', '.join(taking('nfc'))}: how many steps of a generation are full (default: 28 %)")]
+
+MethodClasses = Annotated[
+    list[type] | None,
+    typer.Option(
+        "--class",
+        parser=parse_class,
+        metavar="MODULE:NAME",
+        help="class of the method that is not the package's, as package.module:name; repeatable",
+    ),
+]
 
 # ---- the transformation ----------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ MADE = {name: cache(build) for name, build in FAMILIES.items()}
 
 
 def listed(estimator: rfc.Estimator, phases: str) -> rfc.Method:
-    return rfc.Method(estimator=estimator, schedule=rfc.Listed(steps=[i for i, phase in enumerate(phases) if phase == "F"]))
+    return rfc.Method(estimator=estimator, schedule=rfc.Listed(full_steps=[i for i, phase in enumerate(phases) if phase == "F"]))
 
 
 def strings(count: int, seed: int = 0) -> list[str]:
@@ -59,10 +59,10 @@ def reference(cached: rfc_fx.CachedModel, kwargs: dict[str, Any], phases: str) -
     outputs = []
     for i, phase in enumerate(phases):
         named = {name: moved(kwargs, i, STEPS)[argument] for name, argument in cached.compiled.captured.names.items()}
-        clock = clock_tensors(bookkeeping.clock(rfc.Listed(steps=[0])), torch.device("cpu"))
+        clock = clock_tensors(bookkeeping.clock(rfc.Listed(full_steps=[0])), torch.device("cpu"))
         full = "FULL" if phase == "F" else "ESTIMATE"
         outputs.append(Reference(guarded, state, clock).run(full, *named.values())[0])
-        now = rfc.Listed(steps=[0, i] if phase == "F" else [0])
+        now = rfc.Listed(full_steps=[0, i] if phase == "F" else [0])
         bookkeeping.decide(now, now.numbers(), None, None)
     return torch.stack(outputs)
 

@@ -16,32 +16,31 @@ from torch import Tensor
 import rfc
 import rfc.eager
 import rfc_fx
-from rfc.method import placement
 from rfc_fx.errors import NoSiteError, RFCError
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 
 STEPS = 10
 
-METHODS: dict[str, rfc.CachingMethod] = {
+METHODS: dict[str, rfc.Method] = {
     "fora": rfc.FORA(interval=3),
     "taylorseer": rfc.TaylorSeer(interval=3, order=2),
     "taylorseer-lite": rfc.TaylorSeerLite(interval=3),
     "hicache": rfc.HiCache(interval=3),
     "delta-dit": rfc.DeltaDiT(interval=3, first=1),
     "delta-dit-front": rfc.DeltaDiT(interval=3, first=0, last=1),
-    "teacache": rfc.TeaCache(threshold=0.3, coefficients=(0.5, 1.0, 0.01), steps=STEPS),
+    "teacache": rfc.TeaCache(threshold=0.3, coefficients=(0.5, 1.0, 0.01), num_steps=STEPS),
     "first-block": rfc.FirstBlockCache(threshold=0.3),
     "dbcache": rfc.FirstBlockCache(threshold=0.3, tail=1),
     "dicache": rfc.DiCache(threshold=0.3, warmup=3),
     "magcache": rfc.MagCache(ratios=[1.0, 1.01, 0.97, 1.02, 0.99, 1.0, 0.98, 1.01, 1.0, 0.96]),
-    "speca": rfc.SpeCa(base=0.1, order=2, min_drafts=1, steps=STEPS),
+    "speca": rfc.SpeCa(base=0.1, order=2, min_drafts=1, num_steps=STEPS),
     "newton": rfc.NewtonRCS(tau=0.3),
-    "chebyshev": rfc.Chebyshev(nfc=5, steps=STEPS),
-    "log-snr": rfc.LogSNR.of(DDIMScheduler(), STEPS, 5),
+    "chebyshev": rfc.Chebyshev(nfc=5, num_steps=STEPS),
+    "log-snr": rfc.LogSNR(DDIMScheduler(), STEPS, 5),
 }
 
-TWO_PHASES = [name for name, method in METHODS.items() if len(method.schedule.phases) == 2]
+TWO_PHASES = [name for name, method in METHODS.items() if len(method.schedule.branches) == 2]
 
 BLOCKS = 3
 
@@ -197,7 +196,7 @@ PROBE_BEHIND = rfc.Method(estimator=rfc.Reuse(), schedule=rfc.AnchorChange(thres
         (rfc.DiCache(depth=3), "no block number 3"),
     ],
 )
-def test_ranges_and_probes_that_a_model_has_not_are_refused(method: rfc.CachingMethod, said: str) -> None:
+def test_ranges_and_probes_that_a_model_has_not_are_refused(method: rfc.Method, said: str) -> None:
     model, kwargs = MADE["dit"]()
     with pytest.raises(NoSiteError) as error:
         rfc_fx.transform(model, method, example_inputs=kwargs)
@@ -221,8 +220,9 @@ def test_more_than_two_phases_are_refused_as_one_cond() -> None:
 
 
 def test_every_method_of_the_package_is_tested_here() -> None:
-    made = {kind for _, kind in inspect.getmembers(rfc, inspect.isclass) if hasattr(kind, "estimator") and hasattr(kind, "schedule")}
-    tested = {type(method) for method in METHODS.values()}
-    elsewhere = {rfc.RFC, rfc.FullCompute, rfc.ToCa, rfc.DuCa, rfc.DisCa}  # test_laws, test_tokens, test_disca
-    assert made - tested <= {*elsewhere, rfc.Method, rfc.CachingMethod}
-    assert all(placement(METHODS[name]).granularity == "stack" for name in ("teacache", "dicache", "magcache"))
+    functions = {
+        name for name, make in inspect.getmembers(rfc, inspect.isfunction) if inspect.signature(make).return_annotation == "Method"
+    }
+    elsewhere = {"preset", "RFC", "FullCompute", "ToCa", "DuCa", "DisCa"}  # test_laws, test_token_wise, test_graft
+    assert functions - elsewhere == {method.name for method in METHODS.values()}
+    assert all(METHODS[name].granularity == "stack" for name in ("teacache", "dicache", "magcache"))

@@ -68,7 +68,7 @@ def test_a_whole_call_with_all_steps_full_is_the_untouched_one_and_a_cached_one_
     cached, decided = run(pipe, prompt()), phases(model)
     assert all("E" in steps and len(steps) == 8 for steps in decided.values())
     assert torch.equal(run(pipe, prompt()), cached)  # diffusers' reset ended the generation
-    assert rfc.LogSNR.of(pipe.scheduler).steps == 8
+    assert rfc.LogSNR(pipe.scheduler).schedule.num_steps == 8
     if name not in WITHOUT_TWIN:
         pipe.transformer = twin = rfc.eager.cached(plain, METHOD)
         assert close(run(pipe, prompt()), cached) <= WHOLE_CALL
@@ -81,7 +81,7 @@ def test_full_steps_lie_where_the_noise_levels_of_the_pipeline_place_them(name: 
     run(pipe, prompt())  # after which the scheduler stands as the pipeline sets it
     pipe.transformer = model = rfc_fx.transform(pipe.transformer, source=pipe)
     run(pipe, prompt())
-    full = model.method.schedule.steps  # type: ignore[attr-defined]
+    full = model.method.schedule.full_steps  # type: ignore[attr-defined]
     assert len(full) == 2
     assert set(phases(model).values()) == {"".join("F" if step in full else "E" for step in range(8))}
 
@@ -234,7 +234,7 @@ def test_a_sampler_that_calls_twice_per_step_is_one_generation(name: str) -> Non
     plain, pipe.scheduler = model.model, scheduler()
     cached = run(pipe, prompt())
     (steps,) = phases(model).values()
-    assert len(steps) == rfc.LogSNR.of(pipe.scheduler).steps == 15  # the last step has no second call
+    assert len(steps) == rfc.LogSNR(pipe.scheduler).schedule.num_steps == 15  # the last step has no second call
     assert "E" in steps
     pipe.transformer = twin = rfc.eager.cached(plain, METHOD)
     assert close(run(pipe, prompt()), cached) <= WHOLE_CALL

@@ -220,7 +220,7 @@ def test_a_generation_that_skips_nothing_warns_once() -> None:
     cached.reset()
 
 
-PLACED = rfc.Chebyshev(nfc=4, steps=10)
+PLACED = rfc.Chebyshev(nfc=4, num_steps=10)
 
 
 @pytest.mark.parametrize("dispatch", ["host", "cond"])
@@ -259,12 +259,10 @@ def test_without_a_method_the_source_chooses_the_default() -> None:
     model, kwargs = FAMILIES["dit"]()
     scheduler = DDIMScheduler()
     assert rfc_fx.transform(model, example_inputs=kwargs).method == rfc.RFC()
-    with pytest.raises(
-        ValueError, match=r"^transform: source: noise levels: DDIMScheduler was not told how many steps there are.*LogSNR.of"
-    ):
+    with pytest.raises(ValueError, match=r"^transform: source: noise levels: DDIMScheduler was not told how many steps there are.*LogSNR"):
         rfc_fx.transform(model, source=scheduler)
     scheduler.set_timesteps(30)
-    assert rfc_fx.transform(model, source=scheduler).method == rfc.LogSNR.of(DDIMScheduler(), 30)
+    assert rfc_fx.transform(model, source=scheduler).method == rfc.LogSNR(DDIMScheduler(), 30)
     assert rfc_fx.transform(model, rfc.FORA(), source=scheduler).method == rfc.FORA()
     with pytest.raises(ValueError, match=r"^transform: source: noise levels: expected a scheduler such as pipe.scheduler, got str"):
         rfc_fx.transform(model, source="ddim")
@@ -300,10 +298,10 @@ def test_a_timestep_that_rises_from_noise_to_image_is_known_from_the_first_gener
 @torch.no_grad()
 def test_full_steps_are_where_they_were_placed_from_the_first_generation_on_although_the_timestep_rises() -> None:
     """With one leading full step the second one is full too, once: until the third call it may have begun a generation that falls."""
-    method = rfc.Chebyshev(nfc=5, steps=10)
+    method = rfc.Chebyshev(nfc=5, num_steps=10)
     model, cached, kwargs = dit(method=method)
     twin, hoisted = rfc.eager.cached(model, method), rfc_fx.transform(model, method, config=rfc_fx.Config(hoist=True))
-    placed = method.schedule.steps  # type: ignore[attr-defined]
+    placed = method.schedule.full_steps  # type: ignore[attr-defined]
     assert 1 not in placed
     for full in ({1, *placed}, {*placed}, {*placed}):
         for step in range(10):

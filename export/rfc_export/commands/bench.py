@@ -29,6 +29,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="counted generations of every variant")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="steps of a generation")] = STEPS,
     compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True) on the CachedModel")] = True,
+    method_classes: options.MethodClasses = None,
     device: options.Device = options.CPU,
     out: Annotated[Path | None, typer.Option(help="folder for bench.json")] = None,
 ) -> None:
@@ -42,7 +43,7 @@ def bench(
             bytes_of.append(sum(sizes(folder, manifest).values()))
             if model is None and is_shipped(folder, manifest):
                 model = "digits"
-    engines = [load(path, device=device) for path in engine]
+    engines = [load(path, device=device, classes=method_classes or ()) for path in engine]
     first = engines[0]
     _check_comparable(names, engines)
     variants = [

@@ -24,18 +24,16 @@ def run(
     seeds: Annotated[int, typer.Option(min=1, help="seeds per class")] = 4,
     steps: options.Steps = 50,
     cfg: Annotated[float | None, typer.Option(help="guidance (default: as exported)")] = None,
-    tau: Annotated[float | None, typer.Option(help="another threshold of RCS (default: as exported)")] = None,
-    threshold: Annotated[float | None, typer.Option(help="another threshold of the other rules (default: as exported)")] = None,
+    threshold: Annotated[float | None, typer.Option("--threshold", "--tau", help="another threshold (default: as exported)")] = None,
+    method_classes: options.MethodClasses = None,
     device: options.Device = options.CPU,
     out: options.Pictures = Path("out/run"),
 ) -> None:
     """Draw with an engine, without the model's Python."""
     labels = parse_classes(classes)
-    loaded = load(engine, device=device)
-    if tau is not None:
-        with_threshold(loaded, "tau", tau)
+    loaded = load(engine, device=device, classes=method_classes or ())
     if threshold is not None:
-        with_threshold(loaded, "threshold", threshold)
+        with_threshold(loaded, threshold)
     source = engine_source(str(engine), loaded, labels, list(range(seed, seed + seeds)), cfg)
     check_writable(out)
     console = Console()

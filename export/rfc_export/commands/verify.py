@@ -15,14 +15,15 @@ from rfc_fx.tools import options
 def verify(
     engine: Engine,
     model: Annotated[str | None, typer.Option(help="what it was made from: a whole generation of both is compared")] = None,
+    method_classes: options.MethodClasses = None,
     device: options.Device = options.CPU,
 ) -> None:
     """Check manifest, files, target and versions; with the model also every decision and output of a generation."""
-    for subject, finding in checks(engine, device):
+    for subject, finding in checks(engine, device, method_classes or ()):
         typer.echo(f"{subject:<9} {finding}")
     if model is None:
         return
-    loaded = load(engine, device=device)
+    loaded = load(engine, device=device, classes=method_classes or ())
     original = exported_from(model, loaded)
     cached = cached_like(loaded, original.model, original.inputs)
     verdict = parity_over(loaded, cached, record_generation(str(engine), loaded, cached, original.inputs))

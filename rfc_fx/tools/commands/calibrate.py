@@ -10,11 +10,10 @@ import typer
 from rich.console import Console
 
 import rfc
-from rfc.placement.base import PlacedMethod
 from rfc_fx.io.preset import write_preset
 from rfc_fx.tools import options
 from rfc_fx.tools.arguments import dtype_named, parse_classes
-from rfc_fx.tools.calibrate import LISTS, Calibrated, Goal, named, with_threshold
+from rfc_fx.tools.calibrate import LISTS, Calibrated, Goal, check_calibratable, named
 from rfc_fx.tools.calibrate import calibrate as search
 from rfc_fx.tools.named_methods import METHODS, MethodArguments, new_method
 from rfc_fx.tools.output import check_writable
@@ -42,9 +41,8 @@ def calibrate(
 ) -> None:
     """Find a method's full steps or threshold for a number of full computations, or for most savings within a bound on quality."""
     goal = Goal(nfc=nfc, psnr=psnr, max_error=max_error)
-    uncalibrated = new_method(method, MethodArguments(order=order, steps=steps, model=model))
-    if not isinstance(uncalibrated, PlacedMethod):
-        with_threshold(uncalibrated, 1.0)  # refused before anything is loaded
+    uncalibrated = new_method(method, MethodArguments(order=order, num_steps=steps, model=model))
+    check_calibratable(uncalibrated)  # before anything is loaded
     labels = parse_classes(classes)
     check_writable(out.parent)
     source = load_source(
@@ -78,4 +76,4 @@ def _result(calibrated: Calibrated) -> str:
     if calibrated.threshold is not None:
         return f"threshold {calibrated.threshold:.4g}"
     assert isinstance(schedule, rfc.Placed)
-    return f"{named(calibrated.method.estimator)}, full steps {', '.join(map(str, schedule.steps))},"
+    return f"{named(calibrated.method.estimator)}, full steps {', '.join(map(str, schedule.full_steps))},"

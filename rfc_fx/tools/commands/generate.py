@@ -13,7 +13,7 @@ from rfc_fx.tools import options
 from rfc_fx.tools.arguments import OptionError, dtype_named, new_config, parse_classes
 from rfc_fx.tools.compare import Settings, compare
 from rfc_fx.tools.compare_table import ComparisonProgress, comparison_table
-from rfc_fx.tools.named_methods import METHODS, MethodArguments, best_known, check_dispatch, check_granularity, new_methods
+from rfc_fx.tools.named_methods import MethodArguments, best_known, check_dispatch, check_granularity, new_methods
 from rfc_fx.tools.output import check_writable, print_notes, save_comparison
 from rfc_fx.tools.sources import DigitsSource, load_source
 from rfc_fx.tools.summary_json import summary
@@ -21,10 +21,7 @@ from rfc_fx.tools.summary_json import summary
 
 def generate(
     model: options.SourceOption = "digits",
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help=f"{', '.join(METHODS)}, or a .json file of calibrate; repeatable (default: taylorseer, rfc, log-snr)"),
-    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help=f"{options.METHOD}; repeatable (default: taylorseer, rfc, log-snr)")] = None,
     preset: options.Preset = None,
     tau: options.Tau = None,
     threshold: options.Threshold = None,
@@ -62,7 +59,7 @@ def generate(
     )
     settings = Settings(steps=steps, rounds=rounds, compile=compile, config=config)
     arguments = MethodArguments(
-        tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, steps=steps, preset=preset, model=model
+        tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, num_steps=steps, preset=preset, model=model
     )
     best, reason = ("", None) if method else best_known(arguments)
     names = method or ["taylorseer", "rfc", best]

@@ -20,7 +20,7 @@ from benchmarks.latency.methods import WHOLE, equal_gaps, full_steps
 from benchmarks.latency.rivals import db_cache, table, taylor_seer
 from benchmarks.latency.rivals.first_block import first_block_cache, threshold_for
 from benchmarks.latency.rivals.rival import Attached, Rival, RivalError, copied
-from benchmarks.latency.tables import in_readme, markdown
+from benchmarks.latency.tables import markdown
 from benchmarks.latency.timing import TimedVariant
 from benchmarks.latency.variants import timed, variants
 from rfc_fx.zoo import load_digits
@@ -124,13 +124,6 @@ def test_a_table_has_a_dash_where_a_record_has_nothing() -> None:
     assert lines[-1] == "* a rival: not run. no such model"
 
 
-def test_the_readme_gets_the_table_of_every_record() -> None:
-    text = in_readme("a\n<!-- latency: begin -->\na stale table\n<!-- latency: end -->\nb\n", RESULTS)
-    assert (text[:2], text[-2:]) == ("a\n", "b\n")
-    assert "stale" not in text
-    assert text.count("| full, compiled |") == len(list(RESULTS.glob("*.json")))
-
-
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
@@ -152,8 +145,8 @@ def calls_of(kwargs: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("method", [rfc.ToCa(steps=50), rfc.DuCa(steps=50)])
-def test_phases_that_come_late_in_a_generation_are_compiled_before_counting(method: rfc.CachingMethod) -> None:
+@pytest.mark.parametrize("method", [rfc.ToCa(num_steps=50), rfc.DuCa(num_steps=50)])
+def test_phases_that_come_late_in_a_generation_are_compiled_before_counting(method: rfc.Method) -> None:
     model, kwargs = FAMILIES["dit"]()
     cached = rfc_fx.transform(model, method, example_inputs=kwargs)
     variant = TimedVariant("late", torch.compile(cached, backend="eager", fullgraph=True), cached)
@@ -162,8 +155,8 @@ def test_phases_that_come_late_in_a_generation_are_compiled_before_counting(meth
     variant.warm_up(calls, CPU)
     variant.run(calls, CPU, count=True)
     assert cached.method == method
-    assert {*cached.stats.phases} == {*method.schedule.phases}
-    assert variant.warming.graphs == len(method.schedule.phases)
+    assert {*cached.stats.phases} == {*method.schedule.branches}
+    assert variant.warming.graphs == len(method.schedule.branches)
     assert variant.counting.graphs == 0
 
 

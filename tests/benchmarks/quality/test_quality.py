@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -27,13 +26,13 @@ from benchmarks.quality.frechet import frechet, moments, square_root
 from benchmarks.quality.methods import BASELINES, ENTRIES, METHODS, Facts, Weighted, uniform_steps
 from benchmarks.quality.parts import ABLATIONS, AT_LEVELS, FORECASTS, MAGNITUDES, NORMS, PLACES, TOKENS, WATCHED
 from benchmarks.quality.planned import planned_steps
-from benchmarks.quality.readme import in_readme
 from benchmarks.quality.record import read_arrays
 from benchmarks.quality.relation import correlation, relation
 from benchmarks.quality.report import markdown
 from benchmarks.quality.similarity import geometric_mean, psnr, relative_l2, ssim
 from benchmarks.quality.teacher_forced import distances, forced_errors
-from benchmarks.quality.trajectory import Trajectory, magnitude_ratios
+from benchmarks.quality.trajectory import Trajectory
+from rfc.placement.magcache import ratios_of
 from rfc.state import Clock
 from rfc_fx.tools import compare
 from rfc_fx.tools.calibrate.bisection import calibrated, largest_threshold
@@ -258,7 +257,7 @@ def test_relations_on_a_straight_line_are_those_of_proposition_1() -> None:
 def test_magnitude_ratios_are_those_of_the_residual_from_step_to_step() -> None:
     O = torch.ones(1, 2, 3)
     trajectory = Trajectory(["stack 0"], [[(O, scale * O)] for scale in (1.0, 2.0, 3.0)])
-    assert magnitude_ratios(trajectory) == pytest.approx([1, 2, 1.5])
+    assert ratios_of(trajectory.outputs(0)) == pytest.approx([1, 2, 1.5])
 
 
 def test_planned_steps_skip_on_a_straight_line_and_are_full_where_it_bends() -> None:
@@ -372,25 +371,3 @@ def test_names_that_nothing_has_are_refused_before_anything_runs() -> None:
         result = command(option, value)
         assert result.exit_code != 0
         assert value in result.output
-
-
-def test_readme_holds_the_tables_of_the_records() -> None:
-    root = Path(__file__).parents[3]
-    text = (root / "README.md").read_text()
-    assert in_readme(text, root / "benchmarks" / "results" / "quality") == text
-
-
-def test_readme_gets_tables_of_any_record_and_says_where_nothing_was_run(kept: Path, tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- quality: begin -->\nold\n<!-- quality: end -->\nafter\n")
-    assert command("--readme", str(readme), "--out", str(kept)).exit_code == 0
-    text = readme.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
-    assert re.search(r"\n\| digits: RFC m=1 \| \d\.\d\d \|\n", text)
-    assert "| digits: RFC m=2 | - |" in text
-    result = command("--readme", str(readme), "--out", str(tmp_path))
-    assert result.exit_code == 2
-    assert "no record (MODEL.json)" in result.output
-    assert readme.read_text() == text

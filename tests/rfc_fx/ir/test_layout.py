@@ -141,7 +141,7 @@ def estimate_bytes(layers: int) -> tuple[int, int]:
     """(bytes that Inductor counts for the kernels of an estimated step, bytes of state)."""
     model, kwargs = FAMILIES["dit"](layers)
     cached = rfc_fx.transform(
-        model, rfc.Method(estimator=rfc.Taylor(order=1), schedule=rfc.Listed(steps=[0, 1])), config=rfc_fx.Config(hoist=True)
+        model, rfc.Method(estimator=rfc.Taylor(order=1), schedule=rfc.Listed(full_steps=[0, 1])), config=rfc_fx.Config(hoist=True)
     )
     run = cached.trace(**kwargs)
     program = cached.programs["ESTIMATE"].run

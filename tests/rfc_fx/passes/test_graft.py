@@ -50,7 +50,7 @@ def difference(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
 def test_laws_1_and_2_all_full_is_the_model_and_twin_guarded_host_and_cond_agree(family: str, tmp_path: Path) -> None:
     model, kwargs = FAMILIES[family](layers=LAYERS)
     folder = random_predictor(model, tmp_path, CHANNELS[family], BLOCKS)
-    method, every = rfc.DisCa(predictor=folder, steps=FULL), rfc.DisCa(predictor=folder, steps=range(STEPS))
+    method, every = rfc.DisCa(predictor=folder, full_steps=FULL), rfc.DisCa(predictor=folder, full_steps=range(STEPS))
     real, twin = run(model, kwargs), run(rfc.eager.cached(model, method), kwargs)
     assert difference(twin, real) > 0.01  # the predictor is random: skipped steps are far off
     host = rfc_fx.transform(model, method)
@@ -69,7 +69,7 @@ def test_laws_1_and_2_all_full_is_the_model_and_twin_guarded_host_and_cond_agree
 @pytest.mark.parametrize("how", [{"hoist": True}, {"regional": True}, {"decision": "per_sample"}], ids=str)
 def test_law_2_what_is_hoisted_shared_or_decided_alone_is_the_same(dit: Any, how: Any) -> None:
     model, kwargs, folder = dit
-    method = rfc.DisCa(predictor=folder, steps=FULL)
+    method = rfc.DisCa(predictor=folder, full_steps=FULL)
     twin = run(rfc.eager.cached(model, method), kwargs)
     cached = rfc_fx.transform(model, method, config=rfc_fx.Config(**how))
     assert difference(run(cached, kwargs), twin) <= SAME_GRAPH * LAYERS  # a batch of one may meet other kernels
@@ -95,12 +95,12 @@ def test_law_5_one_frame_per_phase_without_a_break_whatever_the_list(dit: Any, d
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     cached, plain = (
-        rfc_fx.transform(model, rfc.DisCa(predictor=folder, steps=FULL), config=rfc_fx.Config(dispatch=dispatch)) for _ in range(2)
+        rfc_fx.transform(model, rfc.DisCa(predictor=folder, full_steps=FULL), config=rfc_fx.Config(dispatch=dispatch)) for _ in range(2)
     )
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
     for steps in (FULL, (0, 5)):
-        cached.method = plain.method = rfc.DisCa(predictor=folder, steps=steps)
+        cached.method = plain.method = rfc.DisCa(predictor=folder, full_steps=steps)
         assert difference(run(compiled, kwargs), run(plain, kwargs)) <= SAME_GRAPH
         assert cached.stats.phases == plain.stats.phases
     assert counter.frame_count == (2 if dispatch == "host" else 1)
@@ -110,7 +110,7 @@ def test_law_5_one_frame_per_phase_without_a_break_whatever_the_list(dit: Any, d
 
 def test_law_6_a_skipped_step_runs_the_predictors_blocks_and_none_of_the_models(dit: Any) -> None:
     model, kwargs, folder = dit
-    cached = rfc_fx.transform(model, rfc.DisCa(predictor=folder, steps=FULL), example_inputs=kwargs)
+    cached = rfc_fx.transform(model, rfc.DisCa(predictor=folder, full_steps=FULL), example_inputs=kwargs)
     for phase, blocks, weights in (("FULL", LAYERS, "model.transformer_blocks"), ("ESTIMATE", BLOCKS, "predictor.blocks")):
         nodes = [
             node
@@ -140,7 +140,7 @@ def test_law_6_a_skipped_step_runs_the_predictors_blocks_and_none_of_the_models(
 
 def test_law_7_the_predictors_weights_are_the_only_new_ones_and_follow_the_models_type(dit: Any) -> None:
     model, kwargs, folder = dit
-    cached = rfc_fx.transform(model, rfc.DisCa(predictor=folder, steps=FULL), example_inputs=kwargs)
+    cached = rfc_fx.transform(model, rfc.DisCa(predictor=folder, full_steps=FULL), example_inputs=kwargs)
     old = {id(parameter) for parameter in model.parameters()}
     new = {name: parameter for name, parameter in cached.named_parameters() if id(parameter) not in old}
     assert all(name.startswith("_predictor.") for name in new)
@@ -157,15 +157,15 @@ def test_law_7_the_predictors_weights_are_the_only_new_ones_and_follow_the_model
 
 def test_another_predictor_needs_another_transformation(dit: Any, tmp_path: Path) -> None:
     model, kwargs, folder = dit
-    cached = rfc_fx.transform(model, rfc.DisCa(predictor=folder, steps=FULL), example_inputs=kwargs)
+    cached = rfc_fx.transform(model, rfc.DisCa(predictor=folder, full_steps=FULL), example_inputs=kwargs)
     other = random_predictor(model, tmp_path, 16, BLOCKS, seed=1)
     with pytest.raises(rfc_fx.RFCError, match=r"needs other programs .* call rfc_fx\.transform again"):
-        cached.method = rfc.DisCa(predictor=other, steps=FULL)
+        cached.method = rfc.DisCa(predictor=other, full_steps=FULL)
 
 
 def test_a_model_that_was_changed_is_captured_anew_with_its_predictor(dit: Any) -> None:
     model, kwargs = FAMILIES["dit"](layers=LAYERS)
-    cached = rfc_fx.transform(model, rfc.DisCa(predictor=dit[2], steps=FULL))
+    cached = rfc_fx.transform(model, rfc.DisCa(predictor=dit[2], full_steps=FULL))
     run(cached, kwargs)
     cached.reset()
     model.to(torch.float64)
@@ -199,8 +199,8 @@ def test_the_shipped_predictor_is_nearer_to_full_computation_than_reuse_of_the_o
     labels, noise, full = torch.arange(4), digits_noise(list(range(900, 904))), (0, 2, 4, 7)
     wanted = sample_digits(model, scheduler, labels, noise, steps=8)
     methods = (
-        rfc.DisCa(predictor=DIGITS_PREDICTOR, steps=full),
-        rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(steps=full), granularity="output"),
+        rfc.DisCa(predictor=DIGITS_PREDICTOR, full_steps=full),
+        rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(full_steps=full), granularity="output"),
     )
     got = [sample_digits(rfc.eager.cached(model, method), scheduler, labels, noise, steps=8) for method in methods]
     errors = [float((one - wanted).norm() / wanted.norm()) for one in got]

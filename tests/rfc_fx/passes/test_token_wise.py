@@ -27,12 +27,12 @@ pytestmark = pytest.mark.usefixtures("captured_once")
 
 STEPS = 12
 
-METHODS: dict[str, rfc.CachingMethod] = {
-    "toca": rfc.ToCa(steps=STEPS, ratio=0.2),
-    "toca-value": rfc.ToCa(steps=STEPS, ratio=0.2, score="value", grid=(2, 2)),
-    "duca": rfc.DuCa(steps=STEPS, ratio=0.3),
-    "duca-random": rfc.DuCa(steps=STEPS, ratio=0.3, score="random", interval=4),
-    "duca-attention": rfc.DuCa(steps=STEPS, ratio=0.3, score="attention", interval=6, parts=2),
+METHODS: dict[str, rfc.Method] = {
+    "toca": rfc.ToCa(num_steps=STEPS, ratio=0.2),
+    "toca-value": rfc.ToCa(num_steps=STEPS, ratio=0.2, score="value", grid=(2, 2)),
+    "duca": rfc.DuCa(num_steps=STEPS, ratio=0.3),
+    "duca-random": rfc.DuCa(num_steps=STEPS, ratio=0.3, score="random", interval=4),
+    "duca-attention": rfc.DuCa(num_steps=STEPS, ratio=0.3, score="attention", interval=6, parts=2),
 }
 
 COMPILED = {("dit", "duca", "eager"), ("flux", "toca", "eager")}
@@ -54,7 +54,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 def some_tokens(ratio: float, steps: list[str], **settings: Any) -> rfc.Method:
     """A method that computes this share of the tokens in all layers and PARTIAL steps."""
     tokens = rfc.Tokens(ratio=ratio, parts=1, step_weight=0.0, layer_weight=0.0, emphasis=1.0, **settings)
-    return rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Phased(steps=steps, period=3.0), tokens=tokens)
+    return rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Phased(phases=steps, period=3.0), tokens=tokens)
 
 
 # --- laws ------------------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def test_token_wise_steps_are_those_of_the_twin(family: str, method: str) -> Non
     twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, METHODS[method])
     for _ in range(2):  # the second begins with what the first left in the state
         expected, got = generation(twin, kwargs), generation(graph, kwargs)
-        assert graph.stats.phases == twin.stats.phases == list(METHODS[method].schedule.steps)  # type: ignore[attr-defined]
+        assert graph.stats.phases == twin.stats.phases == list(METHODS[method].schedule.branches)  # type: ignore[attr-defined]
         assert difference(got, expected) <= SAME_GRAPH
     assert len(set(graph.stats.phases)) >= 4
 
@@ -121,7 +121,7 @@ def test_with_no_token_a_partial_step_is_reuse(family: str) -> None:
     model, kwargs = MADE[family]()
     phases = ["FULL", "PARTIAL_1", "PARTIAL_1", "FULL", "PARTIAL_1", "PARTIAL_1"]
     none = rfc_fx.transform(model, some_tokens(0.0, phases))
-    fora = rfc_fx.transform(model, rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(steps=[0, 3])))
+    fora = rfc_fx.transform(model, rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(full_steps=[0, 3])))
     assert torch.equal(generation(none, kwargs, 6), generation(fora, kwargs, 6))
     assert none.plan().share("PARTIAL_1") == none.plan().estimate_share
 
@@ -129,7 +129,7 @@ def test_with_no_token_a_partial_step_is_reuse(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_law_1_full_steps_are_the_model_bit_for_bit(family: str) -> None:
     model, kwargs = MADE[family]()
-    for method in (rfc.ToCa(interval=1, steps=1), rfc.DuCa(interval=1, steps=1)):  # beyond the list all steps are full
+    for method in (rfc.ToCa(interval=1, num_steps=1), rfc.DuCa(interval=1, num_steps=1)):  # beyond the list all steps are full
         cached = rfc_fx.transform(model, method)
         assert torch.equal(generation(cached, kwargs, 4), generation(model, kwargs, 4))
         assert cached.stats.phases == ["FULL"] * 4
@@ -138,7 +138,7 @@ def test_law_1_full_steps_are_the_model_bit_for_bit(family: str) -> None:
 @pytest.mark.parametrize("family", ["dit", "flux"])
 def test_law_3_with_unchanged_inputs_every_phase_gives_the_full_output(family: str) -> None:
     model, kwargs = MADE[family]()
-    cached = rfc_fx.transform(model, rfc.DuCa(steps=STEPS, ratio=0.3))
+    cached = rfc_fx.transform(model, rfc.DuCa(num_steps=STEPS, ratio=0.3))
     with torch.no_grad():
         outputs = [sample(cached(**kwargs)) for _ in range(STEPS)]
     assert {"FULL", "PARTIAL_2", "REUSE"} < set(cached.stats.phases)
@@ -196,29 +196,33 @@ def test_law_5_one_frame_per_program_and_none_for_another_table(family: str, met
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model, kwargs = MADE[family]()
-    chosen: Any = METHODS[method]
+    make = {"toca": rfc.ToCa, "duca": rfc.DuCa}[method]
+    settings = {"toca": {"ratio": 0.2}, "duca": {"ratio": 0.3}}[method]
+    chosen, wider = (make(num_steps=STEPS, **settings, **more) for more in ({}, {"interval": 6}))
+    shorter = make(num_steps=9, **settings)
     cached, plain = (rfc_fx.transform(model, chosen) for _ in range(2))
     counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
-    for again in (chosen, chosen, replace(chosen, interval=6), replace(chosen, steps=9)):
+    for again in (chosen, chosen, wider, shorter):
         cached.method = plain.method = again
-        assert difference(generation(compiled, kwargs, again.steps), generation(plain, kwargs, again.steps)) <= SAME_GRAPH
-        assert cached.stats.phases == list(again.schedule.steps)
-    assert counter.frame_count == len(chosen.schedule.phases)
+        steps = len(again.schedule.branches)
+        assert difference(generation(compiled, kwargs, steps), generation(plain, kwargs, steps)) <= SAME_GRAPH
+        assert cached.stats.phases == list(again.schedule.branches)
+    assert counter.frame_count == len(chosen.schedule.branches)
     assert not torch._dynamo.utils.counters["graph_break"]
     torch._dynamo.reset()
 
 
 def test_another_interval_is_what_ages_are_measured_in() -> None:
     model, kwargs = MADE["dit"]()
-    cached = rfc_fx.transform(model, rfc.ToCa(interval=2, steps=STEPS, ratio=0.2))
+    cached = rfc_fx.transform(model, rfc.ToCa(interval=2, num_steps=STEPS, ratio=0.2))
     generation(cached, kwargs)
     for interval in (5, 7):
-        cached.method = rfc.ToCa(interval=interval, steps=STEPS, ratio=0.2)
+        cached.method = rfc.ToCa(interval=interval, num_steps=STEPS, ratio=0.2)
         expected = generation(rfc.eager.cached(model, cached.method), kwargs)
         assert difference(generation(cached, kwargs), expected) <= SAME_GRAPH
     with pytest.raises(RFCError, match="needs other programs"):
-        cached.method = rfc.ToCa(interval=5, steps=STEPS, ratio=0.1)
+        cached.method = rfc.ToCa(interval=5, num_steps=STEPS, ratio=0.1)
 
 
 @pytest.mark.compile
@@ -241,7 +245,7 @@ def test_compiled_by_inductor_token_wise_steps_are_the_same(method: str) -> None
 def test_tokens_cost_more_than_an_estimate_and_less_than_a_full_step_and_reuse_next_to_nothing(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
     cached = rfc_fx.transform(model, METHODS[method], example_inputs=kwargs)
-    plan, phases = cached.plan(), METHODS[method].schedule.phases
+    plan, phases = cached.plan(), METHODS[method].schedule.branches
     shares = [plan.share(phase) for phase in phases if is_partial(phase)]
     assert shares == sorted(shares)
     assert plan.estimate_share <= shares[0] < shares[-1] < 1
@@ -522,5 +526,5 @@ def test_dit_xl_is_as_much_cheaper_as_published() -> None:
         plan = rfc_fx.transform(model.eval(), kind(), example_inputs=kwargs).plan()
         assert 50 * plan.full_flops == pytest.approx(23.74e12, rel=0.02)  # ToCa's scores need the attention map
         for interval, speed_up in published.items():
-            spent = plan.full_flops * sum(map(plan.share, kind(interval=interval).schedule.steps))
+            spent = plan.full_flops * sum(map(plan.share, kind(interval=interval).schedule.branches))
             assert 23.74e12 / spent == pytest.approx(speed_up, rel=0.03)

@@ -84,7 +84,7 @@ def test_lagged_decisions_are_those_of_the_errors_before(monkeypatch: pytest.Mon
     eps, phases, total = cached.stats.eps, cached.stats.phases, 0.0
     expected = []
     for i, phase in enumerate(phases):
-        expected.append("FULL" if i < method.schedule.warmup or not total <= method.schedule.tau else "ESTIMATE")
+        expected.append("FULL" if i < method.schedule.warmup or not total <= method.schedule.threshold else "ESTIMATE")
         total = 0.0 if phase == "FULL" else total + (eps[i] or 0.0)
     assert phases == expected
     assert {*phases[3:]} == {"FULL", "ESTIMATE"}

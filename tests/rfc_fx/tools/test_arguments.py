@@ -1,6 +1,5 @@
 """Options: what stands on the command line becomes methods with the settings that were said, and all else is one line."""
 
-from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -39,30 +38,30 @@ MAKEABLE = [name for name in METHODS if name not in ("magcache", "log-snr")]
         ("newton", {}, rfc.NewtonRCS()),
         ("newton", {"order": 3, "tau": 0.2}, rfc.NewtonRCS(tau=0.2, order=3)),
         ("chebyshev", {}, rfc.Chebyshev()),
-        ("chebyshev", {"nfc": 5, "steps": 20, "order": 3}, rfc.Chebyshev(nfc=5, steps=20, order=3)),
-        ("log-snr", {"model": "digits"}, rfc.LogSNR.of(load_digits()[1], 50)),
-        ("log-snr", {"model": "digits", "nfc": 5, "steps": 20, "order": 3}, replace(rfc.LogSNR.of(load_digits()[1], 20, 5), order=3)),
-        ("speca", {}, rfc.SpeCa(steps=50)),
-        ("speca", {"steps": 20, "order": 1, "threshold": 9.0}, rfc.SpeCa(steps=20, order=1)),
-        ("teacache", {"threshold": 0.2, "steps": 28}, rfc.TeaCache(threshold=0.2, steps=28)),
-        ("first-block", {"threshold": 0.2, "steps": 28}, rfc.FirstBlockCache(threshold=0.2)),
-        ("dicache", {"steps": 30}, rfc.preset("dicache", "flux.1-dev")),
-        ("toca", {"steps": 20}, rfc.ToCa(steps=20)),
+        ("chebyshev", {"nfc": 5, "num_steps": 20, "order": 3}, rfc.Chebyshev(nfc=5, num_steps=20, order=3)),
+        ("log-snr", {"model": "digits"}, rfc.LogSNR(load_digits()[1], 50)),
+        ("log-snr", {"model": "digits", "nfc": 5, "num_steps": 20, "order": 3}, rfc.LogSNR(load_digits()[1], 20, 5, order=3)),
+        ("speca", {}, rfc.SpeCa(num_steps=50)),
+        ("speca", {"num_steps": 20, "order": 1, "threshold": 9.0}, rfc.SpeCa(num_steps=20, order=1)),
+        ("teacache", {"threshold": 0.2, "num_steps": 28}, rfc.TeaCache(threshold=0.2, num_steps=28)),
+        ("first-block", {"threshold": 0.2, "num_steps": 28}, rfc.FirstBlockCache(threshold=0.2)),
+        ("dicache", {"num_steps": 30}, rfc.preset("dicache", "flux.1-dev")),
+        ("toca", {"num_steps": 20}, rfc.ToCa(num_steps=20)),
         ("duca", {"interval": 5}, rfc.DuCa(interval=5)),
         ("disca", {"interval": 2}, rfc.DisCa(predictor=DIGITS_PREDICTOR, interval=2, warmup=2)),
-        ("magcache", {"preset": "flux.1-dev", "steps": 50}, rfc.preset("magcache", "flux.1-dev", steps=50)),
+        ("magcache", {"preset": "flux.1-dev", "num_steps": 50}, rfc.preset("magcache", "flux.1-dev", num_steps=50)),
         ("rfc", {"preset": "dit-xl-2", "is_digits": True}, rfc.preset("rfc", "dit-xl-2")),
         ("rfc", {"is_digits": True}, rfc.RFC(tau=DIGITS_TAU)),
         ("rfc", {"is_digits": True, "tau": 0.4}, rfc.RFC(tau=0.4)),
     ],
 )
-def test_a_method_takes_of_what_was_said_the_settings_that_it_has(name: str, asked: dict[str, Any], method: rfc.CachingMethod) -> None:
+def test_a_method_takes_of_what_was_said_the_settings_that_it_has(name: str, asked: dict[str, Any], method: rfc.Method) -> None:
     assert new_method(name, MethodArguments(**asked)) == method
 
 
 @pytest.mark.parametrize("name", MAKEABLE)
 def test_every_method_can_be_made_without_a_word_and_with_all_that_it_takes(name: str) -> None:
-    said = {"tau": 0.3, "threshold": 0.3, "order": 1, "interval": 2, "nfc": 5, "steps": 30}
+    said = {"tau": 0.3, "threshold": 0.3, "order": 1, "interval": 2, "nfc": 5, "num_steps": 30}
     plain, told = new_method(name, MethodArguments()), new_method(name, MethodArguments(**said))  # type: ignore[arg-type]
     assert plain.schedule.can_skip(50)
     assert (plain == told) is (not METHODS[name].settings)
@@ -72,9 +71,9 @@ def test_the_noise_levels_of_a_model_that_draws_are_needed() -> None:
     with pytest.raises(OptionError, match=r"^--method log-snr: it places full steps by a sampler's noise levels, and nothing"):
         new_method("log-snr", MethodArguments())
     with pytest.raises(OptionError, match=r"^--method log-snr: noise levels: DDIMScheduler.set_timesteps.* failed: .* \(chebyshev needs"):
-        new_method("log-snr", MethodArguments(model="digits", steps=2000))
+        new_method("log-snr", MethodArguments(model="digits", num_steps=2000))
     assert best_known(MethodArguments(model="digits")) == ("log-snr", None)
-    assert best_known(MethodArguments(model="digits", steps=2000))[0] == "chebyshev"
+    assert best_known(MethodArguments(model="digits", num_steps=2000))[0] == "chebyshev"
 
 
 def test_methods_are_made_once_each_in_the_order_in_which_they_were_named() -> None:

@@ -15,6 +15,7 @@ from rfc_fx.tools import cli, named_methods, pictures
 from rfc_fx.tools.compare import psnr
 
 FILES = ["images.png", "schedule.png", "summary.json"]
+NAMES = f"--method must be one of {', '.join(named_methods.METHODS)}"
 SHORT = ["--no-compile", "--rounds", "1", "--seeds", "1", "--steps", "8", "--classes", "3,7"]
 
 
@@ -137,7 +138,7 @@ def test_summary_names_protocol_versions_and_both_sides_of_a_speedup(generated):
     assert entry["speedup"]["transformed_cached_vs_eager_twin"] == pytest.approx(ratio)
     assert entry["granularity"] == "module"
     assert entry["threshold"] == named_methods.DIGITS_TAU
-    assert entry["settings"] == f"RFC(tau={named_methods.DIGITS_TAU}, order=1, warmup=3)"
+    assert entry["settings"] == str(rfc.RFC(tau=named_methods.DIGITS_TAU))
     assert [len(eps) for eps in entry["eps"]] == [len(eps) for eps in entry["accumulated_eps"]] == [8, 8]
     assert len(entry["eager"]["times_ms"]) == len(entry["graph"]["times_ms"]) == 2
 
@@ -150,19 +151,18 @@ def test_the_twin_and_the_graph_draw_the_same(generated):
         assert entry["psnr_db"] == pytest.approx(entry["psnr_twin_db"], abs=0.5)
 
 
-def test_generate_knows_every_method_and_gives_it_its_own_granularity(digits, tmp_path):
-    names = [name for name in named_methods.METHODS if name not in ("magcache", "disca")]  # which belong to a model
+def test_generate_gives_each_kind_of_method_its_own_granularity_and_threshold(digits, tmp_path):
+    own = {"taylorseer-lite": "output", "delta-dit": "blocks[1:]", "teacache": "stack", "first-block": "blocks[1:]", "dicache": "stack"}
+    names = ["log-snr", "speca", "duca", *own]  # beside those of `generated`; test_arguments makes every one
     chosen = [part for name in names for part in ("--method", name)]
     result = run("generate", "--model", digits, *SHORT, *chosen, "--threshold", "0.2", "--granularity", "block", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     methods = summary(tmp_path)["methods"]
-    own = {"taylorseer-lite": "output", "delta-dit": "blocks[1:]", "teacache": "stack", "first-block": "blocks[1:]", "dicache": "stack"}
-    own |= {"toca": "module", "duca": "module"}
-    given = {"threshold": 0.2, "tau": named_methods.DIGITS_TAU}
     for name in names:
         entry = methods[name]
-        assert entry["granularity"] == own.get(name, "block")
-        assert entry["threshold"] == next((value for key, value in given.items() if key in named_methods.METHODS[name].settings), None)
+        assert entry["granularity"] == own.get(name, "module" if name == "duca" else "block")
+        if name in named_methods.taking("threshold"):
+            assert entry["threshold"] == 0.2
         assert entry["eager"]["contexts"] == entry["graph"]["contexts"]
         assert entry["psnr_db"] == pytest.approx(entry["psnr_twin_db"], abs=0.5)
     assert "v" in methods["speca"]["phases"][0]
@@ -175,8 +175,8 @@ def test_a_preset_sets_what_was_published_for_a_model_and_options_change_it(digi
     result = run("generate", "--model", digits, *SHORT, *chosen, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     methods = summary(tmp_path)["methods"]
-    assert methods["taylorseer"]["settings"] == "TaylorSeer(interval=3, order=2, warmup=3)"
-    full = rfc.preset("magcache", "flux.1-dev", steps=8).full_steps
+    assert methods["taylorseer"]["settings"] == str(rfc.preset("taylorseer", "flux.1-dev", interval=3))
+    full = rfc.preset("magcache", "flux.1-dev", num_steps=8).schedule.full_steps
     assert methods["magcache"]["phases"] == ["".join("#" if step in full else "." for step in range(8))]
 
 
@@ -225,7 +225,7 @@ def test_psnr_is_infinite_for_equal_images_and_counts_a_range_of_two():
         (["--classes", "10"], "--classes must lie in 0-9, got 10"),
         (["--classes", "a-b"], "--classes must be a list like 3,7 or a range like 0-9, got a-b"),
         (["--classes", "9-0"], "a range goes upwards"),
-        (["--method", "magic"], f"--method must be one of {', '.join(named_methods.METHODS)}, got magic"),
+        (["--method", "magic"], f"{NAMES}, a .json file of calibrate or package.module:name, got magic"),
         (["--method", "magcache"], "its ratios belong to a model; pass --preset with one of flux.1-dev, hunyuanvideo"),
         (["--method", "magcache", "--preset", "sd3"], "--preset: magcache was published with settings for flux.1-dev, hunyuanvideo"),
         (["--method", "disca"], "the predictor was trained for another model"),
@@ -233,7 +233,7 @@ def test_psnr_is_infinite_for_equal_images_and_counts_a_range_of_two():
         (["--method", "teacache", "--threshold", "-1"], "threshold must be a number >= 0"),
         (["--method", "teacache", "--tau", "1"], "--tau: not a setting of teacache; rfc, projective, newton have it"),
         (["--threshold", "1"], "--threshold: not a setting of taylorseer, rfc, log-snr; teacache, first-block, dicache"),
-        (["--nfc", "51"], "LogSNR: nfc must be at most steps (50), got 51"),
+        (["--nfc", "51"], "LogSNR: nfc must be at most num_steps (50), got 51"),
         (["--method", "rfc", "--nfc", "9"], "--nfc: not a setting of rfc; chebyshev, log-snr have it"),
         (["--method", "dicache", "--order", "2"], "--order: not a setting of dicache; taylorseer, "),
         (

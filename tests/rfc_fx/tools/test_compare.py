@@ -12,25 +12,25 @@ from torch import Tensor, nn
 
 import rfc
 import rfc_fx
-from rfc.method import placement
+from rfc.method import programs_of
 from rfc_fx.errors import RFCError
-from rfc_fx.tools.compare import Settings, Variant, configs, skipping, steps_to_warm_up, threshold_of, variants
+from rfc_fx.tools.compare import Settings, Variant, configs, steps_to_warm_up, variants
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 
 STEPS = 50
 
-METHODS: dict[str, rfc.CachingMethod] = {
+METHODS: dict[str, rfc.Method] = {
     "full": rfc.FullCompute(),
     "fora": rfc.FORA(),
     "taylorseer-lite": rfc.TaylorSeerLite(),
     "delta-dit": rfc.DeltaDiT(),
     "rfc": rfc.RFC(),
     "cautious": rfc.Method(estimator=rfc.Newton(), schedule=rfc.RCS(tau=0.0, max_skip=2, lagged=True)),
-    "listed": rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(steps=[*range(7), 9])),
-    "teacache": rfc.TeaCache(threshold=0.0, steps=4),
+    "listed": rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(full_steps=[*range(7), 9])),
+    "teacache": rfc.TeaCache(threshold=0.0, num_steps=4),
     "first-block": rfc.FirstBlockCache(threshold=0.0),
-    "dicache": rfc.DiCache(threshold=0.0, warmup=11, steps=STEPS),
+    "dicache": rfc.DiCache(threshold=0.0, warmup=11, num_steps=STEPS),
     "magcache": rfc.MagCache(ratios=[1.0] * STEPS),
     "speca": rfc.SpeCa(min_drafts=4, max_drafts=12, enhanced=20),
 }
@@ -58,25 +58,22 @@ class Drifting:
 
 
 @every_method
-def test_skipping_is_a_change_of_settings_that_needs_no_other_programs(method: rfc.CachingMethod) -> None:
-    other = skipping(method)
-    assert other.estimator == method.estimator
-    assert other.schedule.in_graph == method.schedule.in_graph
-    assert placement(other) == placement(method)
+def test_an_exercised_schedule_is_a_change_of_settings_that_needs_no_other_programs(method: rfc.Method) -> None:
+    assert programs_of(method.exercised()) == programs_of(method)
 
 
 @every_method
 @given(most=st.integers(1, 60), eps=st.floats(0, 100))
-def test_a_short_generation_comes_to_every_phase_the_schedule_can_come_to(method: rfc.CachingMethod, most: int, eps: float) -> None:
-    schedule, count, generation = skipping(method).schedule, steps_to_warm_up(method, most), rfc.Generation()
+def test_a_short_generation_comes_to_every_phase_the_schedule_can_come_to(method: rfc.Method, most: int, eps: float) -> None:
+    schedule, count, generation = method.exercised().schedule, steps_to_warm_up(method, most), rfc.Generation()
     for _ in range(count):
         if generation.decide(schedule, schedule.numbers(), eps, None) == "VERIFY":
             generation.learn(schedule, eps)
     assert count <= most
     assert count <= schedule.warmup + 2
     reached = {*generation.phases}
-    if most >= schedule.warmup + 2 and not isinstance(method, rfc.FullCompute):
-        assert reached == {*schedule.phases}
+    if most >= schedule.warmup + 2:
+        assert reached == {*schedule.branches}
 
 
 @pytest.mark.parametrize("name", ["rfc", "teacache", "first-block", "dicache", "speca", "magcache"])
@@ -145,4 +142,5 @@ def test_a_model_without_a_list_of_blocks_has_no_coarser_twin_and_says_so() -> N
 
 
 def test_a_threshold_is_what_the_error_is_held_against() -> None:
-    assert [threshold_of(METHODS[name].schedule) for name in ("rfc", "teacache", "dicache", "speca", "fora")] == [0.1, 0.0, 0.0, None, None]
+    thresholds = [METHODS[name].schedule.threshold for name in ("rfc", "teacache", "dicache", "speca", "magcache", "fora")]
+    assert thresholds == [0.1, 0.0, 0.0, 0.1, 0.06, None]
