@@ -22,7 +22,7 @@ from benchmarks.quality import run as quality_run
 from benchmarks.quality import workloads as quality_workloads
 from benchmarks.quality.bootstrap import ratio_of_geometric_means
 from benchmarks.quality.frechet import frechet, moments, square_root
-from benchmarks.quality.methods import BASELINES, ENTRIES, METHODS, Facts, Weighted, uniform_steps
+from benchmarks.quality.methods import BASELINES, ENTRIES, METHODS, Entry, Facts, Weighted, uniform_steps
 from benchmarks.quality.parts import ABLATIONS, AT_LEVELS, FORECASTS, MAGNITUDES, NORMS, PLACES, TOKENS, WATCHED
 from benchmarks.quality.planned import planned_steps
 from benchmarks.quality.record import read_arrays
@@ -194,6 +194,16 @@ def test_every_method_that_a_table_of_parts_names_exists() -> None:
     }
     assert spoken <= set(METHODS)
     assert all([entry.listed, entry.placed, entry.thresholded].count(None) == 2 for entry in ENTRIES)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_every_entry_makes_a_method(entry: Entry) -> None:
+    facts = Facts(20, lambda: [1.1] * 20, lambda tau, where: [0, 1, 5], load_digits()[1])
+    if entry.listed is not None:
+        method = entry.listed([0, 1, 5])
+    else:
+        method = entry.placed(7, facts) if entry.placed is not None else entry.thresholded(2.0, facts)  # type: ignore[misc]
+    assert isinstance(method, rfc.Method)
 
 
 def test_reuse_at_tocas_steps_has_the_same_full_steps_and_nothing_else() -> None:
