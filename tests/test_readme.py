@@ -1,4 +1,4 @@
-"""README's Python runs, block after block in one namespace."""
+"""The Python of the READMEs runs, block after block, each file in one namespace."""
 
 from pathlib import Path
 
@@ -6,12 +6,16 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+
+BLOCKS = {"README.md": 2, "rfc/README.md": 5}
+"""READMEs by the number of blocks they have at least."""
 
 
-def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # it writes an engine
-    examples = list(Sybil(parsers=[PythonCodeBlockParser()]).parse(README).examples())
-    assert len(examples) >= 2
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_python_of_a_readme_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # an engine is written
+    examples = list(Sybil(parsers=[PythonCodeBlockParser()]).parse(ROOT / name).examples())
+    assert len(examples) >= BLOCKS[name]
     for example in examples:
         example.evaluate()
