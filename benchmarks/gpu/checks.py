@@ -17,9 +17,9 @@ import rfc.eager
 import rfc_fx
 from benchmarks.gpu.bench import Bench, forget, left, reason, tried
 from benchmarks.gpu.estimators import ESTIMATORS, GRAPHS, RFE, SKETCHED
-from benchmarks.gpu.workloads import SMALL, built, calls_of
+from benchmarks.gpu.workloads import SMALL, built
 from benchmarks.latency.methods import equal_gaps
-from benchmarks.latency.workloads import Calls, Workload
+from benchmarks.latency.workloads import Calls, Workload, calls_of
 
 TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (2e-2, 5e-2)}
 """Relative norms: (uncompiled twin, compiled). Uncompiled programs run the twin's operations. Inductor reorders float32 reductions, and

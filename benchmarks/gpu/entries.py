@@ -18,7 +18,7 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.estimators import ESTIMATORS, GRAPHS
 from benchmarks.latency.compiling import FirstRuns, estimate_arguments, first_runs
 from benchmarks.latency.timing import TimedVariant
-from benchmarks.latency.workloads import Calls
+from benchmarks.latency.workloads import Calls, timesteps_of
 
 
 @dataclass
@@ -37,7 +37,7 @@ class PendingVariant:
 
 def entries(bench: Bench, model: nn.Module, calls: Calls, plan: rfc.RCS, *, beside: bool) -> list[PendingVariant]:
     """Compiled full computation and estimators; beside them, where wanted, what runs eagerly and what runs on CUDA graphs."""
-    timesteps = torch.stack([call["timestep"].flatten()[0] for call in calls])
+    timesteps = timesteps_of(calls)
 
     def method(name: str) -> rfc.Method:
         return rfc.Method(estimator=ESTIMATORS[name], schedule=plan)

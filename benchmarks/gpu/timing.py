@@ -14,12 +14,12 @@ from torch import nn
 from benchmarks.gpu.bench import Bench, left, tried
 from benchmarks.gpu.entries import PendingVariant, entries, prepare
 from benchmarks.gpu.idle import details
-from benchmarks.gpu.workloads import LARGE, Timed, built, calls_of
+from benchmarks.gpu.workloads import LARGE, Timed, built
 from benchmarks.latency.compiling import cold, frames
 from benchmarks.latency.methods import equal_gaps
 from benchmarks.latency.record import record
 from benchmarks.latency.timing import TimedVariant, figures
-from benchmarks.latency.workloads import Calls, Workload
+from benchmarks.latency.workloads import Calls, Workload, calls_of
 
 MEASURING = 0.35
 """Share of a timing section's time that is kept for measuring; the rest is for compiling."""

@@ -28,7 +28,7 @@ from benchmarks.latency.rivals.rival import Rival
 from benchmarks.latency.rivals.table import RECOMPILE_LIMIT, rivals
 from benchmarks.latency.timing import TimedVariant, keep_all_compilation_metrics
 from benchmarks.latency.variants import timed, variants
-from benchmarks.latency.workloads import WORKLOADS
+from benchmarks.latency.workloads import WORKLOADS, calls_of
 from rfc_fx.tools.summary_json import versions
 
 
@@ -55,10 +55,7 @@ def main(
     names, kind, where = checked(model, methods, dtype, device)
     workload, plan = WORKLOADS[model], equal_gaps(steps, nfc)
     net = workload.model().to(where, kind)
-    calls = [
-        {name: t.to(where, kind if t.is_floating_point() else t.dtype) for name, t in call.items()}
-        for call in workload.calls(net, samples, steps)
-    ]
+    calls = calls_of(workload, net, samples, steps, where, kind)
     keep_all_compilation_metrics()
     wanted, refused = full_steps(plan, steps), dict[str, str]()
     others: list[TimedVariant] = []

@@ -98,7 +98,7 @@ def _speca(plan: rfc.RCS, steps: int) -> Method:
 
 
 def _token_wise(kind: Callable[..., Method]) -> Callable[[rfc.RCS, int], Method]:
-    return lambda plan, steps: nearest(lambda interval: kind(interval=interval, steps=steps), steps, len(full_steps(plan, steps)))
+    return lambda plan, steps: nearest(lambda interval: kind(interval=interval, num_steps=steps), steps, len(full_steps(plan, steps)))
 
 
 WHOLE: dict[str, Callable[[rfc.RCS, int], Method]] = {

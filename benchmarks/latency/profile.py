@@ -26,7 +26,7 @@ from benchmarks.files import write_json, write_text
 from benchmarks.latency import roofline
 from benchmarks.latency.methods import ESTIMATORS, equal_gaps, full_steps
 from benchmarks.latency.options import checked
-from benchmarks.latency.workloads import WORKLOADS, Calls
+from benchmarks.latency.workloads import WORKLOADS, Calls, calls_of, timesteps_of
 from rfc_fx.tools.summary_json import versions
 
 SMALL = 0.02
@@ -42,7 +42,7 @@ def prepared(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int) -> rf
     steps = full_steps(equal_gaps(len(calls), nfc), len(calls))
     method = rfc.Method(estimator=estimator, schedule=rfc.Listed(full_steps=steps))
     cached = rfc_fx.transform(model, method, config=rfc_fx.Config(hoist=True))
-    cached.prepare(torch.stack([call["timestep"].flatten()[0] for call in calls]))
+    cached.prepare(timesteps_of(calls))
     return cached
 
 
@@ -153,10 +153,7 @@ def main(
     names, kind, place = checked(model, methods, dtype, device, ESTIMATORS)
     workload = WORKLOADS[model]
     net = workload.model().to(place, kind)
-    calls = [
-        {name: t.to(place, kind if t.is_floating_point() else t.dtype) for name, t in call.items()}
-        for call in workload.calls(net, samples, steps)
-    ]
+    calls = calls_of(workload, net, samples, steps, place, kind)
     with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}), fresh_cache():
         rows = {name: measure(net, ESTIMATORS[name], calls, nfc, rounds) for name in names}
     settings = {

@@ -26,7 +26,7 @@ from benchmarks.latency.compiling import cold, first_runs, frames
 from benchmarks.latency.methods import equal_gaps
 from benchmarks.latency.record import record
 from benchmarks.latency.timing import TimedVariant
-from benchmarks.latency.workloads import WORKLOADS, Calls
+from benchmarks.latency.workloads import WORKLOADS, Calls, dit, timesteps_of
 from benchmarks.pictures import save
 from rfc_fx.tools.summary_json import versions
 
@@ -66,37 +66,22 @@ class Settings:
     backend: str
 
 
-def dit(point: Point) -> nn.Module:
-    """A DiT of that size with random weights; gates that start at zero get small values."""
-    from diffusers import DiTTransformer2DModel
-
-    torch.manual_seed(0)
-    side = round(point.tokens**0.5)
-    model: nn.Module = DiTTransformer2DModel(
-        num_attention_heads=max(1, point.width // 64),
-        attention_head_dim=min(64, point.width),
-        num_layers=point.depth,
-        in_channels=4,
-        out_channels=8,
-        sample_size=2 * side,
-    )
-    for parameter in model.parameters():
-        if not parameter.detach().any():
-            nn.init.normal_(parameter, std=0.02)
-    return model.eval()
+def dit_of(point: Point) -> nn.Module:
+    """A DiT of that size with random weights."""
+    return dit(point.depth, max(1, point.width // 64), point.width, side=2 * round(point.tokens**0.5))()
 
 
 def hoisted(model: nn.Module, calls: Calls, plan: rfc.RCS, estimator: rfc.Estimator, *, regional: bool = False) -> rfc_fx.CachedModel:
     """The model transformed, its timesteps prepared."""
     cached = rfc_fx.transform(model, rfc.Method(estimator=estimator, schedule=plan), config=rfc_fx.Config(hoist=True, regional=regional))
-    cached.prepare(torch.stack([call["timestep"][0] for call in calls]))
+    cached.prepare(timesteps_of(calls))
     return cached
 
 
 def measured(point: Point, settings: Settings) -> dict[str, Any]:
     """Times of all variants at one point."""
     torch._dynamo.reset()
-    model, plan, device = dit(point), equal_gaps(settings.steps, settings.nfc), torch.device("cpu")
+    model, plan, device = dit_of(point), equal_gaps(settings.steps, settings.nfc), torch.device("cpu")
     calls = WORKLOADS["dit-s"].calls(model, point.batch, settings.steps)
     made = [TimedVariant("full, compiled", torch.compile(model, fullgraph=True, backend=settings.backend))]
     for name, estimator in ESTIMATORS.items():
@@ -131,7 +116,7 @@ def compile_times(depths: Iterable[int], width: int, backend: str) -> list[dict[
     """Seconds until full and estimated steps have run, by depth and by way to compile."""
     rows = []
     for depth in track(list(depths), "compile time"):
-        model = dit(Point(width=width, depth=depth))
+        model = dit_of(Point(width=width, depth=depth))
         calls = WORKLOADS["dit-s"].calls(model, 1, 10)
         rows.append({"depth": depth, "ways": {way: first_seconds(model, regional, calls, backend) for way, regional in WAYS.items()}})
     return rows

@@ -24,7 +24,7 @@ from benchmarks.files import RESULTS, Record, write_json
 from benchmarks.latency.compiling import first_runs
 from benchmarks.latency.methods import equal_gaps
 from benchmarks.latency.timing import TimedVariant
-from benchmarks.latency.workloads import WORKLOADS
+from benchmarks.latency.workloads import WORKLOADS, timesteps_of
 from rfc_fx.tools.summary_json import versions
 
 ESTIMATORS: dict[str, rfc.Estimator] = {"Taylor m=1": rfc.Taylor(order=1), "RFE m=1": rfc.RFE(order=1)}
@@ -51,7 +51,7 @@ def variants(samples: int, backend: str) -> tuple[list[TimedVariant], list[dict[
     made = [TimedVariant(FULL, torch.compile(model, fullgraph=True, backend=backend)), TimedVariant(TWIN, twin, twin)]
     for name, estimator in ESTIMATORS.items():
         cached = rfc_fx.transform(model, rfc.Method(estimator=estimator, schedule=plan), config=rfc_fx.Config(hoist=True))
-        cached.prepare(torch.stack([call["timestep"][0] for call in calls]))
+        cached.prepare(timesteps_of(calls))
         made.append(TimedVariant(name, torch.compile(cached, fullgraph=True, backend=backend), cached))
     return made, calls
 

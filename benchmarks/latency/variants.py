@@ -15,7 +15,7 @@ import rfc_fx
 from benchmarks.latency.methods import ESTIMATORS, WHOLE, full_steps
 from benchmarks.latency.rivals.rival import Rival, reason
 from benchmarks.latency.timing import TimedVariant
-from benchmarks.latency.workloads import Calls
+from benchmarks.latency.workloads import Calls, timesteps_of
 
 
 def variants(
@@ -27,7 +27,7 @@ def variants(
     estimator has a schedule of its own (`benchmarks.latency.methods`), and may be `refused` by a model.
     """
     made = [TimedVariant("full, eager", model), TimedVariant("full, compiled", torch.compile(model, fullgraph=True))]
-    timesteps = torch.stack([call["timestep"].flatten()[0] for call in calls])
+    timesteps = timesteps_of(calls)
     for name in names:
         if name in WHOLE:
             whole = WHOLE[name](plan, len(calls))

@@ -143,7 +143,7 @@ def _token_wise(make: Callable[..., Method]) -> Entry:
     return Entry(
         name=make.__name__,
         kind="published",
-        thresholded=lambda interval, facts: make(interval=round(interval), steps=facts.steps),
+        thresholded=lambda interval, facts: make(interval=round(interval), num_steps=facts.steps),
         low=1.0,
         note="its threshold is the interval; a skipped step also computes some tokens of the feed-forwards",
     )

@@ -25,31 +25,7 @@ from rfc_fx.report.explain import explain
 from rfc_fx.report.text import guarded_text
 from rfc_fx.runtime import summary as show
 from rfc_fx.runtime.cached_model import CachedModel
-from rfc_fx.tools.load import (
-    LoadError,
-    PipelineSource,
-    example_inputs,
-    layout,
-    load_pipeline,
-    load_transformer,
-    locate,
-    one_line,
-    pipeline_inputs,
-)
-
-
-def load_with_inputs(name: str, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a transformer and inputs for it: made from its config, or taken from the first step of its pipeline."""
-    where = locate(name)
-    model = load_transformer(where, dtype, device)
-    try:
-        return model, example_inputs(name, model)
-    except LoadError:
-        if layout(where) != "pipeline":
-            raise
-    pipe = load_pipeline(where, dtype, device, transformer=model)
-    source = PipelineSource(name=name, pipe=pipe, classes=[], prompts=["a lighthouse"], seeds=[0], cfg=None)
-    return pipe.transformer, pipeline_inputs(source)
+from rfc_fx.tools.load import one_line
 
 
 def inspect_model(
