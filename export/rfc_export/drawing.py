@@ -23,9 +23,10 @@ from rfc_export.manifest import MANIFEST, WEIGHTS, Manifest
 from rfc_export.runtime import Engine
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.tools.compare import Comparison, Row, Settings, Variant, misplaced, steps_to_warm_up
-from rfc_fx.tools.inspect import load_with_inputs
-from rfc_fx.tools.load import DigitsSource, Tick, layout, load_source, locate
+from rfc_fx.tools.inputs import load_with_inputs
+from rfc_fx.tools.load import locate, model_kind
 from rfc_fx.tools.pictures import ENGINE
+from rfc_fx.tools.sources import DigitsSource, Tick, load_source
 from rfc_fx.tools.summary_json import decisions, plain, side, versions
 from rfc_fx.zoo import DIGITS, NULL_CLASS, digits_noise, sample_digits
 
@@ -62,7 +63,7 @@ def exportable(name: str, dtype: torch.dtype, device: torch.device, batch: int |
 
     LoadError for what cannot be loaded, ExportError where calls of that many samples cannot be made from the inputs that are known.
     """
-    if layout(locate(name)) != "digits":
+    if model_kind(locate(name)) != "digits":
         model, inputs = load_with_inputs(name, dtype, device)
         return Exportable(model, _repeated(name, inputs, batch or 1), None)
     source = load_source(name, classes=None, prompts=[], seeds=[0], cfg=CFG, dtype=dtype, device=device)

@@ -23,13 +23,13 @@ from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import flops, value
 from rfc_fx.ir.plan import Plan, SlotRow
 from rfc_fx.ir.program import HOISTED_PHASES, Argument, Program, unflatten
-from rfc_fx.passes.graft import capture_skipped
+from rfc_fx.passes.graft import capture_skipped, graft
 from rfc_fx.passes.guard import Guarded, guard
 from rfc_fx.passes.hoist import dependence
 from rfc_fx.passes.lower_cond import Cond, lower_cond
 from rfc_fx.passes.lower_host import Host, lower_host
 from rfc_fx.passes.outline import outline
-from rfc_fx.passes.specialize import prefix_nodes
+from rfc_fx.passes.prefix import prefix_nodes
 from rfc_fx.passes.verify import verify_guarded
 from rfc_fx.sites.find import watched
 from rfc_fx.sites.granularity import alternatives, sites_within
@@ -118,8 +118,9 @@ def build(
     captured = replace(capture(model, arguments), predictor=predictor)
     found = sites_within(captured, config, method)
     outlined = outline(captured, found.sites)
-    skipped = None if predictor is None else capture_skipped(captured, predictor, arguments, found.sites)
-    guarded = guard(outlined, watched(found.sites, captured), method, skipped)
+    guarded = guard(outlined, watched(found.sites, captured), method)
+    if predictor is not None:
+        guarded = graft(guarded, capture_skipped(captured, predictor, arguments, found.sites))
     verify_guarded(guarded)
     named = next((place for place, name in captured.names.items() if name == timestep), None)
     lowered = (

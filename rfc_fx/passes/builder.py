@@ -11,11 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from rfc.state import SlotSpec
-from rfc_fx.capture.export import remove_dead
 from rfc_fx.ir.layout import Layout
-from rfc_fx.ir.ops import aten, is_view, value
+from rfc_fx.ir.ops import aten, is_view, recall, remove_dead, value
 from rfc_fx.ir.program import CLOCK, CLOCK_SPECS, Argument, Kind, Program
-from rfc_fx.passes.graft import recall
 from rfc_fx.passes.guard import Guarded
 from rfc_fx.passes.outline import graph_module
 from rfc_fx.passes.push_slices import push_slices

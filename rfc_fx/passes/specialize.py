@@ -1,12 +1,11 @@
-"""Specialize: fold the guards to one phase, which gives a straight-line program; share what precedes the decision."""
+"""Specialize: fold the guards to one phase, which gives a straight-line program."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, fx
 
 from rfc.granularity import block_of
@@ -14,69 +13,18 @@ from rfc.schedules.base import Phase, is_partial
 from rfc.state import Clock, SlotSpec, State
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.layout import Layout
-from rfc_fx.ir.ops import aten, base_of, is_heavy, is_view, select, spec_of
-from rfc_fx.ir.program import CLOCK, CLOCK_SPECS, HOISTED_PHASES, Argument, Kind, Program
+from rfc_fx.ir.ops import aten, select, spec_of
+from rfc_fx.ir.program import CLOCK_SPECS, Program
 from rfc_fx.passes.builder import Builder
 from rfc_fx.passes.guard import Guarded
+from rfc_fx.passes.prefix import prefix_nodes, rematerialized
 from rfc_fx.passes.token_wise import computed, grown_older, no_age, score
 from rfc_fx.sites.find import last_sites
 from rfc_fx.sites.residual import Site
 from rfc_fx.sites.state import LAST, SCHEDULE, signals
 from rfc_fx.sites.token_wise import TokenSite
 
-__all__ = ["CLOCK", "HOISTED_PHASES", "Argument", "Kind", "Program", "ahead", "prefix", "prefix_nodes", "rematerialized", "specialize"]
-
-
 Writes = Literal["in_place", "returned"]
-
-
-def prefix_nodes(guarded: Guarded) -> set[fx.Node]:
-    """What all phases share and a data-driven schedule needs: everything the watched input is made from."""
-    seen: set[fx.Node] = set()
-    pending = list(signals(guarded.watched, guarded.method).values())
-    while pending:
-        node = pending.pop()
-        if node not in seen:
-            seen.add(node)
-            pending.extend(node.all_input_nodes)
-    return {node for node in seen if node.op not in ("placeholder", "get_attr")}
-
-
-LIGHT = 16
-"""Elementwise operations and reductions that are cheaper to do again than to keep a tensor of the stream for."""
-
-
-def rematerialized(guarded: Guarded, shared: AbstractSet[fx.Node], hoisted: AbstractSet[fx.Node]) -> set[fx.Node]:
-    """What PREFIX computes and FULL and ESTIMATE compute again, from what is carried to them anyway.
-
-    Typically the first site's input, made from the residual stream and the modulation: a result of PREFIX lives as long as the step does,
-    so each that is carried adds to the memory of a full step.
-    """
-    made = shared - hoisted
-    read = {site.I for site in guarded.sites} | {
-        source for node in guarded.module.graph.nodes if node not in made for source in node.all_input_nodes
-    }
-    order = [node for node in guarded.module.graph.nodes if node in made]
-    bases = {base_of(node) for node in order if node in read}
-    again: set[fx.Node] = set()
-    for node in reversed([node for node in order if node in bases]):
-        closure = _closure(node, made, bases - {node})
-        if not any(map(is_heavy, closure)) and sum(not is_view(one) for one in closure) <= LIGHT:
-            bases.remove(node)
-            again |= closure
-    return again
-
-
-def _closure(node: fx.Node, made: AbstractSet[fx.Node], stop: AbstractSet[fx.Node]) -> set[fx.Node]:
-    """The node and what it is made from, up to what is there: results of other programs, arguments and weights."""
-    found: set[fx.Node] = set()
-    pending = [node]
-    while pending:
-        one = pending.pop()
-        if one in made and one not in stop and one not in found:
-            found.add(one)
-            pending.extend(one.all_input_nodes)
-    return found
 
 
 def specialize(
@@ -263,39 +211,3 @@ def _verified(build: Builder, guarded: Guarded) -> fx.Node:
 
     spec = spec_of(stream)
     return build.inline("verified", error, [spec, spec], [build.get(stream), real(stream)])[0]
-
-
-def ahead(guarded: Guarded, phase: str, nodes: Sequence[fx.Node], done: AbstractSet[fx.Node] = frozenset()) -> Program:
-    """The program that computes hoisted nodes; `done`: those computed by a program before it."""
-    build = Builder(guarded, phase, set(done))
-    return build.finish([build.carried(node) for node in nodes], [f"carry:{node.name}" for node in nodes])
-
-
-def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None, hoisted: AbstractSet[fx.Node] = frozenset()) -> Program | None:
-    """PREFIX: the shared part, and the decision's data as one float32 tensor; None when no data decides.
-
-    The data are [eps], and where the timestep is known [eps, largest timestep, smallest timestep].
-    """
-    schedule = guarded.method.schedule
-    watched = signals(guarded.watched, guarded.method)
-    if not watched:
-        return None
-    build = Builder(guarded, "PREFIX", set(hoisted))
-    specs = {name: spec_of(node) for name, node in watched.items()}
-    slots = schedule.slots(specs)
-
-    def error(*tensors: Tensor) -> Tensor:
-        held, seen, clock = tensors[: len(slots)], tensors[len(slots) : -3], tensors[-3:]
-        return schedule.error(dict(zip(specs, seen, strict=True)), dict(zip(slots, held, strict=True)), Clock(*clock)).reshape(1)
-
-    inputs = [*build.state(SCHEDULE).values(), *map(build.get, watched.values()), *build.clock()]
-    (decision,) = build.inline("error", error, [*slots.values(), *specs.values(), *CLOCK_SPECS], inputs)
-    by_name = {node.name: node for node in guarded.module.graph.nodes}
-    if timestep is not None:
-        given = build.get(by_name[timestep])
-        ends = [build.graph.call_function(end, (given,)) for end in (aten.max.default, aten.min.default)]
-        noise = build.graph.call_function(aten.stack.default, (ends,))
-        noise = build.graph.call_function(aten.to.dtype, (noise, torch.float32))
-        decision = build.graph.call_function(aten.cat.default, ([decision, noise],))
-    names = list(carries)
-    return build.finish([decision, *(build.carried(by_name[name]) for name in names)], ["decision", *(f"carry:{n}" for n in names)])

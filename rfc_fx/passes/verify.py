@@ -12,7 +12,7 @@ from rfc_fx.ir.ops import is_heavy, is_mutable, select
 from rfc_fx.ir.program import HOISTED_PHASES, Program
 from rfc_fx.passes.guard import Guarded
 from rfc_fx.sites.state import LAST, SCHEDULE
-from rfc_fx.sites.token_wise import ATTENTION
+from rfc_fx.sites.token_axes import ATTENTION
 
 Violations = Iterable[str]
 
@@ -188,6 +188,3 @@ def _raise(after: str, law: str, violations: Violations) -> None:
 def heavy_outside_sites(graph: fx.Graph) -> list[fx.Node]:
     """Heavy operations a program runs itself: embeddings, modulation, the output head."""
     return [node for node in graph.nodes if is_heavy(node)]
-
-
-__all__ = ["GUARDED_LAWS", "PROGRAM_LAWS", "SCHEDULE", "heavy_outside_sites", "verify_guarded", "verify_programs"]

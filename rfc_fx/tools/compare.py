@@ -26,7 +26,7 @@ from rfc_fx.runtime.driver import StepModel
 from rfc_fx.runtime.summary import pattern
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.sites.granularity import granularities_for
-from rfc_fx.tools.load import Source, Tick
+from rfc_fx.tools.sources import Source, Tick
 
 FULL = "full"
 """Name of the row without caching."""

@@ -25,31 +25,7 @@ from rfc_fx.report.explain import explain
 from rfc_fx.report.text import guarded_text
 from rfc_fx.runtime import summary as show
 from rfc_fx.runtime.cached_model import CachedModel
-from rfc_fx.tools.load import (
-    LoadError,
-    PipelineSource,
-    example_inputs,
-    layout,
-    load_pipeline,
-    load_transformer,
-    locate,
-    one_line,
-    pipeline_inputs,
-)
-
-
-def load_with_inputs(name: str, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a transformer and inputs for it: made from its config, or taken from the first step of its pipeline."""
-    where = locate(name)
-    model = load_transformer(where, dtype, device)
-    try:
-        return model, example_inputs(name, model)
-    except LoadError:
-        if layout(where) != "pipeline":
-            raise
-    pipe = load_pipeline(where, dtype, device, transformer=model)
-    source = PipelineSource(name=name, pipe=pipe, classes=[], prompts=["a lighthouse"], seeds=[0], cfg=None)
-    return pipe.transformer, pipeline_inputs(source)
+from rfc_fx.tools.load import one_line
 
 
 def inspect_model(
@@ -117,7 +93,7 @@ def _dependence(model: CachedModel) -> Table:
     for column in ("on", "operations", "MFLOP", "weights", "ahead", "kept"):
         table.add_column(column, justify="left" if column == "on" else "right", no_wrap=True)
     for row in model.plan().dependence:
-        ahead = str(row.ahead) if row.level is not Level.LATENT else "-"
+        ahead = str(row.hoistable) if row.level is not Level.LATENT else "-"
         kept = show.mib(row.kept_bytes) + (" a step" if row.level is Level.TIMESTEP else "") if row.kept_bytes else "-"
         table.add_row(names[row.level], str(row.operations), f"{row.flops / 1e6:,.2f}", show.mib(row.weight_bytes), ahead, kept)
     return table

@@ -31,7 +31,7 @@ from rfc_fx.runtime.warnings import NothingSkippedWarning
 from rfc_fx.tools.calibrate.bisection import calibrated, largest_threshold
 from rfc_fx.tools.calibrate.placement_search import Steps, best_placed, starts
 from rfc_fx.tools.compare import psnr
-from rfc_fx.tools.load import Source
+from rfc_fx.tools.sources import Source
 
 Told = Callable[[str], None]
 """Hears what is being measured."""

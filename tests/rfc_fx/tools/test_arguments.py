@@ -1,22 +1,22 @@
 """Options: what stands on the command line becomes methods with the settings that were said, and all else is one line."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 import rfc
 import rfc_fx
-from rfc_fx.tools.arguments import (
+from rfc.storage import STORED
+from rfc_fx.tools.arguments import OptionError, StateDTypeName, dtype_named, new_config, parse_budget, parse_granularity_option
+from rfc_fx.tools.named_methods import (
     DIGITS_TAU,
     METHODS,
     MethodArguments,
-    OptionError,
     best_known,
     check_dispatch,
     new_method,
     new_methods,
-    parse_config,
     taking,
 )
 from rfc_fx.zoo import DIGITS_PREDICTOR, load_digits
@@ -64,7 +64,7 @@ def test_every_method_can_be_made_without_a_word_and_with_all_that_it_takes(name
     said = {"tau": 0.3, "threshold": 0.3, "order": 1, "interval": 2, "nfc": 5, "num_steps": 30}
     plain, told = new_method(name, MethodArguments()), new_method(name, MethodArguments(**said))  # type: ignore[arg-type]
     assert plain.schedule.can_skip(50)
-    assert (plain == told) is (not METHODS[name].takes)
+    assert (plain == told) is (not METHODS[name].settings)
 
 
 def test_the_noise_levels_of_a_model_that_draws_are_needed() -> None:
@@ -90,12 +90,16 @@ def test_a_setting_that_no_method_has_is_refused_with_those_that_have_it(setting
 
 
 def test_the_options_of_a_command_become_one_configuration() -> None:
-    assert parse_config() == rfc_fx.Config()
-    assert parse_config(
-        granularity="blocks[-3:]", state_dtype="int8", state_budget="2 KiB", decision="per_sample", hoist=True
+    assert new_config() == rfc_fx.Config()
+    assert new_config(
+        granularity=parse_granularity_option("blocks[-3:]"),
+        state_dtype="int8",
+        state_budget=parse_budget("2 KiB"),
+        decision="per_sample",
+        hoist=True,
     ) == rfc_fx.Config(granularity="blocks[-3:]", state_dtype=torch.int8, state_budget=2048, decision="per_sample", hoist=True)
     with pytest.raises(OptionError, match=r"^--granularity must be one of module, block, stack, output, blocks\[a:b\], got auto$"):
-        parse_config(granularity="auto")
+        parse_granularity_option("auto")
 
 
 def test_one_conditional_step_has_two_phases() -> None:
@@ -104,3 +108,7 @@ def test_one_conditional_step_has_two_phases() -> None:
     check_dispatch({name: methods[name] for name in ("rfc", "teacache")}, "cond")
     with pytest.raises(OptionError, match=r"^--dispatch cond: duca has the phases FULL, PARTIAL_1, .*, REUSE, a torch\.cond has two"):
         check_dispatch(methods, "cond")
+
+
+def test_state_can_be_kept_in_every_type_that_there_is_for_it() -> None:
+    assert {dtype_named(name) for name in get_args(StateDTypeName)} == set(STORED)
