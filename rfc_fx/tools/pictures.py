@@ -72,7 +72,7 @@ PRESET = "#999933"
 
 
 def label_of(method: str) -> str:
-    """The method's name as people write it; of a preset that of its file."""
+    """The method's name as people write it; of a method file that of the file."""
     return LABELS.get(method, Path(method).stem)
 
 
