@@ -3,8 +3,10 @@
 import copy
 import pickle
 import threading
+from functools import partial
 from typing import Any
 
+import drawing
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -15,10 +17,7 @@ import rfc
 import rfc.eager
 import rfc_fx
 
-
-@torch.no_grad()
-def generation(model: Any, kwargs: dict[str, Any], steps: int = 8) -> Tensor:
-    return torch.stack([sample(model(**moved(kwargs, i, steps))) for i in range(steps)])
+generation = partial(drawing.generation, steps=8)
 
 
 def dit(method: Any = None, **config: Any) -> tuple[nn.Module, rfc_fx.CachedModel, dict[str, Any]]:

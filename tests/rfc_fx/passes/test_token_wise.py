@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
+import drawing
 import pytest
 import torch
 import torch._dynamo.testing
+from drawing import difference
 from families import FAMILIES, moved, sample
 from tolerances import INDUCTOR, PREPARED, SAME_GRAPH
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ from rfc_fx.sites.token_wise import attention_of, work_of
 pytestmark = pytest.mark.usefixtures("captured_once")
 
 STEPS = 12
+generation = partial(drawing.generation, steps=STEPS)
 
 METHODS: dict[str, rfc.Method] = {
     "toca": rfc.ToCa(num_steps=STEPS, ratio=0.2),
@@ -40,15 +43,6 @@ COMPILED = {("dit", "duca", "eager"), ("flux", "toca", "eager")}
 
 MADE = {name: cache(build) for name, build in FAMILIES.items()}
 """One model of each family: no test here changes it."""
-
-
-@torch.no_grad()
-def generation(model: Any, kwargs: dict[str, Any], steps: int = STEPS) -> Tensor:
-    return torch.stack([sample(model(**moved(kwargs, i, steps))) for i in range(steps)])
-
-
-def difference(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 def some_tokens(ratio: float, steps: list[str], **settings: Any) -> rfc.Method:
