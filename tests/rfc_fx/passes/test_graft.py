@@ -122,7 +122,7 @@ def test_law_6_a_skipped_step_runs_the_predictors_blocks_and_none_of_the_models(
         assert not any(node.target is recall for node in nodes)
     assert not cached.programs["ESTIMATE"].written()
     assert [row.name for row in cached.plan().slots] == ["stack.O"]
-    predictions(cached, kwargs, 1)
+    predictions(cached, kwargs, steps=1)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         cached(**moved(kwargs, 2, STEPS))
         cached(**moved(kwargs, 3, STEPS))
