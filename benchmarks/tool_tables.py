@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from benchmarks.files import Record
 from benchmarks.tables import table
 
@@ -16,6 +18,14 @@ ENGINES = {
 }
 
 
+def method_label(name: str, row: Record) -> str:
+    """A method's name, its order and its threshold."""
+    label = DEMO.get(name, name)
+    if name in ("taylorseer", "rfc") and (order := re.search(r"order=(\d)", row["settings"])):
+        label += f" m={order[1]}"
+    return label if row["threshold"] is None else f"{label}, tau {row['threshold']:g}"
+
+
 def demo_table(record: Record) -> str:
     """Methods of a demo: times eager and compiled, PSNR, state."""
     full = record["methods"]["full"]["graph"]["median_ms"]
@@ -24,7 +34,7 @@ def demo_table(record: Record) -> str:
         eager, graph = row["eager"], row["graph"]
         rows.append(
             [
-                f"{DEMO.get(name, name)}" if name == "full" else f"`{row['settings']}`",
+                method_label(name, row),
                 f"{row['nfc']:.4g}",
                 *("{median_ms:.0f} ({min_ms:.0f}-{max_ms:.0f})".format(**times) for times in (eager, graph)),
                 f"{full / graph['median_ms']:.2f}x",

@@ -26,7 +26,7 @@ from benchmarks.files import write_json, write_text
 from benchmarks.latency import roofline
 from benchmarks.latency.methods import ESTIMATORS, equal_gaps, full_steps
 from benchmarks.latency.options import checked
-from benchmarks.latency.workloads import WORKLOADS, Calls
+from benchmarks.latency.workloads import WORKLOADS, Calls, calls_of, timesteps_of
 from rfc_fx.tools.summary_json import versions
 
 SMALL = 0.02
@@ -42,7 +42,7 @@ def prepared(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int) -> rf
     steps = full_steps(equal_gaps(len(calls), nfc), len(calls))
     method = rfc.Method(estimator=estimator, schedule=rfc.Listed(full_steps=steps))
     cached = rfc_fx.transform(model, method, config=rfc_fx.Config(hoist=True))
-    cached.prepare(torch.stack([call["timestep"].flatten()[0] for call in calls]))
+    cached.prepare(timesteps_of(calls))
     return cached
 
 
@@ -75,9 +75,9 @@ def measure(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int, rounds
         if not skips:
             compiled(**call)
             continue
-        with profile(activities=kinds) as found:
+        with profile(activities=kinds) as profiled:
             run(call)
-        for name, ms in _kernels(found, device).items():
+        for name, ms in _kernels(profiled, device).items():
             kernels[name].append(ms)
     cached.reset()
     for call in calls[:4]:
@@ -94,10 +94,10 @@ def measure(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int, rounds
     }
 
 
-def _kernels(found: Any, device: torch.device) -> dict[str, float]:
+def _kernels(profiled: Any, device: torch.device) -> dict[str, float]:
     """Milliseconds by kernel; of nested operations the innermost counts."""
     times: dict[str, float] = defaultdict(float)
-    for event in found.key_averages():
+    for event in profiled.key_averages():
         own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         is_kernel = device.type == "cuda" or "cpp_fused" in event.key or event.key.startswith(("aten::", "mkldnn::", "mkl::"))
         if own and is_kernel:
@@ -149,14 +149,11 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for MODEL-SAMPLES.json and .md")] = Path("out/profile"),
 ) -> None:
     """Say where the time of an estimated step goes, kernel by kernel."""
-    where = out / f"{model}-{samples}.json"
-    names, kind, place = checked(model, methods, dtype, device, ESTIMATORS)
+    path = out / f"{model}-{samples}.json"
+    names, precision, where = checked(model, methods, dtype, device, ESTIMATORS)
     workload = WORKLOADS[model]
-    net = workload.model().to(place, kind)
-    calls = [
-        {name: t.to(place, kind if t.is_floating_point() else t.dtype) for name, t in call.items()}
-        for call in workload.calls(net, samples, steps)
-    ]
+    net = workload.model().to(where, precision)
+    calls = calls_of(workload, net, samples, steps, where, precision)
     with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}), fresh_cache():
         rows = {name: measure(net, ESTIMATORS[name], calls, nfc, rounds) for name in names}
     settings = {
@@ -169,11 +166,11 @@ def main(
         "device": device,
         "dtype": dtype,
         "threads": torch.get_num_threads(),
-        "machine": roofline.machine(place, kind),
+        "machine": roofline.machine(where, precision),
         "versions": versions(),
         "protocol": __doc__,
     }
     record = {"settings": settings, "methods": rows}
-    write_json(where, record)
-    write_text(where.with_suffix(".md"), markdown(record))
+    write_json(path, record)
+    write_text(path.with_suffix(".md"), markdown(record))
     typer.echo(markdown(record))

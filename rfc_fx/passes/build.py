@@ -21,15 +21,16 @@ from rfc_fx.errors import SignatureError
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import flops, value
+from rfc_fx.ir.phase import HOISTED_PHASES, PREFIX, step_phases
 from rfc_fx.ir.plan import Plan, SlotRow
-from rfc_fx.ir.program import HOISTED_PHASES, Argument, Program, unflatten
-from rfc_fx.passes.graft import capture_skipped
+from rfc_fx.ir.program import Argument, Program, unflatten
+from rfc_fx.passes.graft import capture_skipped, graft
 from rfc_fx.passes.guard import Guarded, guard
 from rfc_fx.passes.hoist import dependence
 from rfc_fx.passes.lower_cond import Cond, lower_cond
 from rfc_fx.passes.lower_host import Host, lower_host
 from rfc_fx.passes.outline import outline
-from rfc_fx.passes.specialize import prefix_nodes
+from rfc_fx.passes.prefix import prefix_nodes
 from rfc_fx.passes.verify import verify_guarded
 from rfc_fx.sites.find import watched
 from rfc_fx.sites.granularity import alternatives, sites_within
@@ -118,8 +119,9 @@ def build(
     captured = replace(capture(model, arguments), predictor=predictor)
     found = sites_within(captured, config, method)
     outlined = outline(captured, found.sites)
-    skipped = None if predictor is None else capture_skipped(captured, predictor, arguments, found.sites)
-    guarded = guard(outlined, watched(found.sites, captured), method, skipped)
+    guarded = guard(outlined, watched(found.sites, captured), method)
+    if predictor is not None:
+        guarded = graft(guarded, capture_skipped(captured, predictor, arguments, found.sites))
     verify_guarded(guarded)
     named = next((place for place, name in captured.names.items() if name == timestep), None)
     lowered = (
@@ -147,7 +149,7 @@ def build(
 def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, SlotSpec]) -> Plan:
     rows = [SlotRow(name, spec.shape, spec.dtype, prod(spec.shape) * spec.dtype.itemsize) for name, spec in slots.items()]
     cost = {phase: flops(program.graph.nodes) for phase, program in programs.items()}
-    shared = cost.get("PREFIX", 0) + cost.get("TIMESTEP", 0)
+    shared = cost.get(PREFIX, 0) + cost.get("TIMESTEP", 0)
     held = {phase: sum(value(node).nbytes for node in programs[phase].returned()) for phase in HOISTED_PHASES if phase in programs}
     return Plan(
         [site.name for site in guarded.sites],
@@ -158,8 +160,6 @@ def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, Sl
         invariant_flops=cost.get("INVARIANT", 0),
         invariant_bytes=held.get("INVARIANT", 0),
         timestep_flops=cost.get("TIMESTEP", 0),
-        phase_flops={
-            phase: flops + shared for phase, flops in cost.items() if phase not in (*HOISTED_PHASES, "PREFIX", "FULL", "ESTIMATE")
-        },
+        phase_flops={name: cost[name] + shared for name in step_phases(cost) if name not in ("FULL", "ESTIMATE")},
         timestep_bytes=held.get("TIMESTEP", 0),
     )

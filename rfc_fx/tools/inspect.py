@@ -93,7 +93,7 @@ def _dependence(model: CachedModel) -> Table:
     for column in ("on", "operations", "MFLOP", "weights", "ahead", "kept"):
         table.add_column(column, justify="left" if column == "on" else "right", no_wrap=True)
     for row in model.plan().dependence:
-        ahead = str(row.ahead) if row.level is not Level.LATENT else "-"
+        ahead = str(row.hoistable) if row.level is not Level.LATENT else "-"
         kept = show.mib(row.kept_bytes) + (" a step" if row.level is Level.TIMESTEP else "") if row.kept_bytes else "-"
         table.add_row(names[row.level], str(row.operations), f"{row.flops / 1e6:,.2f}", show.mib(row.weight_bytes), ahead, kept)
     return table

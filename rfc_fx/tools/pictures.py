@@ -82,7 +82,7 @@ def color_of(method: str) -> str:
 
 
 NOTHING = (".", "-")
-"""Marks of the phases that compute no part of the blocks (`rfc_fx.runtime.summary.MARKS`)."""
+"""Marks of the phases that compute no part of the blocks (`rfc_fx.runtime.summary.mark`)."""
 
 
 PART = 0.4

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer import Typer
-from typer.testing import CliRunner
+from command import invoke
 
 from benchmarks import overview, readme
 from benchmarks.coverage import rows as coverage
@@ -70,11 +69,9 @@ def test_prose_is_wrapped_and_tables_and_code_are_not() -> None:
 
 
 def test_check_writes_nothing_and_fails_where_the_page_is_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    app = Typer()
-    app.command()(readme.main)
     page = tmp_path / "README.md"
     monkeypatch.setattr(readme, "PAGE", page)
     for text, code in ((readme.page(), 0), ("old", 1)):
         page.write_text(text)
-        assert CliRunner().invoke(app, ["--check"]).exit_code == code
+        assert invoke(readme.main, "--check").exit_code == code
         assert page.read_text() == text

@@ -95,7 +95,7 @@ def test_the_shapes_classifier_can_be_trained(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_what_ships_is_small() -> None:
+def test_the_shipped_classifiers_are_small() -> None:
     assert sum(path.stat().st_size for path in classifier.FOLDER.glob("*.safetensors")) < 0.4 * MEGABYTE
 
 

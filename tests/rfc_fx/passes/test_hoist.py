@@ -14,10 +14,10 @@ from tolerances import INDUCTOR, PREPARED, SAME_GRAPH
 import rfc
 import rfc_fx
 from rfc_fx.ir.ops import is_heavy
+from rfc_fx.ir.phase import HOISTED_PHASES
 from rfc_fx.ir.plan import Level
-from rfc_fx.ir.program import HOISTED_PHASES
 from rfc_fx.passes.hoist import hoist, levels
-from rfc_fx.passes.specialize import prefix_nodes
+from rfc_fx.passes.prefix import prefix_nodes
 from rfc_fx.runtime import hoisted as ahead
 from rfc_fx.runtime.sampler import LEADING
 
@@ -201,10 +201,8 @@ def test_compiled_by_inductor_with_repeated_blocks_shared() -> None:
     assert largest(run(compiled, kwargs), run(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)) < INDUCTOR
 
 
-def test_bad_arguments_are_refused() -> None:
+def test_prepare_refuses_timesteps_of_another_rank() -> None:
     model, kwargs = FAMILIES["dit"]()
-    with pytest.raises(ValueError, match='hoist needs dispatch="host"'):
-        rfc_fx.transform(model, config=rfc_fx.Config(dispatch="cond", hoist=True))
     with pytest.raises(ValueError, match=r"prepare: timesteps must have shape \(S,\) with S at least 1, got \(0,\)"):
         rfc_fx.transform(model, example_inputs=kwargs, config=rfc_fx.Config(hoist=True)).prepare([])
 

@@ -139,9 +139,3 @@ def test_a_weight_used_twice_in_a_block_is_one_argument() -> None:
     regional, straight = (rfc_fx.transform(model, METHODS["rfc"], config=rfc_fx.Config(regional=flag)) for flag in (True, False))
     assert torch.equal(run(torch.compile(regional, fullgraph=True, backend="eager"), kwargs), run(straight, kwargs))
     assert calls(regional, "FULL") == ["block_0"] * (LAYERS - 1)
-
-
-def test_regions_need_host_dispatch() -> None:
-    model, _ = FAMILIES["dit"]()
-    with pytest.raises(ValueError, match='regional needs dispatch="host"'):
-        rfc_fx.transform(model, config=rfc_fx.Config(regional=True, dispatch="cond"))

@@ -154,11 +154,6 @@ def test_lagged_is_a_property_of_the_programs_state() -> None:
         cached.method = rfc.Method(estimator=rfc.RFC(tau=0.1).estimator, schedule=rfc.RCS(tau=0.1, lagged=True))
 
 
-def test_a_cond_cannot_speculate() -> None:
-    with pytest.raises(ValueError, match='speculate needs dispatch="host"'):
-        rfc_fx.transform(MODEL, config=rfc_fx.Config(dispatch="cond", speculate=True))
-
-
 # ---- calls that are recognised ---------------------------------------------------------------------------------------
 
 

@@ -141,10 +141,3 @@ def test_a_shared_argument_as_long_as_the_batch_is_named() -> None:
         cached(**call, table=torch.randn(3, 4))
         with pytest.raises(rfc_fx.SignatureError, match="or one of hidden_states, table belongs to all samples and is 3 long by chance"):
             cached(**{**call, "hidden_states": torch.randn(3, 3, 4)}, table=torch.randn(3, 4))
-
-
-def test_it_needs_host_dispatch() -> None:
-    with pytest.raises(ValueError, match='decision="per_sample" needs dispatch="host"'):
-        rfc_fx.transform(Mixing(), config=rfc_fx.Config(decision="per_sample", dispatch="cond"))
-    with pytest.raises(ValueError, match="decision must be one of batch, per_sample, got 'each'"):
-        rfc_fx.transform(Mixing(), config=rfc_fx.Config(decision="each"))  # type: ignore[arg-type]
