@@ -128,7 +128,7 @@ def new_method(name: str, arguments: MethodArguments) -> Method:
         if arguments.preset is None:
             return METHODS[name].make(**settings)
         if name not in PRESETS:
-            raise OptionError(f"--preset: {name} was published with no settings for a model; pass --method with one of {', '.join(PRESETS)}")
+            raise OptionError(f"--preset: {name} has no published settings; pass --method with one of {', '.join(PRESETS)}")
         return preset(name, arguments.preset, **settings)
     except ValueError as error:
         raise OptionError(re.sub("^preset: ", "--preset: ", str(error))) from error
