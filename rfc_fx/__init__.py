@@ -22,6 +22,7 @@ from rfc_fx.io.predictor import write_predictor
 from rfc_fx.io.preset import read_preset, write_preset
 from rfc_fx.ir.config import Choice, Config, Decision, Dispatch
 from rfc_fx.ir.plan import Plan
+from rfc_fx.passes.build import build
 from rfc_fx.report.explain import Explanation, explain
 from rfc_fx.runtime.cached_model import CachedModel
 from rfc_fx.runtime.cond_model import CondModel
@@ -140,7 +141,7 @@ def transform(
         speculate=speculate,
         state_budget=budget,
     )
-    cached = kind(model, options)
+    cached = kind(model, options, build)
     if example_inputs is not None:
         args, kwargs = ((), example_inputs) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
         cached.trace(*args, **kwargs)

@@ -32,7 +32,7 @@ from rfc.granularity import GranularityName, block_of
 from rfc_fx.capture.export import capture
 from rfc_fx.passes import build
 from rfc_fx.passes.verify import heavy_outside_sites
-from rfc_fx.runtime.program_cache import signature
+from rfc_fx.runtime.calls import signature
 from rfc_fx.sites.residual import module_path
 from rfc_fx.tools.load import one_line
 

@@ -11,7 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from rfc.bookkeeping import Generation
+from rfc.generation import Generation
 from rfc.method import CachingMethod
 from rfc.schedules.base import Schedule
 from rfc.schedules.fixed import Phased, Placed
@@ -20,7 +20,7 @@ from rfc.schedules.verified import Verified
 from rfc_export.errors import ExportError
 from rfc_export.runtime import Engine
 from rfc_fx.capture.export import latent_argument
-from rfc_fx.runtime.driver import StepModel
+from rfc_fx.runtime.step_model import StepModel
 from rfc_fx.tools.compare import CHANGES, with_schedule
 
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}

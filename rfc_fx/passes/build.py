@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -21,7 +21,7 @@ from rfc_fx.ir.config import Config
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import flops, value
 from rfc_fx.ir.plan import Plan, SlotRow
-from rfc_fx.ir.program import HOISTED_PHASES, Argument, Program, unflatten
+from rfc_fx.ir.program import HOISTED_PHASES, Argument, CondStep, Program, unflatten
 from rfc_fx.passes.graft import capture_skipped
 from rfc_fx.passes.guard import Guarded, guard
 from rfc_fx.passes.hoist import dependence
@@ -70,6 +70,16 @@ class CompiledSet:
     def counts_itself(self) -> bool:
         """Whether step numbers and decisions are state of the graph."""
         return isinstance(self.lowered, Cond)
+
+    @property
+    def decided(self) -> Collection[int]:
+        """Flat arguments whose values the model's forward read: the programs are for these values."""
+        return self.captured.decided
+
+    @property
+    def step(self) -> CondStep | None:
+        """One step as one graph, for `dispatch="cond"`."""
+        return self.lowered.step if isinstance(self.lowered, Cond) else None
 
     @cached_property
     def whole_plan(self) -> Plan:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rfc.bookkeeping import Generation
+from rfc.generation import Generation
 from rfc.method import CachingMethod
 from rfc.schedules.base import Phase, is_partial
 from rfc_fx.ir.plan import Plan

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import rfc_fx
-from rfc.bookkeeping import Generation
 from rfc.eager.model import CachedEager, cached
+from rfc.generation import Generation
 from rfc.method import CachingMethod, Method, placement
 from rfc.schedules.base import Schedule
 from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
@@ -27,7 +27,7 @@ from rfc.schedules.verified import Verified
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Choice, Decision, Dispatch
 from rfc_fx.runtime.cached_model import CachedModel
-from rfc_fx.runtime.driver import StepModel
+from rfc_fx.runtime.step_model import StepModel
 from rfc_fx.runtime.summary import pattern
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.sites.granularity import chosen_granularity

@@ -133,10 +133,10 @@ def test_full_writes_beside_the_old_state_and_the_two_change_places(onnx_digits:
     seen: list[tuple[int, ...]] = []
     for call in calls(digits_inputs):
         engine(**call)
-        context = engine._last
+        context = engine.driver.contexts.latest
         assert context is not None
         read = {name: tensor.data_ptr() for name, tensor in context.state.items()}
-        assert not set(read.values()) & {tensor.data_ptr() for tensor in context.doubled.other.values()}
+        assert not set(read.values()) & {tensor.data_ptr() for tensor in context.beside.values()}
         seen.append(tuple(read.values()))
         if engine.stats.phases[-1] == "ESTIMATE":  # its session reads the state where it lies
             bound = engine.programs["ESTIMATE"].call._bound
