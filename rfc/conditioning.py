@@ -56,13 +56,16 @@ class Seen:
         return cls(tensor, version(tensor))
 
     def equals(self, other: Tensor) -> bool:
-        """Whether `other` has the same values; True at once for the same, unwritten object."""
-        if version(self.tensor) != self.version:
+        """Whether `other` has the same values, True at once for the same, unwritten object; if so, `other` is what was seen."""
+        seen = self.tensor
+        if (None if seen.is_inference() else seen._version) != self.version:
             return False
-        if self.tensor is other:
+        if seen is other:
             return True
-        kind = (other.shape, other.dtype, other.device)
-        return (self.tensor.shape, self.tensor.dtype, self.tensor.device) == kind and torch.equal(self.tensor, other)
+        if (seen.shape, seen.dtype, seen.device) != (other.shape, other.dtype, other.device) or not torch.equal(seen, other):
+            return False
+        self.tensor, self.version = other, version(other)
+        return True
 
 
 def all_equal(seen: Mapping[str, Seen], tensors: Mapping[str, Tensor]) -> bool:
@@ -96,12 +99,9 @@ class ConditioningGroups:
         self.calls += 1
         for index, seen in enumerate(self.seen):
             if all_equal(seen, tensors):
-                if any(seen[name].tensor is not tensor for name, tensor in tensors.items()):
-                    break
                 self.used[index] = self.calls
                 return index
-        else:
-            index = self._free(is_over)
+        index = self._free(is_over)
         self.seen[index] = {name: Seen.now(tensor) for name, tensor in tensors.items()}
         self.used[index] = self.calls
         return index

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,7 +26,7 @@ from rfc_export.target import check_target
 from rfc_fx.errors import SignatureError
 from rfc_fx.ir.layout import Layout, Pool
 from rfc_fx.ir.plan import Plan, SlotRow
-from rfc_fx.ir.program import Argument, ProgramSet
+from rfc_fx.ir.program import Argument, ProgramSet, unflattener
 from rfc_fx.runtime.calls import Call, CallPattern, new_call
 from rfc_fx.runtime.context import CondContext, Context
 from rfc_fx.runtime.contexts import Contexts
@@ -116,7 +115,11 @@ class LoadedSet:
 
     def unflatten(self, outputs: Sequence[Tensor]) -> Any:
         """What the model's forward returns."""
-        return pytree.tree_unflatten(list(outputs), self.expected.outputs)
+        return self._unflatten(outputs)
+
+    @cached_property
+    def _unflatten(self) -> Callable[[Sequence[Tensor]], Any]:
+        return unflattener(self.expected.outputs)
 
 
 class EngineContext(Context):

@@ -184,6 +184,13 @@ CondStep = Callable[[Sequence[Tensor], dict[str, Tensor], Tensor, Tensor, Mappin
 """(inputs, state, progress, log, numbers) -> flat outputs; writes state, progress and log."""
 
 
-def unflatten(outputs: Sequence[Tensor], spec: pytree.TreeSpec) -> object:
-    """Rebuild what the model's forward returns."""
-    return pytree.tree_unflatten(list(outputs), spec)
+def unflattener(spec: pytree.TreeSpec) -> Callable[[Sequence[Tensor]], Any]:
+    """What rebuilds the model's return value; one flat object is built at once, without a walk over the tree."""
+    if spec.is_leaf():
+        return lambda outputs: outputs[0]
+    if not all(child.is_leaf() for child in spec.children()):
+        return lambda outputs: pytree.tree_unflatten(list(outputs), spec)
+    if spec.type is tuple:
+        return tuple
+    context, rebuild = spec.context, pytree.SUPPORTED_NODES[spec.type].unflatten_fn
+    return lambda outputs: rebuild(outputs, context)

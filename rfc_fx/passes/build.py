@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -21,7 +21,7 @@ from rfc_fx.ir.config import Config
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import flops, value
 from rfc_fx.ir.plan import Plan, SlotRow
-from rfc_fx.ir.program import HOISTED_PHASES, Argument, CondStep, Program, unflatten
+from rfc_fx.ir.program import HOISTED_PHASES, Argument, CondStep, Program, unflattener
 from rfc_fx.passes.graft import capture_skipped
 from rfc_fx.passes.guard import Guarded, guard
 from rfc_fx.passes.hoist import dependence
@@ -94,14 +94,11 @@ class CompiledSet:
 
     def unflatten(self, outputs: Sequence[Tensor]) -> Any:
         """What the model's forward returns."""
-        if self._is_tuple:
-            return tuple(outputs)
-        return unflatten(outputs, self.captured.outputs)
+        return self._unflatten(outputs)
 
     @cached_property
-    def _is_tuple(self) -> bool:
-        spec = self.captured.outputs
-        return spec.type is tuple and all(child.is_leaf() for child in spec.children())
+    def _unflatten(self) -> Callable[[Sequence[Tensor]], Any]:
+        return unflattener(self.captured.outputs)
 
     def inputs(self, leaves: list[Any]) -> list[Tensor]:
         """The tensor arguments in the order of the placeholders."""

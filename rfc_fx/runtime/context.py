@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -59,7 +60,8 @@ class Context:
         self.timestep_index = None if compiled.timestep is None else self._positions[compiled.timestep]
         self._conditioning = [(name, self._positions[name]) for name in conditioning_inputs(programs, compiled.timestep)]
         self.is_cuda = self.clock.is_cuda
-        self._clock_on_host = self.clock.numpy() if self.clock.device.type == "cpu" else None
+        on_host = self.clock.device.type == "cpu"
+        self._clock_memory = (ctypes.c_float * 3).from_address(self.clock.data_ptr()) if on_host else None
         self.bound: dict[str, Bound] = {}
         """Programs with what this context has for them, by phase."""
 
@@ -88,12 +90,10 @@ class Context:
 
     def set_clock(self, values: ClockValues) -> None:
         """Write the clock of the coming step."""
-        if self._clock_on_host is None:
+        if self._clock_memory is None:
             self.clock.copy_(torch.tensor(values), non_blocking=True)
         else:
-            k, N, n = values
-            host = self._clock_on_host
-            host[0], host[1], host[2] = k, N, n
+            self._clock_memory[:] = list(values)
 
     def bind(self, phase: str, numbers: Mapping[str, Tensor]) -> Bound:
         """Bind the program of a phase to what this context has for it; `numbers` are the schedule's."""

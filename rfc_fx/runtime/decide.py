@@ -44,55 +44,51 @@ class Facts(NamedTuple):
     """Whether the timestep is the one whose hoisted values the step has used."""
     hoists: bool = False
     """Whether INVARIANT or TIMESTEP ran, or their results were used."""
+    awaits_data: bool = False
+    """Whether PREFIX still has to run for the decision."""
 
 
 class Decision(NamedTuple):
-    """What comes of a step that entered, or that was decided."""
+    """What comes of the facts so far."""
 
     book: Book
     verdict: Phase | Restart | None
-    """None for a step that entered, and may go on."""
+    """None where the decision awaits data."""
     sign: int
     begins: bool
     """Whether a new generation began, whose book this is."""
 
 
-def enter(book: Book, schedule: Schedule, facts: Facts) -> Decision:
-    """A call comes, before any program has run; the first two rows of the table of `decide`."""
-    arrived = arrive(book, schedule, facts.timestep, facts.sign)
-    changed = arrived.begins and facts.model_changed
-    return Decision(arrived.book, Restart(Reason.MODEL_CHANGED) if changed else None, arrived.sign, arrived.begins)
-
-
 def decide(book: Book, schedule: Schedule, numbers: Numbers, facts: Facts) -> Decision:
     """Decide a step: the phase it runs, counted in the book, or why it begins anew. `numbers` are the schedule's thresholds.
 
-    | where | what is seen | verdict | book |
-    |---|---|---|---|
-    | entering | the timestep moves back | go on; Restart(MODEL_CHANGED) if the model did | the next generation's |
-    | entering | so it did in two generations of one timestep each | go on | both joined, the direction turned |
-    | deciding | the timestep is not the prepared one | Restart(OTHER_ORDER) | as it was |
-    | deciding | the timestep moves back, the model changed | Restart(MODEL_CHANGED) | the next generation's |
-    | deciding | the timestep moves back, values are hoisted | Restart(HOISTED_BEFORE) | the next generation's |
-    | deciding | the timestep moves back | FULL: a generation's first step | the next generation's, counted |
-    | deciding | generations are joined, and so the clock is another | Restart(OTHER_CLOCK) | both joined |
-    | deciding | otherwise | the schedule's phase | counted |
+    A step is decided when its call comes; where the schedule needs data of the step, it then awaits them and is decided a second time.
 
-    A restart begins with entering again; in one step no reason but MODEL_CHANGED can come twice.
+    | what is seen, first match | verdict | book |
+    |---|---|---|
+    | the timestep is not the prepared one | Restart(OTHER_ORDER) | as it was |
+    | it moves back, the model changed | Restart(MODEL_CHANGED) | the next generation's |
+    | it moves back, values are hoisted | Restart(HOISTED_BEFORE) | the next generation's |
+    | it moves back in two generations of one timestep each, and so the clock is another | Restart(OTHER_CLOCK) | both joined |
+    | the decision awaits data | None | the next generation's where the timestep moves back, else as it was or joined |
+    | the timestep moves back | FULL, as every first step | the next generation's, counted |
+    | otherwise | the schedule's phase | counted |
+
+    In one step no reason but MODEL_CHANGED can come twice.
     """
     if not facts.as_prepared:
         return Decision(book, Restart(Reason.OTHER_ORDER), facts.sign, False)
-    arrived = arrive(book, schedule, facts.timestep, facts.sign)
-    if arrived.begins and facts.model_changed:
-        reason = Reason.MODEL_CHANGED
-    elif arrived.begins and facts.hoists:
-        reason = Reason.HOISTED_BEFORE
-    elif not arrived.begins and facts.clock is not None and clock_values(arrived.book, schedule) != facts.clock:
-        reason = Reason.OTHER_CLOCK
-    else:
-        counted = count(arrived.book, schedule, numbers, facts.eps, facts.timestep)
-        return Decision(counted, counted.phases[-1], arrived.sign, arrived.begins)
-    return Decision(arrived.book, Restart(reason), arrived.sign, arrived.begins)
+    book, sign, begins = arrive(book, schedule, facts.timestep, facts.sign)
+    if begins and facts.model_changed:
+        return Decision(book, Restart(Reason.MODEL_CHANGED), sign, begins)
+    if begins and facts.hoists:
+        return Decision(book, Restart(Reason.HOISTED_BEFORE), sign, begins)
+    if facts.clock is not None and not begins and clock_values(book, schedule) != facts.clock:
+        return Decision(book, Restart(Reason.OTHER_CLOCK), sign, begins)
+    if facts.awaits_data:
+        return Decision(book, None, sign, begins)
+    book = count(book, schedule, numbers, facts.eps, facts.timestep)
+    return Decision(book, book.phases[-1], sign, begins)
 
 
 MAX_RESTARTS = 4

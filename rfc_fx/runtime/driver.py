@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rfc.bookkeeping import Book, clock_values, continues, learn, move_to
+from rfc.bookkeeping import Book, ClockValues, clock_values, continues, learn, move_to
 from rfc.method import CachingMethod, placement
 from rfc_fx.errors import RFCError
 from rfc_fx.runtime.calls import timestep_ends
 from rfc_fx.runtime.context import Context
 from rfc_fx.runtime.contexts import Contexts
-from rfc_fx.runtime.decide import Decision, Facts, Reason, Restart, bounded, decide, enter
+from rfc_fx.runtime.decide import Decision, Facts, Reason, Restart, bounded, decide
 from rfc_fx.runtime.hoisted import carry_names, fill_table
 from rfc_fx.runtime.program_cache import ProgramSource
 from rfc_fx.runtime.sampler import LEADING, Following
-from rfc_fx.runtime.warnings import Warned
+from rfc_fx.runtime.warnings import Warned, num_steps
 
 log = logging.getLogger("rfc_fx")
 
@@ -59,6 +59,7 @@ class Driver:
         self._method, self._schedule = method, method.schedule
         self._is_lagged, self._warmup = method.schedule.is_lagged, method.schedule.warmup
         self._estimate_writes = method.schedule.remembers == "all steps"
+        self._too_many = num_steps(method.schedule) + 1
         self._has_tokens = placement(method).tokens is not None
         fresh = self._schedule.numbers()
         for numbers in self._numbers.values():
@@ -92,61 +93,56 @@ class Driver:
                     torch.compiler.cudagraph_mark_step_begin()
 
                 ends = self._seen_timestep(context, inputs)
-                facts = Facts(None if ends is None else ends[1], self.contexts.sign)
-                entered = enter(context.book, self._schedule, facts)
-                if entered.begins and self.programs.has_changed():
-                    entered = enter(context.book, self._schedule, facts._replace(model_changed=True))
-                self._take(context, entered)
-                if isinstance(entered.verdict, Restart):
-                    self._begin_anew(context, entered.verdict, reasons)
+                awaits = context.prefix is not None and not self._is_lagged
+                facts = Facts(None if ends is None else ends[1], self.contexts.sign, awaits_data=awaits)
+                decision = self._decide(context, facts)
+                if isinstance(decision.verdict, Restart):
+                    self._begin_anew(context, decision.verdict, reasons)
                     continue
-                facts = facts._replace(sign=entered.sign)
-                clock = clock_values(entered.book, self._schedule)
+                clock = clock_values(context.book, self._schedule) if awaits else context.book.clock
                 context.set_clock(clock)
 
                 carries: dict[str, Tensor] = {}
                 expected: float | None = None
                 for phase in context.hoisted_phases:
-                    values, expected = self._known(phase, context, inputs, carries, ends)
+                    number = context.book.step - (not awaits)
+                    values, expected = self._known(phase, context, inputs, carries, ends, number)
                     if values is None:
                         results = yield self._call(context, phase, inputs, carries)
                         names = carry_names(compiled.programs[phase])
                         values = context.hoisted.keep(names, results) if phase == "INVARIANT" else dict(zip(names, results, strict=True))
                     carries.update(values)
                 if context.prefix is not None:
-                    decision, *results = yield self._call(context, "PREFIX", inputs, carries)
-                    context.readback.start(decision, timestep_unchecked=ends is None, expected_timestep=expected)
+                    error, *results = yield self._call(context, "PREFIX", inputs, carries)
+                    context.readback.start(error, timestep_unchecked=ends is None, expected_timestep=expected)
                     carries.update(zip(carry_names(context.prefix)[1:], results, strict=True))
                 draft = None
-                if context.prefix is not None and self._speculates(context):  # ESTIMATE writes nothing; in vain where FULL is decided
-                    draft = yield self._call(context, "ESTIMATE", inputs, carries)
-
-                if context.prefix is not None and not self._is_lagged:
-                    facts = self._measured(context, facts, clock)
-                decided = self._decide(context, facts)
-                self._take(context, decided)
-                if isinstance(decided.verdict, Restart):
-                    self._begin_anew(context, decided.verdict, reasons)
-                    continue
+                if awaits:
+                    if self._speculates(context):  # ESTIMATE writes nothing; in vain where FULL is decided
+                        draft = yield self._call(context, "ESTIMATE", inputs, carries)
+                    facts = self._measured(context, clock)
+                    decision = self._decide(context, facts)
+                    if isinstance(decision.verdict, Restart):
+                        self._begin_anew(context, decision.verdict, reasons)
+                        continue
+                    if context.book.clock != clock:  # this is the first step of a generation
+                        context.set_clock(context.book.clock)
                 break
 
-            verdict, book = decided.verdict, decided.book
-            assert verdict is not None
+            phase = context.book.phases[-1]
             if reasons:
-                context.book = book._replace(restarts=(*book.restarts, *reasons))
-            if book.clock != clock:  # a generation began while its first step was under way
-                context.set_clock(book.clock)
-            self._look_ahead(context, facts.timestep, inputs)
-            if verdict == "ESTIMATE" and draft is not None:
+                context.book = context.book._replace(restarts=(*context.book.restarts, *reasons))
+            if self.following is not None:
+                self._look_ahead(context, facts.timestep, inputs)
+            if phase == "ESTIMATE" and draft is not None:
                 results = draft
             else:
                 del draft
-                results = yield self._call(context, verdict, inputs, carries)
-            if self._is_lagged and "decision" in compiled.programs[verdict].results:  # of the step after this one
-                *results, error = results
-                context.readback.start(error)
+                results = yield self._call(context, phase, inputs, carries)
+            if self._is_lagged and context.prefix is None:  # the phase's own error, of the step after this one
+                results = self._with_error(context, phase, results)
             outputs = context.owned(results)
-            context.ran(verdict)
+            context.ran(phase)
             return compiled.unflatten(outputs)
         except BaseException:
             if context is not None:
@@ -187,17 +183,23 @@ class Driver:
             return None
         return timestep_ends(inputs[index])
 
-    def _take(self, context: Context, decision: Decision) -> None:
-        """The book and the direction that a decision left."""
-        if decision.sign != self.contexts.sign:
-            way = "rises" if decision.sign < 0 else "falls"
-            log.info("%s: the timestep %s from noise to image in this sampler", self.name, way)
-            self.contexts.sign = decision.sign
+    def _decide(self, context: Context, facts: Facts) -> Decision:
+        """Decide by the facts; the book and the direction that come of it are kept."""
+        contexts, schedule = self.contexts, self._schedule
+        decision = decide(context.book, schedule, self._host_numbers, facts)
+        if decision.begins and self.programs.has_changed():
+            decision = decide(context.book, schedule, self._host_numbers, facts._replace(model_changed=True))
+        if decision.sign != contexts.sign:
+            contexts.sign = decision.sign
+            log.info("%s: the timestep %s from noise to image in this sampler", self.name, "rises" if decision.sign < 0 else "falls")
         if decision.begins:
-            self.warned.at_the_end(context.record(), self._schedule)
+            self.warned.at_the_end(context.record(), schedule)
             context.begin(decision.book)
         else:
             context.book = decision.book
+        if decision.book.step == self._too_many:
+            self.warned.of_step(schedule, decision.book.step)
+        return decision
 
     def _begin_anew(self, context: Context, restart: Restart, reasons: list[Reason]) -> None:
         """Log and count a restart, and drop what it says does not hold."""
@@ -214,9 +216,15 @@ class Driver:
         return bound.run, bound.arguments(inputs, carries)
 
     def _known(
-        self, phase: str, context: Context, inputs: Sequence[Tensor], carries: dict[str, Tensor], ends: tuple[float, float] | None
+        self,
+        phase: str,
+        context: Context,
+        inputs: Sequence[Tensor],
+        carries: dict[str, Tensor],
+        ends: tuple[float, float] | None,
+        number: int,
     ) -> tuple[dict[str, Tensor] | None, float | None]:
-        """The hoisted values of a phase, None where its program has to run; and the timestep that they are for, where no host saw it."""
+        """The hoisted values of step `number`, None where the phase has to run; and the timestep they are for, where no host saw it."""
         hoisted = context.hoisted
         if phase == "INVARIANT":
             return (hoisted.invariants if hoisted.hold(context.conditioning(inputs)) else None), None
@@ -239,8 +247,9 @@ class Driver:
         if ends is not None:
             row = table.row_of.get(ends[1]) if ends[0] == ends[1] else None
             return (None if row is None else table.rows[row]), None
-        row = context.book.step  # the timestep comes to the host with the decision, which checks this
-        return (table.rows[row], table.order[row]) if row < len(table.order) else (None, None)
+        if number >= len(table.order):
+            return None, None
+        return table.rows[number], table.order[number]  # the timestep comes to the host with the decision, which checks this
 
     def _speculates(self, context: Context) -> bool:
         """Whether ESTIMATE runs while the decision travels to the host."""
@@ -250,26 +259,26 @@ class Driver:
             return self._speculate
         return context.is_cuda and context.compiled.plan.state_bytes <= SPECULATION_LIMIT
 
-    def _measured(self, context: Context, facts: Facts, clock: tuple[float, float, float]) -> Facts:
+    def _measured(self, context: Context, clock: ClockValues) -> Facts:
         """Wait for the decision's numbers: the error and the timestep come in one transfer."""
         expected = context.readback.expected_timestep
         eps, *ends = context.readback.wait()
         return Facts(
             timestep=ends[0] if ends else None,
-            sign=facts.sign,
+            sign=self.contexts.sign,
             eps=eps,
             clock=clock,
             as_prepared=expected is None or {*ends} == {expected},
             hoists=bool(context.hoisted_phases),
         )
 
-    def _decide(self, context: Context, facts: Facts) -> Decision:
-        numbers = self._host_numbers
-        self.warned.of_step(self._schedule, context.book.step)
-        decided = decide(context.book, self._schedule, numbers, facts)
-        if decided.begins and self.programs.has_changed():
-            decided = decide(context.book, self._schedule, numbers, facts._replace(model_changed=True))
-        return decided
+    def _with_error(self, context: Context, phase: str, results: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The outputs of a program; where it measures its own error, that goes on its way to the host."""
+        if "decision" not in context.compiled.programs[phase].results:
+            return results
+        *outputs, error = results
+        context.readback.start(error)
+        return outputs
 
     def _look_ahead(self, context: Context, timestep: float | None, inputs: Sequence[Tensor]) -> None:
         """After the leading steps of a generation, note the timesteps that the others will have."""

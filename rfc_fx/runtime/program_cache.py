@@ -124,11 +124,7 @@ class ProgramCache:
 
     def _holds(self, key: Key, leaves: list[Any]) -> bool:
         """Whether the values that a forward read are in `leaves` what they were when this set was made."""
-        decided = self._decided[key]
-        if not all(seen.equals(leaves[position]) for position, seen in decided.items()):
-            return False
-        self._decided[key] = {position: Seen.now(leaves[position]) for position in decided}
-        return True
+        return all(seen.equals(leaves[position]) for position, seen in self._decided[key].items())
 
     def _use(self, key: Key) -> BuiltSet:
         """The set of a key, which is now the one used last."""

@@ -17,6 +17,11 @@ class StepsMismatchWarning(UserWarning):
     """A generation has another number of steps than its full steps were placed for (`rfc.Placed`: `rfc.Chebyshev`, `rfc.MagCache`)."""
 
 
+def num_steps(schedule: Schedule) -> int:
+    """Steps of a generation that full steps were placed for; -1 where any number will do."""
+    return schedule.of if isinstance(schedule, Placed) else -1
+
+
 class Warned:
     """What a model has warned of, and how it does."""
 
@@ -36,16 +41,15 @@ class Warned:
             self.of_length(schedule, record.step)
 
     def of_step(self, schedule: Schedule, step: int) -> None:
-        """Warn where step number `step` comes and full steps were placed for fewer."""
-        if isinstance(schedule, Placed) and step == schedule.of:
-            self.of_length(schedule, schedule.of + 1, " or more")
+        """Warn where a generation has come to more steps than its full steps were placed for."""
+        self.of_length(schedule, step, " or more")
 
     def of_length(self, schedule: Schedule, steps: int, more: str = "") -> None:
         """Warn where full steps were placed for generations of another length than `steps` (or `more`)."""
-        if isinstance(schedule, Placed) and steps != schedule.of:
+        if num_steps(schedule) not in (-1, steps):
             self._once(
                 StepsMismatchWarning,
-                f"a generation of {steps}{more} steps, but the full steps were placed for one of {schedule.of}; "
+                f"a generation of {steps}{more} steps, but the full steps were placed for one of {num_steps(schedule)}; "
                 "pass the number of calls of a generation as `steps` of the method",
             )
 
