@@ -29,7 +29,7 @@ from rfc_export.manifest import WEIGHTS, TensorSpec
 from rfc_export.parity import TOLERANCE, compare
 from rfc_export.parity import moved as moved_call
 from rfc_export.portable import Portable
-from rfc_export.runtime import _Doubled
+from rfc_export.runtime import EngineContext
 
 pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
 pytestmark = pytest.mark.onnx
@@ -155,7 +155,7 @@ def test_state_that_does_not_change_places_is_found(
 
     engine = rfc_export.load(onnx_digits)
     check_parity(engine, twin, digits_inputs)
-    monkeypatch.setattr(_Doubled, "flip", lambda self, context, returned: None)
+    monkeypatch.setattr(EngineContext, "ran", lambda self, phase: None)
     with pytest.raises(ExportError, match=r"of the engine is off by|the engine decided"):
         check_parity(rfc_export.load(onnx_digits), twin, digits_inputs)
 
