@@ -10,10 +10,10 @@ from rfc.estimators.predicted import Predicted
 from rfc.estimators.relational import RFE, Projective
 from rfc.estimators.taylor import Hermite, Reuse, Taylor
 from rfc.generation import Generation
-from rfc.method import CachingMethod, FullCompute, Method
-from rfc.placement.chebyshev import Chebyshev
-from rfc.placement.log_snr import LogSNR
-from rfc.placement.magcache import MagCache
+from rfc.method import Method
+from rfc.placement.chebyshev import Chebyshev, ChebyshevPlaced
+from rfc.placement.log_snr import LogSNR, LogSNRPlaced
+from rfc.placement.magcache import MagCache, MagnitudePlaced, magnitude_ratios
 from rfc.predictor import PredictorError
 from rfc.presets import PRESETS, preset
 from rfc.published import (
@@ -24,6 +24,7 @@ from rfc.published import (
     DisCa,
     DuCa,
     FirstBlockCache,
+    FullCompute,
     HiCache,
     NewtonRCS,
     SpeCa,
@@ -49,8 +50,8 @@ __all__ = [
     "RFE",
     "Aligned",
     "AnchorChange",
-    "CachingMethod",
     "Chebyshev",
+    "ChebyshevPlaced",
     "Clock",
     "DeltaDiT",
     "DiCache",
@@ -65,7 +66,9 @@ __all__ = [
     "HiCache",
     "Listed",
     "LogSNR",
+    "LogSNRPlaced",
     "MagCache",
+    "MagnitudePlaced",
     "Method",
     "Newton",
     "NewtonRCS",
@@ -88,5 +91,6 @@ __all__ = [
     "Tokens",
     "Verified",
     "combine",
+    "magnitude_ratios",
     "preset",
 ]

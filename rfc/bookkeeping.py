@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rfc.schedules.base import Numbers, Phase, Schedule, clock_at
+from rfc.phase import PhaseName
+from rfc.schedules.base import Numbers, Schedule, clock_at
 from rfc.state import Clock
 
 
@@ -62,7 +63,7 @@ ClockValues = tuple[float, float, float]
 class Book(NamedTuple):
     """What one generation did and where it stands, for one context. A value: every step makes a new one."""
 
-    phases: tuple[Phase, ...] = ()
+    phases: tuple[PhaseName, ...] = ()
     eps: tuple[float | None, ...] = ()
     totals: tuple[float | None, ...] = ()
     """The accumulated error at the moment of each decision, this step's eps included."""
@@ -176,7 +177,7 @@ def count(book: Book, schedule: Schedule, numbers: Numbers, eps: float | None, t
         index = _decided(schedule, numbers, book.step, counts.since + 1, total)
     else:
         index = _planned(schedule, book.step, counts.since + 1)
-    phase, last = schedule.phases[index], book.timestep
+    phase, last = schedule.branches[index], book.timestep
     return Book(
         (*book.phases, phase),
         (*book.eps, eps if known else None),

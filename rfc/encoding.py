@@ -1,9 +1,10 @@
-"""Methods as JSON: estimator and schedule by name and fields, rebuilt from the package's own classes only."""
+"""Methods as JSON: estimator and schedule by name and fields; nothing is imported to rebuild them."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from rfc.estimators.newton import Newton
 from rfc.estimators.predicted import Predicted
 from rfc.estimators.relational import RFE, Projective
 from rfc.estimators.taylor import Hermite, Reuse, Taylor
-from rfc.granularity import parse_granularity
-from rfc.method import CachingMethod, Method, placement
-from rfc.schedules.base import Schedule
+from rfc.method import Method
+from rfc.placement.chebyshev import ChebyshevPlaced
+from rfc.placement.log_snr import LogSNRPlaced
+from rfc.placement.magcache import MagnitudePlaced
 from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
 from rfc.schedules.fixed import Every, Listed, Phased, Placed
 from rfc.schedules.rcs import RCS
@@ -29,87 +31,123 @@ class EncodingError(ValueError):
     """A method that JSON cannot hold, or JSON that no method is."""
 
 
-ESTIMATOR_KINDS = (Reuse, Taylor, Hermite, Newton, RFE, Projective, Aligned, Predicted, Stored)
-ESTIMATORS: dict[str, type[Estimator]] = {kind.__name__: kind for kind in ESTIMATOR_KINDS}
-SCHEDULE_KINDS = (Every, Listed, Placed, Phased, RCS, AnchorChange, StepChange, ProbeChange, Verified)
-SCHEDULES: dict[str, type[Schedule]] = {kind.__name__: kind for kind in SCHEDULE_KINDS}
-TOKENS: dict[str, type[Tokens]] = {"Tokens": Tokens}
-KNOWN: dict[str, Any] = ESTIMATORS | SCHEDULES | TOKENS
-PLACEMENT = ("granularity", "probe", "tokens")
-"""Where a method applies, in the manifest only where it says so."""
+ESTIMATORS = (Reuse, Taylor, Hermite, Newton, RFE, Projective, Aligned, Predicted, Stored)
+SCHEDULES = (
+    Every,
+    Listed,
+    Placed,
+    Phased,
+    RCS,
+    AnchorChange,
+    StepChange,
+    ProbeChange,
+    Verified,
+    ChebyshevPlaced,
+    LogSNRPlaced,
+    MagnitudePlaced,
+)
+OWN = (*ESTIMATORS, *SCHEDULES, Tokens)
+OPTIONAL = ("granularity", "probe", "tokens", "name")
+"""Fields of a method that are left out where they are at their defaults."""
 
 
-def encode_method(method: CachingMethod) -> dict[str, Any]:
-    """Return {"estimator": ..., "schedule": ...}; EncodingError for parts that are not this package's: nobody could rebuild them."""
-    where = placement(method)
-    return {
-        "estimator": _encode(method.estimator),
-        "schedule": _encode(method.schedule),
-        **({"granularity": where.granularity} if where.granularity is not None else {}),
-        **({"probe": where.probe} if where.probe else {}),
-        **({"tokens": _encode(where.tokens)} if where.tokens is not None else {}),
-    }
+def encode_method(method: Method) -> dict[str, Any]:
+    """Return {"estimator": ..., "schedule": ...} with what else the method says; EncodingError for settings that JSON cannot hold.
+
+    Parts of other classes than the package's are named by import path ("package.module:Class"); `decode_method` wants those classes.
+    """
+    encoded = {"estimator": _encode(method.estimator), "schedule": _encode(method.schedule)}
+    for field in fields(method):
+        if field.name in OPTIONAL and (value := getattr(method, field.name)) != field.default:
+            encoded[field.name] = _encode_value("method." + field.name, value)
+    return encoded
 
 
-def decode_method(encoded: dict[str, Any]) -> Method:
-    """The method again; EncodingError for what no method is."""
-    if not {"estimator", "schedule"} <= set(encoded) <= {"estimator", "schedule", *PLACEMENT}:
+def decode_method(encoded: dict[str, Any], classes: Iterable[type] = ()) -> Method:
+    """The method again; EncodingError for what no method is.
+
+    Nothing is imported: only the package's classes are made, and those in `classes`.
+    """
+    if not {"estimator", "schedule"} <= set(encoded) <= {"estimator", "schedule", *OPTIONAL}:
         raise EncodingError(f"method: expected estimator and schedule, got {', '.join(sorted(encoded)) or 'nothing'}")
-    estimator = _decode("method.estimator", encoded["estimator"], ESTIMATORS)
-    schedule = _decode("method.schedule", encoded["schedule"], SCHEDULES)
-    where = {name: encoded[name] for name in PLACEMENT if name in encoded}
-    if "tokens" in where:
-        where["tokens"] = _decode("method.tokens", where["tokens"], TOKENS)
+    foreign = tuple(classes)
+    settings = {name: encoded[name] for name in OPTIONAL if name in encoded}
+    if "tokens" in settings:
+        settings["tokens"] = _decode("method.tokens", settings["tokens"], (Tokens,), ())
+    estimator = _decode("method.estimator", encoded["estimator"], ESTIMATORS, foreign)
+    schedule = _decode("method.schedule", encoded["schedule"], SCHEDULES, foreign)
     try:
-        if "granularity" in where:
-            parse_granularity(where["granularity"])
-        return Method(estimator=estimator, schedule=schedule, **where)
-    except ValueError as error:
+        return Method(estimator=estimator, schedule=schedule, **settings)
+    except (TypeError, ValueError) as error:
         raise EncodingError(f"method: {error}") from error
 
 
+def classes_of(method: Method) -> list[type]:
+    """The classes of the method's parts that are not the package's own."""
+    estimator = method.estimator
+    parts = (estimator, method.schedule, *((estimator.estimator,) if isinstance(estimator, Stored) else ()))
+    return [type(part) for part in parts if type(part) not in OWN]
+
+
+def _path(kind: type) -> str:
+    return kind.__name__ if kind in OWN else f"{kind.__module__}:{kind.__qualname__}"
+
+
 def _encode(part: Any) -> dict[str, Any]:
-    name = type(part).__name__
-    if KNOWN.get(name) is not type(part):
-        known = ", ".join(KNOWN)
-        raise EncodingError(f"{part!r} is of a class of its own; what can be rebuilt is {known}")
-    return {"type": name, **{field.name: _encode_value(getattr(part, field.name)) for field in fields(part)}}
+    path = _path(type(part))
+    if not is_dataclass(part):
+        raise EncodingError(f"{path} is no dataclass, so its settings are not known; make it a @dataclass(frozen=True, kw_only=True)")
+    return {
+        "type": path,
+        **{field.name: _encode_value(f"{path}.{field.name}", getattr(part, field.name)) for field in fields(part) if field.init},
+    }
 
 
-def _encode_value(value: Any) -> Any:
+def _encode_value(where: str, value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
-    if isinstance(value, float) and math.isinf(value):
-        return "inf"
-    if isinstance(value, tuple):
-        return list(value)
-    return _encode(value) if type(value).__name__ in KNOWN else value
+    if isinstance(value, float) and not math.isfinite(value):
+        if math.isnan(value):
+            raise EncodingError(f"{where}: expected a number, got nan")
+        return "inf" if value > 0 else "-inf"
+    if isinstance(value, tuple | list):
+        return [_encode_value(where, entry) for entry in value]
+    if isinstance(value, Estimator | Tokens):
+        return _encode(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise EncodingError(f"{where}: JSON holds numbers, texts and lists of them, got {value!r}")
 
 
-def _decode(where: str, encoded: Any, known: dict[str, Any]) -> Any:
-    got = encoded.get("type") if isinstance(encoded, dict) else encoded
-    if not isinstance(encoded, dict) or not isinstance(got, str) or got not in known:
-        raise EncodingError(f"{where}: type must be one of {', '.join(known)}, got {got!r}")
-    kind = known[encoded["type"]]
-    given = {name: value for name, value in encoded.items() if name != "type"}
-    wanted = {field.name for field in fields(kind)}
-    if set(given) != wanted:
-        raise EncodingError(f"{where}: {encoded['type']} has the fields {', '.join(sorted(wanted))}, got {', '.join(sorted(given))}")
-    for field in fields(kind):
-        if field.type == "bool" and not isinstance(given[field.name], bool):
-            raise EncodingError(f"{where}.{field.name}: expected true or false, got {given[field.name]!r}")
+def _decode(where: str, encoded: Any, own: tuple[type, ...], foreign: tuple[type, ...]) -> Any:
+    path = encoded.get("type") if isinstance(encoded, dict) else encoded
+    known = {_path(kind): kind for kind in (*own, *foreign)}
+    if not isinstance(encoded, dict) or not isinstance(path, str) or path not in known:
+        if isinstance(path, str) and ":" in path:
+            raise EncodingError(f"{where}: {path} is a class outside of rfc; import it yourself and pass it as one of classes=[...]")
+        raise EncodingError(f"{where}: type must be one of {', '.join(map(_path, own))}, got {path!r}")
+    kind: Any = known[path]
+    settings = {name: value for name, value in encoded.items() if name != "type"}
+    expected = {field.name: field for field in fields(kind) if field.init}
+    if set(settings) != set(expected):
+        raise EncodingError(f"{where}: {path} has the fields {', '.join(sorted(expected))}, got {', '.join(sorted(settings))}")
+    for name, value in settings.items():
+        if expected[name].type in ("bool", bool) and not isinstance(value, bool):
+            raise EncodingError(f"{where}.{name}: expected true or false, got {value!r}")
     try:
-        return kind(**{name: _decode_value(f"{where}.{name}", name, value) for name, value in given.items()})
+        return kind(**{name: _decode_value(f"{where}.{name}", name, value, foreign) for name, value in settings.items()})
     except (TypeError, ValueError) as error:
         raise EncodingError(f"{where}: {error}") from error
 
 
-def _decode_value(where: str, name: str, value: Any) -> Any:
+def _decode_value(where: str, name: str, value: Any, foreign: tuple[type, ...]) -> Any:
     if name == "estimator":
-        return _decode(where, value, ESTIMATORS)
+        return _decode(where, value, ESTIMATORS, foreign)
     if name in ("differences", "outputs") and isinstance(value, str):
         return dtype_of(where, value)
-    return math.inf if value == "inf" else value
+    if isinstance(value, list):
+        return tuple(_decode_value(where, "", entry, foreign) for entry in value)
+    return {"inf": math.inf, "-inf": -math.inf}[value] if value in ("inf", "-inf") else value
 
 
 DTYPES: dict[str, torch.dtype] = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rfc.bookkeeping import Book, ClockValues, absorb, arrive, clock_values, continues, count, learn, never_skipped, successor
-from rfc.schedules.base import Numbers, Phase, Schedule
+from rfc.phase import PhaseName
+from rfc.schedules.base import Numbers, Schedule
 
 
 @dataclass
@@ -17,7 +18,7 @@ class Generation:
     """What decided the latest step."""
 
     @property
-    def phases(self) -> list[Phase]:
+    def phases(self) -> list[PhaseName]:
         """The phase of every step."""
         return list(self.book.phases)
 
@@ -70,7 +71,7 @@ class Generation:
         """(k, N, n) of the coming step, in the unit of the schedule; see `rfc.state.Clock`."""
         return clock_values(self.book, schedule)
 
-    def decide(self, schedule: Schedule, numbers: Numbers, eps: float | None, timestep: float | None) -> Phase:
+    def decide(self, schedule: Schedule, numbers: Numbers, eps: float | None, timestep: float | None) -> PhaseName:
         """Return the phase of the coming step and count it. `eps` is the schedule's error at this step, None without data."""
         self.book, self.schedule = count(self.book, schedule, numbers, eps, timestep), schedule
         return self.book.phases[-1]

@@ -1,70 +1,76 @@
-"""Methods: an estimator, a schedule, and where they apply. The object is the configuration; it is checked when made."""
+"""Method: an estimator, a schedule, and where they apply. The object is the configuration; it is checked when made."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 from rfc.estimators.base import Estimator
-from rfc.estimators.taylor import Reuse
+from rfc.granularity import parse_granularity
 from rfc.schedules.base import Schedule, checked_count
-from rfc.schedules.fixed import Every
 from rfc.token_selection import Tokens, check_tokens
 
 
-@runtime_checkable
-class CachingMethod(Protocol):
-    """Anything with an estimator and a schedule; where it applies is `placement`."""
-
-    @property
-    def estimator(self) -> Estimator: ...
-    @property
-    def schedule(self) -> Schedule: ...
-
-
-class Placement(NamedTuple):
-    """Where a method applies."""
-
-    granularity: str | None
-    """What one estimate stands for ("module", "block", "stack", "output", "blocks[1:]"); None leaves the choice open."""
-    probe: int
-    """Leading blocks that every step computes, so that what they add to the stream is the input I; 0: I is the first site's own."""
-    tokens: Tokens | None = None
-    """Which tokens PARTIAL steps compute; None for a schedule that has none."""
-
-
-def placement(method: CachingMethod) -> Placement:
-    """Where the method applies: its `granularity`, `probe` and `tokens`, where it has them."""
-    return Placement(getattr(method, "granularity", None), getattr(method, "probe", 0), getattr(method, "tokens", None))
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Method:
-    """Any estimator with any schedule, e.g. `Method(estimator=Projective(order=2), schedule=RCS(tau=0.2))`; see `Placement`."""
+    """Any estimator with any schedule, e.g. `Method(estimator=Projective(order=2), schedule=RCS(tau=0.2))`.
+
+    The published methods (`rfc.RFC`, `rfc.TaylorSeer`, ...) are functions that return one. Methods are equal where all of this is.
+    """
 
     estimator: Estimator
     schedule: Schedule
     granularity: str | None = None
+    """What one estimate stands for ("module", "block", "stack", "output", "blocks[1:]"); None leaves the choice open."""
     probe: int = 0
+    """Leading blocks that every step computes, so that what they add to the stream is the input I; 0: I is the first site's own."""
     tokens: Tokens | None = None
+    """Which tokens PARTIAL steps compute; None for a schedule that has none."""
+    name: str = "Method"
+    """As it stands in tables and messages."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.estimator, Estimator):
             raise TypeError(f"Method: estimator must be an rfc Estimator such as rfc.Taylor(order=1), got {self.estimator!r}")
         if not isinstance(self.schedule, Schedule):
             raise TypeError(f"Method: schedule must be an rfc Schedule such as rfc.Every(interval=4), got {self.schedule!r}")
+        if not isinstance(self.name, str) or not self.name:
+            raise TypeError(f"Method: name must be a text such as 'TaylorSeer', got {self.name!r}")
+        if self.granularity is not None:
+            parse_granularity(self.granularity)
         checked_count("Method", "probe", self.probe, 0)
-        check_tokens(self.estimator, self.schedule.phases, self.tokens)
+        check_tokens(self.estimator, self.schedule.branches, self.tokens)
+
+    def __repr__(self) -> str:
+        return expression(self)
+
+    def with_schedule(self, schedule: Schedule) -> Method:
+        """The method with another schedule."""
+        return replace(self, schedule=schedule)
+
+    def with_threshold(self, threshold: float) -> Method:
+        """The method with another threshold of its schedule; ValueError for one that decides without."""
+        return self.with_schedule(self.schedule.with_threshold(threshold))
+
+    def with_nfc(self, nfc: int | None) -> Method:
+        """The method with that many full steps (None: its default); ValueError for one that places none."""
+        return self.with_schedule(self.schedule.with_nfc(nfc))
+
+    def exercised(self) -> Method:
+        """The method with a schedule that reaches every phase within a few steps, on the same programs."""
+        return self.with_schedule(self.schedule.exercised())
 
 
-@dataclass(frozen=True, kw_only=True)
-class FullCompute:
-    """Every step in full: the model itself, with the bookkeeping of a method around it."""
+def programs_of(method: Method) -> tuple[Any, ...]:
+    """What the programs are made from: methods for which this is equal run on the same ones."""
+    return method.estimator, method.schedule.in_graph, method.granularity, method.probe, method.tokens
 
-    @property
-    def estimator(self) -> Estimator:
-        return Reuse()
 
-    @property
-    def schedule(self) -> Schedule:
-        return Every(interval=1, warmup=1)
+def expression(value: Any) -> str:
+    """The call that makes a frozen dataclass, without the settings that are at their defaults; the repr of anything else."""
+    if not isinstance(value, Method) and not (is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.repr):  # type: ignore[attr-defined]
+        return repr(value)
+    settings = {field.name: getattr(value, field.name) for field in fields(value) if field.repr}
+    defaults = {field.name: field.default for field in fields(value)}
+    shown = (f"{name}={expression(setting)}" for name, setting in settings.items() if setting != defaults[name])
+    return f"{type(value).__name__}({', '.join(shown)})"

@@ -1,412 +1,192 @@
-"""The published methods, each with its published settings."""
+"""The published methods, each with its published settings: functions that return an `rfc.Method`."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 from rfc.estimators.aligned import Aligned
-from rfc.estimators.base import Estimator
 from rfc.estimators.newton import Newton
 from rfc.estimators.predicted import Predicted
 from rfc.estimators.relational import RFE
 from rfc.estimators.taylor import Hermite, Reuse, Taylor
+from rfc.method import Method
 from rfc.predictor import checksum
-from rfc.schedules.base import Schedule, checked_count
+from rfc.schedules.base import checked_count
 from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
 from rfc.schedules.fixed import Every, Listed, Phased
 from rfc.schedules.rcs import RCS
 from rfc.schedules.verified import Verified
-from rfc.token_selection import Grid, Score, Tokens, countdown
+from rfc.token_selection import Tokens, countdown
 
 
-class Checked(ABC):
-    """A method whose settings are checked when it is made, by making what they are for."""
-
-    def __post_init__(self) -> None:
-        _ = self.schedule, self.estimator
-
-    @property
-    @abstractmethod
-    def estimator(self) -> Estimator: ...
-
-    @property
-    @abstractmethod
-    def schedule(self) -> Schedule: ...
+def FullCompute() -> Method:
+    """Every step in full: the model itself, with the bookkeeping of a method around it."""
+    return Method(estimator=Reuse(), schedule=Every(interval=1, warmup=1), name="FullCompute")
 
 
-class EveryNth(Checked):
-    """What methods with an `interval` and leading full steps (`warmup`) share; their fields are their own."""
-
-    interval: int
-    warmup: int
-
-    @property
-    def schedule(self) -> Schedule:
-        return Every(interval=self.interval, warmup=self.warmup)
-
-
-class Reusing:
-    """What methods share that keep the last output or residual as it is."""
-
-    @property
-    def estimator(self) -> Estimator:
-        return Reuse()
-
-
-@dataclass(frozen=True, kw_only=True)
-class FORA(Reusing, EveryNth):
+def FORA(*, interval: int = 4, warmup: int = 2) -> Method:
     """Reuse of attention and MLP outputs between every `interval`-th step (arXiv 2407.01425)."""
-
-    interval: int = 4
-    warmup: int = 2
+    return Method(estimator=Reuse(), schedule=Every(interval=interval, warmup=warmup), name="FORA")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaylorSeer(EveryNth):
+def TaylorSeer(*, interval: int = 4, order: int = 2, warmup: int = 2) -> Method:
     """Taylor forecast of attention and MLP outputs between every `interval`-th step (arXiv 2503.06923)."""
-
-    interval: int = 4
-    order: int = 2
-    warmup: int = 2
-
-    @property
-    def estimator(self) -> Estimator:
-        return Taylor(order=self.order)
+    return Method(estimator=Taylor(order=order), schedule=Every(interval=interval, warmup=warmup), name="TaylorSeer")
 
 
-@dataclass(frozen=True, kw_only=True)
-class HiCache(EveryNth):
-    """TaylorSeer with scaled Hermite polynomials (arXiv 2508.16984)."""
-
-    interval: int = 4
-    order: int = 2
-    sigma: float = 0.5
-    warmup: int = 2
-
-    @property
-    def estimator(self) -> Estimator:
-        return Hermite(order=self.order, sigma=self.sigma)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaylorSeerLite(EveryNth):
+def TaylorSeerLite(*, interval: int = 4, order: int = 2, warmup: int = 2) -> Method:
     """TaylorSeer of the last block's output alone: a skipped step runs no block (arXiv 2503.06923, the Lite form of its code)."""
-
-    interval: int = 4
-    order: int = 2
-    warmup: int = 2
-
-    @property
-    def estimator(self) -> Estimator:
-        return Taylor(order=self.order)
-
-    @property
-    def granularity(self) -> str:
-        return "output"
+    schedule = Every(interval=interval, warmup=warmup)
+    return Method(estimator=Taylor(order=order), schedule=schedule, granularity="output", name="TaylorSeerLite")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpeCa(Checked):
-    """Taylor drafts, of which the last block is verified; a bad one makes the next step full (arXiv 2509.11628; `Verified`)."""
-
-    base: float = 0.1
-    decay: float = 0.01
-    floor: float = 0.01
-    min_drafts: int = 2
-    max_drafts: int = 5
-    order: int = 4
-    enhanced: int = 3
-    steps: int = 50
-
-    @property
-    def estimator(self) -> Estimator:
-        return Taylor(order=self.order)
-
-    @property
-    def schedule(self) -> Schedule:
-        return Verified(
-            base=self.base,
-            decay=self.decay,
-            floor=self.floor,
-            min_drafts=self.min_drafts,
-            max_drafts=self.max_drafts,
-            enhanced=self.enhanced,
-            steps=self.steps,
-        )
+def HiCache(*, interval: int = 4, order: int = 2, sigma: float = 0.5, warmup: int = 2) -> Method:
+    """TaylorSeer with scaled Hermite polynomials (arXiv 2508.16984)."""
+    return Method(estimator=Hermite(order=order, sigma=sigma), schedule=Every(interval=interval, warmup=warmup), name="HiCache")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RFC(Checked):
+def DeltaDiT(*, interval: int = 3, first: int = 1, last: int | None = None, warmup: int = 1) -> Method:
+    """Reuse of what a range of blocks adds to the stream; the others always run (Delta-DiT, arXiv 2406.01125; DeepCache's analogue).
+
+    `first` is the first block of the range, `last` the block after it (None: to the end).
+    """
+    blocks = f"blocks[{first}:{'' if last is None else last}]"
+    return Method(estimator=Reuse(), schedule=Every(interval=interval, warmup=warmup), granularity=blocks, name="DeltaDiT")
+
+
+def RFC(*, tau: float = 0.1, order: int = 1, warmup: int = 3) -> Method:
     """Relational feature caching: RFE of order m with RCS of threshold tau (arXiv 2602.19506, sections 3.2 and 3.3).
 
     `tau` is the one knob: larger skips more. It has no unit (an accumulated relative L1 error) and differs per model and
     number of steps; calibrate it to the number of full computations (NFC) you can afford. `warmup` leading steps are full.
     """
-
-    tau: float = 0.1
-    order: int = 1
-    warmup: int = 3
-
-    @property
-    def estimator(self) -> Estimator:
-        return RFE(order=self.order)
-
-    @property
-    def schedule(self) -> Schedule:
-        return RCS(tau=self.tau, warmup=self.warmup, order=self.order)
+    return Method(estimator=RFE(order=order), schedule=RCS(tau=tau, warmup=warmup, order=order), name="RFC")
 
 
-@dataclass(frozen=True, kw_only=True)
-class NewtonRCS(Checked):
+def NewtonRCS(*, tau: float = 0.15, order: int = 2, warmup: int = 1) -> Method:
     """RCS decides from the first step on; Newton's polynomial through the full steps it chose is the forecast. Not in the papers.
 
     What it takes from RFC is the schedule (arXiv 2602.19506, section 3.3), with one leading full step in place of several neighbouring
     ones: differences over a gap of one step say little about the many steps after it. In the place of the estimate stands the polynomial
     that is exact over the unequal gaps RCS leaves (`Newton`). A skipped step needs no site's input, so it is one pass over the state.
-    `tau` as in `RFC`. Measured: a third of the error of TaylorSeer on one model, more than that on another (README, "How good"):
-    a polynomial does not know how far the input has moved, `RFE` does. Try it on yours before relying on it.
+    `tau` as in `RFC`. Measured: a third of the error of TaylorSeer on one model, more than that on another: a polynomial does not know how
+    far the input has moved, `RFE` does. Try it on yours before relying on it.
     """
-
-    tau: float = 0.15
-    order: int = 2
-    warmup: int = 1
-
-    @property
-    def estimator(self) -> Estimator:
-        return Newton(order=self.order)
-
-    @property
-    def schedule(self) -> Schedule:
-        return RCS(tau=self.tau, warmup=self.warmup)
+    return Method(estimator=Newton(order=order), schedule=RCS(tau=tau, warmup=warmup), name="NewtonRCS")
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeltaDiT(Reusing, EveryNth):
-    """Reuse of what a range of blocks adds to the stream; the others always run (Delta-DiT, arXiv 2406.01125; DeepCache's analogue)."""
+def SpeCa(
+    *,
+    base: float = 0.1,
+    decay: float = 0.01,
+    floor: float = 0.01,
+    min_drafts: int = 2,
+    max_drafts: int = 5,
+    order: int = 4,
+    enhanced: int = 3,
+    num_steps: int = 50,
+) -> Method:
+    """Taylor drafts, of which the last block is verified; a bad one makes the next step full (arXiv 2509.11628; `Verified`)."""
+    schedule = Verified(
+        base=base,
+        decay=decay,
+        floor=floor,
+        min_drafts=min_drafts,
+        max_drafts=max_drafts,
+        enhanced=enhanced,
+        num_steps=num_steps,
+    )
+    return Method(estimator=Taylor(order=order), schedule=schedule, name="SpeCa")
 
-    interval: int = 3
-    first: int = 1
-    """The first block of the range."""
-    last: int | None = None
-    """The block after the range; None: to the end."""
-    warmup: int = 1
 
-    @property
-    def granularity(self) -> str:
-        return f"blocks[{self.first}:{'' if self.last is None else self.last}]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeaCache(Reusing):
+def TeaCache(
+    *, threshold: float = 0.1, coefficients: Sequence[float] = (1.0, 0.0), warmup: int = 1, num_steps: int | None = None
+) -> Method:
     """Reuse of the whole stack's residual, until the first input has changed enough step by step (arXiv 2411.19108; `StepChange`).
 
-    `threshold` and `coefficients` belong to a model; `steps`, where given, makes the last step full as published.
+    `threshold` and `coefficients` belong to a model; `num_steps`, where given, makes the last step full as published.
     """
-
-    threshold: float = 0.1
-    coefficients: Sequence[float] = (1.0, 0.0)
-    warmup: int = 1
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "coefficients", tuple(self.coefficients))
-        _ = self.schedule
-
-    @property
-    def schedule(self) -> Schedule:
-        return StepChange(threshold=self.threshold, coefficients=self.coefficients, warmup=self.warmup, steps=self.steps)
-
-    @property
-    def granularity(self) -> str:
-        return "stack"
+    schedule = StepChange(threshold=threshold, coefficients=tuple(coefficients), warmup=warmup, num_steps=num_steps)
+    return Method(estimator=Reuse(), schedule=schedule, granularity="stack", name="TeaCache")
 
 
-@dataclass(frozen=True, kw_only=True)
-class FirstBlockCache(Reusing):
+def FirstBlockCache(*, threshold: float = 0.05, blocks: int = 1, tail: int = 0, warmup: int = 1) -> Method:
     """The first block always runs; the others' residual is reused while what the first adds stays close to the last full step's.
 
     ParaAttention's First-Block cache, diffusers' `FirstBlockCacheConfig`; cache-dit's DBCache for `blocks` of more (F8B0: 8) and a `tail`
     of last blocks that always run.
     """
-
-    threshold: float = 0.05
-    blocks: int = 1
-    tail: int = 0
-    warmup: int = 1
-
-    def __post_init__(self) -> None:
-        checked_count("FirstBlockCache", "blocks", self.blocks, 1)
-        checked_count("FirstBlockCache", "tail", self.tail, 0)
-        _ = self.schedule
-
-    @property
-    def schedule(self) -> Schedule:
-        return AnchorChange(threshold=self.threshold, warmup=self.warmup)
-
-    @property
-    def granularity(self) -> str:
-        return f"blocks[{self.blocks}:{-self.tail if self.tail else ''}]"
-
-    @property
-    def probe(self) -> int:
-        return self.blocks
+    checked_count("FirstBlockCache", "blocks", blocks, 1)
+    checked_count("FirstBlockCache", "tail", tail, 0)
+    return Method(
+        estimator=Reuse(),
+        schedule=AnchorChange(threshold=threshold, warmup=warmup),
+        granularity=f"blocks[{blocks}:{-tail if tail else ''}]",
+        probe=blocks,
+        name="FirstBlockCache",
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiCache:
+def DiCache(*, threshold: float = 0.4, depth: int = 1, warmup: int = 2, num_steps: int | None = None) -> Method:
     """The first blocks are a probe: they decide, and say how far the stack's residual has moved (arXiv 2508.17356).
 
-    `steps`, where given, makes the last step full; published: the first fifth of the steps too (`warmup` = steps // 5 + 1).
+    `num_steps`, where given, makes the last step full; published: the first fifth of the steps too (`warmup` = num_steps // 5 + 1).
     """
-
-    threshold: float = 0.4
-    depth: int = 1
-    warmup: int = 2
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        checked_count("DiCache", "depth", self.depth, 1)
-        _ = self.schedule
-
-    @property
-    def estimator(self) -> Estimator:
-        return Aligned()
-
-    @property
-    def schedule(self) -> Schedule:
-        return ProbeChange(threshold=self.threshold, warmup=self.warmup, steps=self.steps)
-
-    @property
-    def granularity(self) -> str:
-        return "stack"
-
-    @property
-    def probe(self) -> int:
-        return self.depth
+    checked_count("DiCache", "depth", depth, 1)
+    schedule = ProbeChange(threshold=threshold, warmup=warmup, num_steps=num_steps)
+    return Method(estimator=Aligned(), schedule=schedule, granularity="stack", probe=depth, name="DiCache")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _TokenWise:
-    """What both share; the fields without a word here are those of `Tokens`."""
+def ToCa(*, interval: int = 4, num_steps: int = 50, **tokens: Any) -> Method:
+    """Attention is reused, and of each feed-forward the tokens that receive most attention are computed (arXiv 2410.05317).
 
-    interval: int
-    """N, before it is made longer in the first steps and shorter in the last (`countdown`)."""
-    steps: int = 50
-    ratio: float
-    score: Score
-    freshness: float = 0.25
-    bonus: float
-    grid: Grid | None = None
-    parts: int = 4
-    step_weight: float
-    layer_weight: float
-    emphasis: float = 2.5
-
-    ALTERNATES: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        for name in ("interval", "steps"):
-            checked_count(type(self).__name__, name, getattr(self, name), 1)
-        _ = self.schedule
-
-    @property
-    def tokens(self) -> Tokens:
-        return Tokens(**{field.name: getattr(self, field.name) for field in fields(Tokens)})
-
-    @property
-    def estimator(self) -> Estimator:
-        return Reuse()
-
-    @property
-    def schedule(self) -> Schedule:
-        return _schedule(self.interval, self.steps, self.tokens, self.ALTERNATES)
-
-    @property
-    def granularity(self) -> str:
-        return "module"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ToCa(_TokenWise):
-    """Attention is reused, and of each feed-forward the tokens that receive most attention are computed (arXiv 2410.05317; `Tokens`).
-
-    The defaults are those for DiT with 50 steps of DDIM. As published the number of tokens changes from step to step; here it takes `parts`
-    values. Another `interval` or number of `steps` compiles nothing.
+    `tokens` are settings of `rfc.Tokens`, whose defaults are those for DiT with 50 steps of DDIM. `interval` is N, before it is made longer
+    in the first steps and shorter in the last (`countdown`). As published the number of tokens changes from step to step; here it takes
+    `parts` values. Another `interval` or number of steps compiles nothing.
     """
-
-    interval: int = 4
-    ratio: float = 0.07
-    score: Score = "attention"
-    bonus: float = 0.6
-    step_weight: float = 2.0
-    layer_weight: float = -0.2
+    return _token_wise("ToCa", interval, num_steps, Tokens(**tokens), alternates=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DuCa(_TokenWise):
-    """Between full steps it takes turns: one runs the final layer alone, the next is as ToCa's (arXiv 2412.18911; `Tokens`).
+def DuCa(*, interval: int = 3, num_steps: int = 50, **tokens: Any) -> Method:
+    """Between full steps it takes turns: one runs the final layer alone, the next is as ToCa's (arXiv 2412.18911).
 
     The step before a full one is always as ToCa's: for N = 3 full, final layer, tokens; for N = 4 full, tokens, final layer, tokens.
-    `score`: "value", the paper's V-caching, needs no attention map; "random" is its second version's; "attention" that of its code's README
-    for DiT, of which the other defaults are.
+    `tokens` are settings of `rfc.Tokens`, by default `DUCA_TOKENS`. `score`: "value", the paper's V-caching, needs no attention map;
+    "random" is its second version's; "attention" that of its code's README for DiT, of which the other defaults are.
     """
+    return _token_wise("DuCa", interval, num_steps, Tokens(**{**DUCA_TOKENS, **tokens}), alternates=True)
 
-    interval: int = 3
-    ratio: float = 0.05
-    score: Score = "value"
-    bonus: float = 0.8
-    step_weight: float = 0.4
-    layer_weight: float = 0.8
 
-    ALTERNATES: ClassVar[bool] = True
+DUCA_TOKENS = {"ratio": 0.05, "score": "value", "bonus": 0.8, "step_weight": 0.4, "layer_weight": 0.8}
+
+
+def _token_wise(name: str, interval: int, num_steps: int, tokens: Tokens, *, alternates: bool) -> Method:
+    checked_count(name, "interval", interval, 1)
+    checked_count(name, "num_steps", num_steps, 1)
+    schedule = _phases(interval, num_steps, tokens, alternates)
+    return Method(estimator=Reuse(), schedule=schedule, granularity="module", tokens=tokens, name=name)
 
 
 @lru_cache(maxsize=64)
-def _schedule(interval: int, steps: int, tokens: Tokens, alternates: bool) -> Phased:
+def _phases(interval: int, num_steps: int, tokens: Tokens, alternates: bool) -> Phased:
     """The phase of each step, from how many are left until the next full one: odd PARTIAL, even PARTIAL too, or REUSE (`alternates`)."""
-    chosen = [
-        "FULL" if not left else "REUSE" if alternates and left % 2 == 0 else tokens.phase(step, steps)
-        for step, left in enumerate(countdown(interval, steps))
+    phases = [
+        "FULL" if not left else "REUSE" if alternates and left % 2 == 0 else tokens.phase(step, num_steps)
+        for step, left in enumerate(countdown(interval, num_steps))
     ]
-    return Phased(steps=chosen, phases=("FULL", *tokens.phases, *(("REUSE",) if alternates else ())), period=float(interval))
+    return Phased(phases=phases, branches=("FULL", *tokens.phases, *(("REUSE",) if alternates else ())), period=float(interval))
 
 
-@dataclass(frozen=True, kw_only=True)
-class DisCa:
+def DisCa(*, predictor: str | Path | None, full_steps: Sequence[int] | None = None, interval: int = 2, warmup: int = 1) -> Method:
     """Full steps by a list, or every `interval`-th; between them a predictor in the place of the blocks (arXiv 2602.05449).
 
     `predictor` is the folder of a predictor trained for the model (`python -m benchmarks.train_predictor` makes one); None only in
-    presets. `steps`, where given, are the full ones, counted from 0. Raises PredictorError where the folder holds none.
+    presets. `full_steps`, where given, are counted from 0. The method holds the checksum of the weights as they are when it is made.
+    Raises PredictorError where the folder holds none.
     """
-
-    predictor: str | Path | None
-    steps: Sequence[int] | None = None
-    interval: int = 2
-    warmup: int = 1
-    sha256: str = field(init=False, default="", repr=False)
-    """Of the weights, as they were when the method was made."""
-
-    def __post_init__(self) -> None:
-        if self.steps is not None:
-            object.__setattr__(self, "steps", Listed(steps=self.steps).steps)
-        if self.predictor is not None:
-            object.__setattr__(self, "predictor", str(self.predictor))
-            object.__setattr__(self, "sha256", checksum(Path(self.predictor)))
-        _ = self.schedule
-
-    @property
-    def estimator(self) -> Estimator:
-        return Predicted(folder="" if self.predictor is None else str(self.predictor), sha256=self.sha256)
-
-    @property
-    def schedule(self) -> Schedule:
-        return Every(interval=self.interval, warmup=self.warmup) if self.steps is None else Listed(steps=self.steps)
-
-    @property
-    def granularity(self) -> str:
-        return "output"
+    schedule = Every(interval=interval, warmup=warmup) if full_steps is None else Listed(full_steps=full_steps)
+    folder, sha256 = ("", "") if predictor is None else (str(predictor), checksum(Path(predictor)))
+    return Method(estimator=Predicted(folder=folder, sha256=sha256), schedule=schedule, granularity="output", name="DisCa")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rfc.estimators.base import Coefficients, Estimator
-from rfc.method import CachingMethod, Method, placement
+from rfc.method import Method
 from rfc.state import Clock, SlotSpec, State, scalar_shape
 
 SCALED = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
@@ -106,23 +106,22 @@ def scaled(X: Float[Tensor, "*S D"], dtype: torch.dtype) -> tuple[Tensor, Float[
     return ratio.clamp(-largest, largest).to(dtype), scale
 
 
-def stored(method: CachingMethod, differences: torch.dtype | None, outputs: torch.dtype | None = None) -> CachingMethod:
+def stored(method: Method, differences: torch.dtype | None, outputs: torch.dtype | None = None) -> Method:
     """Return the method with its state kept in these types (`Stored`); the method itself when both are None."""
     if differences is None and outputs is None:
         return method
-    kept = Stored(estimator=method.estimator, differences=differences, outputs=outputs)
-    return Method(estimator=kept, schedule=method.schedule, **placement(method)._asdict())
+    return replace(method, estimator=Stored(estimator=method.estimator, differences=differences, outputs=outputs))
 
 
-def stored_anew(method: CachingMethod, differences: torch.dtype | None) -> CachingMethod:
+def stored_anew(method: Method, differences: torch.dtype | None) -> Method:
     """The method with its differences kept in this type, whatever type they are kept in now; outputs as they are."""
-    if not isinstance(method.estimator, Stored):
+    estimator = method.estimator
+    if not isinstance(estimator, Stored):
         return stored(method, differences)
-    plain = Method(estimator=method.estimator.estimator, schedule=method.schedule, **placement(method)._asdict())
-    return stored(plain, differences, method.estimator.outputs)
+    return stored(replace(method, estimator=estimator.estimator), differences, estimator.outputs)
 
 
-def kept_like(old: CachingMethod, new: CachingMethod) -> CachingMethod:
+def kept_like(old: Method, new: Method) -> Method:
     """The new method with its state kept as that of the old one, unless it says itself how."""
     if isinstance(old.estimator, Stored) and not isinstance(new.estimator, Stored):
         return stored(new, old.estimator.differences, old.estimator.outputs)

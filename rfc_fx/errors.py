@@ -6,6 +6,8 @@ import traceback
 
 from torch import nn
 
+from rfc.predictor import PredictorError
+
 
 class RFCError(RuntimeError):
     """Base of all errors that this package raises on purpose."""
@@ -30,7 +32,7 @@ class CaptureError(RFCError):
         if isinstance(error, NestedGraphError):
             return cls(f"{type(model).__name__}: {error}")
         frames = traceback.extract_tb(error.__traceback__)
-        inside = ("/torch/", "/rfc_fx/capture.py", "<")
+        inside = ("/torch/", "/rfc_fx/capture/", "<")
         own = [frame for frame in frames if not any(part in frame.filename for part in inside)]
         where = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else "outside the model's code"
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -57,5 +59,5 @@ class SignatureError(RFCError):
     """A call does not fit what was captured."""
 
 
-class PredictorMismatchError(RFCError):
-    """A predictor that cannot stand in for this model's blocks."""
+class PredictorMismatchError(RFCError, PredictorError):
+    """A predictor that cannot stand in for this model's blocks; a `rfc.PredictorError`, as the eager twin raises it."""

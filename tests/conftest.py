@@ -33,7 +33,7 @@ def _seed() -> None:
 @pytest.fixture(scope="module")
 def captured_once() -> Iterator[None]:
     """All transformations of one model, in all tests of a file, share its capture."""
-    from benchmarks.coverage.__main__ import captured_once
+    from benchmarks.capturing import captured_once
 
     with captured_once():
         yield

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.coverage.__main__ import all_specs
+from benchmarks.coverage.specs import all_specs
 
 Prompt = Callable[..., dict[str, Any]]
 Tiny = tuple[Any, Prompt]

@@ -1,17 +1,46 @@
-"""README's Python runs, block after block in one namespace."""
+"""The Python of every README runs, block after block in one namespace; README.md is short and its results are the records'."""
 
+import re
 from pathlib import Path
 
 import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = ("README.md", "rfc/README.md", "rfc_fx/README.md", "export/README.md")
 
 
-def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # it writes an engine
-    examples = list(Sybil(parsers=[PythonCodeBlockParser()]).parse(README).examples())
-    assert len(examples) >= 2
+@pytest.mark.parametrize("page", PAGES)
+def test_the_python_of_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some write engines
+    examples = list(Sybil(parsers=[PythonCodeBlockParser()]).parse(ROOT / page).examples())
+    assert examples
     for example in examples:
         example.evaluate()
+
+
+def test_readme_has_at_most_200_lines() -> None:
+    assert len(README.read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", [*PAGES, "benchmarks/README.md", "CHANGELOG.md", ".github/CONTRIBUTING.md"])
+def test_links_to_files_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    targets = [target for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in target]
+    missing = [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()]
+    assert not missing
+
+
+def test_the_results_are_those_of_the_records() -> None:
+    from benchmarks.overview import readme_rows
+
+    between = README.read_text().partition("<!-- results: begin -->\n")[2].partition("<!-- results: end -->")[0]
+    assert between.strip() == readme_rows().strip()
+
+
+def test_the_changelog_begins_with_the_packages_version() -> None:
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == version[1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -13,13 +11,13 @@ from typing import get_args
 
 import typer
 
-from benchmarks.readme import between_marks
+from benchmarks.files import Record, read_json, write_json, write_text
 from rfc.granularity import GranularityName
 from rfc_fx.tools.summary_json import versions
 
 
 @dataclass
-class Row:
+class ClassCoverage:
     """What was seen of one class."""
 
     name: str
@@ -46,7 +44,7 @@ class Row:
         return not self.errors
 
 
-def markdown(rows: list[Row]) -> str:
+def markdown(rows: list[ClassCoverage]) -> str:
     """The rows as a table, and the reasons of those that fail a check."""
     lines = [
         "| class | sites | rejected | FULL - model | same input - FULL | ESTIMATE FLOPs | KiB module / block / stack | frames | breaks |",
@@ -66,10 +64,14 @@ def markdown(rows: list[Row]) -> str:
             str(row.breaks if row.breaks is not None else "-"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", summary(rows, " (!) marks the others:")]) + "\n"
+
+
+def summary(rows: list[ClassCoverage], others: str = " The others:") -> str:
+    """How many classes pass every check, and the reasons of the others."""
     failed = [row for row in rows if not row.passed]
-    lines += ["", f"{len(rows) - len(failed)} of {len(rows)} classes pass every check. (!) marks the others:", ""]
-    lines += [f"* {row.name}: {'; '.join(row.errors)}" for row in failed]
-    return "\n".join(lines) + "\n"
+    reasons = [f"* {row.name}: {'; '.join(row.errors)}" for row in failed]
+    return "\n".join([f"{len(rows) - len(failed)} of {len(rows)} classes pass every check.{others}", "", *reasons])
 
 
 def public(error: str) -> str:
@@ -92,10 +94,10 @@ Every class is built small: 2 blocks of each kind, random weights, none of them 
 """
 
 
-def report(rows: list[Row]) -> str:
-    """The whole page: protocol, table, and why each rejected branch is none."""
+def report(rows: list[ClassCoverage], made_with: Record) -> str:
+    """The whole page: versions, protocol, table, and why each rejected branch is none."""
     reasons = [f"* {row.name}: {'; '.join(_counted(why for _, why in row.rejected))}" for row in rows if row.rejected]
-    return "\n".join([PROTOCOL.format(**versions()) + markdown(rows), "## Rejected branches", "", *reasons]) + "\n"
+    return "\n".join([PROTOCOL.format(**made_with) + markdown(rows), "## Rejected branches", "", *reasons]) + "\n"
 
 
 def _counted(reasons: Iterable[str]) -> list[str]:
@@ -104,22 +106,15 @@ def _counted(reasons: Iterable[str]) -> list[str]:
     return [f"{count} x {reason}" for reason, count in counts.items()]
 
 
-def in_readme(text: str, rows: list[Row]) -> str:
-    """README with the table between its marks."""
-    return between_marks(text, "coverage", markdown(rows))
-
-
-def read(out: Path, *, same_versions: bool = False) -> list[Row]:
+def read(out: Path, *, same_versions: bool = False) -> list[ClassCoverage]:
     """The rows of an earlier run; `same_versions` refuses those of others than this machine's."""
-    record = json.loads((out / "coverage.json").read_text())
+    record = read_json(out / "coverage.json")
     if same_versions and record["versions"] != versions():
         raise typer.BadParameter(f"{out}: holds rows of {record['versions']}, this is {versions()}; pass another folder")
-    return [Row(**row) for row in record["rows"]]
+    return [ClassCoverage(**row) for row in record["rows"]]
 
 
-def write(out: Path, rows: list[Row]) -> None:
-    record = {"versions": versions(), "rows": [asdict(row) for row in rows]}
-    for name, text in (("coverage.json", json.dumps(record, indent=1) + "\n"), ("coverage.md", report(rows))):
-        part = out / f".{name}"
-        part.write_text(text)
-        os.replace(part, out / name)
+def write(out: Path, rows: list[ClassCoverage]) -> None:
+    record: Record = {"versions": versions(), "rows": [asdict(row) for row in rows]}
+    write_json(out / "coverage.json", record)
+    write_text(out / "coverage.md", report(rows, record["versions"]))

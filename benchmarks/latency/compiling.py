@@ -14,7 +14,7 @@ from torch._inductor import compile_fx, metrics
 from torch._inductor.utils import fresh_cache
 
 import rfc_fx
-from benchmarks.latency.timing import Variant
+from benchmarks.latency.timing import TimedVariant
 from benchmarks.latency.workloads import Calls
 
 
@@ -55,7 +55,7 @@ def cold() -> Iterator[None]:
         yield
 
 
-def first_runs(variant: Variant, calls: Calls, leading: int, device: torch.device) -> FirstRuns:
+def first_runs(variant: TimedVariant, calls: Calls, leading: int, device: torch.device) -> FirstRuns:
     """Compile a variant: the `leading` full steps, then these and three estimated ones, then the same again without compiling."""
     begin, before = time.perf_counter(), frames()
     with bytes_counted():
@@ -73,15 +73,15 @@ def first_runs(variant: Variant, calls: Calls, leading: int, device: torch.devic
 def estimate_arguments(cached: rfc_fx.CachedModel, calls: Calls, leading: int) -> list[torch.Tensor]:
     """What an estimated step hands to its program; runs uncompiled, and has to come before the program is compiled."""
     cached.trace(**calls[0])
-    given: list[torch.Tensor] = []
-    hook = cached.programs["ESTIMATE"].run.register_forward_pre_hook(lambda _, arguments: given.extend(arguments))
+    inputs: list[torch.Tensor] = []
+    hook = cached.programs["ESTIMATE"].run.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))
     try:
         for call in calls[: leading + 1]:
             cached(**call)
     finally:
         hook.remove()
         cached.reset()
-    return given
+    return inputs
 
 
 def times_ms(function: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:

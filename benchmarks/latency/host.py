@@ -84,6 +84,14 @@ def ways(interval: int) -> dict[str, dict[str, Any]]:
     }
 
 
+def transformed(model: Any, call: dict[str, torch.Tensor], method: Any, hoist: bool = False) -> Any:
+    """The cached model of this checkout, or of one that had no `Config` yet."""
+    transform: Any = rfc_fx.transform
+    if not hasattr(rfc_fx, "Config"):
+        return transform(model, call, method=method, hoist=hoist)
+    return transform(model, method, example_inputs=call, config=rfc_fx.Config(hoist=hoist))
+
+
 def measured(model: str, steps: int, generations: int) -> dict[str, dict[str, list[float]]]:
     """Host milliseconds of every step, by way and clock, of the packages on this process's path."""
     torch.set_num_threads(1)
@@ -92,7 +100,7 @@ def measured(model: str, steps: int, generations: int) -> dict[str, dict[str, li
     calls = workload.calls(module, 1, steps)
     found = {}
     for name, options in ways(interval=4).items():
-        cached = rfc_fx.transform(module, calls[0], **options)
+        cached = transformed(module, calls[0], **options)
         if options.get("hoist"):
             cached.prepare(torch.stack([call["timestep"].flatten()[0] for call in calls]))
         found[name] = host_ms(cached, calls, generations)

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import typer
 from jaxtyping import Bool
 from torch import Tensor
 
 import rfc
 from rfc.generation import Generation
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc_fx.zoo import DIGITS_PREDICTOR
 
 ESTIMATORS: dict[str, rfc.Estimator] = {
@@ -34,6 +35,15 @@ ESTIMATORS: dict[str, rfc.Estimator] = {
     "Projective m=2": rfc.Projective(order=2),
 }
 """What estimated steps may be where every module is a site."""
+
+
+def equal_gaps(steps: int, nfc: int) -> rfc.RCS:
+    """A data-driven schedule (PREFIX, its error and the decision are part of every step) that makes exactly `nfc` of `steps` full."""
+    for warmup in range(2, nfc + 1):
+        for interval in range(1, steps + 1):
+            if warmup + (steps - warmup) // interval == nfc:
+                return rfc.RCS(tau=float("inf"), warmup=warmup, max_skip=interval - 1)
+    raise typer.BadParameter(f"no equal gaps give {nfc} full steps of {steps}")
 
 
 def full_steps(plan: rfc.Schedule, steps: int) -> list[int]:
@@ -56,42 +66,42 @@ def counted(schedule: rfc.Schedule, plan: rfc.RCS) -> rfc.Schedule:
         def full(numbers: dict[str, Tensor], step: Tensor, k: Tensor, total: Tensor) -> Bool[Tensor, ""]:
             return (step < numbers["warmup"]) | (k > numbers["max_skip"]) | torch.isnan(total)
 
-    made: rfc.Schedule = Counted(**{name: getattr(schedule, name) for name in schedule.__dataclass_fields__})  # type: ignore[attr-defined]
-    return made
+    overruled: rfc.Schedule = Counted(**{name: getattr(schedule, name) for name in schedule.__dataclass_fields__})  # type: ignore[attr-defined]
+    return overruled
 
 
-def nearest(make: Callable[[int], CachingMethod], steps: int, nfc: int) -> CachingMethod:
+def nearest(make: Callable[[int], Method], steps: int, nfc: int) -> Method:
     """Of the settings 1 to `steps`, the method whose number of full steps is nearest to `nfc`."""
     return min((make(setting) for setting in range(1, steps + 1)), key=lambda method: abs(len(full_steps(method.schedule, steps)) - nfc))
 
 
-def _listed(estimator: rfc.Estimator, granularity: str) -> Callable[[rfc.RCS, int], CachingMethod]:
-    def make(plan: rfc.RCS, steps: int) -> CachingMethod:
-        return rfc.Method(estimator=estimator, schedule=rfc.Listed(steps=full_steps(plan, steps)), granularity=granularity)
+def _listed(estimator: rfc.Estimator, granularity: str) -> Callable[[rfc.RCS, int], Method]:
+    def make(plan: rfc.RCS, steps: int) -> Method:
+        return rfc.Method(estimator=estimator, schedule=rfc.Listed(full_steps=full_steps(plan, steps)), granularity=granularity)
 
     return make
 
 
-def _overruled(method: CachingMethod, granularity: str, probe: int = 0) -> Callable[[rfc.RCS, int], CachingMethod]:
-    def make(plan: rfc.RCS, steps: int) -> CachingMethod:
+def _overruled(method: Method, granularity: str, probe: int = 0) -> Callable[[rfc.RCS, int], Method]:
+    def make(plan: rfc.RCS, steps: int) -> Method:
         overruled = counted(method.schedule, plan)
         return rfc.Method(estimator=method.estimator, schedule=overruled, granularity=granularity, probe=probe)
 
     return make
 
 
-def _speca(plan: rfc.RCS, steps: int) -> CachingMethod:
-    def make(drafts: int) -> CachingMethod:
-        return rfc.SpeCa(base=math.inf, max_drafts=drafts, order=1, enhanced=0, steps=steps)
+def _speca(plan: rfc.RCS, steps: int) -> Method:
+    def make(drafts: int) -> Method:
+        return rfc.SpeCa(base=math.inf, max_drafts=drafts, order=1, enhanced=0, num_steps=steps)
 
     return nearest(make, steps, len(full_steps(plan, steps)))
 
 
-def _token_wise(kind: type[rfc.ToCa] | type[rfc.DuCa]) -> Callable[[rfc.RCS, int], CachingMethod]:
-    return lambda plan, steps: nearest(lambda interval: kind(interval=interval, steps=steps), steps, len(full_steps(plan, steps)))
+def _token_wise(kind: Callable[..., Method]) -> Callable[[rfc.RCS, int], Method]:
+    return lambda plan, steps: nearest(lambda interval: kind(interval=interval, num_steps=steps), steps, len(full_steps(plan, steps)))
 
 
-WHOLE: dict[str, Callable[[rfc.RCS, int], CachingMethod]] = {
+WHOLE: dict[str, Callable[[rfc.RCS, int], Method]] = {
     "TaylorSeer Lite m=1": _listed(rfc.Taylor(order=1), "output"),
     "Delta-DiT": _listed(rfc.Reuse(), "blocks[1:]"),
     "TeaCache": _overruled(rfc.TeaCache(), "stack"),
@@ -101,7 +111,7 @@ WHOLE: dict[str, Callable[[rfc.RCS, int], CachingMethod]] = {
     "SpeCa m=1": _speca,
     "ToCa": _token_wise(rfc.ToCa),
     "DuCa": _token_wise(rfc.DuCa),
-    "DisCa": lambda plan, steps: rfc.DisCa(predictor=DIGITS_PREDICTOR, steps=full_steps(plan, steps)),
+    "DisCa": lambda plan, steps: rfc.DisCa(predictor=DIGITS_PREDICTOR, full_steps=full_steps(plan, steps)),
 }
 """Methods that are more than an estimator at every module: made from the plan of full steps and the number of steps."""
 

@@ -8,7 +8,6 @@ large copy in the same process. On CUDA the kernels' times are the device's.
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import time
@@ -23,11 +22,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import rfc
 import rfc_fx
-from benchmarks.latency import roofline as roofline
-from benchmarks.latency.__main__ import checked, schedule
-from benchmarks.latency.methods import ESTIMATORS, full_steps
-from benchmarks.latency.workloads import WORKLOADS, Calls
-from benchmarks.readme import between_marks
+from benchmarks.files import write_json, write_text
+from benchmarks.latency import roofline
+from benchmarks.latency.methods import ESTIMATORS, equal_gaps, full_steps
+from benchmarks.latency.options import checked
+from benchmarks.latency.workloads import WORKLOADS, Calls, calls_of, timesteps_of
 from rfc_fx.tools.summary_json import versions
 
 SMALL = 0.02
@@ -40,9 +39,10 @@ LONG = 40
 
 def prepared(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int) -> rfc_fx.CachedModel:
     """The model with listed steps and prepared modulation."""
-    steps = full_steps(schedule(len(calls), nfc), len(calls))
-    cached = rfc_fx.transform(model, method=rfc.Method(estimator=estimator, schedule=rfc.Listed(steps=steps)), hoist=True)
-    cached.prepare(torch.stack([call["timestep"].flatten()[0] for call in calls]))
+    steps = full_steps(equal_gaps(len(calls), nfc), len(calls))
+    method = rfc.Method(estimator=estimator, schedule=rfc.Listed(full_steps=steps))
+    cached = rfc_fx.transform(model, method, config=rfc_fx.Config(hoist=True))
+    cached.prepare(timesteps_of(calls))
     return cached
 
 
@@ -52,7 +52,7 @@ def measure(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int, rounds
     cached = prepared(model, estimator, calls, nfc)
     compiled = torch.compile(cached, fullgraph=True)
     device = next(model.parameters()).device
-    estimated = [step not in set(cached.method.schedule.steps) for step in range(len(calls))]  # type: ignore[attr-defined]
+    estimated = [step not in set(cached.method.schedule.full_steps) for step in range(len(calls))]  # type: ignore[attr-defined]
 
     def run(call: dict[str, torch.Tensor]) -> float:
         _wait(device)
@@ -75,9 +75,9 @@ def measure(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int, rounds
         if not skips:
             compiled(**call)
             continue
-        with profile(activities=kinds) as found:
+        with profile(activities=kinds) as profiled:
             run(call)
-        for name, ms in _kernels(found, device).items():
+        for name, ms in _kernels(profiled, device).items():
             kernels[name].append(ms)
     cached.reset()
     for call in calls[:4]:
@@ -94,10 +94,10 @@ def measure(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int, rounds
     }
 
 
-def _kernels(found: Any, device: torch.device) -> dict[str, float]:
+def _kernels(profiled: Any, device: torch.device) -> dict[str, float]:
     """Milliseconds by kernel; of nested operations the innermost counts."""
     times: dict[str, float] = defaultdict(float)
-    for event in found.key_averages():
+    for event in profiled.key_averages():
         own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         is_kernel = device.type == "cuda" or "cpp_fused" in event.key or event.key.startswith(("aten::", "mkldnn::", "mkl::"))
         if own and is_kernel:
@@ -137,11 +137,6 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_readme(text: str, where: Path) -> str:
-    """README with the table of a record between its marks."""
-    return between_marks(text, "profile", markdown(json.loads(where.read_text())))
-
-
 def main(
     model: Annotated[str, typer.Option(help=f"one of {', '.join(WORKLOADS)}")] = "dit-s",
     methods: Annotated[str, typer.Option(help=f"of {'; '.join(ESTIMATORS)}; separated by semicolons")] = "Taylor m=1; RFE m=1",
@@ -152,20 +147,13 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     out: Annotated[Path, typer.Option(help="folder for MODEL-SAMPLES.json and .md")] = Path("out/profile"),
-    readme: Annotated[Path | None, typer.Option(help="measure nothing; write the table of --out into this README")] = None,
 ) -> None:
     """Say where the time of an estimated step goes, kernel by kernel."""
-    where = out / f"{model}-{samples}.json"
-    if readme is not None:
-        readme.write_text(in_readme(readme.read_text(), where))
-        return
-    names, kind, place = checked(model, methods, dtype, device, ESTIMATORS)
+    path = out / f"{model}-{samples}.json"
+    names, precision, where = checked(model, methods, dtype, device, ESTIMATORS)
     workload = WORKLOADS[model]
-    net = workload.model().to(place, kind)
-    calls = [
-        {name: t.to(place, kind if t.is_floating_point() else t.dtype) for name, t in call.items()}
-        for call in workload.calls(net, samples, steps)
-    ]
+    net = workload.model().to(where, precision)
+    calls = calls_of(workload, net, samples, steps, where, precision)
     with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}), fresh_cache():
         rows = {name: measure(net, ESTIMATORS[name], calls, nfc, rounds) for name in names}
     settings = {
@@ -178,12 +166,11 @@ def main(
         "device": device,
         "dtype": dtype,
         "threads": torch.get_num_threads(),
-        "machine": roofline.machine(place, kind),
+        "machine": roofline.machine(where, precision),
         "versions": versions(),
         "protocol": __doc__,
     }
     record = {"settings": settings, "methods": rows}
-    out.mkdir(parents=True, exist_ok=True)
-    where.write_text(json.dumps(record, indent=1) + "\n")
-    where.with_suffix(".md").write_text(markdown(record))
+    write_json(path, record)
+    write_text(path.with_suffix(".md"), markdown(record))
     typer.echo(markdown(record))

@@ -8,8 +8,6 @@ and compilation included, against depth, each with cold caches.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -23,11 +21,13 @@ from torch import nn
 
 import rfc
 import rfc_fx
-from benchmarks.latency.__main__ import record, schedule
+from benchmarks.files import write_json, write_text
 from benchmarks.latency.compiling import cold, first_runs, frames
-from benchmarks.latency.timing import Variant
-from benchmarks.latency.workloads import WORKLOADS, Calls
-from benchmarks.readme import between_marks
+from benchmarks.latency.methods import equal_gaps
+from benchmarks.latency.record import record
+from benchmarks.latency.timing import TimedVariant
+from benchmarks.latency.workloads import WORKLOADS, Calls, dit, timesteps_of
+from benchmarks.pictures import save
 from rfc_fx.tools.summary_json import versions
 
 ESTIMATORS: dict[str, rfc.Estimator] = {"Taylor m=1": rfc.Taylor(order=1), "RFE m=1": rfc.RFE(order=1)}
@@ -66,47 +66,32 @@ class Settings:
     backend: str
 
 
-def dit(point: Point) -> nn.Module:
-    """A DiT of that size with random weights; gates that start at zero get small values."""
-    from diffusers import DiTTransformer2DModel
-
-    torch.manual_seed(0)
-    side = round(point.tokens**0.5)
-    model: nn.Module = DiTTransformer2DModel(
-        num_attention_heads=max(1, point.width // 64),
-        attention_head_dim=min(64, point.width),
-        num_layers=point.depth,
-        in_channels=4,
-        out_channels=8,
-        sample_size=2 * side,
-    )
-    for parameter in model.parameters():
-        if not parameter.detach().any():
-            nn.init.normal_(parameter, std=0.02)
-    return model.eval()
+def dit_of(point: Point) -> nn.Module:
+    """A DiT of that size with random weights."""
+    return dit(point.depth, max(1, point.width // 64), point.width, side=2 * round(point.tokens**0.5))()
 
 
 def hoisted(model: nn.Module, calls: Calls, plan: rfc.RCS, estimator: rfc.Estimator, *, regional: bool = False) -> rfc_fx.CachedModel:
     """The model transformed, its timesteps prepared."""
-    cached = rfc_fx.transform(model, method=rfc.Method(estimator=estimator, schedule=plan), hoist=True, regional=regional)
-    cached.prepare(torch.stack([call["timestep"][0] for call in calls]))
+    cached = rfc_fx.transform(model, rfc.Method(estimator=estimator, schedule=plan), config=rfc_fx.Config(hoist=True, regional=regional))
+    cached.prepare(timesteps_of(calls))
     return cached
 
 
 def measured(point: Point, settings: Settings) -> dict[str, Any]:
     """Times of all variants at one point."""
     torch._dynamo.reset()
-    model, plan, device = dit(point), schedule(settings.steps, settings.nfc), torch.device("cpu")
+    model, plan, device = dit_of(point), equal_gaps(settings.steps, settings.nfc), torch.device("cpu")
     calls = WORKLOADS["dit-s"].calls(model, point.batch, settings.steps)
-    made = [Variant("full, compiled", torch.compile(model, fullgraph=True, backend=settings.backend))]
+    variants = [TimedVariant("full, compiled", torch.compile(model, fullgraph=True, backend=settings.backend))]
     for name, estimator in ESTIMATORS.items():
         cached = hoisted(model, calls, plan, estimator)
-        made.append(Variant(name, torch.compile(cached, fullgraph=True, backend=settings.backend), cached))
-    counted = {variant.name: first_runs(variant, calls, plan.warmup, device).estimate_bytes for variant in made}
+        variants.append(TimedVariant(name, torch.compile(cached, fullgraph=True, backend=settings.backend), cached))
+    counted = {variant.name: first_runs(variant, calls, plan.warmup, device).estimate_bytes for variant in variants}
     for _ in range(settings.rounds):
-        for variant in made:
+        for variant in variants:
             variant.run(calls, device, count=True)
-    rows = record(made, settings.steps, settings.nfc)
+    rows = record(variants, settings.steps, settings.nfc)
     for name in ESTIMATORS:
         rows[name]["estimate_inductor_bytes"] = counted[name]
     return rows
@@ -131,7 +116,7 @@ def compile_times(depths: Iterable[int], width: int, backend: str) -> list[dict[
     """Seconds until full and estimated steps have run, by depth and by way to compile."""
     rows = []
     for depth in track(list(depths), "compile time"):
-        model = dit(Point(width=width, depth=depth))
+        model = dit_of(Point(width=width, depth=depth))
         calls = WORKLOADS["dit-s"].calls(model, 1, 10)
         rows.append({"depth": depth, "ways": {way: first_seconds(model, regional, calls, backend) for way, regional in WAYS.items()}})
     return rows
@@ -139,7 +124,7 @@ def compile_times(depths: Iterable[int], width: int, backend: str) -> list[dict[
 
 def first_seconds(model: nn.Module, regional: bool | None, calls: Calls, backend: str) -> dict[str, float]:
     """Seconds of the transformation and of the first steps, with cold caches, and how many graphs were compiled."""
-    plan, before, cached = schedule(10, 4), frames(), None
+    plan, before, cached = equal_gaps(10, 4), frames(), None
     with cold(), torch.no_grad():
         start = time.perf_counter()
         if regional is not None:
@@ -147,15 +132,15 @@ def first_seconds(model: nn.Module, regional: bool | None, calls: Calls, backend
             cached.trace(**calls[0])
         transformed = time.perf_counter() - start
         run = torch.compile(model if cached is None else cached, fullgraph=True, backend=backend)
-        Variant("", run, cached).run(calls[: plan.warmup + 1], torch.device("cpu"), count=False)
+        TimedVariant("", run, cached).run(calls[: plan.warmup + 1], torch.device("cpu"), count=False)
         return {"seconds": time.perf_counter() - start, "transform_seconds": transformed, "frames": frames() - before}
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(results: dict[str, Any]) -> str:
     """The axes and the compile times as tables."""
     head = " | ".join(f"{name} ESTIMATE ms | of full" for name in ESTIMATORS)
     lines = []
-    for name, rows in found["axes"].items():
+    for name, rows in results["axes"].items():
         lines += [f"| {name} | full ms | {head} |", "|---" * (2 + 2 * len(ESTIMATORS)) + "|"]
         for row in rows:
             cells = [f"{row['variants']['full, compiled']['FULL']['median_ms']:.2f}"]
@@ -164,18 +149,13 @@ def markdown(found: dict[str, Any]) -> str:
                 cells += [f"{variant['ESTIMATE']['median_ms']:.2f}", f"{variant['estimate_share_of_compiled_full']:.1%}"]
             lines.append(f"| {row[name]} | {' | '.join(cells)} |")
         lines.append("")
-    if rows := found["compile_time"]:
+    if rows := results["compile_time"]:
         ways = list(rows[0]["ways"])
         lines += [f"| blocks | {' | '.join(f'{way} s' for way in ways)} |", "|---" * (1 + len(ways)) + "|"]
         for row in rows:
             seconds = (f"{row['ways'][way]['seconds']:.1f}" for way in ways)
             lines.append(f"| {row['depth']} | {' | '.join(seconds)} |")
     return "\n".join(lines).rstrip() + "\n"
-
-
-def in_readme(text: str, where: Path) -> str:
-    """README with the tables of a record between its marks."""
-    return between_marks(text, "scaling", markdown(json.loads(where.read_text())))
 
 
 def draw(axes: dict[str, Any], path: Path) -> None:
@@ -195,7 +175,7 @@ def draw(axes: dict[str, Any], path: Path) -> None:
         panel.set_xticks([row[name] for row in rows], [str(row[name]) for row in rows])
         panel.xaxis.minorticks_off()
     figure.axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def main(
@@ -207,27 +187,20 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="tiny models, for a look at whether it runs")] = False,
     backend: Annotated[str, typer.Option(help="of torch.compile")] = "inductor",
     out: Annotated[Path, typer.Option(help="folder for scaling.json, .md and .png")] = Path("out/scaling"),
-    readme: Annotated[Path | None, typer.Option(help="measure nothing; write the tables of --out into this README")] = None,
 ) -> None:
     """Measure the cost of steps against the size of a DiT, and write it as JSON, Markdown and a picture."""
-    if readme is not None:
-        readme.write_text(in_readme(readme.read_text(), out / "scaling.json"))
-        return
     names = [name.strip() for name in axes.split(",") if name.strip()]
     if unknown := [name for name in names if name not in AXES]:
         raise typer.BadParameter(f"unknown axes {', '.join(unknown)}; known: {', '.join(AXES)}")
     base = Point(tokens=16, width=32, depth=1) if quick else Point()
     settings = Settings(base=base, steps=steps, nfc=nfc, rounds=rounds, backend=backend)
     known: dict[Point, dict[str, Any]] = {}
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "settings": asdict(settings) | {"threads": torch.get_num_threads(), "versions": versions(), "protocol": __doc__},
         "axes": {name: axis(name, (QUICK if quick else AXES)[name], settings, known) for name in names},
         "compile_time": compile_times((1, 2) if quick else DEPTHS, 32 if quick else 64, backend) if compile_time else [],
     }
-    out.mkdir(parents=True, exist_ok=True)
-    for suffix, text in (("json", json.dumps(found, indent=1) + "\n"), ("md", markdown(found))):
-        part = out / f".scaling.{suffix}"
-        part.write_text(text)
-        os.replace(part, out / f"scaling.{suffix}")
-    draw(found["axes"], out / "scaling.png")
-    print(markdown(found))
+    write_json(out / "scaling.json", results)
+    write_text(out / "scaling.md", markdown(results))
+    draw(results["axes"], out / "scaling.png")
+    print(markdown(results))

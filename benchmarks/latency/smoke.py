@@ -8,7 +8,6 @@ that moved is an error. What Inductor made of the programs is compared where tor
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,10 +20,11 @@ from rich.table import Table
 import rfc
 import rfc.eager
 import rfc_fx
-from benchmarks.latency.__main__ import schedule
+from benchmarks.files import RESULTS, Record, write_json
 from benchmarks.latency.compiling import first_runs
-from benchmarks.latency.timing import Variant
-from benchmarks.latency.workloads import WORKLOADS
+from benchmarks.latency.methods import equal_gaps
+from benchmarks.latency.timing import TimedVariant
+from benchmarks.latency.workloads import WORKLOADS, timesteps_of
 from rfc_fx.tools.summary_json import versions
 
 ESTIMATORS: dict[str, rfc.Estimator] = {"Taylor m=1": rfc.Taylor(order=1), "RFE m=1": rfc.RFE(order=1)}
@@ -36,33 +36,30 @@ FULL, TWIN = "full, compiled", "RFE m=1, eager twin"
 STEPS, NFC = 14, 5
 
 
-COMMITTED = Path(__file__).parents[1] / "results" / "smoke.json"
+COMMITTED = RESULTS / "smoke.json"
 
 
 OF_INDUCTOR = ("estimate_bytes_per_state_byte", "estimate_inductor_bytes", "graphs")
 """Counts that depend on torch's version as well."""
 
 
-Record = dict[str, Any]
-
-
-def variants(samples: int, backend: str) -> tuple[list[Variant], list[dict[str, torch.Tensor]]]:
+def variants(samples: int, backend: str) -> tuple[list[TimedVariant], list[dict[str, torch.Tensor]]]:
     """What takes turns, and the calls of a generation."""
-    model, plan = WORKLOADS["digits"].model(), schedule(STEPS, NFC)
+    model, plan = WORKLOADS["digits"].model(), equal_gaps(STEPS, NFC)
     calls = WORKLOADS["digits"].calls(model, samples, STEPS)
     twin = rfc.eager.cached(model, rfc.Method(estimator=ESTIMATORS["RFE m=1"], schedule=plan))
-    made = [Variant(FULL, torch.compile(model, fullgraph=True, backend=backend)), Variant(TWIN, twin, twin)]
+    ways = [TimedVariant(FULL, torch.compile(model, fullgraph=True, backend=backend)), TimedVariant(TWIN, twin, twin)]
     for name, estimator in ESTIMATORS.items():
-        cached = rfc_fx.transform(model, method=rfc.Method(estimator=estimator, schedule=plan), hoist=True)
-        cached.prepare(torch.stack([call["timestep"][0] for call in calls]))
-        made.append(Variant(name, torch.compile(cached, fullgraph=True, backend=backend), cached))
-    return made, calls
+        cached = rfc_fx.transform(model, rfc.Method(estimator=estimator, schedule=plan), config=rfc_fx.Config(hoist=True))
+        cached.prepare(timesteps_of(calls))
+        ways.append(TimedVariant(name, torch.compile(cached, fullgraph=True, backend=backend), cached))
+    return ways, calls
 
 
-def counts(variant: Variant, first: Any) -> Record:
+def counts(variant: TimedVariant, first: Any) -> Record:
     """What has no spread."""
     plan = variant.cache.plan()
-    made = {
+    values = {
         "sites": len(plan.sites),
         "state_bytes": plan.state_bytes,
         "full_flops": plan.full_flops,
@@ -71,11 +68,11 @@ def counts(variant: Variant, first: Any) -> Record:
         "graphs": first.frames,
     }
     if first.estimate_bytes is not None:
-        made |= {
+        values |= {
             "estimate_inductor_bytes": first.estimate_bytes,
             "estimate_bytes_per_state_byte": first.estimate_bytes / plan.state_bytes,
         }
-    return made
+    return values
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -93,10 +90,10 @@ def ratios(rounds: list[dict[str, dict[str, float]]], name: str) -> Record:
     }
 
 
-def one_round(made: list[Variant], calls: list[dict[str, torch.Tensor]], device: torch.device) -> dict[str, dict[str, float]]:
+def one_round(ways: list[TimedVariant], calls: list[dict[str, torch.Tensor]], device: torch.device) -> dict[str, dict[str, float]]:
     """A generation of every variant: medians of its steps, and all of it."""
     times = {}
-    for variant in made:
+    for variant in ways:
         variant.steps_ms.clear()
         variant.run(calls, device, count=True)
         times[variant.name] = {phase: statistics.median(steps) for phase, steps in variant.steps_ms.items()}
@@ -107,15 +104,15 @@ def one_round(made: list[Variant], calls: list[dict[str, torch.Tensor]], device:
 def measured(samples: int, rounds: int, backend: str) -> Record:
     """Counts and ratios of this tree on this machine."""
     device = torch.device("cpu")
-    made, calls = variants(samples, backend)
-    first = {variant.name: first_runs(variant, calls, schedule(STEPS, NFC).warmup, device) for variant in made}
-    taken = [one_round(made, calls, device) for _ in range(rounds)]
+    ways, calls = variants(samples, backend)
+    first = {variant.name: first_runs(variant, calls, equal_gaps(STEPS, NFC).warmup, device) for variant in ways}
+    taken = [one_round(ways, calls, device) for _ in range(rounds)]
     return {
         "settings": {"model": "digits", "samples": samples, "steps": STEPS, "nfc": NFC, "rounds": rounds, "backend": backend},
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "protocol": __doc__,
-        "counts": {variant.name: counts(variant, first[variant.name]) for variant in made if isinstance(variant.cache, rfc_fx.CachedModel)},
+        "counts": {variant.name: counts(variant, first[variant.name]) for variant in ways if isinstance(variant.cache, rfc_fx.CachedModel)},
         "ratios": {name: ratios(taken, name) for name in ESTIMATORS},
     }
 
@@ -177,10 +174,7 @@ def main(
         raise typer.BadParameter(f"{committed.name} does not exist; --update writes it")
     now = measured(samples, rounds, backend)
     if update:
-        committed.parent.mkdir(parents=True, exist_ok=True)
-        part = committed.with_name(f".{committed.name}")
-        part.write_text(json.dumps(now, indent=1) + "\n")
-        os.replace(part, committed)
+        write_json(committed, now)
     rows = compared(now, json.loads(committed.read_text()), factor)
     table = Table("what", "now", "committed", "", box=None)
     for row in rows:

@@ -7,7 +7,6 @@ against full computation of the same seeds. Not compiled: nothing is timed here.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +17,8 @@ from torch import Tensor
 
 import rfc
 import rfc_fx
-from benchmarks.latency.__main__ import schedule
-from benchmarks.latency.methods import full_steps
-from benchmarks.readme import between_marks
+from benchmarks.files import Record, write_json, write_text
+from benchmarks.latency.methods import equal_gaps, full_steps
 from rfc_fx.tools.compare import psnr
 from rfc_fx.tools.summary_json import versions
 from rfc_fx.zoo import digits_noise, load_digits, sample_digits
@@ -53,9 +51,9 @@ def draw(model: Any, scheduler: Any, seeds: int) -> Tensor:
 def rows(seeds: int, nfc: int) -> list[dict[str, Any]]:
     """Error, PSNR and bytes of every estimator and type."""
     model, scheduler = load_digits()
-    steps = full_steps(schedule(50, nfc), 50)
+    steps = full_steps(equal_gaps(50, nfc), 50)
     whole = draw(model, scheduler, seeds)
-    found = []
+    cells = []
     for name, estimators in track(FAMILIES.items(), "estimators"):
         reference: Tensor | None = None
         for estimator in estimators:
@@ -63,10 +61,10 @@ def rows(seeds: int, nfc: int) -> list[dict[str, Any]]:
                 kept = estimator
                 if (differences, outputs) != (None, None):
                     kept = rfc.Stored(estimator=estimator, differences=differences, outputs=outputs)
-                cached = rfc_fx.transform(model, method=rfc.Method(estimator=kept, schedule=rfc.Listed(steps=steps)))
+                cached = rfc_fx.transform(model, rfc.Method(estimator=kept, schedule=rfc.Listed(full_steps=steps)))
                 samples = draw(cached, scheduler, seeds)
                 reference = samples if reference is None else reference
-                found.append(
+                cells.append(
                     {
                         "estimator": name,
                         "sketch": getattr(estimator, "sketch", None),
@@ -77,7 +75,7 @@ def rows(seeds: int, nfc: int) -> list[dict[str, Any]]:
                         "psnr_db": psnr(samples, whole),
                     }
                 )
-    return found
+    return cells
 
 
 def _name(dtype: torch.dtype | None) -> str:
@@ -106,27 +104,23 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_readme(text: str, where: Path) -> str:
-    """README with the table of a record between its marks."""
-    return between_marks(text, "state", markdown(json.loads(where.read_text())))
+def largest_error(record: Record, differences: str, outputs: str) -> float:
+    """Of the estimators that measure the whole input, with state in these types."""
+    rows = (row for row in record["rows"] if row["sketch"] in (None, 1))
+    return max(float(row["error"]) for row in rows if (row["differences"], row["outputs"]) == (differences, outputs))
 
 
 def main(
     seeds: Annotated[int, typer.Option(help="seeds; each draws all ten classes", min=1)] = 4,
     nfc: Annotated[int, typer.Option(help="steps computed in full, of 50", min=3)] = 14,
     out: Annotated[Path, typer.Option(help="folder for digits.json and digits.md")] = Path("out/state"),
-    readme: Annotated[Path | None, typer.Option(help="draw nothing; write the table of --out into this README")] = None,
 ) -> None:
     """Draw the same samples with smaller and smaller state, and say what that changes."""
     where = out / "digits.json"
-    if readme is not None:
-        readme.write_text(in_readme(readme.read_text(), where))
-        return
     record = {
         "settings": {"samples": 10 * seeds, "nfc": nfc, "versions": versions(), "protocol": __doc__},
         "rows": rows(seeds, nfc),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    where.write_text(json.dumps(record, indent=1) + "\n")
-    where.with_suffix(".md").write_text(markdown(record))
+    write_json(where, record)
+    write_text(where.with_suffix(".md"), markdown(record))
     typer.echo(markdown(record))

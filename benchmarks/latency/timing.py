@@ -31,7 +31,7 @@ WARMUP_STEPS = 8
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompileCounts:
     """What torch.compile did, as a difference of its counters."""
 
     graphs: int = 0
@@ -44,10 +44,10 @@ class Compiled:
     seconds: float = 0.0
 
     @staticmethod
-    def now() -> Compiled:
+    def now() -> CompileCounts:
         """The counters of this process."""
         frames = dynamo.get_compilation_metrics()
-        return Compiled(
+        return CompileCounts(
             dynamo.counters["stats"]["unique_graphs"],
             sum(dynamo.counters["graph_break"].values()),
             sum(frame.recompile_reason is not None for frame in frames),
@@ -55,11 +55,11 @@ class Compiled:
             sum(frame.entire_frame_compile_time_s or 0.0 for frame in frames),
         )
 
-    def __add__(self, other: Compiled) -> Compiled:
-        return Compiled(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: CompileCounts) -> CompileCounts:
+        return CompileCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
-    def __sub__(self, other: Compiled) -> Compiled:
-        return Compiled(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def __sub__(self, other: CompileCounts) -> CompileCounts:
+        return CompileCounts(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def keep_all_compilation_metrics() -> None:
@@ -107,7 +107,7 @@ class Reads(TorchFunctionMode):
 
 
 @dataclass
-class Variant:
+class TimedVariant:
     """One way to run a generation, and its times."""
 
     name: str
@@ -118,9 +118,9 @@ class Variant:
     generations_ms: list[float] = field(default_factory=list)
     first_s: float = 0.0
     """Seconds of the warm-up generation, compilation included."""
-    warming: Compiled = Compiled()
+    warming: CompileCounts = CompileCounts()
     """What was compiled before counting."""
-    counting: Compiled = Compiled()
+    counting: CompileCounts = CompileCounts()
     """What was compiled in the counted generations."""
     peak_bytes: int | None = None
     """Most device memory a counted generation held beyond what was there before it; None on a CPU, where torch counts none."""
@@ -139,7 +139,7 @@ class Variant:
         if self.cache is not None:
             self.cache.reset()
         times: list[tuple[str, float]] = []
-        compiled, peak = Compiled.now(), _peak_of(device)
+        compiled, peak = CompileCounts.now(), _peak_of(device)
         begin = time.perf_counter()
         for arguments in calls:
             start = time.perf_counter()
@@ -148,7 +148,7 @@ class Variant:
                 torch.cuda.synchronize(device)
             times.append((self.cache.stats.phases[-1] if self.cache is not None else "FULL", (time.perf_counter() - start) * 1e3))
         elapsed_s = time.perf_counter() - begin
-        spent = Compiled.now() - compiled
+        spent = CompileCounts.now() - compiled
         if not count:
             self.first_s += elapsed_s
             self.warming += spent
@@ -167,7 +167,7 @@ class Variant:
         if getattr(self.cache, "rival", False):
             self.run(calls, device, count=False)
         self.run(calls[:WARMUP_STEPS], device, count=False)
-        if isinstance(self.cache, StepModel) and {*self.cache.method.schedule.phases} > {*self.cache.stats.phases}:
+        if isinstance(self.cache, StepModel) and {*self.cache.method.schedule.branches} > {*self.cache.stats.phases}:
             short = calls[: steps_to_warm_up(self.cache.method, len(calls))]
             with force_all_phases(self.cache):
                 self.run(short, device, count=False)

@@ -37,28 +37,28 @@ class Workload:
     """(model, samples, steps) -> the arguments of every step: the latent drifts, the timestep falls."""
 
 
-def _dit(layers: int, heads: int, width: int) -> Callable[[], nn.Module]:
+def dit(layers: int, heads: int, width: int, side: int = 32) -> Callable[[], nn.Module]:
+    """DiT with so many blocks of that width on a latent of side x side, patch 2."""
+
     def build() -> nn.Module:
         from diffusers import DiTTransformer2DModel
 
         torch.manual_seed(0)
-        model = DiTTransformer2DModel(
-            num_attention_heads=heads, attention_head_dim=width // heads, num_layers=layers, in_channels=4, out_channels=8, sample_size=32
-        )
-        return _filled(model)
+        shape = {"num_attention_heads": heads, "attention_head_dim": width // heads, "num_layers": layers}
+        return filled(DiTTransformer2DModel(in_channels=4, out_channels=8, sample_size=side, **shape))
 
     return build
 
 
-def _flux(double: int, single: int, heads: int) -> Callable[[], nn.Module]:
+def flux(double: int, single: int, heads: int, axes: tuple[int, int, int] = (16, 56, 56), text: int = 4096) -> Callable[[], nn.Module]:
+    """FLUX with so many double and single blocks; `text`: width of the text's features."""
+
     def build() -> nn.Module:
         from diffusers import FluxTransformer2DModel
 
         torch.manual_seed(0)
-        model = FluxTransformer2DModel(
-            num_layers=double, num_single_layers=single, num_attention_heads=heads, attention_head_dim=128, guidance_embeds=True
-        )
-        return _filled(model)
+        blocks = {"num_layers": double, "num_single_layers": single, "num_attention_heads": heads, "attention_head_dim": sum(axes)}
+        return filled(FluxTransformer2DModel(guidance_embeds=True, axes_dims_rope=axes, joint_attention_dim=text, **blocks))
 
     return build
 
@@ -78,7 +78,7 @@ def _sd3(layers: int, dual: int, heads: int) -> Callable[[], nn.Module]:
             dual_attention_layers=tuple(range(dual)),
             qk_norm="rms_norm",
         )
-        return _filled(model)
+        return filled(model)
 
     return build
 
@@ -88,8 +88,8 @@ def _digits() -> nn.Module:
     return model
 
 
-def _filled(model: nn.Module) -> nn.Module:
-    """Gates and heads that start at zero get small values, or every output would be zero."""
+def filled(model: nn.Module) -> nn.Module:
+    """The model in eval mode, with small values in gates and heads that start at zero: every output would be zero."""
     for parameter in model.parameters():
         if not parameter.detach().any():
             nn.init.normal_(parameter, std=0.02)
@@ -103,7 +103,7 @@ def _class_calls(model: Any, samples: int, steps: int) -> Calls:
     times = torch.linspace(980, 0, steps).long()
     return [
         {"hidden_states": torch.cat([at, at]), "timestep": t.expand(2 * samples).contiguous(), "class_labels": both}
-        for at, t in zip(_drifting(steps, samples, channels, side, side), times, strict=True)
+        for at, t in zip(drifting(steps, samples, channels, side, side), times, strict=True)
     ]
 
 
@@ -121,29 +121,33 @@ def _sd3_calls(model: Any, samples: int, steps: int) -> Calls:
             "pooled_projections": pooled,
             "timestep": t.expand(2 * samples).contiguous(),
         }
-        for at, t in zip(_drifting(steps, samples, channels, side, side), times, strict=True)
+        for at, t in zip(drifting(steps, samples, channels, side, side), times, strict=True)
     ]
 
 
-def _flux_calls(model: Any, samples: int, steps: int) -> Calls:
-    """A square of packed patches and a text; guidance is an argument, timesteps fall from 1."""
-    draw = torch.Generator().manual_seed(1)
-    places = torch.zeros(FLUX_SIDE**2, 3)
-    places[:, 1], places[:, 2] = torch.arange(FLUX_SIDE**2) // FLUX_SIDE, torch.arange(FLUX_SIDE**2) % FLUX_SIDE
-    same = {
-        "encoder_hidden_states": torch.randn(samples, TEXT_TOKENS, model.config.joint_attention_dim, generator=draw),
-        "pooled_projections": torch.randn(samples, model.config.pooled_projection_dim, generator=draw),
-        "img_ids": places,
-        "txt_ids": torch.zeros(TEXT_TOKENS, 3),
-        "guidance": torch.full((samples,), 3.5),
-    }
-    return [
-        {"hidden_states": at, "timestep": t.expand(samples).contiguous(), **same}
-        for at, t in zip(_drifting(steps, samples, FLUX_SIDE**2, model.config.in_channels), _falling(steps), strict=True)
-    ]
+def flux_calls(side: int, words: int) -> Callable[[Any, int, int], Calls]:
+    """A square of side x side packed patches and a text; guidance is an argument, timesteps fall from 1."""
+
+    def calls(model: Any, samples: int, steps: int) -> Calls:
+        draw = torch.Generator().manual_seed(1)
+        positions = torch.zeros(side**2, 3)
+        positions[:, 1], positions[:, 2] = torch.arange(side**2) // side, torch.arange(side**2) % side
+        same = {
+            "encoder_hidden_states": torch.randn(samples, words, model.config.joint_attention_dim, generator=draw),
+            "pooled_projections": torch.randn(samples, model.config.pooled_projection_dim, generator=draw),
+            "img_ids": positions,
+            "txt_ids": torch.zeros(words, 3),
+            "guidance": torch.full((samples,), 3.5),
+        }
+        return [
+            {"hidden_states": at, "timestep": t.expand(samples).contiguous(), **same}
+            for at, t in zip(drifting(steps, samples, side**2, model.config.in_channels), _falling(steps), strict=True)
+        ]
+
+    return calls
 
 
-def _drifting(steps: int, *shape: int) -> list[Tensor]:
+def drifting(steps: int, *shape: int) -> list[Tensor]:
     """A latent that moves along a straight line."""
     draw = torch.Generator().manual_seed(0)
     start, drift = (torch.randn(*shape, generator=draw) for _ in range(2))
@@ -155,19 +159,32 @@ def _falling(steps: int) -> Tensor:
     return torch.linspace(1, 1 / steps, steps)
 
 
+def calls_of(workload: Workload, model: nn.Module, samples: int, steps: int, device: torch.device, dtype: torch.dtype) -> Calls:
+    """The calls of a generation on the device; floating-point arguments in the model's type, conditioning the same tensor in every step."""
+    calls = workload.calls(model, samples, steps)
+    distinct = {id(t): t for call in calls for t in call.values()}
+    on_device = {key: t.to(device, dtype if t.is_floating_point() else t.dtype) for key, t in distinct.items()}
+    return [{name: on_device[id(t)] for name, t in call.items()} for call in calls]
+
+
+def timesteps_of(calls: Calls) -> Tensor:
+    """The timestep of every call, one of each batch."""
+    return torch.stack([call["timestep"].flatten()[0] for call in calls])
+
+
 WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload(name="digits", what="the shipped digits model, 8 blocks of 128, 64 tokens", model=_digits, calls=_class_calls),
-        Workload(name="dit-s", what="DiT-S/2, 12 blocks of 384, 256 tokens", model=_dit(12, 6, 384), calls=_class_calls),
-        Workload(name="dit-b", what="DiT-B/2, 12 blocks of 768, 256 tokens", model=_dit(12, 12, 768), calls=_class_calls),
-        Workload(name="dit-xl", what="DiT-XL/2, 28 blocks of 1152, 256 tokens", model=_dit(28, 16, 1152), calls=_class_calls),
+        Workload(name="dit-s", what="DiT-S/2, 12 blocks of 384, 256 tokens", model=dit(12, 6, 384), calls=_class_calls),
+        Workload(name="dit-b", what="DiT-B/2, 12 blocks of 768, 256 tokens", model=dit(12, 12, 768), calls=_class_calls),
+        Workload(name="dit-xl", what="DiT-XL/2, 28 blocks of 1152, 256 tokens", model=dit(28, 16, 1152), calls=_class_calls),
         Workload(
             name="flux-thin",
             what="FLUX.1 thinned to 4 double and 8 single blocks of 512, 1024 + 64 tokens",
             guidance="with guidance as an argument",
-            model=_flux(4, 8, 4),
-            calls=_flux_calls,
+            model=flux(4, 8, 4),
+            calls=flux_calls(FLUX_SIDE, TEXT_TOKENS),
         ),
         Workload(
             name="sd3-thin",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
-import torch
+import numpy as np
 from jaxtyping import Float
+from scipy.stats import bootstrap
 from torch import Tensor
 
 RESAMPLES = 4000
@@ -39,9 +41,7 @@ def ratio_of_geometric_means(
     logs = a.double().log() - b.double().log()
     if not logs.isfinite().all():
         raise ValueError("ratio_of_geometric_means: errors must be finite and above 0")
-    draw = torch.Generator().manual_seed(seed)
-    chosen = torch.randint(0, len(logs), (resamples, len(logs)), generator=draw)
-    means = logs[chosen].mean(1)
-    tail = (1 - covered) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64)).exp().tolist()
-    return Ratio(float(logs.mean().exp()), low, high)
+    means = bootstrap(
+        (logs.numpy(),), np.mean, n_resamples=resamples, confidence_level=covered, method="percentile", rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return Ratio(float(logs.mean().exp()), math.exp(means.low), math.exp(means.high))

@@ -6,7 +6,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,13 +18,14 @@ from benchmarks.latency.methods import full_steps
 from benchmarks.quality.methods import Entry, Facts, uniform_steps
 from benchmarks.quality.planned import planned_steps
 from benchmarks.quality.similarity import relative_l2
-from benchmarks.quality.trajectory import Trajectory, magnitude_ratios, record
+from benchmarks.quality.trajectory import Trajectory, record
 from benchmarks.quality.workloads import CALIBRATED, FORCED, Bench, Images, Lot, Sampler
-from rfc.method import CachingMethod, placement
+from rfc.method import Method, programs_of
+from rfc.placement.magcache import ratios_of
 from rfc_fx.ir.ops import flops
 from rfc_fx.runtime.summary import pattern
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
-from rfc_fx.tools.calibrate import at, named
+from rfc_fx.tools.calibrate import at, listed, named
 from rfc_fx.tools.calibrate.bisection import Calibrated, calibrated
 from rfc_fx.tools.calibrate.placement_search import Steps, best_placed, starts
 
@@ -79,7 +80,7 @@ class Loop:
             seconds.append(time.perf_counter() - start)
         return Drawn(torch.cat(parts), [float(sampler.steps)] * len(parts), seconds, 1.0, "#" * sampler.steps)
 
-    def draw(self, method: CachingMethod, sampler: Sampler, lot: Lot | None = None) -> Drawn:
+    def draw(self, method: Method, sampler: Sampler, lot: Lot | None = None) -> Drawn:
         """A lot by a method; what was captured and compiled for another threshold or list serves again."""
         lot = lot or self.lot
         cached, call = self._transformed(method, sampler)
@@ -98,13 +99,13 @@ class Loop:
             cached.reset()
         return Drawn(torch.cat(parts), nfc, seconds, statistics.fmean(shares), patterns[0])
 
-    def _transformed(self, method: CachingMethod, sampler: Sampler) -> tuple[rfc_fx.CachedModel, Callable[..., Any]]:
-        key = method.estimator, method.schedule.in_graph, placement(method)
+    def _transformed(self, method: Method, sampler: Sampler) -> tuple[rfc_fx.CachedModel, Callable[..., Any]]:
+        key = programs_of(method)
         if self._held is None or self._held[0] != key:
             self._held = None
             if self.compiles:
                 torch._dynamo.reset()  # what was compiled for the last method goes with it
-            cached = rfc_fx.transform(self.bench.model, method=method, hoist=self.compiles, regional=self.compiles)
+            cached = rfc_fx.transform(self.bench.model, method, config=rfc_fx.Config(hoist=self.compiles, regional=self.compiles))
             call = torch.compile(cached, fullgraph=True) if self.compiles else cached
             self._held = key, cached, call
             first = self.lot.batches[0]
@@ -119,7 +120,7 @@ class Loop:
 
     # ---- an equal number of full computations ------------------------------------------------------------------------
 
-    def method(self, entry: Entry, sampler: Sampler, budget: int) -> tuple[CachingMethod, Calibrated | None]:
+    def method(self, entry: Entry, sampler: Sampler, budget: int) -> tuple[Method, Calibrated | None]:
         """The entry's method with so many full computations, or as close as it comes on samples that are not judged."""
         if entry.listed is not None:
             return entry.listed(uniform_steps(sampler.steps, budget)), None
@@ -138,23 +139,22 @@ class Loop:
 
         known = self._thresholds.setdefault((sampler.name, self._kind(entry, sampler)), {})
         guess = known[min(known, key=lambda other: abs(other - budget))] if known else None
-        found = calibrated(measure, budget, low=entry.low, high=entry.high, guess=guess)
-        known[budget] = found.threshold
-        return make(found.threshold, facts), found
+        calibration = calibrated(measure, budget, low=entry.low, high=entry.high, guess=guess)
+        known[budget] = calibration.threshold
+        return make(calibration.threshold, facts), calibration
 
-    def _moved(self, entry: Entry, method: CachingMethod, sampler: Sampler) -> CachingMethod:
+    def _moved(self, entry: Entry, method: Method, sampler: Sampler) -> Method:
         """The forecast and the full steps, as many as the method's, with which the error of the calibration samples is smallest."""
-        whole, placed = self._full(sampler), method.schedule
-        assert isinstance(placed, rfc.Placed)
+        whole, placed = self._full(sampler), listed(method.schedule, sampler.steps)
 
         def error(estimator: rfc.Estimator, steps: Steps) -> float:
             self.told(f"{entry.name}: {named(estimator)} at full steps {' '.join(map(str, steps))}")
-            drawn = self.draw(at(estimator, placed, steps), sampler, self.calibrated_on).samples
+            drawn = self.draw(at(method, estimator, replace(placed, full_steps=steps)), sampler, self.calibrated_on).samples
             return float(relative_l2(drawn, whole).log().mean().exp())
 
-        begin = starts(len(placed.steps), sampler.steps, placed.steps)
-        found = best_placed(error, entry.forecasts or [method.estimator], begin, sampler.steps, most=entry.moved)
-        return at(found.forecast, placed, found.steps)
+        begin = starts(len(placed.full_steps), sampler.steps, placed.full_steps)
+        best = best_placed(error, entry.forecasts or [method.estimator], begin, sampler.steps, most=entry.moved)
+        return at(method, best.forecast, replace(placed, full_steps=best.steps))
 
     def _full(self, sampler: Sampler) -> Images:
         """The calibration samples in full computation, drawn once."""
@@ -180,7 +180,7 @@ class Loop:
             return planned_steps(self._recording(sampler, "module"), tau, where)
 
         def ratios() -> list[float]:
-            return magnitude_ratios(self._recording(sampler, "stack"))
+            return ratios_of(self._recording(sampler, "stack").outputs(0))
 
         return Facts(sampler.steps, ratios, planned, sampler.scheduler(self.bench.scheduler))
 
@@ -192,12 +192,12 @@ class Loop:
         return self._recorded[sampler.name, granularity]
 
 
-def _is_planned(method: CachingMethod) -> bool:
+def _is_planned(method: Method) -> bool:
     """Whether its full steps are known beforehand."""
     return not method.schedule.watches and not method.schedule.is_lagged
 
 
-def _short(sampler: Sampler, method: CachingMethod) -> Sampler:
+def _short(sampler: Sampler, method: Method) -> Sampler:
     """A few steps, among which is an estimated one."""
     return Sampler(
         name=sampler.name, what=sampler.what, steps=min(sampler.steps, method.schedule.warmup + 2), budgets=(), scheduler=sampler.scheduler

@@ -45,14 +45,14 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceSamples:
     """Samples of full computation, with what every comparison with them needs."""
 
     drawn: Drawn
     moments: dict[str, Moments] = field(repr=False)
 
     @classmethod
-    def of(cls, drawn: Drawn, judge: Judge) -> Reference:
+    def of(cls, drawn: Drawn, judge: Judge) -> ReferenceSamples:
         return cls(drawn, judge.moments(drawn.samples))
 
 
@@ -61,7 +61,7 @@ class Cell:
     """One method at one budget: its samples and all figures."""
 
     drawn: Drawn
-    reference: Reference
+    reference: ReferenceSamples
     judge: Judge
     labels: Tensor
     groups: int

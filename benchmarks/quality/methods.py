@@ -15,11 +15,11 @@ from torch import Tensor
 import rfc
 from benchmarks.latency.methods import full_steps
 from rfc.estimators.base import Coefficients
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc.placement.chebyshev import placed_steps
 from rfc.schedules.base import Unit
 from rfc.state import Clock, State
-from rfc_fx.tools.calibrate import LISTS, forecasts
+from rfc_fx.tools.calibrate import LISTS, forecasts, listed
 from rfc_fx.zoo import DIGITS_PREDICTOR
 
 FULL = "full"
@@ -45,14 +45,14 @@ class Entry:
     name: str
     kind: Literal["published", "RFC", "ours", "control"]
     """control: stands in a table of parts or variants."""
-    listed: Callable[[list[int]], CachingMethod] | None = None
-    placed: Callable[[int, Facts], CachingMethod] | None = None
+    listed: Callable[[list[int]], Method] | None = None
+    placed: Callable[[int, Facts], Method] | None = None
     """Makes it from the number of full steps."""
     moved: int = 0
     """Of a placed method: so many lists of full steps are drawn with the calibration seeds, and the best is taken; 0: its own."""
     forecasts: tuple[rfc.Estimator, ...] = ()
     """Of which the best is taken with it; empty: the method's own."""
-    thresholded: Callable[[float, Facts], CachingMethod] | None = None
+    thresholded: Callable[[float, Facts], Method] | None = None
     low: float = 1e-4
     high: float = 50.0
     """Between which the threshold is looked for."""
@@ -76,8 +76,8 @@ MOVED = LISTS
 def _uniform(name: str, kind: Literal["published", "RFC", "ours", "control"], estimator: rfc.Estimator, **more: str) -> Entry:
     """An estimator at equal gaps."""
 
-    def make(steps: list[int]) -> CachingMethod:
-        return rfc.Method(estimator=estimator, schedule=rfc.Listed(steps=steps), granularity=more.get("granularity"))
+    def make(steps: list[int]) -> Method:
+        return rfc.Method(estimator=estimator, schedule=rfc.Listed(full_steps=steps), granularity=more.get("granularity"))
 
     return Entry(name=name, kind=kind, listed=make, note=more.get("note", ""))
 
@@ -96,11 +96,11 @@ def _planned(name: str, where: Literal["first", "all"]) -> Entry:
     return Entry(
         name=name,
         kind="control",
-        thresholded=lambda tau, facts: rfc.Method(estimator=rfc.RFE(order=1), schedule=rfc.Listed(steps=facts.planned(tau, where))),
+        thresholded=lambda tau, facts: rfc.Method(estimator=rfc.RFE(order=1), schedule=rfc.Listed(full_steps=facts.planned(tau, where))),
     )
 
 
-def _beforehand(name: str, make: Callable[[int, Facts], CachingMethod]) -> tuple[Entry, Entry]:
+def _beforehand(name: str, make: Callable[[int, Facts], Method]) -> tuple[Entry, Entry]:
     """A method that places its full steps itself, and the best of some forecasts at full steps moved from there."""
     tried = forecasts(rfc.Chebyshev().estimator)
     note = f"the best of {len(tried)} forecasts, at the best of {MOVED} lists of full steps on the seeds that thresholds are found with"
@@ -111,9 +111,9 @@ def _beforehand(name: str, make: Callable[[int, Facts], CachingMethod]) -> tuple
 def _placed(name: str, estimator: rfc.Estimator, unit: Unit = "step") -> Entry:
     """An estimator that counts time in `unit`, at steps placed as `rfc.Chebyshev` places them, but less dense at the ends."""
 
-    def make(nfc: int, facts: Facts) -> CachingMethod:
+    def make(nfc: int, facts: Facts) -> Method:
         places = placed_steps(nfc, facts.steps, clustering=0.6)
-        return rfc.Method(estimator=estimator, schedule=rfc.Placed(steps=places, of=facts.steps, unit=unit))
+        return rfc.Method(estimator=estimator, schedule=rfc.Placed(full_steps=places, num_steps=facts.steps, unit=unit))
 
     return Entry(name=f"{name} + placed", kind="control", placed=make)
 
@@ -121,8 +121,8 @@ def _placed(name: str, estimator: rfc.Estimator, unit: Unit = "step") -> Entry:
 def _at_levels(name: str, estimator: rfc.Estimator, unit: Unit = "interval") -> Entry:
     """An estimator at the full steps of `rfc.LogSNR`."""
 
-    def make(nfc: int, facts: Facts) -> CachingMethod:
-        placed = rfc.LogSNR.of(facts.scheduler, facts.steps, nfc).schedule
+    def make(nfc: int, facts: Facts) -> Method:
+        placed = listed(rfc.LogSNR(facts.scheduler, facts.steps, nfc).schedule, facts.steps)
         return rfc.Method(estimator=estimator, schedule=replace(placed, unit=unit))
 
     return Entry(name=f"{name} + LogSNR steps", kind="control", placed=make)
@@ -138,25 +138,25 @@ def _newton(order: int) -> Entry:
     )
 
 
-def _token_wise(make: type[rfc.ToCa] | type[rfc.DuCa]) -> Entry:
+def _token_wise(make: Callable[..., Method]) -> Entry:
     """ToCa or DuCa at the interval that gives the number of full steps."""
     return Entry(
         name=make.__name__,
         kind="published",
-        thresholded=lambda interval, facts: make(interval=round(interval), steps=facts.steps),
+        thresholded=lambda interval, facts: make(interval=round(interval), num_steps=facts.steps),
         low=1.0,
         note="its threshold is the interval; a skipped step also computes some tokens of the feed-forwards",
     )
 
 
-def _reuse_at_tocas(interval: float, facts: Facts) -> CachingMethod:
+def _reuse_at_tocas(interval: float, facts: Facts) -> Method:
     """Plain reuse at the full steps that ToCa and DuCa have with that interval."""
-    toca = rfc.ToCa(interval=round(interval), steps=facts.steps)
-    return rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(steps=full_steps(toca.schedule, facts.steps)))
+    toca = rfc.ToCa(interval=round(interval), num_steps=facts.steps)
+    return rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(full_steps=full_steps(toca.schedule, facts.steps)))
 
 
-def mag_cache(threshold: float, facts: Facts) -> CachingMethod:
-    return rfc.MagCache(ratios=facts.ratios(), threshold=threshold, max_skip=facts.steps, retention=2 / facts.steps, steps=facts.steps)
+def mag_cache(threshold: float, facts: Facts) -> Method:
+    return rfc.MagCache(ratios=facts.ratios(), threshold=threshold, max_skip=facts.steps, retention=2 / facts.steps, num_steps=facts.steps)
 
 
 ENTRIES: tuple[Entry, ...] = (
@@ -169,7 +169,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="TeaCache",
         kind="published",
-        thresholded=lambda threshold, facts: rfc.TeaCache(threshold=threshold, steps=facts.steps),
+        thresholded=lambda threshold, facts: rfc.TeaCache(threshold=threshold, num_steps=facts.steps),
         note="no coefficients are published for these models: the identity; first and last step full, as published",
     ),
     Entry(
@@ -181,7 +181,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="DiCache",
         kind="published",
-        thresholded=lambda threshold, facts: rfc.DiCache(threshold=threshold, steps=facts.steps),
+        thresholded=lambda threshold, facts: rfc.DiCache(threshold=threshold, num_steps=facts.steps),
         note="the first block runs in every step; 2 leading full steps and the last, not the published leading fifth of them",
     ),
     Entry(
@@ -194,14 +194,14 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="SpeCa",
         kind="published",
-        thresholded=lambda base, facts: rfc.SpeCa(base=base, floor=base / 10, max_drafts=facts.steps, steps=facts.steps),
+        thresholded=lambda base, facts: rfc.SpeCa(base=base, floor=base / 10, max_drafts=facts.steps, num_steps=facts.steps),
         note="a verified draft also runs the last block; the threshold's floor is a tenth of its base, and drafts in a row are not bounded",
     ),
     *(_token_wise(make) for make in (rfc.ToCa, rfc.DuCa)),
     Entry(
         name="DisCa",
         kind="published",
-        listed=lambda steps: rfc.DisCa(predictor=DIGITS_PREDICTOR, steps=steps),
+        listed=lambda steps: rfc.DisCa(predictor=DIGITS_PREDICTOR, full_steps=steps),
         note="a skipped step runs the predictor, which the digits model alone has",
     ),
     _rcs("RFC m=1", "RFC", rfc.RFE(order=1), order=1),
@@ -209,8 +209,8 @@ ENTRIES: tuple[Entry, ...] = (
     *(_rcs(f"Projective m={m} + RCS", "ours", rfc.Projective(order=m)) for m in (1, 2, 3)),
     *(_rcs(f"Newton m={m} + RCS", "ours", rfc.Newton(order=m)) for m in (2, 3)),
     *(_newton(m) for m in (2, 3)),
-    *_beforehand("Chebyshev", lambda nfc, facts: rfc.Chebyshev(nfc=nfc, steps=facts.steps)),
-    *_beforehand("LogSNR", lambda nfc, facts: rfc.LogSNR.of(facts.scheduler, facts.steps, nfc)),
+    *_beforehand("Chebyshev", lambda nfc, facts: rfc.Chebyshev(nfc=nfc, num_steps=facts.steps)),
+    *_beforehand("LogSNR", lambda nfc, facts: rfc.LogSNR(facts.scheduler, facts.steps, nfc)),
     _uniform("RFE m=1, uniform", "control", rfc.RFE(order=1)),
     _uniform("RFE m=2, uniform", "control", rfc.RFE(order=2)),
     _rcs("Taylor m=1 + RCS", "control", rfc.Taylor(order=1), order=1),
@@ -247,91 +247,6 @@ BASELINES = tuple(f"TaylorSeer m={m}" for m in (1, 2, 3))
 PUBLISHED_RFC = ("RFC m=1", "RFC m=2")
 
 
-ABLATIONS: dict[str, dict[str, str]] = {
-    f"m={m}": {
-        "TaylorSeer": f"TaylorSeer m={m}",
-        "+ RFE": f"RFE m={m}, uniform",
-        "+ RCS": f"Taylor m={m} + RCS",
-        "RFC (both)": f"RFC m={m}",
-    }
-    for m in (1, 2)
-}
-"""The paper's ablation: label -> method."""
-
-
-MAGNITUDES = {
-    "w = 0.8": "Taylor m=1 x 0.8",
-    "w = 1.0 (TaylorSeer)": "TaylorSeer m=1",
-    "w = 1.2": "Taylor m=1 x 1.2",
-    "RFE": "RFE m=1, uniform",
-}
-"""How far along Taylor's direction of order 1, at equal gaps."""
-
-
-NORMS = {
-    "per sample (RFC)": "RFE m=1, uniform",
-    "per token": "RFE m=1 per token, uniform",
-    "whole batch": "RFE m=1 per tensor, uniform",
-}
-"""Over what RFE takes its norms, at equal gaps."""
-
-
-WATCHED = {
-    "first site, as it goes (RFC)": "RFC m=1",
-    "first site, planned": "RFE m=1 + planned RCS, first site",
-    "all sites, planned": "RFE m=1 + planned RCS, all sites",
-}
-"""Which inputs RCS looks at."""
-
-
-PLACES = {
-    "equal gaps": "Newton m=2, uniform",
-    "RCS": "Newton m=2 + RCS",
-    "RCS with one leading full step": "NewtonRCS m=2",
-    "placed": "Newton m=2 + placed",
-}
-"""Which steps are full, with the same forecast."""
-
-
-FORECASTS = {
-    "reuse": "Reuse + placed",
-    "Taylor m=1 (Newton m=1 is the same)": "Taylor m=1 + placed",
-    "Taylor m=2": "Taylor m=2 + placed",
-    "RFE m=1": "RFE m=1 + placed",
-    "RFE m=2": "RFE m=2 + placed",
-    "Newton m=2": "Newton m=2 + placed",
-    "Newton m=3": "Newton m=3 + placed",
-    "Newton m=2, damped": "Newton m=2 damped + placed",
-    "Newton m=3, damped": "Newton m=3 damped + placed",
-    "Newton m=1, time by intervals": "Newton m=1 by intervals + placed",
-    "Newton m=2, time by intervals": "Newton m=2 by intervals + placed",
-    "Newton m=2, damped, time by intervals": "Newton m=2 damped by intervals + placed",
-    "the same, denser at the ends (Chebyshev)": "Chebyshev",
-}
-"""What the forecast is, at the same full steps but for the last line; what it counts time in (`rfc.Placed.unit`)."""
-
-
-AT_LEVELS = {
-    "reuse": "Reuse + LogSNR steps",
-    "Taylor m=1": "Taylor m=1 + LogSNR steps",
-    "RFE m=1": "RFE m=1 + LogSNR steps",
-    "RFE m=2": "RFE m=2 + LogSNR steps",
-    "Newton m=2": "Newton m=2 + LogSNR steps",
-    "Newton m=2, damped, time by steps": "Newton m=2 damped by steps + LogSNR steps",
-    "Newton m=2, damped (LogSNR)": "LogSNR",
-}
-"""What the forecast is, at the full steps that `rfc.LogSNR` places; time by intervals but in one line."""
-
-
-TOKENS = {
-    "reuse at equal gaps (FORA)": "FORA",
-    "reuse at ToCa's steps": "Reuse at ToCa's steps",
-    "ToCa": "ToCa",
-    "DuCa": "DuCa",
-}
-"""What the list of full steps brings and what the computed tokens bring."""
-
-
 QUICK = ("TaylorSeer m=1", "MagCache", "RFC m=1")
 
 
@@ -344,17 +259,17 @@ def uniform_steps(steps: int, budget: int) -> list[int]:
         raise ValueError(f"uniform_steps: expected 3 <= budget <= steps, got {budget} of {steps}")
     for warmup in (2, 3):
         for interval in range(1, steps):
-            chosen = [*range(warmup), *range(warmup - 1 + interval, steps, interval)]
-            if len(chosen) == budget:
-                return chosen
+            listed = [*range(warmup), *range(warmup - 1 + interval, steps, interval)]
+            if len(listed) == budget:
+                return listed
     rest = budget - 2
     return [0, 1, *(1 + (i * (steps - 2)) // rest for i in range(1, rest + 1))]
 
 
-def chosen(names: Iterable[str]) -> list[Entry]:
+def entries_named(names: Iterable[str]) -> list[Entry]:
     """Entries by name, in the order of the table; KeyError for a name that is not in it."""
-    wanted = list(names)
-    for name in wanted:
+    named = list(names)
+    for name in named:
         if name not in METHODS:
             raise KeyError(name)
-    return [entry for entry in ENTRIES if entry.name in wanted]
+    return [entry for entry in ENTRIES if entry.name in named]

@@ -11,12 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from benchmarks.files import Record
+from benchmarks.pictures import save
+from benchmarks.quality.cells import MAIN_KINDS, kind, names_of
 from benchmarks.quality.methods import FULL
 from benchmarks.quality.record import key
-from benchmarks.quality.report import MAIN_KINDS, kind, names_of
-
-Row = dict[str, Any]
-
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -62,7 +61,7 @@ def style(name: str) -> dict[str, Any]:
     return {"color": color, "marker": MARKERS[(order - 1) % len(MARKERS)], "linewidth": 1.8 if wide else 1.0, "linestyle": dotted}
 
 
-def draw(record: Row, arrays: Arrays, out: Path) -> list[Path]:
+def draw(record: Record, arrays: Arrays, out: Path) -> list[Path]:
     """Draw everything that the record has; return the pictures."""
     model = record["settings"]["model"]
     figures: dict[str, Figure] = {}
@@ -83,19 +82,17 @@ def draw(record: Row, arrays: Arrays, out: Path) -> list[Path]:
     if record["teacher_forced"] is not None:
         figures["heat"] = heat(record["teacher_forced"])
         figures["distance"] = by_distance(record["teacher_forced"])
-    made = []
-    for name, figure in figures.items():
-        made.append(out / f"{model}-{name}.png")
-        figure.savefig(made[-1], dpi=110, bbox_inches="tight", metadata={"Software": None})
-    return made
+    grids = {name for name in figures if name.startswith("grid")}
+    looks: dict[bool, dict[str, Any]] = {True: {"dpi": 75, "colors": None}, False: {}}
+    return [save(of, out / f"{model}-{name}.png", **looks[name in grids]) for name, of in figures.items()]
 
 
-def curves(record: Row, x: str, label: str) -> Figure:
+def curves(record: Record, x: str, label: str) -> Figure:
     """Geometric-mean error of the main methods over `x`, a panel for each sampler; bars: the 95 % bootstrap interval."""
     samplers = {name: of for name, of in record["settings"]["samplers"].items() if any(c["sampler"] == name for c in record["cells"])}
     figure = Figure(figsize=(5.6 * len(samplers) + 2.4, 5.6))
-    for place, (sampler, settings) in enumerate(samplers.items()):
-        axes: Axes = figure.add_subplot(1, len(samplers), place + 1)
+    for index, (sampler, settings) in enumerate(samplers.items()):
+        axes: Axes = figure.add_subplot(1, len(samplers), index + 1)
         cells = [cell for cell in record["cells"] if cell["sampler"] == sampler]
         for name in [name for name in names_of(record, sampler) if kind(name) in MAIN_KINDS]:
             line = sorted((cell for cell in cells if cell["method"] == name), key=lambda cell: float(cell["nfc"]))
@@ -110,14 +107,14 @@ def curves(record: Row, x: str, label: str) -> Figure:
         axes.set_xlabel(label, fontsize=8)
         axes.grid(which="both", linewidth=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if place == 0:
+        if index == 0:
             axes.set_ylabel("relative L2 error against full computation of the same seeds (geometric mean)", fontsize=8)
     named = {name: handle for axes in figure.axes for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.axes[-1].legend(named.values(), named, fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
     return figure
 
 
-def grid(record: Row, arrays: Arrays, sampler: str, budget: int) -> Figure:
+def grid(record: Record, arrays: Arrays, sampler: str, budget: int) -> Figure:
     """One sample of each class from the same noise, full computation first; on the right what differs from it, several times as bright."""
     settings = record["settings"]["samplers"][sampler]
     here = [cell for cell in record["cells"] if (cell["sampler"], cell["budget"]) == (sampler, budget)]
@@ -132,10 +129,10 @@ def grid(record: Row, arrays: Arrays, sampler: str, budget: int) -> Figure:
         y=1 - 0.1 / height,
     )
     figure.subplots_adjust(top=1 - 0.4 / height, bottom=0, hspace=0.06, wspace=0.02)
-    for place, (name, tiles) in enumerate({FULL: full, **drawn}.items()):
+    for index, (name, tiles) in enumerate({FULL: full, **drawn}.items()):
         apart = np.clip(BRIGHTER * np.abs(tiles.astype(int) - full), 0, 255).astype(np.uint8)
         for column, shown in enumerate((tiles, apart)):
-            axes: Axes = figure.add_subplot(1 + len(drawn), 2, 2 * place + column + 1)
+            axes: Axes = figure.add_subplot(1 + len(drawn), 2, 2 * index + column + 1)
             axes.imshow(strip(shown), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="equal")
             axes.set_xticks([])
             axes.set_yticks([])
@@ -149,7 +146,7 @@ def grid(record: Row, arrays: Arrays, sampler: str, budget: int) -> Figure:
     return figure
 
 
-def schedules(record: Row, sampler: str, budget: int) -> Figure:
+def schedules(record: Record, sampler: str, budget: int) -> Figure:
     """Which steps each method computed, in the first batch: full, in part, or not; the error beside it."""
     steps = record["settings"]["samplers"][sampler]["steps"]
     cells = [cell for cell in record["cells"] if (cell["sampler"], cell["budget"]) == (sampler, budget)]
@@ -175,18 +172,18 @@ def strip(tiles: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return row[0] if len(row) == 1 else row.transpose(1, 2, 0)
 
 
-def heat(forced: Row) -> Figure:
+def heat(forced: Record) -> Figure:
     """Teacher-forced error over sites and steps, a panel for each estimator; white where a step is full."""
-    kept = forced["heat"]
-    panels = {name: np.array(rows, dtype=float) for name, rows in kept["errors"].items()}
+    shown = forced["heat"]
+    panels = {name: np.array(rows, dtype=float) for name, rows in shown["errors"].items()}
     figure = Figure(figsize=(11, 0.6 + len(panels) * (0.6 + 0.13 * len(forced["sites"]))), layout="constrained")
     finite = np.concatenate([panel[np.isfinite(panel)] for panel in panels.values()])
     scale = LogNorm(max(1e-4, float(np.quantile(finite, 0.01))), float(np.quantile(finite, 0.99)))
     image = None
-    for place, (name, panel) in enumerate(panels.items()):
-        axes: Axes = figure.add_subplot(len(panels), 1, place + 1)
+    for index, (name, panel) in enumerate(panels.items()):
+        axes: Axes = figure.add_subplot(len(panels), 1, index + 1)
         image = axes.imshow(panel, aspect="auto", norm=scale, cmap="viridis", interpolation="nearest")
-        axes.set_title(f"{name}, N = {kept['interval']}", fontsize=9, loc="left")
+        axes.set_title(f"{name}, N = {shown['interval']}", fontsize=9, loc="left")
         axes.set_yticks(range(len(forced["sites"])), [short(site) for site in forced["sites"]], fontsize=5)
         axes.set_ylabel("site", fontsize=8)
     figure.axes[-1].set_xlabel("step", fontsize=8)
@@ -201,12 +198,12 @@ def short(site: str) -> str:
     return ".".join([*(part for part in parts[:-1] if part.isdigit()), parts[-1]])
 
 
-def by_distance(forced: Row) -> Figure:
+def by_distance(forced: Record) -> Figure:
     """Teacher-forced error over the distance k, median over sites and steps, a panel for each interval."""
     intervals = forced["intervals"]
     figure = Figure(figsize=(3.4 * len(intervals) + 2.4, 3.8))
-    for place, interval in enumerate(intervals):
-        axes: Axes = figure.add_subplot(1, len(intervals), place + 1)
+    for index, interval in enumerate(intervals):
+        axes: Axes = figure.add_subplot(1, len(intervals), index + 1)
         for number, (name, rows) in enumerate(forced["errors"].items()):
             errors = rows[str(interval)]["median_by_k"]
             line = "-" if name.startswith(("RFE", "Proj")) else "--"

@@ -2,64 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
-
-from benchmarks.quality.methods import ABLATIONS, AT_LEVELS, FORECASTS, FULL, MAGNITUDES, METHODS, NORMS, PLACES, TOKENS, WATCHED
-
-Row = dict[str, Any]
-
-
-Column = Callable[[Row], str]
+from benchmarks.files import Record
+from benchmarks.quality.cells import COLUMNS, MAIN_KINDS, SHORT, bold_interval, cells_at, is_at_budget, kind, names_of
+from benchmarks.quality.methods import FULL, METHODS
+from benchmarks.quality.parts import ABLATIONS, AT_LEVELS, FORECASTS, MAGNITUDES, NORMS, PLACES, TOKENS, WATCHED
+from benchmarks.quality.report_forced import forced_section
+from benchmarks.tables import table
 
 
-MAIN_KINDS = ("published", "RFC", "ours")
-
-
-OFF_BUDGET = 0.5
-"""A cell whose NFC is further from its budget is compared at another cost: it says so, and is never bold."""
-
-
-def _number(name: str, text: str) -> Column:
-    def cell(row: Row) -> str:
-        value = row.get(name)
-        return "-" if value is None else text.format(value)
-
-    return cell
-
-
-COLUMNS: dict[str, Column] = {
-    "NFC": _number("nfc", "{:.4g}"),
-    "FLOPs": _number("flops_share", "{:.1%}"),
-    "relative L2": _number("error", "{:.4f}"),
-    "PSNR dB": _number("psnr_db", "{:.2f}"),
-    "SSIM": _number("ssim", "{:.4f}"),
-    "FD": _number("fd", "{:.3g}"),
-    "sFD": _number("sfd", "{:.3g}"),
-    "FD2FC": _number("fd2fc", "{:.3g}"),
-    "sFD2FC": _number("sfd2fc", "{:.3g}"),
-    "accuracy": _number("accuracy", "{:.1%}"),
-}
-
-
-SHORT = {name: COLUMNS[name] for name in ("NFC", "relative L2", "FD2FC", "sFD2FC")}
-"""Of ablations."""
-
-
-RELATIONS = {
-    "cosine_input": "cosine of the input's moves",
-    "cosine_output": "cosine of the output's moves",
-    "cosine_correlation": "correlation of the two cosines",
-    "s_rsd_within_interval": "s_k: relative standard deviation over k",
-    "s_rsd_over_steps": "s_k: relative standard deviation over t",
-    "s_N_over_s_k": "s_N / s_k",
-    "kappa_over_taylor": "RFE's coefficient over Taylor's",
-    "best_over_taylor": "best coefficient over Taylor's",
-    "error_correlation": "correlation of the norms of E_I and E_O",
-}
-
-
-def markdown(record: Row) -> str:
+def markdown(record: Record) -> str:
     """The whole report; pictures are the files that `benchmarks.quality.plots` writes beside it."""
     settings = record["settings"]
     parts = [f"# Quality at an equal number of full computations: {settings['model']}", _protocol(record)]
@@ -68,18 +19,12 @@ def markdown(record: Row) -> str:
         parts += [_main(record, sampler) for sampler in settings["samplers"]]
         parts += [_parts(record)]
     if record["teacher_forced"] is not None:
-        parts.append(_forced(record["teacher_forced"], settings["model"]))
+        parts.append(forced_section(record["teacher_forced"], settings["model"]))
     parts.append(_left_out(record))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-    heads = list(heads)
-    return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-def _protocol(record: Row) -> str:
+def _protocol(record: Record) -> str:
     settings = record["settings"]
     versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
     what = (
@@ -90,28 +35,7 @@ def _protocol(record: Row) -> str:
     return f"{what}\n\n{settings['protocol'].strip()}"
 
 
-def cells_at(record: Row, sampler: str, budget: int) -> dict[str, Row]:
-    return {cell["method"]: cell for cell in record["cells"] if (cell["sampler"], cell["budget"]) == (sampler, budget)}
-
-
-def is_at_budget(cell: Row) -> bool:
-    return abs(float(cell["nfc"]) - float(cell["budget"])) <= OFF_BUDGET
-
-
-def interval(values: list[float] | None, cell: Row) -> str:
-    """A ratio with its interval, and the NFC of a cell that missed its budget."""
-    if values is None:
-        return "-"
-    return "{:.2f} ({:.2f}-{:.2f})".format(*values) + ("" if is_at_budget(cell) else f" at NFC {cell['nfc']:.4g}")
-
-
-def _interval(values: list[float] | None, cell: Row) -> str:
-    """The same; bold where the interval is below 1 and the cell at its budget."""
-    text = interval(values, cell)
-    return f"**{text}**" if values is not None and values[2] < 1 and is_at_budget(cell) else text
-
-
-def _ratios(record: Row) -> str:
+def _ratios(record: Record) -> str:
     """Ratio of errors against TaylorSeer's best order, methods by budgets, for each sampler."""
     parts = [
         """## Error against TaylorSeer's best order
@@ -129,24 +53,12 @@ TaylorSeer keeps its own uniform schedule; which order was best stands in the fi
         }
         heads = [record["settings"]["samplers"][sampler]["what"], *(f"NFC {budget}" for budget in budgets)]
         best = ["best TaylorSeer", *(row.get("taylorseer", "-").removeprefix("TaylorSeer ") for row in budgets.values())]
-        rows = [[name, *(_interval(*at) for at in places)] for name, places in known.items() if any(ratio for ratio, _ in places)]
+        rows = [[name, *(bold_interval(*at) for at in columns)] for name, columns in known.items() if any(ratio for ratio, _ in columns)]
         parts.append(table(heads, [best, *rows]))
     return "\n\n".join(parts)
 
 
-def names_of(record: Row, sampler: str) -> list[str]:
-    """The methods with a cell, in the order of the table; those that it no longer has come last."""
-    order = {name: at for at, name in enumerate(METHODS)}
-    here = dict.fromkeys(cell["method"] for cell in record["cells"] if cell["sampler"] == sampler)
-    return sorted(here, key=lambda name: order.get(name, len(order)))
-
-
-def kind(name: str) -> str:
-    """What sort of method it is; of one that the table no longer has, a control."""
-    return METHODS[name].kind if name in METHODS else "control"
-
-
-def _main(record: Row, sampler: str) -> str:
+def _main(record: Record, sampler: str) -> str:
     """The paper's main table: a block for every budget."""
     settings = record["settings"]["samplers"][sampler]
     parts = [f"## {settings['what']}"]
@@ -163,7 +75,7 @@ def _main(record: Row, sampler: str) -> str:
     return "\n\n".join(parts) if len(parts) > 1 else ""
 
 
-def _parts(record: Row) -> str:
+def _parts(record: Record) -> str:
     """Ablations and variants, methods by budgets."""
     named = {
         **{f"What RFE and RCS bring, order {order.removeprefix('m=')}": rows for order, rows in ABLATIONS.items()},
@@ -193,12 +105,12 @@ def _parts(record: Row) -> str:
     return "\n\n".join(["## Parts and variants", *parts]) if parts else ""
 
 
-def _against(record: Row, sampler: str, budget: int, name: str) -> str:
+def _against(record: Record, sampler: str, budget: int, name: str) -> str:
     ratio = record["ratios"][sampler][str(budget)]["methods"][name].get("taylorseer")
-    return _interval(ratio, cells_at(record, sampler, budget)[name])
+    return bold_interval(ratio, cells_at(record, sampler, budget)[name])
 
 
-def _pictures(settings: Row) -> str:
+def _pictures(settings: Record) -> str:
     model = settings["model"]
     shown = [(name, budget) for name, sampler in settings["samplers"].items() for budget in sampler["shown"]]
     how = "compiled" if settings["compiled"] else "not compiled (the graphs run node by node)"
@@ -215,45 +127,17 @@ def _pictures(settings: Row) -> str:
     return "\n\n".join(lines)
 
 
-def _forced(forced: Row, model: str) -> str:
-    intervals = [str(interval) for interval in forced["intervals"]]
-    errors = {name: [rows[interval]["mean"] for interval in intervals] for name, rows in forced["errors"].items()}
-    least = [min(values) for values in zip(*errors.values(), strict=True)]
-    rows = [
-        [name, *(f"**{value:.4f}**" if value == best else f"{value:.4f}" for value, best in zip(values, least, strict=True))]
-        for name, values in errors.items()
-    ]
-    relations = [
-        [text, *("{mean:.3f} ({lowest:.3f} to {highest:.3f})".format(**forced["relation"][interval][name]) for interval in intervals)]
-        for name, text in RELATIONS.items()
-    ]
-    return "\n\n".join(
-        [
-            "## Teacher-forced: every site from its own true past",
-            f"{forced['sampler']}, {forced['samples']} samples with guidance, {len(forced['sites'])} sites; the first {forced['warmup']} "
-            "steps full, then every N-th. Mean over sites, skipped steps and samples of ||O_hat - O|| / ||O||; bold: the smallest.",
-            table(["estimator", *(f"N = {interval}" for interval in intervals)], rows),
-            f"""![Error by distance]({model}-distance.png)
-
-![Error over sites and steps]({model}-heat.png)
-
-How outputs move with inputs (mean over sites, and from the lowest to the highest site; definitions in `benchmarks/relation.py`):""",
-            table(["figure", *(f"N = {interval}" for interval in intervals)], relations),
-        ]
-    )
-
-
-def _taken(record: Row) -> dict[str, str]:
+def _taken(record: Record) -> dict[str, str]:
     """Of methods that choose among forecasts, which one at which budget."""
-    places: dict[str, dict[str, list[str]]] = {}
+    methods: dict[str, dict[str, list[str]]] = {}
     for cell in record["cells"]:
         if forecast := cell.get("forecast"):
             where = f"{cell['budget']} of {record['settings']['samplers'][cell['sampler']]['what']}"
-            places.setdefault(cell["method"], {}).setdefault(forecast, []).append(where)
-    return {name: "; ".join(f"{forecast} at {', '.join(at)}" for forecast, at in taken.items()) for name, taken in places.items()}
+            methods.setdefault(cell["method"], {}).setdefault(forecast, []).append(where)
+    return {name: "; ".join(f"{forecast} at {', '.join(at)}" for forecast, at in taken.items()) for name, taken in methods.items()}
 
 
-def _left_out(record: Row) -> str:
+def _left_out(record: Record) -> str:
     lines = [
         "* LPIPS: its weights come with no package that this project depends on.",
         '* RCS cannot look at all sites as it goes, for it decides before they run: "planned" rows take the decisions beforehand, on the '
@@ -268,5 +152,5 @@ def _left_out(record: Row) -> str:
     return "\n\n".join(["## What to know, and what is left out", "\n".join(lines)])
 
 
-def _all(record: Row) -> list[str]:
+def _all(record: Record) -> list[str]:
     return list(dict.fromkeys(cell["method"] for cell in record["cells"]))

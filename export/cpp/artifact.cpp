@@ -34,6 +34,15 @@ std::string contents(const fs::path& file) {
 
 std::string minor(const std::string& version) { return version.substr(0, version.find('.', version.find('.') + 1)); }
 
+// The text as JSON; Error, with the file and the place, where it is none.
+Json parsed(const std::string& text, const fs::path& file) {
+  try {
+    return Json::parse(text);
+  } catch (const Json::exception& error) {
+    throw Error(file.string() + ": no JSON: " + error.what() + "; copy it again");
+  }
+}
+
 }  // namespace
 
 at::ScalarType dtype(const std::string& name) {
@@ -43,18 +52,18 @@ at::ScalarType dtype(const std::string& name) {
 }
 
 Json read_manifest(const fs::path& folder) {
-  Json manifest = Json::parse(contents(folder / "rfc.json"));
-  if (manifest["schema_version"].number() != kSchema)
+  Json manifest = parsed(contents(folder / "rfc.json"), folder / "rfc.json");
+  if (manifest.at("schema_version") != kSchema)
     throw Error((folder / "rfc.json").string() + ": of another schema version than " + std::to_string(kSchema) + "; export again");
-  if (manifest["backend"].text() != "aoti" || manifest["dispatch"].text() != "host" || manifest["target"]["device"].text() != "cpu")
-    throw Error(folder.string() + ": for " + manifest["backend"].text() + ", dispatch " + manifest["dispatch"].text() + ", on " +
-                manifest["target"]["device"].text() + "; export with backend='aoti', dispatch='host' on a CPU");
-  const std::string& built = manifest["built_with"]["torch"].text();
+  const std::string backend = manifest.at("backend"), dispatch = manifest.at("config").at("dispatch"), device = manifest.at("target").at("device");
+  if (backend != "aoti" || dispatch != "host" || device != "cpu")
+    throw Error(folder.string() + ": for " + backend + ", dispatch " + dispatch + ", on " + device + "; export with backend='aoti', dispatch='host' on a CPU");
+  const std::string built = manifest.at("built_with").at("torch");
   if (minor(built) != minor(TORCH_VERSION))
     throw Error(folder.string() + ": built with torch " + built + ", this program with " + TORCH_VERSION + "; export again, or build it with that one");
-  for (const auto& [name, file] : manifest["files"].map()) {
+  for (const auto& [name, file] : manifest.at("files").items()) {
     std::error_code error;
-    if (name.find('/') != std::string::npos || fs::file_size(folder / name, error) != static_cast<uintmax_t>(file["bytes"].number()) || error)
+    if (name.find('/') != std::string::npos || fs::file_size(folder / name, error) != file.at("bytes").get<uintmax_t>() || error)
       throw Error((folder / name).string() + ": missing, or of another length than rfc.json says; copy the artefact again");
   }
   return manifest;
@@ -72,12 +81,12 @@ Tensors read_weights(const fs::path& file) {
   at::Tensor memory = at::empty({static_cast<int64_t>(bytes - sizeof length - length)}, at::kByte);
   stream.read(static_cast<char*>(memory.data_ptr()), memory.numel());
   if (!stream) throw Error(file.string() + ": cut off; copy it again");
-  const Json specs = Json::parse(header);
+  const Json specs = parsed(header, file);
   Tensors weights;
-  for (const auto& [name, spec] : specs.map()) {
+  for (const auto& [name, spec] : specs.items()) {
     if (name == "__metadata__") continue;
-    const std::vector<int64_t> range = spec["data_offsets"].shape(), shape = spec["shape"].shape();
-    const at::ScalarType type = dtype(spec["dtype"].text());
+    const Shape range = spec.at("data_offsets"), shape = spec.at("shape");
+    const at::ScalarType type = dtype(spec.at("dtype"));
     int64_t count = 1;
     for (int64_t size : shape) count *= size;
     if (range.size() != 2 || range[0] < 0 || range[1] > memory.numel() || range[1] - range[0] != count * static_cast<int64_t>(at::elementSize(type)))

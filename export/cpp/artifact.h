@@ -4,12 +4,21 @@
 #include <ATen/core/Tensor.h>
 
 #include <filesystem>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <string>
 #include <unordered_map>
-
-#include "json.h"
+#include <vector>
 
 namespace rfc {
+
+using Json = nlohmann::json;
+using Shape = std::vector<int64_t>;
+
+// What is damaged, missing or not supported, in one sentence.
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
 using Tensors = std::unordered_map<std::string, at::Tensor>;
 

@@ -15,12 +15,12 @@ std::string key(const std::string& kind, const std::string& name) { return kind 
 
 }  // namespace
 
-Schedule::Schedule(const Json& manifest) : rule_(manifest["decision"]["rule"].text()) {
-  for (const auto& [name, given] : manifest["decision"]["numbers"].map())
-    for (const Json& one : given.list())
-      numbers_[name].push_back(one.is_text() ? std::numeric_limits<float>::infinity() : static_cast<float>(one.number()));
+Schedule::Schedule(const Json& manifest) : rule_(manifest.at("decision").at("rule").get<std::string>()) {
+  for (const auto& [name, given] : manifest.at("decision").at("numbers").items())
+    for (const Json& one : given)
+      numbers_[name].push_back(one.is_string() ? std::numeric_limits<float>::infinity() : one.get<float>());
   if (rule_ != "RCS" && rule_ != "Every") throw Error("decision.rule: " + rule_ + "; this program knows RCS and Every");
-  if (rule_ == "RCS" && manifest["method"]["schedule"]["lagged"].truth())
+  if (rule_ == "RCS" && manifest.at("method").at("schedule").at("lagged").get<bool>())
     throw Error("method.schedule: this program decides with the step's own error; export with lagged=False");
 }
 
@@ -44,25 +44,25 @@ bool Generation::decide(const Schedule& schedule, float eps) {
 
 Engine::Engine(const std::filesystem::path& folder) : manifest_(read_manifest(folder)), schedule_(manifest_) {
   const Tensors weights = read_weights(folder / "weights.safetensors");
-  for (const auto& [phase, spec] : manifest_["programs"].map()) open(phase, spec, folder, weights);
+  for (const auto& [phase, spec] : manifest_.at("programs").items()) open(phase, spec, folder, weights);
   allocate();
 }
 
 void Engine::open(const std::string& phase, const Json& spec, const std::filesystem::path& folder, const Tensors& weights) {
   auto specs = [](const Json& listed) {
     std::vector<Spec> made;
-    for (const Json& one : listed.list())
-      made.push_back({one["kind"].text(), one["name"].text(), dtype(one["dtype"].text()), one["shape"].shape()});
+    for (const Json& one : listed)
+      made.push_back({one.at("kind"), one.at("name"), dtype(one.at("dtype")), one.at("shape")});
     return made;
   };
   Program& program = programs_[phase];
-  program.inputs = specs(spec["inputs"]);
-  program.outputs = specs(spec["outputs"]);
-  const std::string file = (folder / spec["file"].text()).string();
-  program.loader = std::make_shared<torch::inductor::AOTIModelPackageLoader>(file, spec["entry"].text());
+  program.inputs = specs(spec.at("inputs"));
+  program.outputs = specs(spec.at("outputs"));
+  const std::string file = (folder / spec.at("file").get<std::string>()).string();
+  program.loader = std::make_shared<torch::inductor::AOTIModelPackageLoader>(file, spec.at("entry").get<std::string>());
   for (const std::string& name : program.loader->get_constant_fqns()) {
-    const Json& names = spec["weights"];
-    auto found = names.has(name) ? weights.find(names[name].text()) : weights.end();
+    const Json& names = spec.at("weights");
+    auto found = names.contains(name) ? weights.find(names.at(name).get<std::string>()) : weights.end();
     if (found == weights.end()) throw Error(file + ": " + phase + " asks for the weight " + name + ", which is not there; export again");
     program.weights[name] = found->second;
   }
@@ -70,38 +70,38 @@ void Engine::open(const std::string& phase, const Json& spec, const std::filesys
 }
 
 void Engine::allocate() {
-  for (const Json& pool : manifest_["pools"].list())
-    values_[key("pool", pool["name"].text())] = at::zeros(pool["shape"].shape(), dtype(pool["dtype"].text()));
-  for (const Json& slot : manifest_["state"].list()) {
-    at::Tensor memory = slot["pool"].is_null()
-        ? at::zeros(slot["shape"].shape(), dtype(slot["dtype"].text()))
-        : values_.at(key("pool", slot["pool"].text())).select(-2, static_cast<int64_t>(slot["row"].number()));
-    values_[key("state", slot["name"].text())] = memory;
+  for (const Json& pool : manifest_.at("pools"))
+    values_[key("pool", pool.at("name"))] = at::zeros(pool.at("shape").get<Shape>(), dtype(pool.at("dtype")));
+  for (const Json& slot : manifest_.at("state")) {
+    at::Tensor memory = slot.at("pool").is_null()
+        ? at::zeros(slot.at("shape").get<Shape>(), dtype(slot.at("dtype")))
+        : values_.at(key("pool", slot.at("pool"))).select(-2, slot.at("row").get<int64_t>());
+    values_[key("state", slot.at("name"))] = memory;
   }
   values_[key("clock", "clock")] = at::zeros({3}, at::kFloat);
 }
 
 void Engine::take(const Tensors& arguments) {
-  for (const Json& leaf : manifest_["call"]["leaves"].list()) {
-    if (leaf["placeholder"].is_null()) continue;
-    const std::string& name = leaf["argument"].text();
+  for (const Json& leaf : manifest_.at("call").at("leaves")) {
+    if (leaf.at("placeholder").is_null()) continue;
+    const std::string name = leaf.at("argument");
     auto given = arguments.find(name);
-    const at::ScalarType type = dtype(leaf["dtype"].text());
-    if (given == arguments.end() || given->second.scalar_type() != type || given->second.sizes().vec() != leaf["shape"].shape()) {
+    const at::ScalarType type = dtype(leaf.at("dtype"));
+    if (given == arguments.end() || given->second.scalar_type() != type || given->second.sizes().vec() != leaf.at("shape").get<Shape>()) {
       std::string shape;
-      for (int64_t size : leaf["shape"].shape()) shape += " " + std::to_string(size);
-      throw Error(name + ": expected " + leaf["dtype"].text() + " of shape" + shape + "; the engine was built for that");
+      for (int64_t size : leaf.at("shape").get<Shape>()) shape += " " + std::to_string(size);
+      throw Error(name + ": expected " + leaf.at("dtype").get<std::string>() + " of shape" + shape + "; the engine was built for that");
     }
-    values_[key("input", leaf["placeholder"].text())] = given->second.contiguous();
+    values_[key("input", leaf.at("placeholder"))] = given->second.contiguous();
   }
 }
 
 at::Tensor Engine::run(const Tensors& arguments) {
   c10::InferenceMode guard;
   take(arguments);
-  const Json& timestep = manifest_["call"]["timestep"];
+  const Json& timestep = manifest_.at("call").at("timestep");
   if (!timestep.is_null()) {
-    const double now = arguments.at(timestep.text()).max().item().toDouble();
+    const double now = arguments.at(timestep.get<std::string>()).max().item().toDouble();
     if (now > generation_.timestep) reset();
     generation_.timestep = now;
   }

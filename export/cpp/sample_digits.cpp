@@ -71,21 +71,21 @@ class Ddim {
  public:
   Ddim(const Json& config, int steps) {
     auto is = [&](const char* name, const char* wanted) {
-      if (config[name].text() != wanted) throw Error("sampler.scheduler: " + std::string(name) + " is " + config[name].text() + ", this program knows " + wanted);
+      if (config.at(name) != wanted) throw Error("sampler.scheduler: " + std::string(name) + " is " + config.at(name).dump() + ", this program knows " + wanted);
     };
     is("_class_name", "DDIMScheduler");
     is("beta_schedule", "linear");
     is("timestep_spacing", "leading");
     is("prediction_type", "epsilon");
     for (const char* name : {"clip_sample", "thresholding", "rescale_betas_zero_snr"})
-      if (config[name].truth()) throw Error("sampler.scheduler: " + std::string(name) + " is not known to this program");
-    const int64_t trained = static_cast<int64_t>(config["num_train_timesteps"].number());
+      if (config.at(name).get<bool>()) throw Error("sampler.scheduler: " + std::string(name) + " is not known to this program");
+    const int64_t trained = config.at("num_train_timesteps").get<int64_t>();
     if (steps < 1 || steps > trained) throw Error("--steps: expected 1 to " + std::to_string(trained));
     step_ = trained / steps;
-    const at::Tensor betas = at::linspace(config["beta_start"].number(), config["beta_end"].number(), trained, at::kFloat);
+    const at::Tensor betas = at::linspace(config.at("beta_start").get<double>(), config.at("beta_end").get<double>(), trained, at::kFloat);
     alphas_ = at::cumprod(1.0 - betas, 0);
-    last_ = config["set_alpha_to_one"].truth() ? at::ones({}) : alphas_[0];
-    for (int64_t i = steps; i-- > 0;) timesteps_.push_back(i * step_ + static_cast<int64_t>(config["steps_offset"].number()));
+    last_ = config.at("set_alpha_to_one").get<bool>() ? at::ones({}) : alphas_[0];
+    for (int64_t i = steps; i-- > 0;) timesteps_.push_back(i * step_ + config.at("steps_offset").get<int64_t>());
   }
 
   const std::vector<int64_t>& timesteps() const { return timesteps_; }
@@ -130,18 +130,18 @@ double mean(const std::vector<double>& values) { return values.empty() ? 0 : std
 void sample(const Options& options) {
   c10::InferenceMode guard;
   rfc::Engine engine(options.engine);
-  const Json& sampler = engine.manifest()["sampler"];
-  if (sampler.is_null() || sampler["kind"].text() != "digits") throw Error(options.engine + ": exported without sampler={'kind': 'digits', ...}");
+  const Json& sampler = engine.manifest().at("sampler");
+  if (sampler.is_null() || sampler.at("kind") != "digits") throw Error(options.engine + ": exported without sampler={'kind': 'digits', ...}");
   std::vector<int64_t> shape;
-  for (const Json& leaf : engine.manifest()["call"]["leaves"].list())
-    if (leaf["argument"].text() == "hidden_states") shape = leaf["shape"].shape();
+  for (const Json& leaf : engine.manifest().at("call").at("leaves"))
+    if (leaf.at("argument") == "hidden_states") shape = leaf.at("shape").get<rfc::Shape>();
   const int64_t count = static_cast<int64_t>(options.classes.size());
   if (shape.size() != 4 || shape[0] != 2 * count)
     throw Error("--classes: this engine draws " + std::to_string(shape.empty() ? 0 : shape[0] / 2) + " at once");
-  const Ddim ddim(sampler["scheduler"], options.steps);
-  const double cfg = sampler["cfg"].number();
+  const Ddim ddim(sampler.at("scheduler"), options.steps);
+  const double cfg = sampler.at("cfg");
   const at::Tensor labels = at::tensor(options.classes, at::kLong);
-  const at::Tensor both = at::cat({labels, at::full_like(labels, static_cast<int64_t>(sampler["null_class"].number()))});
+  const at::Tensor both = at::cat({labels, at::full_like(labels, sampler.at("null_class").get<int64_t>())});
   shape[0] = count;
   at::Tensor x = starting_noise(options, shape);
   for (int64_t t : ddim.timesteps()) {
@@ -167,6 +167,9 @@ void sample(const Options& options) {
 int main(int argc, char** argv) {
   try {
     sample(parse(argc, argv));
+  } catch (const Json::exception& error) {
+    std::fprintf(stderr, "rfc.json: %s; export again\n", error.what());
+    return 1;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

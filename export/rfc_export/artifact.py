@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from rfc_export.errors import ArtifactError, ExportError
-from rfc_export.manifest import MANIFEST, SCHEMA_VERSION, FileSpec, Manifest
+from rfc_export.manifest import MANIFEST, SCHEMA_VERSION, Manifest
+from rfc_export.specs import FileSpec
 
 MOST_MANIFEST_BYTES = 64 << 20
 

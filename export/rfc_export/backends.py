@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from rfc_export.errors import BackendError
-from rfc_export.manifest import BackendName, Manifest
+from rfc_export.manifest import Manifest
 from rfc_export.portable import Portable
+from rfc_export.specs import BackendName
 
 Report = Callable[[str], object]
 """Takes a line about what is being done."""

@@ -1,4 +1,4 @@
-"""Timing: engines beside the compiled CachedModel and the eager twin, over the same calls, in turns, in one process."""
+"""Bench: engines beside the compiled CachedModel and the eager twin, over the same calls, in turns, in one process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+import rfc_fx
 from rfc.eager.model import cached
 from rfc_export.runtime import Engine
-from rfc_export.verify import Verdict, Work, cached_like, parity_over
+from rfc_export.verify import RecordedGeneration, Verdict, cached_like, parity_over
 from rfc_fx.runtime.step_model import StepModel
-from rfc_fx.tools.compare import Timing, skipping
+from rfc_fx.tools.compare import Timing
 
 READS = ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__", "__index__", "equal")
 """Calls by which the host looks at a tensor's values."""
@@ -50,25 +51,25 @@ class Timed:
     nfc: int = 0
 
     @torch.no_grad()
-    def warm_up(self, todo: Work) -> None:
+    def warm_up(self, generation: RecordedGeneration) -> None:
         """A whole generation and one in which all that can be is skipped: every program has run then."""
-        todo.prepare(self.model)
-        self._run(todo, count=False)
+        generation.prepare(self.model)
+        self._run(generation, count=False)
         if isinstance(self.model, StepModel):
             own = self.model.method
-            self.model.method = skipping(own)
-            self._run(todo, count=False)
+            self.model.method = own.exercised()
+            self._run(generation, count=False)
             self.model.method = own
 
     @torch.no_grad()
-    def run(self, todo: Work) -> None:
+    def run(self, generation: RecordedGeneration) -> None:
         """One counted generation."""
-        self._run(todo, count=True)
+        self._run(generation, count=True)
 
-    def _run(self, todo: Work, *, count: bool) -> None:
+    def _run(self, generation: RecordedGeneration, *, count: bool) -> None:
         self.model.reset()
         times = []
-        for arguments in todo.calls:
+        for arguments in generation.calls:
             start = time.perf_counter()
             self.call(**arguments)
             _wait(arguments)
@@ -81,11 +82,11 @@ class Timed:
             self.nfc = phases.count("FULL")
 
     @torch.no_grad()
-    def count_reads(self, todo: Work) -> None:
+    def count_reads(self, generation: RecordedGeneration) -> None:
         """One generation more, in which looks at tensors' values are counted."""
         self.model.reset()
-        with _Reads(_device(todo.calls[0])) as reads:
-            for arguments in todo.calls:
+        with _Reads(_device(generation.calls[0])) as reads:
+            for arguments in generation.calls:
                 self.model(**arguments)
         self.host_reads = sum(reads.counts.values())
 
@@ -150,27 +151,29 @@ def model_variants(engine: Engine, model: nn.Module, inputs: dict[str, Any], *, 
     held = transformed.plan().state_bytes
     yield Timed(name="compiled" if compile else "transformed", call=call, model=transformed, state_bytes=held)
     try:
-        twin: Any = cached(model, engine.method, engine.manifest.granularity)
+        twin: Any = cached(model, engine.method, engine.manifest.config.granularity)
     except ValueError:  # a model whose sites no hooks can find
         return
     yield Timed(name="eager twin", call=twin, model=twin)
 
 
-def measure(variants: Sequence[Timed], todo: Work, rounds: int, report: Callable[[str], object], tick: Callable[[], object]) -> None:
+def measure(
+    variants: Sequence[Timed], generation: RecordedGeneration, rounds: int, report: Callable[[str], object], tick: Callable[[], object]
+) -> None:
     """Warm all up, hold the engines against the CachedModel where there is one, count reads, then time them in turns."""
-    for one in variants:
-        report(f"warming up {one.name}")
-        one.warm_up(todo)
+    for variant in variants:
+        report(f"warming up {variant.name}")
+        variant.warm_up(generation)
         tick()
-    reference = next((one for one in variants if isinstance(one.model, StepModel) and not isinstance(one.model, Engine)), None)
-    for one in variants:
-        report(f"comparing {one.name}")
-        if reference is not None and isinstance(one.model, Engine):
-            one.verdict = parity_over(one.model, reference.model, todo)
-        one.count_reads(todo)
+    transformed = next((variant for variant in variants if isinstance(variant.model, rfc_fx.CachedModel)), None)
+    for variant in variants:
+        report(f"comparing {variant.name}")
+        if transformed is not None and isinstance(variant.model, Engine):
+            variant.verdict = parity_over(variant.model, transformed.model, generation)
+        variant.count_reads(generation)
         tick()
     for number in range(rounds):
-        for one in variants:
-            report(f"round {number + 1}: {one.name}")
-            one.run(todo)
+        for variant in variants:
+            report(f"round {number + 1}: {variant.name}")
+            variant.run(generation)
             tick()

@@ -13,8 +13,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from rfc_export.errors import ArtifactError, ExportError
-from rfc_export.manifest import CallSpec, LeafSpec
 from rfc_export.methods import dtype_of, name_of
+from rfc_export.specs import CallSpec, LeafSpec
 from rfc_fx.capture.export import named_arguments
 from rfc_fx.errors import SignatureError
 from rfc_fx.passes.build import CompiledSet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,15 +18,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rfc.generation import Generation
-from rfc.schedules.rcs import RCS
 from rfc_export.errors import ArtifactError, ExportError
 from rfc_export.manifest import MANIFEST, WEIGHTS, Manifest
 from rfc_export.runtime import Engine
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
-from rfc_fx.tools.compare import CHANGES, Comparison, Row, Settings, Variant, misplaced, steps_to_warm_up, with_schedule
-from rfc_fx.tools.inspect import load_with_inputs
-from rfc_fx.tools.load import DigitsSource, Tick, layout, load_source, locate
+from rfc_fx.tools.compare import Comparison, Row, Settings, Variant, misplaced, steps_to_warm_up
+from rfc_fx.tools.inputs import load_with_inputs
+from rfc_fx.tools.load import locate, model_kind
 from rfc_fx.tools.pictures import ENGINE
+from rfc_fx.tools.sources import DigitsSource, Tick, load_source
 from rfc_fx.tools.summary_json import decisions, plain, side, versions
 from rfc_fx.zoo import DIGITS, NULL_CLASS, digits_noise, sample_digits
 
@@ -63,7 +63,7 @@ def exportable(name: str, dtype: torch.dtype, device: torch.device, batch: int |
 
     LoadError for what cannot be loaded, ExportError where calls of that many samples cannot be made from the inputs that are known.
     """
-    if layout(locate(name)) != "digits":
+    if model_kind(locate(name)) != "digits":
         model, inputs = load_with_inputs(name, dtype, device)
         return Exportable(model, _repeated(name, inputs, batch or 1), None)
     source = load_source(name, classes=None, prompts=[], seeds=[0], cfg=CFG, dtype=dtype, device=device)
@@ -188,17 +188,12 @@ def _facts(name: str, manifest: Manifest) -> tuple[DigitsFacts, Any]:
     return facts, scheduler
 
 
-def with_threshold(engine: Engine, name: Literal["tau", "threshold"], value: float) -> None:
+def with_threshold(engine: Engine, value: float) -> None:
     """Let the engine decide with another threshold; ExportError where its schedule has none, or for a value that cannot be."""
-    method = engine.method
-    if not isinstance(method.schedule, RCS if name == "tau" else CHANGES):
-        other = next((f"pass --{one}" for one in ("tau", "threshold") if hasattr(method.schedule, one)), "leave it out")
-        raise ExportError(f"--{name}: this engine's schedule is {method.schedule}, which has no {name}; {other}")
     try:
-        changed: Any = {name: value}
-        engine.method = with_schedule(method, replace(method.schedule, **changed))
+        engine.method = engine.method.with_threshold(value)
     except ValueError as error:
-        raise ExportError(str(error)) from error
+        raise ExportError(f"--threshold: this engine's schedule is {engine.method.schedule}: {error}; leave it out") from error
 
 
 def draw_all(source: EngineSource, steps: int, tick: Tick, warmed: Tick = lambda: None) -> Comparison:
@@ -217,7 +212,7 @@ def draw_all(source: EngineSource, steps: int, tick: Tick, warmed: Tick = lambda
             variant.records[seed] = source.generations
     held = engine.summary().held_bytes
     row = Row(method=ENGINE, eager=variant, graph=None, psnr_db=nan, psnr_eager_db=nan, state_bytes=held)
-    settings = Settings(steps=steps, compile=False, dispatch=engine.manifest.dispatch, granularity=engine.manifest.granularity)
+    settings = Settings(steps=steps, compile=False, config=engine.manifest.config)
     return Comparison(source=source, methods={ENGINE: engine.method}, settings=settings, rows=[row], graphs_compiled_while_counting=0)
 
 
@@ -231,8 +226,7 @@ def run_summary(of: Comparison, engine: Engine) -> dict[str, Any]:
             "model_class": manifest.model.model_class,
             "weights_sha256": manifest.model.weights_sha256,
             "backend": manifest.backend,
-            "dispatch": manifest.dispatch,
-            "granularity": manifest.granularity,
+            "config": manifest.config.as_dict(),
             "groups": source.groups,
             "seeds": source.seeds,
             "samples": len(source.groups) * len(source.seeds),

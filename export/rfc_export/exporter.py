@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,30 +15,22 @@ from torch import Tensor, nn
 
 import rfc
 import rfc_fx
-from rfc.method import CachingMethod
+from rfc.encoding import classes_of
+from rfc.method import Method
 from rfc_export.artifact import file_spec, write_manifest, writing
 from rfc_export.backends import Backend, Built
 from rfc_export.backends import backend as backend_of
 from rfc_export.calls import RETURN_DICT, call_spec, fixed_name
 from rfc_export.errors import ExportError
-from rfc_export.manifest import (
-    WEIGHTS,
-    BackendName,
-    DecisionSpec,
-    DispatchName,
-    Manifest,
-    ModelSpec,
-    PlanSpec,
-    PoolSpec,
-    ProgramSpec,
-    SlotSpecs,
-)
+from rfc_export.manifest import WEIGHTS, Manifest
 from rfc_export.methods import check_method, encode_method, name_of
 from rfc_export.parity import check_parity
 from rfc_export.portable import STEP, Portable, Weights, portable_cond, portable_host
 from rfc_export.runtime import load
+from rfc_export.specs import BackendName, DecisionSpec, ModelSpec, PlanSpec, PoolSpec, ProgramSpec, SlotSpecs
 from rfc_export.target import built_with, target_of
-from rfc_fx.capture.export import named_arguments
+from rfc_fx.capture.export import args_and_kwargs, named_arguments
+from rfc_fx.ir.config import Config
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.progress import progress_slots
 from rfc_fx.passes.build import CompiledSet
@@ -52,28 +45,27 @@ def export(
     *,
     backend: BackendName,
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
-    method: CachingMethod | None = None,
-    dispatch: DispatchName = "host",
-    granularity: str | None = None,
-    state_dtype: torch.dtype | None = None,
-    hoist: bool = True,
+    method: Method | None = None,
+    config: Config | None = None,
     sampler: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     report: Report = lambda line: None,
 ) -> Path:
     """Write an artefact to `path`, a folder or a file that ends in .pt2, and return it.
 
-    `model` is a transformer, which is transformed with `method`, `granularity` and `state_dtype` first, or a CachedModel, which has
-    its own. `example_inputs` are the arguments of one call; the engine answers calls of these shapes. `hoist` (host dispatch): what needs
-    no latent is computed ahead of the steps. `sampler`: what `rfc-fx run` needs to draw. `report` takes a line at the begin of each stage.
+    `model` is a transformer, which is transformed with `method` and `config` first, or a CachedModel, which has its own (`config` may give
+    its engine another `dispatch` or `hoist`). `example_inputs` are the arguments of one call; the engine answers calls of these shapes.
+    `config.hoist` None is True with host dispatch. `sampler`: what `rfc-fx run` needs to draw. `report` takes a line at the begin of each
+    stage.
 
     The engine is opened and held against the model over a few steps before anything is there under `path`; what would lose or freeze
     state is refused. Raises ExportError, BackendError (the back end is not installed) and all that `rfc_fx.transform` raises.
     """
     path = Path(path)
     maker = backend_of(backend)
-    check_method(model.method if isinstance(model, rfc_fx.CachedModel) else method or rfc.RFC(), dispatch)
-    cached = _cached(model, example_inputs, method, dispatch, granularity, state_dtype)
+    config = _config(model, config)
+    check_method(model.method if isinstance(model, rfc_fx.CachedModel) else method or rfc.RFC(), config.dispatch)
+    cached = _cached(model, example_inputs, method, config)
     compiled = cached.compiled
     maker.check(compiled.device)
     arguments = _arguments(cached, example_inputs)
@@ -82,11 +74,11 @@ def export(
         raise ExportError("export: captured with return_dict=False; transform anew with example inputs, without return_dict")
     weights = Weights.of(compiled)
     report("making programs")
-    if dispatch == "cond":
+    if config.dispatch == "cond":
         layout = Layout(compiled.guarded.slots | progress_slots())
         programs = portable_cond(compiled, weights, maker.WRITES)
     else:
-        host = lower_host(compiled.guarded, compiled.timestep, hoists=hoist, pools=maker.POOLS, writes=maker.WRITES)
+        host = lower_host(compiled.guarded, compiled.timestep, hoists=config.hoist is True, pools=maker.POOLS, writes=maker.WRITES)
         layout, programs = host.layout, portable_host(compiled, host, weights)
     _refuse_lost_state(layout, programs, maker)
     stored = _stored(weights, compiled, arguments)
@@ -105,9 +97,8 @@ def export(
                 weights_sha256=files[WEIGHTS].sha256,
             ),
             method=encode_method(cached.method),
-            granularity=compiled.found.granularity,
             backend=backend,
-            dispatch=dispatch,
+            config=replace(config, granularity=compiled.found.granularity),
             programs={phase: _program_spec(program, built[phase]) for phase, program in programs.items()},
             state=_state(layout, programs),
             pools=[
@@ -131,30 +122,40 @@ def export(
         )
         write_manifest(folder, manifest)
         report("checking the engine against the model")
-        engine = load(folder, device=compiled.device)
+        engine = load(folder, device=compiled.device, classes=classes_of(cached.method))
         check_parity(engine, cached, arguments)
         engine.close()
     return path
 
 
+def _config(model: nn.Module, config: Config | None) -> Config:
+    """The configuration of the engine; ExportError for what an engine does not have, or a CachedModel has otherwise."""
+    own = model.options if isinstance(model, rfc_fx.CachedModel) else None
+    config = config or own or Config()
+    if own is not None and replace(config, dispatch=own.dispatch, hoist=own.hoist) not in (own, Config()):
+        raise ExportError(
+            f"export: the CachedModel was transformed with {own}, got {config}, which may differ in dispatch and hoist alone; "
+            "pass the configuration to rfc_fx.transform"
+        )
+    if (own or config).decision == "per_sample":
+        raise ExportError("export: an engine decides for its batch; transform with decision='batch' and export for a batch of one")
+    return replace(config, hoist=config.dispatch == "host" and config.hoist is not False, regional=False, speculate=None)
+
+
 def _cached(
     model: nn.Module,
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None,
-    method: CachingMethod | None,
-    dispatch: DispatchName,
-    granularity: str | None,
-    state_dtype: torch.dtype | None,
+    method: Method | None,
+    config: Config,
 ) -> rfc_fx.CachedModel:
     if not isinstance(model, rfc_fx.CachedModel):
         if example_inputs is None:
             raise ExportError("export: example_inputs are needed: the arguments of one call, as a mapping or a tuple")
-        return rfc_fx.transform(model, example_inputs, method=method, granularity=granularity, state_dtype=state_dtype)
-    if method is not None or state_dtype is not None or granularity is not None:
-        raise ExportError("export: a CachedModel has its own method, granularity and state_dtype; give them to rfc_fx.transform")
-    if isinstance(model, rfc_fx.PerSampleModel):
-        raise ExportError("export: an engine decides for its batch; transform with decision='batch' and export for a batch of one")
+        return rfc_fx.transform(model, method, example_inputs=example_inputs, config=replace(config, dispatch="host", hoist=None))
+    if method is not None:
+        raise ExportError("export: a CachedModel has its own method; give it to rfc_fx.transform")
     if example_inputs is not None:
-        args, kwargs = ((), example_inputs) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
+        args, kwargs = args_and_kwargs(example_inputs)
         model.trace(*args, **kwargs)
     elif not len(model.cache):
         raise ExportError("export: nothing was captured yet; pass example_inputs, the arguments of one call")
@@ -164,7 +165,7 @@ def _cached(
 def _arguments(cached: rfc_fx.CachedModel, example_inputs: Mapping[str, Any] | tuple[Any, ...] | None) -> dict[str, Any]:
     if example_inputs is None:
         raise ExportError("export: pass example_inputs, the arguments of one call that the engine is for")
-    args, kwargs = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
+    args, kwargs = args_and_kwargs(example_inputs)
     return named_arguments(cached.call_signature, args, kwargs)
 
 

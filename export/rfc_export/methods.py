@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,14 +10,14 @@ import torch
 import rfc
 from rfc import encoding
 from rfc.encoding import DTYPES as DTYPES
-from rfc.method import CachingMethod
+from rfc.method import Method
 from rfc_export.errors import ArtifactError, ExportError
 
 
-def check_method(method: CachingMethod, dispatch: str = "host") -> None:
+def check_method(method: Method, dispatch: str = "host") -> None:
     """ExportError, which names the method, for one that no engine of this dispatch can run; nothing has been loaded for it."""
     encode_method(method)
-    name, phases = type(method).__name__, method.schedule.phases
+    name, phases = method.name, method.schedule.branches
     if dispatch == "cond" and phases != ("FULL", "ESTIMATE"):
         raise ExportError(
             f"export: {name} has the phases {', '.join(phases)}, an engine with dispatch='cond' has FULL and ESTIMATE; "
@@ -24,18 +25,18 @@ def check_method(method: CachingMethod, dispatch: str = "host") -> None:
         )
 
 
-def encode_method(method: CachingMethod) -> dict[str, Any]:
-    """Return {"estimator": ..., "schedule": ...}; ExportError for parts that are not the package's: no engine could rebuild them."""
+def encode_method(method: Method) -> dict[str, Any]:
+    """Return {"estimator": ..., "schedule": ...}; ExportError for settings that JSON cannot hold: no engine could rebuild them."""
     try:
         return encoding.encode_method(method)
     except encoding.EncodingError as error:
         raise ExportError(f"export: {error}") from error
 
 
-def decode_method(encoded: dict[str, Any]) -> rfc.Method:
-    """The method again; ArtifactError for what no method is."""
+def decode_method(encoded: dict[str, Any], classes: Iterable[type] = ()) -> rfc.Method:
+    """The method again, of the package's parts and of `classes`; ArtifactError for what no method is."""
     try:
-        return encoding.decode_method(encoded)
+        return encoding.decode_method(encoded, classes)
     except encoding.EncodingError as error:
         raise ArtifactError(str(error)) from error
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,16 +11,11 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from rfc.generation import Generation
-from rfc.method import CachingMethod
-from rfc.schedules.base import Schedule
-from rfc.schedules.fixed import Phased, Placed
-from rfc.schedules.rcs import RCS
-from rfc.schedules.verified import Verified
+from rfc.method import Method
 from rfc_export.errors import ExportError
 from rfc_export.runtime import Engine
 from rfc_fx.capture.export import latent_argument
 from rfc_fx.runtime.step_model import StepModel
-from rfc_fx.tools.compare import CHANGES, with_schedule
 
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest relative error ||engine - model|| / ||model|| of a step: other kernels round in another order, and estimates extrapolate that."""
@@ -82,7 +76,7 @@ def _first(output: Any) -> Tensor:
 def check_parity(engine: Engine, model: StepModel, arguments: Mapping[str, Any]) -> Parity:
     """ExportError where the engine does not do in a few forced steps what the model does: the state was lost, frozen or mixed up."""
     own = model.method
-    short = forced(own)
+    short = own.exercised()
     steps = steps_to_check(short)
     calls = [moved(arguments, step, steps, engine.manifest.call.timestep) for step in range(steps)]
     try:
@@ -102,27 +96,7 @@ def check_parity(engine: Engine, model: StepModel, arguments: Mapping[str, Any])
     return found
 
 
-def forced(method: CachingMethod) -> CachingMethod:
-    """The method with a schedule that, where data decide, skips, computes and skips after its warm-up; it runs on the same programs."""
-    schedule = _forced(method.schedule)
-    return method if schedule is method.schedule else with_schedule(method, schedule)
-
-
-def _forced(schedule: Schedule) -> Schedule:
-    if isinstance(schedule, RCS):
-        return replace(schedule, tau=math.inf, max_skip=1)
-    if isinstance(schedule, CHANGES):
-        return replace(schedule, threshold=math.inf, steps=schedule.warmup + 2)  # the "last" step is full
-    if isinstance(schedule, Verified):
-        return replace(schedule, base=math.inf, decay=1.0, min_drafts=1, max_drafts=2, enhanced=0)
-    if isinstance(schedule, Phased):
-        return replace(schedule, steps=schedule.phases * 2)
-    if isinstance(schedule, Placed):
-        return replace(schedule, steps=(0, 2), of=4)  # as many as `steps_to_check` then wants
-    return schedule
-
-
-def steps_to_check(method: CachingMethod) -> int:
+def steps_to_check(method: Method) -> int:
     """Enough steps for every phase, a full step after a skipped one and a skipped one after that, if the schedule comes to them soon."""
     generation, numbers = Generation(), method.schedule.numbers()
     wanted = [False, True, False]
@@ -130,6 +104,6 @@ def steps_to_check(method: CachingMethod) -> int:
         is_full = generation.decide(method.schedule, numbers, 0.0, None) == "FULL"
         if wanted and is_full is wanted[0]:
             wanted.pop(0)
-        if not wanted and {*generation.phases} >= {*method.schedule.phases}:
+        if not wanted and {*generation.phases} >= {*method.schedule.branches}:
             return step + 1
     return MOST_STEPS

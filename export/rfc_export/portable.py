@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 
 from rfc.state import SlotSpec
 from rfc_export.errors import ExportError
-from rfc_export.manifest import TensorSpec
 from rfc_export.methods import dtype_of, name_of
+from rfc_export.specs import TensorSpec
 from rfc_fx.capture.export import MODEL
 from rfc_fx.ir.ops import flops, value
 from rfc_fx.ir.program import Program

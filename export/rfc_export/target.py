@@ -7,7 +7,8 @@ import platform
 import torch
 
 from rfc_export.errors import TargetError
-from rfc_export.manifest import Manifest, TargetSpec
+from rfc_export.manifest import Manifest
+from rfc_export.specs import TargetSpec
 
 INSTRUCTION_SETS = ("DEFAULT", "AVX2", "AVX512", "AMX")
 """Of x86 processors as torch names them, each with all before it."""

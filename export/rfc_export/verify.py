@@ -1,8 +1,8 @@
-"""Checking: an artefact against this machine, and its engine against the model over the calls of a whole generation."""
+"""Verification: an artefact against this machine, and its engine against the model over the calls of a whole generation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,27 +20,29 @@ from rfc_export.parity import TOLERANCE, Parity, compare, moved
 from rfc_export.runtime import Engine, load
 from rfc_export.target import built_with, check_target, target_of
 from rfc_fx.capture.export import named_arguments
-from rfc_fx.ir.program import HOISTED_PHASES
 from rfc_fx.runtime.summary import mib
 
 STEPS = 50
 """Of the generation over which an engine is compared."""
 
 
-def checks(path: Path, device: torch.device) -> Iterator[tuple[str, str]]:
-    """(what, finding) for everything that can be looked at without the model; raises as `load` does where something is wrong."""
+def checks(path: Path, device: torch.device, classes: Sequence[type] = ()) -> Iterator[tuple[str, str]]:
+    """(subject, finding) of every check that needs no model; raises as `load` does where something is wrong."""
     with opened(path) as folder:
         manifest = read_manifest(folder)
         programs = ", ".join(manifest.programs)
-        yield "manifest", f"schema {manifest.schema_version}, {manifest.backend}, {manifest.dispatch} dispatch, made {manifest.created_at}"
-        yield "model", f"{manifest.model.model_class}, {manifest.model.dtype}, {decode_method(manifest.method)}"
+        yield (
+            "manifest",
+            f"schema {manifest.schema_version}, {manifest.backend}, {manifest.config.dispatch} dispatch, made {manifest.created_at}",
+        )
+        yield "model", f"{manifest.model.model_class}, {manifest.model.dtype}, {decode_method(manifest.method, classes)}"
         check_files(folder, manifest)
         total = sum(spec.bytes for spec in manifest.files.values())
         yield "files", f"{len(manifest.files)} with {mib(total)}, all as the manifest says (SHA-256)"
         check_target(str(path), manifest, device)
         yield "target", f"built for {_machine(manifest.target)}; this is {_machine(target_of(device))}"
         yield "versions", versions_against(manifest)
-    load(path, device=device).close()
+    load(path, device=device, classes=classes).close()
     yield "programs", f"{programs} open with the weights"
 
 
@@ -55,8 +57,8 @@ def versions_against(manifest: Manifest) -> str:
     return f"other than here: {', '.join(other)}" if other else f"as here: torch {here['torch']}, diffusers {here['diffusers']}"
 
 
-class Recorder:
-    """Stands where the model stands in a sampler, and keeps the calls."""
+class _CallRecorder:
+    """Stands in for the model in a sampler, and records its calls."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -73,12 +75,12 @@ class Recorder:
 
 
 @dataclass(frozen=True)
-class Work:
-    """The calls of one generation."""
+class RecordedGeneration:
+    """The calls of one generation, to be repeated with any model."""
 
     calls: list[dict[str, Any]]
     timesteps: Tensor | None
-    what: str
+    description: str
 
     def prepare(self, model: Any) -> None:
         """Tell a model the timesteps, as the sampler does."""
@@ -86,54 +88,52 @@ class Work:
             prepare(self.timesteps)
 
 
-def work(name: str, engine: Engine, model: Any, inputs: dict[str, Any] | None, steps: int = STEPS) -> Work:
-    """The calls of `steps` steps: of the sampler where the manifest says it, of inputs that drift otherwise; ExportError without either."""
+def record_generation(name: str, engine: Engine, model: Any, inputs: dict[str, Any] | None, steps: int = STEPS) -> RecordedGeneration:
+    """The calls of `steps` steps: of the manifest's sampler, else of inputs that drift; ExportError without either."""
     manifest = engine.manifest
     if manifest.sampler is not None:
         source = engine_source(name, engine, None, [0], None)
-        recorder = Recorder(model)
+        recorder = _CallRecorder(model)
         with torch.no_grad():
             model.reset()
             source.draw_batch(recorder, source.classes, 0, steps, lambda: None)
             model.reset()
-        return Work(recorder.calls, source.scheduler.timesteps, f"{steps} steps of the digits sampler")
+        return RecordedGeneration(recorder.calls, source.scheduler.timesteps, f"{steps} steps of the digits sampler")
     if inputs is None:
         raise ExportError(f"{name}: says nothing of a sampler; pass --model, whose inputs are used")
     calls = [moved(inputs, step, steps, manifest.call.timestep) for step in range(steps)]
-    return Work(calls, None, f"{steps} steps of drifting inputs")
+    return RecordedGeneration(calls, None, f"{steps} steps of drifting inputs")
 
 
 def exported_from(name: str, engine: Engine) -> Exportable:
     """The model an engine is held against, with inputs for as many samples. ExportError for a model of another class or dtype."""
     manifest = engine.manifest
     dtype = dtype_of("model.dtype", manifest.model.dtype)
-    found = exportable(name, dtype, engine.device, None)
+    original = exportable(name, dtype, engine.device, None)
     rows = next((leaf.shape[0] for leaf in manifest.call.leaves if leaf.argument == manifest.call.latent and leaf.shape), 0)
-    latent = found.inputs.get(manifest.call.latent)
-    if type(found.model).__name__ != manifest.model.model_class or not isinstance(latent, Tensor):
-        raise ExportError(f"{name}: is a {type(found.model).__name__}, the engine was made from a {manifest.model.model_class}")
+    latent = original.inputs.get(manifest.call.latent)
+    if type(original.model).__name__ != manifest.model.model_class or not isinstance(latent, Tensor):
+        raise ExportError(f"{name}: is a {type(original.model).__name__}, the engine was made from a {manifest.model.model_class}")
     if rows != len(latent):
-        each = 2 if found.sampler is not None else len(latent)
-        found = exportable(name, dtype, engine.device, max(rows // each, 1))
-    return found
+        each = 2 if original.sampler is not None else len(latent)
+        original = exportable(name, dtype, engine.device, max(rows // each, 1))
+    return original
 
 
 def cached_like(engine: Engine, model: nn.Module, inputs: dict[str, Any]) -> rfc_fx.CachedModel:
-    """The CachedModel with the engine's method, and hoisted where the engine is."""
-    manifest = engine.manifest
-    hoist = any(phase in manifest.programs for phase in HOISTED_PHASES)
-    return rfc_fx.transform(model, inputs, method=engine.method, granularity=manifest.granularity, hoist=hoist)
+    """The CachedModel with the engine's method, and configuration."""
+    return rfc_fx.transform(model, engine.method, example_inputs=inputs, config=engine.manifest.config)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a whole generation showed."""
+    """Parity over a whole generation, and the first step where it fails."""
 
     parity: Parity
     tolerance: float
-    what: str
+    description: str
     fault: str | None = field(default=None)
-    """The first step that is not as the model's."""
+    """The first step that differs from the model's; None where all agree."""
 
     @property
     def finding(self) -> str:
@@ -142,23 +142,23 @@ class Verdict:
             return self.fault
         full = self.parity.phases.count("FULL")
         return (
-            f"{self.what}: the same {len(self.parity.phases)} decisions ({full} FULL), largest error {self.parity.worst:.1e} of the "
+            f"{self.description}: the same {len(self.parity.phases)} decisions ({full} FULL), largest error {self.parity.worst:.1e} of the "
             f"output, allowed {self.tolerance:g}"
         )
 
 
-def parity_over(engine: Engine, model: rfc_fx.CachedModel, todo: Work) -> Verdict:
-    """Run both over the same calls."""
-    for one in (engine, model):
-        todo.prepare(one)
-    found = compare(engine, model, todo.calls)
+def parity_over(engine: Engine, model: rfc_fx.CachedModel, generation: RecordedGeneration) -> Verdict:
+    """Run both over the same calls and compare decisions and outputs."""
+    generation.prepare(engine)
+    generation.prepare(model)
+    parity = compare(engine, model, generation.calls)
     tolerance = TOLERANCE.get(engine.manifest.model.dtype, TOLERANCE["float32"])
-    return Verdict(found, tolerance, todo.what, fault(found, tolerance))
+    return Verdict(parity, tolerance, generation.description, fault(parity, tolerance))
 
 
-def fault(found: Parity, tolerance: float) -> str | None:
+def fault(parity: Parity, tolerance: float) -> str | None:
     """The first step with another decision or an error beyond rounding, in words."""
-    for step, (phase, expected, error) in enumerate(zip(found.phases, found.expected_phases, found.errors, strict=True)):
+    for step, (phase, expected, error) in enumerate(zip(parity.phases, parity.expected_phases, parity.errors, strict=True)):
         if phase != expected:
             return f"step {step}: the engine decided {phase}, the model {expected}"
         if not error <= tolerance:

@@ -26,20 +26,20 @@ from rfc.eager.token_wise import Chooser, Scorer, choosers, passages
 from rfc.estimators.predicted import predicted_by
 from rfc.generation import Direction, Generation
 from rfc.granularity import block_modules, parse_granularity
-from rfc.method import CachingMethod, placement
-from rfc.schedules.base import is_partial
+from rfc.method import Method
+from rfc.phase import is_partial, phase_named
 from rfc.token_selection import Tokens
 
 
-def cached(model: nn.Module, method: CachingMethod, granularity: str | None = None) -> CachedEager:
+def cached(model: nn.Module, method: Method, granularity: str | None = None) -> CachedEager:
     """Return `model` behind feature caching in eager mode: same call, same outputs.
 
     `granularity`: what one estimate stands for; default the method's own, else "module". Raises TypeError when `method` is none, ValueError
     when the model has no module that could be cached, or for an unknown granularity.
     """
-    if not isinstance(method, CachingMethod):
+    if not isinstance(method, Method):
         raise TypeError(f"cached: method must be an rfc method such as rfc.RFC(tau=0.1), got {method!r}")
-    return CachedEager(model, method, granularity or placement(method).granularity or "module")
+    return CachedEager(model, method, granularity or method.granularity or "module")
 
 
 @dataclass
@@ -120,7 +120,7 @@ class _ParallelSite(_Site):
 class CachedEager(nn.Module):
     """A model under feature caching, in eager mode; `stats` is the current generation's record."""
 
-    def __init__(self, model: nn.Module, method: CachingMethod, granularity: str) -> None:
+    def __init__(self, model: nn.Module, method: Method, granularity: str) -> None:
         super().__init__()
         self.model = model
         self.method = method
@@ -131,7 +131,7 @@ class CachedEager(nn.Module):
         self._direction = Direction()
         self._now = Now(Run(method, method.schedule.numbers()))
         grain = parse_granularity(granularity)
-        tokens = placement(method).tokens if any(map(is_partial, method.schedule.phases)) else None
+        tokens = method.tokens if any(map(is_partial, method.schedule.branches)) else None
         if tokens is not None and grain.kind != "module":
             raise ValueError(
                 f"{type(model).__name__}: PARTIAL steps compute tokens of modules, not of {granularity!r}; leave granularity out"
@@ -141,13 +141,13 @@ class CachedEager(nn.Module):
         elif grain.kind == "module":
             self._replaced = list(_sites(model, self._now, tokens))
         else:
-            self._replaced = list(spans(model, self._now, grain, placement(method).probe))
-        if "VERIFY" in method.schedule.phases:
+            self._replaced = list(spans(model, self._now, grain, method.probe))
+        if any(phase_named(name).verifies for name in method.schedule.branches):
             _, last = block_modules(model)[-1]
             standing = next((call for module, call in self._replaced if module is last), None)
             self._replaced = [(module, call) for module, call in self._replaced if module is not last]
             self._replaced.append(verifier(last, self._now, standing))
-        if "REUSE" in method.schedule.phases:
+        if any(phase_named(name).reads_last for name in method.schedule.branches):
             self._replaced += passages(model, self._now)
         self._timestep = timestep_argument(model.forward)
         self._signature = inspect.signature(model.forward)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rfc.bookkeeping import clock_tensors
 from rfc.generation import Direction, Generation
-from rfc.method import CachingMethod
-from rfc.schedules.base import Phase
+from rfc.method import Method
+from rfc.phase import PhaseName
 from rfc.state import Clock, SlotSpec, State
 
 
@@ -19,11 +19,11 @@ from rfc.state import Clock, SlotSpec, State
 class Run:
     """What all sites of one step share."""
 
-    method: CachingMethod
+    method: Method
     numbers: dict[str, Tensor]
     generation: Generation = field(default_factory=Generation)
     timestep: float | None = None
-    phase: Phase | None = None
+    phase: PhaseName | None = None
     clock: Clock | None = None
     watched: State | None = None
     """What the schedule keeps of what it watches."""
@@ -58,7 +58,7 @@ class Run:
             self.watched = self.watched if self.generation.shares_clock else None
         self.timestep, self.phase, self.clock, self.scores = timestep, None, None, {}
 
-    def decide(self, **seen: Tensor) -> Phase:
+    def decide(self, **seen: Tensor) -> PhaseName:
         """Decide at the first site of a step, before anything heavy has run; `seen`: its input I, and the stream where that is known."""
         if self.phase is None:
             device, self.tokens = seen["I"].device, seen["I"].shape[1]

@@ -13,13 +13,32 @@ from rfc.estimators.taylor import taylor_coefficients
 from rfc.state import Clock, Per, SlotSpec, State, divided_differences, inner, norm, scalar_shape, shifted_differences, sketch, sketch_spec
 
 
-def _checked_sketch(where: str, every: int) -> None:
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"{where}: sketch must be an integer of at least 1 (1 keeps the whole input), got {every!r}")
+class Relational(Estimator):
+    """Measures how far the input has moved, on the whole of it or on a sketch."""
+
+    order: int
+    sketch: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sketch, bool) or not isinstance(self.sketch, int) or self.sketch < 1:
+            where = type(self).__name__
+            raise ValueError(f"{where}: sketch must be an integer of at least 1 (1 keeps the whole input), got {self.sketch!r}")
+
+    @property
+    def orders(self) -> int:
+        return self.order
+
+    @property
+    def needs_input(self) -> bool:
+        return True
+
+    @property
+    def reads_all_inputs(self) -> bool:
+        return self.sketch == 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class RFE(Estimator):
+class RFE(Relational):
     """Relational feature estimation: Taylor's direction, the magnitude from how far the input moved (RFC, arXiv 2602.19506).
 
     O_hat(t-k) = O(t) + s_N ||I(t-k) - I(t)||_2 d / ||d||_2,  d = sum_i k^i/i! f_i,  s_N = ||O(t) - O(t+N)||_2 / ||I(t) - I(t+N)||_2.
@@ -37,19 +56,7 @@ class RFE(Estimator):
         check_order("RFE", self.order, 1, 2)
         if self.norm not in get_args(Per):
             raise ValueError(f"RFE: norm must be one of {', '.join(get_args(Per))}, got {self.norm!r}")
-        _checked_sketch("RFE", self.sketch)
-
-    @property
-    def orders(self) -> int:
-        return self.order
-
-    @property
-    def needs_input(self) -> bool:
-        return True
-
-    @property
-    def reads_all_inputs(self) -> bool:
-        return self.sketch == 1
+        super().__post_init__()
 
     def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
         slots = {**history_slots("O", O, self.order), "I": sketch_spec(I, self.sketch, self.norm)}
@@ -82,7 +89,7 @@ class RFE(Estimator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Projective(Estimator):
+class Projective(Relational):
     """Projective relational estimation: the input's move, expressed in its past moves, carries over to the output.
 
     c = argmin || (I(t-k) - I(t)) - sum_i c_i dI_i ||^2 + ridge tr(G)/m ||c||^2,  G_ij = <dI_i, dI_j>,
@@ -103,19 +110,7 @@ class Projective(Estimator):
             raise ValueError(f"Projective: per must be sample or token, got {self.per!r}")
         if not isinstance(self.ridge, int | float) or not 1e-5 <= self.ridge < 1:
             raise ValueError(f"Projective: ridge must be in [1e-5, 1), got {self.ridge!r}; smaller is below float32's resolution")
-        _checked_sketch("Projective", self.sketch)
-
-    @property
-    def orders(self) -> int:
-        return self.order
-
-    @property
-    def needs_input(self) -> bool:
-        return True
-
-    @property
-    def reads_all_inputs(self) -> bool:
-        return self.sketch == 1
+        super().__post_init__()
 
     def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
         m = self.order

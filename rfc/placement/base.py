@@ -1,63 +1,112 @@
-"""What methods share whose full steps are fixed before a generation begins."""
+"""Full steps that are computed from settings before a generation begins."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
-from rfc.estimators.base import Estimator
+from jaxtyping import Bool, Float
+from torch import Tensor
+
 from rfc.estimators.newton import Newton
-from rfc.published import Checked
-from rfc.schedules.base import checked_count
+from rfc.method import Method
+from rfc.schedules.base import Numbers, Schedule, Unit, checked_count
 from rfc.schedules.fixed import Placed
 
 SHARE = 0.28
 """Of a generation's steps that are full unless something else is said: 14 of 50."""
 
 
-class PlacedMethod(Checked):
-    """`nfc` full steps of `steps` at `places`, and Newton's polynomial through them, damped, for a forecast. Not in the papers.
+class PlacedBySettings(Schedule):
+    """A list of full steps that a rule derives from its settings; its programs are those of `rfc.Placed`.
+
+    `unit` as in `rfc.Placed`. Subclasses are frozen dataclasses with `num_steps` and `place`.
+    """
+
+    num_steps: int | None = None  # a plain attribute, which the fields of the subclasses can replace
+    unit: Unit = "step"
+
+    def __post_init__(self) -> None:
+        _ = self.placed  # raises what is wrong with the settings
+
+    @abstractmethod
+    def place(self) -> tuple[int, ...]:
+        """The full steps; ValueError for settings that give none."""
+
+    @property
+    def length(self) -> int:
+        """Calls of a generation."""
+        assert self.num_steps is not None
+        return self.num_steps
+
+    @cached_property  # asked for several times a step
+    def placed(self) -> Placed:
+        """The list as a schedule."""
+        return Placed(full_steps=self.place(), num_steps=self.length, unit=self.unit)
+
+    @property
+    def full_steps(self) -> tuple[int, ...]:
+        """The steps that are computed, counted from 0."""
+        return tuple(self.placed.full_steps)
+
+    @property
+    def warmup(self) -> int:
+        return self.placed.warmup
+
+    @property
+    def is_placed(self) -> bool:
+        return True
+
+    @property
+    def in_graph(self) -> tuple[Any, ...]:
+        return self.placed.in_graph
+
+    def numbers(self) -> dict[str, Tensor]:
+        return self.placed.numbers()
+
+    @staticmethod
+    def full(numbers: Numbers, step: Tensor, k: Tensor, total: Tensor) -> Bool[Tensor, ""]:
+        return Placed.full(numbers, step, k, total)
+
+    @staticmethod
+    def time(numbers: Numbers, step: Tensor) -> Float[Tensor, ""]:
+        return Placed.time(numbers, step)
+
+    def can_skip(self, num_steps: int) -> bool:
+        return self.placed.can_skip(num_steps)
+
+    def exercised(self) -> Placed:
+        return self.placed.exercised()
+
+
+class PlacedByCount(PlacedBySettings):
+    """`count` full steps of `num_steps`: None takes 28 % of them, as many as 14 of 50."""
+
+    count: int | None = None
+    unit: Unit = "interval"
+
+    @property
+    def nfc(self) -> int:
+        return max(min(2, self.length), round(SHARE * self.length)) if self.count is None else self.count
+
+    def with_nfc(self, nfc: int | None) -> Self:
+        return replace(self, count=nfc)  # type: ignore[type-var]
+
+
+def forecast_at(schedule: PlacedByCount, name: str, order: int, damping: float) -> Method:
+    """The schedule with Newton's polynomial through its full steps, damped. Not in the papers.
 
     The polynomial is one in the time in which full steps are equidistant (`rfc.Placed.unit`): counted in steps, the change over a short
     gap would be carried on over the longer gap after it. Some models want a line, others the polynomial of order 2; `damping` takes the
     mean (`rfc.Newton`). A skipped step needs no site's input and no decision.
     """
-
-    nfc: int | None
-    order: int
-    damping: float
-
-    @property
-    @abstractmethod
-    def steps(self) -> int:
-        """Calls of a generation (a sampler of second order calls twice a step, all but once)."""
-
-    @abstractmethod
-    def places(self, nfc: int) -> tuple[int, ...]:
-        """The full steps, were they so many; raises ValueError for a number that cannot be."""
-
-    def with_nfc(self, nfc: int | None) -> Self:
-        """The same with so many full steps; ValueError for a number that cannot be."""
-        return replace(self, nfc=nfc)  # type: ignore[type-var]
-
-    @property
-    def full(self) -> int:
-        """How many steps are full."""
-        return max(min(2, self.steps), round(SHARE * self.steps)) if self.nfc is None else self.nfc
-
-    @property
-    def estimator(self) -> Estimator:
-        return Newton(order=self.order, damping=self.damping)
-
-    @cached_property  # asked for several times a step
-    def schedule(self) -> Placed:
-        return Placed(steps=self.places(self.full), of=self.steps, unit="interval")
+    return Method(estimator=Newton(order=order, damping=damping), schedule=schedule, name=name)
 
 
-def check_nfc(where: str, nfc: int, steps: int) -> None:
-    """Raise ValueError for a number of full steps that a generation of `steps` cannot have."""
+def check_nfc(where: str, nfc: int, num_steps: int) -> None:
+    """Raise ValueError for a number of full steps that a generation of `num_steps` cannot have."""
     checked_count(where, "nfc", nfc, 1)
-    if nfc > steps:
-        raise ValueError(f"{where}: nfc must be at most steps ({steps}), got {nfc}")
+    if nfc > num_steps:
+        raise ValueError(f"{where}: nfc must be at most num_steps ({num_steps}), got {nfc}")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from rfc.placement.base import PlacedMethod, check_nfc
+from rfc.method import Method
+from rfc.placement.base import PlacedByCount, check_nfc, forecast_at
 from rfc.placement.noise_levels import noise_levels
+from rfc.schedules.base import NoiseLevels
 
 LIMIT = 5.0
 """Of |lambda|: beyond it a sample is all noise, or all picture, and further away is no further for the model."""
@@ -49,58 +51,77 @@ def nearest_steps(lambdas: tuple[float, ...], end: float | None, nfc: int) -> tu
         reached, before = (least[:, None] + between).min(dim=0)
         came.append(before)
         least = reached[:-1]
-    chosen = [count]
+    path = [count]
     for before in reversed(came):
-        chosen.append(int(before[chosen[-1]]))
-    return tuple(reversed(chosen[1:]))
+        path.append(int(before[path[-1]]))
+    return tuple(reversed(path[1:]))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class LogSNR(PlacedMethod):
-    """`nfc` full steps where forecasts would reach far in log-SNR; Newton's polynomial is the forecast (`PlacedMethod`). Not in the papers.
+class LogSNRPlaced(PlacedByCount):
+    """Full steps by the noise levels of a sampler's calls (`nearest_steps`).
 
-    What a model draws depends on the noise level: layouts come at low log-SNR, details at high. So its outputs move with lambda, half the
-    log-SNR, and a sampler that takes long steps in lambda (a cosine schedule at both ends, linear betas at the last steps) needs its full
-    steps there (`nearest_steps`). It needs no data, but it has to know the sampler: `LogSNR.of(pipe.scheduler, steps=50)`.
-
-    `lambdas`: log(alpha / sigma) at each call of a generation, in their order; `end`: after the last step (None: no noise is left). `nfc`:
-    how many of the calls are full (None: 28 %). A sampler with other levels of the same number gets the full steps of these.
+    `lambdas`: log(alpha / sigma) at each call of a generation, in their order; `end`: after the last step (None: no noise is left).
     """
 
     lambdas: tuple[float, ...]
     end: float | None = None
-    nfc: int | None = None
-    order: int = 2
-    damping: float = 0.5
+    count: int | None = None
 
     def __post_init__(self) -> None:
-        given = tuple(self.lambdas) if isinstance(self.lambdas, Iterable) else ()
-        numbers = given if self.end is None else (*given, self.end)
-        if not given or any(isinstance(one, bool) or not isinstance(one, int | float) or math.isnan(one) for one in numbers):
+        lambdas = tuple(self.lambdas) if isinstance(self.lambdas, Iterable) else ()
+        numbers = lambdas if self.end is None else (*lambdas, self.end)
+        if not lambdas or any(isinstance(level, bool) or not isinstance(level, int | float) or math.isnan(level) for level in numbers):
             raise ValueError(
                 "LogSNR: lambdas must be log(alpha / sigma) at each call, and end such a number or None, "
-                f"got {self.lambdas!r} and {self.end!r}; LogSNR.of(scheduler, steps) reads them from a scheduler"
+                f"got {self.lambdas!r} and {self.end!r}; LogSNR(scheduler, num_steps) reads them from a scheduler"
             )
-        object.__setattr__(self, "lambdas", given)
+        object.__setattr__(self, "lambdas", lambdas)
+        object.__setattr__(self, "num_steps", len(lambdas))
         super().__post_init__()
 
-    @classmethod
-    def of(cls, scheduler: Any, steps: int | None = None, nfc: int | None = None, **timesteps: Any) -> LogSNR:
-        """By the noise levels of a scheduler: `LogSNR.of(pipe.scheduler, steps=28, nfc=8)`; ValueError where it has none (`noise_levels`).
+    def place(self) -> tuple[int, ...]:
+        check_nfc("LogSNR", self.nfc, self.length)
+        return nearest_steps(self.lambdas, self.end, self.nfc)
 
-        Further keywords go to its `set_timesteps` (`mu`, `sigmas`); without any and without `steps` it is taken as it stands after a
-        generation of the pipeline.
-        """
-        lambdas, end = noise_levels(scheduler, steps, **timesteps)
-        return cls(lambdas=lambdas, end=end, nfc=nfc)
+    def bound(self, num_steps: int, levels: NoiseLevels | None = None) -> LogSNRPlaced:
+        if levels is not None:
+            return replace(self, lambdas=levels.lambdas, end=levels.end)
+        if num_steps != self.num_steps:
+            raise ValueError(f"LogSNR: placed for the noise levels of {self.num_steps} calls, got {num_steps} calls and no levels")
+        return self
 
     def __repr__(self) -> str:
-        return f"LogSNR(steps={self.steps}, nfc={self.full}, order={self.order}, damping={self.damping})"  # not fifty numbers
+        return f"LogSNRPlaced(num_steps={self.num_steps}, nfc={self.nfc})"  # without fifty numbers
 
-    @property
-    def steps(self) -> int:
-        return len(self.lambdas)
 
-    def places(self, nfc: int) -> tuple[int, ...]:
-        check_nfc("LogSNR", nfc, self.steps)
-        return nearest_steps(self.lambdas, self.end, nfc)
+def LogSNR(
+    scheduler: Any = None,
+    num_steps: int | None = None,
+    nfc: int | None = None,
+    *,
+    lambdas: Sequence[float] | None = None,
+    end: float | None = None,
+    order: int = 2,
+    damping: float = 0.5,
+    **timesteps: Any,
+) -> Method:
+    """`nfc` full steps where forecasts would reach far in log-SNR; Newton's polynomial is the forecast (`forecast_at`). Not in the papers.
+
+    What a model draws depends on the noise level: layouts come at low log-SNR, details at high. So its outputs move with lambda, half the
+    log-SNR, and a sampler that takes long steps in lambda (a cosine schedule at both ends, linear betas at the last steps) needs its full
+    steps there (`nearest_steps`). It needs no data, but it has to know the sampler: `LogSNR(pipe.scheduler, num_steps=28, nfc=8)`.
+    Further keywords go to its `set_timesteps` (`mu`, `sigmas`); without any and without `num_steps` it is taken as it stands after a
+    generation of the pipeline. `nfc`: how many of the calls are full (None: 28 %). A sampler with other levels of the same number gets the
+    full steps of these.
+
+    In the place of a scheduler: `lambdas`, log(alpha / sigma) at each call of a generation, and `end`, after the last step (None: no noise
+    is left). Raises ValueError for a scheduler that has no noise levels (`noise_levels`).
+    """
+    if lambdas is None:
+        if scheduler is None:
+            raise ValueError("LogSNR: pass a scheduler such as pipe.scheduler, or lambdas; rfc.Chebyshev needs neither")
+        lambdas, end = noise_levels(scheduler, num_steps, **timesteps)
+    elif scheduler is not None or num_steps is not None or timesteps:
+        raise ValueError("LogSNR: lambdas say all of the sampler; pass them alone, or a scheduler with num_steps")
+    return forecast_at(LogSNRPlaced(lambdas=lambdas, end=end, count=nfc), "LogSNR", order, damping)  # type: ignore[arg-type]

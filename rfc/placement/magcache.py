@@ -1,53 +1,56 @@
-"""MagCache: full steps placed by measured magnitude ratios."""
+"""MagCache: full steps placed by measured magnitude ratios, and their measurement."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
 
-from rfc.published import Reusing
-from rfc.schedules.base import Schedule, checked_count
-from rfc.schedules.fixed import Placed
+from torch import Tensor, nn
+
+from rfc.estimators.base import Coefficients
+from rfc.estimators.taylor import Reuse
+from rfc.method import Method
+from rfc.placement.base import PlacedBySettings
+from rfc.schedules.base import NoiseLevels, checked_count
+from rfc.schedules.fixed import Every
+from rfc.state import Clock, SlotSpec, State
 
 
 @dataclass(frozen=True, kw_only=True)
-class MagCache(Reusing):
-    """Reuse of the stack's residual as long as its calibrated growth stays near 1 (arXiv 2506.09045).
-
-    `ratios[t]` = |r(t)| / |r(t-1)| of the residual r from one step to the next, measured once per model and number of steps
-    (`rfc.magnitude_ratios`); for another number of `steps` the nearest are taken, and a generation of yet another
-    length warns. A step is skipped while sum |1 - prod ratios| is at most `threshold`, and at most `max_skip` in a row; the first
-    `retention` of the steps are full. Known beforehand, so a list.
-    """
+class MagnitudePlaced(PlacedBySettings):
+    """Full where the calibrated growth of the residual has left 1 by more than `threshold` since the last full step (`MagCache`)."""
 
     ratios: Sequence[float]
     threshold: float = 0.06
     max_skip: int = 3
     retention: float = 0.2
-    steps: int | None = None
+    num_steps: int | None = None
 
     def __post_init__(self) -> None:
-        given = tuple(self.ratios)
-        if not given or not all(isinstance(r, int | float) and math.isfinite(r) and r > 0 for r in given):
-            raise ValueError(f"MagCache: ratios must be finite numbers above 0, one per step, got {self.ratios!r}")
-        object.__setattr__(self, "ratios", given)
-        if self.steps is not None:
-            checked_count("MagCache", "steps", self.steps, 1)
+        ratios = tuple(self.ratios)
+        if not ratios or not all(isinstance(r, int | float) and math.isfinite(r) and r > 0 for r in ratios):
+            raise ValueError(
+                f"MagCache: ratios must be finite numbers above 0, one per step, got {self.ratios!r}; rfc.magnitude_ratios measures them"
+            )
+        object.__setattr__(self, "ratios", ratios)
+        if self.num_steps is None:
+            object.__setattr__(self, "num_steps", len(ratios))
+        checked_count("MagCache", "num_steps", self.num_steps, 1)
         checked_count("MagCache", "max_skip", self.max_skip, 0)
         if not 0 <= self.retention <= 1:
             raise ValueError(f"MagCache: retention must be in [0, 1], got {self.retention!r}")
         if not self.threshold >= 0:
             raise ValueError(f"MagCache: threshold must be a number >= 0, got {self.threshold!r}")
+        super().__post_init__()
 
-    @cached_property
-    def full_steps(self) -> tuple[int, ...]:
-        """The steps that are computed."""
-        count = self._count
+    def place(self) -> tuple[int, ...]:
+        count = self.length
         ratios = [self.ratios[round(i * (len(self.ratios) - 1) / max(1, count - 1))] for i in range(count)]
         first = max(1, int(self.retention * count + 0.5))
-        chosen, product, error, skipped = [], 1.0, 0.0, 0
+        full_steps, product, error, skipped = [], 1.0, 0.0, 0
         for step in range(count):
             if step >= first:
                 product *= ratios[step]
@@ -56,17 +59,70 @@ class MagCache(Reusing):
                 if error <= self.threshold and skipped <= self.max_skip:
                     continue
                 product, error, skipped = 1.0, 0.0, 0
-            chosen.append(step)
-        return tuple(chosen)
+            full_steps.append(step)
+        return tuple(full_steps)
 
-    @property
-    def _count(self) -> int:
-        return len(self.ratios) if self.steps is None else self.steps
+    def with_threshold(self, threshold: float) -> MagnitudePlaced:
+        return replace(self, threshold=threshold)
 
-    @cached_property  # asked for several times a step
-    def schedule(self) -> Schedule:
-        return Placed(steps=self.full_steps, of=self._count)
+    def bound(self, num_steps: int, levels: NoiseLevels | None = None) -> MagnitudePlaced:
+        return replace(self, num_steps=num_steps)
 
-    @property
-    def granularity(self) -> str:
-        return "stack"
+
+def MagCache(
+    *, ratios: Sequence[float], threshold: float = 0.06, max_skip: int = 3, retention: float = 0.2, num_steps: int | None = None
+) -> Method:
+    """Reuse of the stack's residual as long as its calibrated growth stays near 1 (arXiv 2506.09045).
+
+    `ratios[t]` = |r(t)| / |r(t-1)| of the residual r from one step to the next, measured once per model and number of steps
+    (`rfc.magnitude_ratios`); for another number `num_steps` the nearest are taken, and a generation of yet another
+    length warns. A step is skipped while sum |1 - prod ratios| is at most `threshold`, and at most `max_skip` in a row; the first
+    `retention` of the steps are full. Known beforehand, so a list.
+    """
+    schedule = MagnitudePlaced(ratios=ratios, threshold=threshold, max_skip=max_skip, retention=retention, num_steps=num_steps)
+    return Method(estimator=Reuse(), schedule=schedule, granularity="stack", name="MagCache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordingReuse(Reuse):
+    """Takes down what every site receives and returns, in the order in which the sites run; every step must be full."""
+
+    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list, compare=False, repr=False)
+
+    def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
+        return {}
+
+    def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
+        self.pairs.append((I.detach().clone(), O.detach().clone()))
+        return {}
+
+    def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
+        raise NotImplementedError("every recorded step is full")
+
+    def method(self) -> Method:
+        """Full computation with this record."""
+        return Method(estimator=self, schedule=Every(interval=1, warmup=1), name="FullCompute")
+
+
+def magnitude_ratios(model: nn.Module, generate: Callable[[nn.Module], Any]) -> list[float]:
+    """Measure the `ratios` of `rfc.MagCache` for a model, over one generation in full computation.
+
+    `generate(model)` draws with the model it receives, such as `lambda model: sample(model, scheduler, noise)`; each of its calls is a
+    step. Raises ValueError where it calls nothing, and where the model has no list of blocks with attention.
+    """
+    from rfc.eager.model import cached  # the twin stands on the methods
+
+    recorder = RecordingReuse()
+    generate(cached(model, recorder.method(), "stack"))
+    if not recorder.pairs:
+        raise ValueError("magnitude_ratios: generate did not call the model that it received")
+    return ratios_of([residual for _, residual in recorder.pairs])
+
+
+def ratios_of(residuals: Sequence[Tensor]) -> list[float]:
+    """|r(t)| / |r(t-1)| of the stack's residuals r from one step to the next, per token, mean over tokens and samples; first 1.
+
+    MagCache's calibration (arXiv 2506.09045, its released code).
+    """
+    norms = [residual.float().norm(dim=-1) for residual in residuals]
+    return [1.0, *(float((now / before).mean()) for before, now in pairwise(norms))]

@@ -3,47 +3,38 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rfc.schedules.base import checked_count
+from rfc.schedules.base import NoiseLevels, checked_count
 
 
-class NoiseLevels(NamedTuple):
-    """lambda = log(alpha / sigma), half the log-SNR (DPM-Solver, arXiv 2206.00927), where a sample is alpha * picture + sigma * noise."""
-
-    lambdas: tuple[float, ...]
-    """At each call of the model, in their order."""
-    end: float | None
-    """After the last step; None: there is no noise left."""
-
-
-def noise_levels(scheduler: Any, steps: int | None = None, **timesteps: Any) -> NoiseLevels:
+def noise_levels(scheduler: Any, num_steps: int | None = None, **timesteps: Any) -> NoiseLevels:
     """The noise levels of a scheduler of diffusers, or of one with the same attributes; the scheduler itself is not changed.
 
-    `steps` and `timesteps` are what the pipeline hands to `set_timesteps` (its `mu`, its `sigmas`); without any the scheduler is taken as
-    it stands, as after a generation of the pipeline. Read are `timesteps` with `alphas_cumprod`, or `sigmas`: those of flow matching are
+    `num_steps` and `timesteps` are what the pipeline passes to `set_timesteps` (`mu`, `sigmas`); without any the scheduler is taken
+    as it stands, as after a generation of the pipeline. Read are `timesteps` with `alphas_cumprod`, or `sigmas`: those of flow matching are
     the share of noise (alpha = 1 - sigma), all others sigma / alpha. Raises ValueError for a scheduler that has none of them, and for what
     its `set_timesteps` refuses.
     """
     name = type(scheduler).__name__
     if not callable(getattr(scheduler, "set_timesteps", None)):
         raise ValueError(f"noise levels: expected a scheduler such as pipe.scheduler, got {name}")
-    if steps is not None:
-        checked_count("noise levels", "steps", steps, 1)
+    if num_steps is not None:
+        checked_count("noise levels", "num_steps", num_steps, 1)
     scheduler = copy.deepcopy(scheduler)
-    if steps is not None or timesteps:
-        _set(scheduler, name, timesteps if steps is None else {"num_inference_steps": steps} | timesteps)
+    if num_steps is not None or timesteps:
+        _set(scheduler, name, timesteps if num_steps is None else {"num_inference_steps": num_steps} | timesteps)
     elif getattr(scheduler, "num_inference_steps", None) is None:
-        raise ValueError(f"noise levels: {name} was not told how many steps there are; pass steps, or call set_timesteps first")
+        raise ValueError(f"noise levels: {name} was not told how many steps there are; pass num_steps, or call set_timesteps first")
     called = torch.as_tensor(scheduler.timesteps).double().cpu()
     cumulative, sigmas = (getattr(scheduler, kind, None) for kind in ("alphas_cumprod", "sigmas"))
     if sigmas is not None and len(sigmas) == len(called) + 1:
-        given = torch.as_tensor(sigmas).double().cpu()
-        levels = (1 - given).log() - given.log() if _is_flow(scheduler, given) else -given.log()
+        sigma = torch.as_tensor(sigmas).double().cpu()
+        levels = (1 - sigma).log() - sigma.log() if _is_flow(scheduler, sigma) else -sigma.log()
     elif cumulative is not None:
         levels = _of_alphas(torch.as_tensor(cumulative).double().cpu(), called, getattr(scheduler, "final_alpha_cumprod", None))
     else:
@@ -57,14 +48,14 @@ def noise_levels(scheduler: Any, steps: int | None = None, **timesteps: Any) -> 
     return NoiseLevels(tuple(lambdas), None if end == torch.inf else end)
 
 
-def _set(scheduler: Any, name: str, given: dict[str, Any]) -> None:
+def _set(scheduler: Any, name: str, arguments: dict[str, Any]) -> None:
     try:
-        scheduler.set_timesteps(**given)
+        scheduler.set_timesteps(**arguments)
     except (TypeError, ValueError) as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"noise levels: {name}.set_timesteps({', '.join(given)}) failed: {said}; pass what the pipeline passes, "
-            "as in rfc.LogSNR.of(scheduler, steps, mu=...), or take the scheduler as it stands after a generation, without steps"
+            f"noise levels: {name}.set_timesteps({', '.join(arguments)}) failed: {reason}; pass what the pipeline passes, "
+            "as in rfc.LogSNR(scheduler, num_steps, mu=...), or take the scheduler as it stands after a generation, without num_steps"
         ) from error
 
 

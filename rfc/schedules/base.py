@@ -6,46 +6,35 @@ Its thresholds are numbers handed in (`numbers`), never constants of a graph: an
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rfc.phase import PhaseName
 from rfc.state import Clock, SlotSpec, State
 
 Numbers = Mapping[str, Tensor]
 
-
 Watched = Mapping[str, Tensor]
-
 
 Signal = Literal["I", "base"]
 """What a schedule can watch at the first site: its input I, or the stream that its residual is added to."""
-
 
 Unit = Literal["step", "interval"]
 """What a forecast counts time in: steps, or intervals between neighbouring full steps, whatever their length."""
 
 
-Phase = str
-"""What a step does.
-
-FULL computes; ESTIMATE forecasts every site; VERIFY does so too, and computes a part to see how good that was; PARTIAL_1, PARTIAL_2, ...
-compute some tokens of the feed-forwards (`rfc.token_selection`), each its own share of them; REUSE takes the stream that left the last
-block in the latest step that was not REUSE itself.
-"""
-
-
-def is_partial(phase: Phase) -> bool:
-    """Whether the phase computes some tokens."""
-    return phase.startswith("PARTIAL_")
-
-
 class Schedule(ABC):
-    """Decides for each step of a generation whether it is computed in full."""
+    """Decides for each step of a generation whether it is computed in full.
+
+    A schedule of one's own subclasses this one: a frozen dataclass with `warmup`, `numbers`, `full` and `can_skip`. Where it has a
+    threshold, `threshold` and `with_threshold` let it be calibrated; `exercised` is for warm-ups and for the check at export.
+    """
 
     @property
     @abstractmethod
@@ -73,9 +62,51 @@ class Schedule(ABC):
         return False
 
     @property
-    def phases(self) -> tuple[Phase, ...]:
+    def branches(self) -> tuple[PhaseName, ...]:
         """The phases that the rule chooses from; FULL is the first."""
         return ("FULL", "ESTIMATE")
+
+    @property
+    def threshold(self) -> float | None:
+        """Bound of the error, above which a step is full; None: the rule has no such number."""
+        return None
+
+    @property
+    def num_steps(self) -> int | None:
+        """Calls of a generation that the rule is made for; None: any number."""
+        return None
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the full steps are chosen before a generation begins, for one of `num_steps` calls."""
+        return False
+
+    @property
+    def nfc(self) -> int | None:
+        """Full steps of a generation, where the rule places that many; None: it does not count them."""
+        return None
+
+    def with_threshold(self, threshold: float) -> Schedule:
+        """Return the rule with another threshold; ValueError for a rule without one."""
+        raise ValueError(f"{type(self).__name__} decides without a threshold")
+
+    def with_nfc(self, nfc: int | None) -> Schedule:
+        """Return the rule with that many full steps (None: its default); ValueError for a rule that places none."""
+        raise ValueError(f"{type(self).__name__} does not place a number of full steps")
+
+    def bound(self, num_steps: int, levels: NoiseLevels | None = None) -> Schedule:
+        """Return the rule for a generation of so many calls at these noise levels, as it is known when the generation begins.
+
+        A rule that needs neither is returned as it is. ValueError where a rule needs noise levels that are not known.
+        """
+        return self
+
+    def exercised(self) -> Schedule:
+        """Return the rule with settings that reach every branch, and a full step between two others, soon after the warm-up.
+
+        For warm-ups and checks. It runs on the same programs (`in_graph`), whatever the data.
+        """
+        return self
 
     @property
     def unit(self) -> Unit:
@@ -85,7 +116,7 @@ class Schedule(ABC):
     @property
     def in_graph(self) -> tuple[Any, ...]:
         """What of the rule the programs are made from; all else may change between steps."""
-        return (type(self), self.watches, self.remembers, self.accumulates, self.is_lagged, self.phases)
+        return (type(self), self.watches, self.remembers, self.accumulates, self.is_lagged, self.branches)
 
     def slots(self, watched: Mapping[str, SlotSpec]) -> dict[str, SlotSpec]:
         """Return what the rule keeps of the watched tensors."""
@@ -110,7 +141,7 @@ class Schedule(ABC):
 
     @classmethod
     def phase(cls, numbers: Numbers, step: Tensor, k: Tensor, total: Tensor) -> Int[Tensor, ""]:
-        """Return the place of the step's phase in `phases`."""
+        """Return the index of the step's phase in `branches`."""
         return torch.where(cls.full(numbers, step, k, total), 0, 1)
 
     @staticmethod
@@ -119,8 +150,8 @@ class Schedule(ABC):
         return step
 
     @abstractmethod
-    def can_skip(self, steps: int) -> bool:
-        """Whether a generation of `steps` steps could contain a skipped one."""
+    def can_skip(self, num_steps: int) -> bool:
+        """Whether a generation of `num_steps` steps could contain a skipped one."""
 
 
 def clock_at(schedule: Schedule, numbers: Numbers, step: Tensor, k: Tensor, gap: Tensor, anchors: Tensor) -> Clock:
@@ -131,6 +162,22 @@ def clock_at(schedule: Schedule, numbers: Numbers, step: Tensor, k: Tensor, gap:
     return Clock(now - last, last - before, anchors)
 
 
+class NoiseLevels(NamedTuple):
+    """lambda = log(alpha / sigma), half the log-SNR (DPM-Solver, arXiv 2206.00927), where a sample is alpha * picture + sigma * noise."""
+
+    lambdas: tuple[float, ...]
+    """At each call of the model, in their order."""
+    end: float | None
+    """After the last step; None: there is no noise left."""
+
+
+def checked_threshold(where: str, name: str, value: float, more: str = " (inf: never full after warm-up)") -> None:
+    """Raise ValueError for a threshold that no error can be compared with."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
+        raise ValueError(f"{where}: {name} must be a number >= 0{more}, got {value!r}")
+
+
 def checked_count(where: str, name: str, value: int | None, low: int) -> None:
+    """Raise ValueError for anything but an integer of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ValueError(f"{where}: {name} must be an integer of at least {low}, got {value!r}")

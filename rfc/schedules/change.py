@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rfc.schedules.base import Numbers, Schedule, Signal, Watched, checked_count
+from rfc.schedules.base import Numbers, Schedule, Signal, Watched, checked_count, checked_threshold
 from rfc.state import Clock, SlotSpec, State
 
 
@@ -21,23 +21,24 @@ def relative_change(now: Float[Tensor, "*S"], before: Float[Tensor, "*S"]) -> Fl
     return (now - before).abs().mean() / before.abs().mean()
 
 
-def _checked_threshold(where: str, threshold: float) -> None:
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or math.isnan(threshold) or threshold < 0:
-        raise ValueError(f"{where}: threshold must be a number >= 0 (inf: never full after warm-up), got {threshold!r}")
-
-
 class _Change(Schedule):
-    """What the schedules of this file share: a threshold, leading full steps, and a last step that is full where it is known."""
+    """A threshold, leading full steps, and a last step that is full where the number of steps is known."""
 
-    threshold: float
-    steps: int | None
+    threshold: float = math.nan  # plain attributes, which the fields of the subclasses can replace
+    num_steps: int | None = None
 
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
         where = type(self).__name__
-        _checked_threshold(where, self.threshold)
+        checked_threshold(where, "threshold", self.threshold)
         checked_count(where, "warmup", self.warmup, 1)
-        if self.steps is not None:
-            checked_count(where, "steps", self.steps, 1)
+        if self.num_steps is not None:
+            checked_count(where, "num_steps", self.num_steps, 1)
+
+    def with_threshold(self, threshold: float) -> Self:
+        return replace(self, threshold=threshold)  # type: ignore[type-var]
+
+    def exercised(self) -> Self:
+        return replace(self, threshold=math.inf, num_steps=self.warmup + 2)  # type: ignore[type-var]  # the "last" step is full
 
     def slots(self, watched: Mapping[str, SlotSpec]) -> dict[str, SlotSpec]:
         return dict(watched)
@@ -46,16 +47,19 @@ class _Change(Schedule):
         return dict(watched)
 
     def numbers(self) -> dict[str, Tensor]:
-        last = math.inf if self.steps is None else float(self.steps - 1)
-        given = {"threshold": float(self.threshold), "warmup": float(self.warmup), "last": last}
-        return {name: torch.tensor(value) for name, value in given.items()}
+        last = math.inf if self.num_steps is None else float(self.num_steps - 1)
+        return {
+            "threshold": torch.tensor(float(self.threshold)),
+            "warmup": torch.tensor(float(self.warmup)),
+            "last": torch.tensor(last),
+        }
 
     @staticmethod
     def full(numbers: Numbers, step: Tensor, k: Tensor, total: Tensor) -> Bool[Tensor, ""]:
         return (step < numbers["warmup"]) | ~(total < numbers["threshold"]) | (step == numbers["last"])
 
-    def can_skip(self, steps: int) -> bool:
-        return steps > self.warmup + (self.steps == steps) and self.threshold > 0
+    def can_skip(self, num_steps: int) -> bool:
+        return num_steps > self.warmup + (self.num_steps == num_steps) and self.threshold > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +68,20 @@ class StepChange(_Change):
 
     d(t) = mean |I(t) - I(t+1)| / mean |I(t+1)|, over the batch, from one step to the next; full when sum p(d) >= `threshold`, with p the
     polynomial whose `coefficients` are given from the highest power down (the identity by default; published ones belong to a model).
-    The first `warmup` steps are full, and the last where the number of `steps` is given.
+    The first `warmup` steps are full, and the last where `num_steps` is given.
     """
 
-    threshold: float
+    threshold: float = field()
     coefficients: Sequence[float] = (1.0, 0.0)
     warmup: int = 1
-    steps: int | None = None
+    num_steps: int | None = None
 
     def __post_init__(self) -> None:
-        self._check()
-        given = tuple(self.coefficients) if isinstance(self.coefficients, Sequence) else ()
-        if not given or not all(isinstance(c, int | float) and math.isfinite(c) for c in given):
+        super().__post_init__()
+        coefficients = tuple(self.coefficients) if isinstance(self.coefficients, Sequence) else ()
+        if not coefficients or not all(isinstance(c, int | float) and math.isfinite(c) for c in coefficients):
             raise ValueError(f"StepChange: coefficients must be finite numbers, the highest power first, got {self.coefficients!r}")
-        object.__setattr__(self, "coefficients", tuple(float(c) for c in given))
+        object.__setattr__(self, "coefficients", tuple(float(c) for c in coefficients))
 
     @property
     def watches(self) -> tuple[Signal, ...]:
@@ -107,12 +111,9 @@ class AnchorChange(_Change):
     (`Method.probe`) I is what the first blocks added to the stream.
     """
 
-    threshold: float
+    threshold: float = field()
     warmup: int = 1
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        self._check()
+    num_steps: int | None = None
 
     @property
     def watches(self) -> tuple[Signal, ...]:
@@ -134,13 +135,10 @@ class ProbeChange(_Change):
     one reaches `threshold`, d the relative change from one step to the next (`StepChange`); or the sum of d(y), with `against_input=False`.
     """
 
-    threshold: float
+    threshold: float = field()
     warmup: int = 1
-    steps: int | None = None
+    num_steps: int | None = None
     against_input: bool = True
-
-    def __post_init__(self) -> None:
-        self._check()
 
     @property
     def watches(self) -> tuple[Signal, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rfc.estimators.taylor import Taylor
-from rfc.schedules.base import Numbers, Schedule, Signal, Watched, checked_count
+from rfc.schedules.base import Numbers, Schedule, Signal, Watched, checked_count, checked_threshold
 from rfc.state import Clock, SlotSpec, State
 
 
@@ -34,8 +34,7 @@ class RCS(Schedule):
     lagged: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.tau, bool) or not isinstance(self.tau, int | float) or math.isnan(self.tau) or self.tau < 0:
-            raise ValueError(f"RCS: tau must be a number >= 0 (inf: never full after warm-up), got {self.tau!r}")
+        checked_threshold("RCS", "tau", self.tau)
         checked_count("RCS", "warmup", self.warmup, 1)
         if self.max_skip is not None:
             checked_count("RCS", "max_skip", self.max_skip, 0)
@@ -87,5 +86,15 @@ class RCS(Schedule):
     def full(numbers: Numbers, step: Tensor, k: Tensor, total: Tensor) -> Bool[Tensor, ""]:
         return (step < numbers["warmup"]) | ~(total <= numbers["tau"]) | (k > numbers["max_skip"])
 
-    def can_skip(self, steps: int) -> bool:
-        return steps > self.warmup and self.tau > 0 and self.max_skip != 0
+    @property
+    def threshold(self) -> float:
+        return self.tau
+
+    def with_threshold(self, threshold: float) -> RCS:
+        return replace(self, tau=threshold)
+
+    def exercised(self) -> RCS:
+        return replace(self, tau=math.inf, max_skip=1)
+
+    def can_skip(self, num_steps: int) -> bool:
+        return num_steps > self.warmup and self.tau > 0 and self.max_skip != 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from rfc.schedules.base import Numbers, Phase, Schedule, checked_count
+from rfc.phase import PhaseName
+from rfc.schedules.base import Numbers, Schedule, checked_count, checked_threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,7 @@ class Verified(Schedule):
 
     A full step is followed by a draft. From `min_drafts` drafts on, a draft is verified: its last block is computed too, and
     err = mean(|x - x'| / (|x'| + 1e-10)) counts from the next step on, so that nothing waits for it. A step is full where
-    err > max(base decay^(step / steps), floor), after `max_drafts` drafts, and after each of the drafts among the first `enhanced` steps.
+    err > max(base decay^(step / num_steps), floor), after `max_drafts` drafts, and after each draft among the first `enhanced` steps.
     """
 
     base: float = 0.1
@@ -27,15 +28,13 @@ class Verified(Schedule):
     min_drafts: int = 2
     max_drafts: int = 5
     enhanced: int = 3
-    steps: int = 50
+    num_steps: int = 50
 
     def __post_init__(self) -> None:
-        for name, low in (("min_drafts", 1), ("max_drafts", 1), ("enhanced", 0), ("steps", 1)):
+        for name, low in (("min_drafts", 1), ("max_drafts", 1), ("enhanced", 0), ("num_steps", 1)):
             checked_count("Verified", name, getattr(self, name), low)
         for name in ("base", "decay", "floor"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
-                raise ValueError(f"Verified: {name} must be a number >= 0, got {value!r}")
+            checked_threshold("Verified", name, getattr(self, name), more="")
 
     @property
     def warmup(self) -> int:
@@ -50,17 +49,17 @@ class Verified(Schedule):
         return False
 
     @property
-    def phases(self) -> tuple[Phase, ...]:
+    def branches(self) -> tuple[PhaseName, ...]:
         return ("FULL", "ESTIMATE", "VERIFY")
 
     def numbers(self) -> dict[str, Tensor]:
-        names = ("base", "decay", "floor", "min_drafts", "max_drafts", "enhanced", "steps")
+        names = ("base", "decay", "floor", "min_drafts", "max_drafts", "enhanced", "num_steps")
         return {name: torch.tensor(float(getattr(self, name))) for name in names}
 
     @staticmethod
     def full(numbers: Numbers, step: Tensor, k: Tensor, total: Tensor) -> Bool[Tensor, ""]:
         drafts = k - 1
-        threshold = torch.maximum(numbers["base"] * numbers["decay"] ** (step / numbers["steps"]), numbers["floor"])
+        threshold = torch.maximum(numbers["base"] * numbers["decay"] ** (step / numbers["num_steps"]), numbers["floor"])
         bad = (drafts >= numbers["min_drafts"]) & ~(total <= threshold)
         return (step == 0) | ((drafts >= 1) & ((step < numbers["enhanced"]) | (drafts >= numbers["max_drafts"]) | bad))
 
@@ -69,5 +68,15 @@ class Verified(Schedule):
         skipped = torch.where(k - 1 >= numbers["min_drafts"], 2, 1)
         return torch.where(cls.full(numbers, step, k, total), 0, skipped)
 
-    def can_skip(self, steps: int) -> bool:
-        return steps > 1
+    def can_skip(self, num_steps: int) -> bool:
+        return num_steps > 1
+
+    @property
+    def threshold(self) -> float:
+        return self.base
+
+    def with_threshold(self, threshold: float) -> Verified:
+        return replace(self, base=threshold)
+
+    def exercised(self) -> Verified:
+        return replace(self, base=math.inf, decay=1.0, min_drafts=1, max_drafts=2, enhanced=0)

@@ -18,9 +18,10 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 
 from rfc.arguments import timestep_argument
+from rfc_fx.capture.clean import clean
 from rfc_fx.capture.with_values import Concrete, trace
 from rfc_fx.errors import CaptureError, NestedGraphError
-from rfc_fx.ir.ops import aten, is_mutable, value
+from rfc_fx.ir.ops import is_mutable
 
 log = logging.getLogger("rfc_fx")
 
@@ -60,6 +61,11 @@ class Captured:
     def latents(self) -> list[str]:
         """Placeholders of the latent: one, or one for each item of a list."""
         return [placeholder for placeholder, argument in self.names.items() if argument == self.latent]
+
+
+def args_and_kwargs(example_inputs: Mapping[str, Any] | tuple[Any, ...]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """The arguments of a call: keyword arguments given as a mapping, positional ones as a tuple."""
+    return ((), example_inputs) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
 
 
 def named_arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +113,7 @@ def capture(model: nn.Module, arguments: Mapping[str, Any]) -> Captured:
         raise
     except Exception as error:
         captured = _with_values(model, kwargs, error)
-    _clean(captured.graph)
+    clean(captured.graph)
     return captured
 
 
@@ -241,59 +247,3 @@ def _get_attr(graph: fx.Graph, target: str, like: fx.Node) -> fx.Node:
         node = graph.get_attr(target)
     node.meta = dict(like.meta)
     return node
-
-
-_ASSERTIONS = frozenset(
-    {
-        aten._assert_tensor_metadata.default,
-        aten._assert_scalar.default,
-        aten._assert_async.msg,
-        aten.sym_constrain_range.default,
-        aten.sym_constrain_range_for_size.default,
-    }
-)
-
-
-_CASTS = frozenset({aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten._to_copy.default, aten.type_as.default})
-
-
-_DROPOUT = frozenset({aten.dropout.default, aten.feature_dropout.default})
-
-
-def _clean(graph: fx.Graph) -> None:
-    """Remove checks, dropout, casts and factors that change nothing, then what nobody uses."""
-    for node in list(graph.nodes):
-        if node.target in _ASSERTIONS:
-            graph.erase_node(node)
-        elif (node.target in _DROPOUT and node.args[2] is False) or (node.target in _CASTS and _changes_nothing(node)) or _is_by_one(node):
-            source = node.args[0]
-            assert isinstance(source, fx.Node)
-            node.replace_all_uses_with(source)
-            graph.erase_node(node)
-    remove_dead(graph)
-    graph.lint()
-
-
-def _is_by_one(node: fx.Node) -> bool:
-    """A multiplication or division by the number one (a rescaling that is off): exact, and a division costs more than all around it."""
-    if node.target not in (aten.div.Tensor, aten.mul.Tensor) or not isinstance(node.args[0], fx.Node) or node.kwargs:
-        return False
-    before, after = value(node.args[0]), value(node)
-    return bool(node.args[1] == 1) and isinstance(before, Tensor) and bool(before.dtype == after.dtype)
-
-
-def _changes_nothing(node: fx.Node) -> bool:
-    before, after = value(node.all_input_nodes[0]), value(node)
-    return (
-        isinstance(before, Tensor)
-        and (before.dtype, before.device, before.layout) == (after.dtype, after.device, after.layout)
-        and node.kwargs.get("memory_format") is None
-        and not node.kwargs.get("copy", False)
-    )
-
-
-def remove_dead(graph: fx.Graph) -> None:
-    """Erase nodes without users. Only a write to state counts as an effect: attention and dropout do not."""
-    for node in reversed(list(graph.nodes)):
-        if not node.users and node.op not in ("output", "placeholder") and node.target is not aten.copy_.default:
-            graph.erase_node(node)

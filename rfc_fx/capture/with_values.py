@@ -1,4 +1,4 @@
-"""Concrete: a forward whose Python depends on the values of its conditioning, traced with those values.
+"""With values: a forward whose Python depends on the values of its conditioning, traced with those values.
 
 Masks are the usual case: `if mask.all()`, `mask.sum().tolist()`, `x[mask]`. What was read this way is fixed in the graph, and the
 arguments it was read from are named, so that a call with other values there gets a graph of its own.
@@ -19,8 +19,9 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from rfc_fx.capture.fold import fold, masks_of, shape_depends_on_values
 from rfc_fx.errors import CaptureError
-from rfc_fx.ir.ops import FLOPS, aten, value
+from rfc_fx.ir.ops import FLOPS, aten, closure, value
 
 _READERS = frozenset(
     {
@@ -86,7 +87,7 @@ class _Watch(TorchFunctionMode):
 
 
 def _line(what: str) -> str:
-    inside = ("/torch/", "/rfc_fx/concrete.py")
+    inside = ("/torch/", "/rfc_fx/capture/")
     own = [frame for frame in traceback.extract_stack() if not any(part in frame.filename for part in inside)]
     return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line} ({what})" if own else what
 
@@ -155,8 +156,8 @@ def trace(model: nn.Module, arguments: Mapping[str, Any], moving: frozenset[str]
     number = {node.name: i for i, node in enumerate(n for n in module.graph.nodes if n.op == "placeholder")}
     read = [(where, names) for names, where in watch.found]
     for node in module.graph.nodes:
-        if _shape_depends_on_values(node):
-            read.append((f"{node} in {_path(node)}", frozenset().union(*map(_sources, _masks(node) or [node]))))
+        if shape_depends_on_values(node):
+            read.append((f"{node} in {_path(node)}", frozenset().union(*map(_sources, masks_of(node) or [node]))))
     for where, names in read:
         if wrong := sorted({owners[number[name]] for name in names if owners[number[name]] in moving}):
             raise CaptureError(
@@ -165,7 +166,7 @@ def trace(model: nn.Module, arguments: Mapping[str, Any], moving: frozenset[str]
             )
     _spell_out_autocast(module.graph)
     decided = frozenset(positions[number[name]] for _, names in read for name in names)
-    _fold(module, inputs)
+    fold(module, inputs)
     known = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     held = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
     weights = {name: known[id(getattr(module, name))] for name in held if id(getattr(module, name)) in known}
@@ -205,76 +206,4 @@ def _path(node: fx.Node) -> str:
 
 def _sources(node: fx.Node) -> frozenset[str]:
     """Names of the placeholders a node depends on."""
-    seen: set[fx.Node] = set()
-    pending = [node]
-    while pending:
-        current = pending.pop()
-        if current not in seen:
-            seen.add(current)
-            pending.extend(current.all_input_nodes)
-    return frozenset(n.name for n in seen if n.op == "placeholder")
-
-
-def _indices(node: fx.Node) -> list[Any]:
-    indices: Any = node.args[1]
-    return list(indices)
-
-
-def _masks(node: fx.Node) -> list[fx.Node]:
-    """The boolean index tensors of an indexing operation."""
-    if node.target not in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
-        return []
-    indices = [i for i in _indices(node) if isinstance(i, fx.Node)]
-    return [i for i in indices if isinstance(i.meta.get("val"), Tensor) and i.meta["val"].dtype == torch.bool]
-
-
-def _shape_depends_on_values(node: fx.Node) -> bool:
-    if node.target in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
-        return any(map(_masks, [node]))
-    return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
-
-
-def _fold(module: fx.GraphModule, inputs: list[Tensor]) -> None:
-    """Replace what has a shape that depends on values by its value, and boolean indices by the places they name."""
-    graph = module.graph
-    dynamic = [node for node in graph.nodes if _shape_depends_on_values(node)]
-    wanted = {node for node in dynamic if not _masks(node)} | {mask for node in dynamic for mask in _masks(node)}
-    if not wanted:
-        return
-    values: dict[fx.Node, Any] = {}
-
-    class Keep(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            if n in wanted:
-                values[n] = result
-            return result
-
-    with torch.no_grad():
-        Keep(module).run(*inputs)
-
-    def constant(value: Tensor, like: fx.Node) -> fx.Node:
-        name = f"folded_{sum(1 for n, _ in module.named_buffers() if n.startswith('folded_'))}"
-        module.register_buffer(name, value.detach().clone(), persistent=False)
-        node = graph.get_attr(name)
-        node.meta = {"val": value, "nn_module_stack": like.meta.get("nn_module_stack", {})}
-        return node
-
-    for node in dynamic:
-        with graph.inserting_before(node):
-            if masks := _masks(node):
-                indices: list[Any] = []
-                for i in _indices(node):
-                    places = [constant(p, node) for p in values[i].nonzero(as_tuple=True)] if i in masks else [i]
-                    indices += places
-                node.args = (node.args[0], indices, *node.args[2:])
-            else:
-                result = values[node]
-                if isinstance(result, Tensor):
-                    node.replace_all_uses_with(constant(result, node))
-                    continue
-                parts = [constant(part, node) for part in result]
-                for user in list(node.users):
-                    user.replace_all_uses_with(parts[int(user.args[1])])
-    graph.eliminate_dead_code()
-    module.recompile()
+    return frozenset(source.name for source in closure([node]) if source.op == "placeholder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any
@@ -147,8 +148,6 @@ VIEWS = frozenset(
 
 def is_view(node: fx.Node) -> bool:
     """Whether a node returns a view of its first argument (or an item of one): free to recompute, useless to pass on."""
-    import operator
-
     if node.target is operator.getitem:
         source = node.args[0]
         return isinstance(source, fx.Node) and is_view(source)
@@ -163,6 +162,25 @@ def base_of(node: fx.Node) -> fx.Node:
     while is_view(node) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node
+
+
+def closure(ends: Iterable[fx.Node], follow: Callable[[fx.Node], bool] = lambda node: True) -> set[fx.Node]:
+    """The nodes and all that they are made from, as far as `follow` allows: a node that it refuses is left out."""
+    seen: set[fx.Node] = set()
+    pending = list(ends)
+    while pending:
+        node = pending.pop()
+        if node not in seen and follow(node):
+            seen.add(node)
+            pending.extend(node.all_input_nodes)
+    return seen
+
+
+def remove_dead(graph: fx.Graph) -> None:
+    """Erase nodes without users. Only a write to state counts as an effect: attention and dropout do not."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("output", "placeholder") and node.target is not aten.copy_.default:
+            graph.erase_node(node)
 
 
 def is_mutable(node: fx.Node) -> bool:
@@ -182,3 +200,8 @@ def select(phase: str, full: Tensor, *, I: Tensor, base: Tensor | None, site: st
     A marker in the guarded graph: `specialize` replaces it, `Reference` interprets it. Calling it runs nothing.
     """
     raise RuntimeError(f"select({site!r}) is a marker; run the programs made from the guarded graph, or rfc_fx.passes.guard.Reference")
+
+
+def recall(slot: str) -> Tensor:
+    """The tensor that a slot of the state holds: a marker in the guarded graph, as `select` is. Calling it runs nothing."""
+    raise RuntimeError(f"recall({slot!r}) is a marker; run the programs made from the guarded graph, or rfc_fx.passes.guard.Reference")

@@ -54,11 +54,6 @@ class Plan:
     dependence: tuple[Dependence, ...] = ()
     """What depends on the conditioning alone, on the timestep, and on the latent."""
 
-    @property
-    def verify_flops(self) -> int:
-        """Of a VERIFY step, which computes a block beside its estimate; 0 where the method has no such phase."""
-        return self.phase_flops.get("VERIFY", 0)
-
     def share(self, phase: str) -> float:
         """FLOPs of a step in that phase as a share of a FULL step's."""
         known = {"FULL": self.full_flops, "ESTIMATE": self.estimate_flops, **self.phase_flops}
@@ -82,7 +77,7 @@ class Dependence(NamedTuple):
     """Without views; all of a site's work counts as its parts."""
     flops: int
     weight_bytes: int
-    ahead: int
-    """Operations that `hoist=True` computes ahead of the steps."""
+    hoistable: int
+    """Operations that `hoist=True` computes outside the per-step programs."""
     kept_bytes: int
     """Bytes of their results that the steps read; for the timestep, of one step."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rfc.method import Method
 from rfc.predictor import Predictor
 from rfc.state import SlotSpec
 from rfc_fx.capture.export import Captured, capture
@@ -20,15 +21,16 @@ from rfc_fx.errors import SignatureError
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import flops, value
+from rfc_fx.ir.phase import HOISTED_PHASES, PREFIX, step_phases
 from rfc_fx.ir.plan import Plan, SlotRow
-from rfc_fx.ir.program import HOISTED_PHASES, Argument, CondStep, Program, unflattener
-from rfc_fx.passes.graft import capture_skipped
+from rfc_fx.ir.program import Argument, CondStep, Program, unflattener
+from rfc_fx.passes.graft import capture_skipped, graft
 from rfc_fx.passes.guard import Guarded, guard
 from rfc_fx.passes.hoist import dependence
 from rfc_fx.passes.lower_cond import Cond, lower_cond
 from rfc_fx.passes.lower_host import Host, lower_host
 from rfc_fx.passes.outline import outline
-from rfc_fx.passes.specialize import prefix_nodes
+from rfc_fx.passes.prefix import prefix_nodes
 from rfc_fx.passes.verify import verify_guarded
 from rfc_fx.sites.find import watched
 from rfc_fx.sites.granularity import alternatives, sites_within
@@ -106,7 +108,12 @@ class CompiledSet:
 
 
 def build(
-    model: nn.Module, arguments: Mapping[str, Any], options: Config, timestep: str | None, predictor: Predictor | None = None
+    model: nn.Module,
+    arguments: Mapping[str, Any],
+    method: Method,
+    config: Config,
+    timestep: str | None,
+    predictor: Predictor | None = None,
 ) -> CompiledSet:
     """model -> graph -> sites -> one call per site -> guarded graph -> programs. `predictor` stands in for the blocks."""
     start = time.perf_counter()
@@ -117,15 +124,16 @@ def build(
             "a plain number would be a constant of the graph, and every step would be captured anew"
         )
     captured = replace(capture(model, arguments), predictor=predictor)
-    found = sites_within(captured, options.granularity, options.method, options.state_budget)
+    found = sites_within(captured, config, method)
     outlined = outline(captured, found.sites)
-    skipped = None if predictor is None else capture_skipped(captured, predictor, arguments, found.sites)
-    guarded = guard(outlined, watched(found.sites, captured), options.method, skipped)
+    guarded = guard(outlined, watched(found.sites, captured), method)
+    if predictor is not None:
+        guarded = graft(guarded, capture_skipped(captured, predictor, arguments, found.sites))
     verify_guarded(guarded)
     named = next((place for place, name in captured.names.items() if name == timestep), None)
     lowered = (
-        lower_host(guarded, named, regional=options.regional, hoists=options.hoist)
-        if options.dispatch == "host"
+        lower_host(guarded, named, regional=config.regional, hoists=config.hoist is True)
+        if config.dispatch == "host"
         else lower_cond(guarded, named)
     )
     slots = lowered.layout.slots
@@ -148,7 +156,7 @@ def build(
 def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, SlotSpec]) -> Plan:
     rows = [SlotRow(name, spec.shape, spec.dtype, prod(spec.shape) * spec.dtype.itemsize) for name, spec in slots.items()]
     cost = {phase: flops(program.graph.nodes) for phase, program in programs.items()}
-    shared = cost.get("PREFIX", 0) + cost.get("TIMESTEP", 0)
+    shared = cost.get(PREFIX, 0) + cost.get("TIMESTEP", 0)
     held = {phase: sum(value(node).nbytes for node in programs[phase].returned()) for phase in HOISTED_PHASES if phase in programs}
     return Plan(
         [site.name for site in guarded.sites],
@@ -159,8 +167,6 @@ def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, Sl
         invariant_flops=cost.get("INVARIANT", 0),
         invariant_bytes=held.get("INVARIANT", 0),
         timestep_flops=cost.get("TIMESTEP", 0),
-        phase_flops={
-            phase: flops + shared for phase, flops in cost.items() if phase not in (*HOISTED_PHASES, "PREFIX", "FULL", "ESTIMATE")
-        },
+        phase_flops={name: cost[name] + shared for name in step_phases(cost) if name not in ("FULL", "ESTIMATE")},
         timestep_bytes=held.get("TIMESTEP", 0),
     )

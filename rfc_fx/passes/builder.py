@@ -10,12 +10,11 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from rfc.phase import ESTIMATE
 from rfc.state import SlotSpec
-from rfc_fx.capture.export import remove_dead
 from rfc_fx.ir.layout import Layout
-from rfc_fx.ir.ops import aten, is_view, value
+from rfc_fx.ir.ops import aten, is_view, recall, remove_dead, value
 from rfc_fx.ir.program import CLOCK, CLOCK_SPECS, Argument, Kind, Program
-from rfc_fx.passes.graft import recall
 from rfc_fx.passes.guard import Guarded
 from rfc_fx.passes.outline import graph_module
 from rfc_fx.passes.push_slices import push_slices
@@ -156,7 +155,7 @@ class Builder:
         """Close the graph, drop what is unused and make it executable."""
         self.graph.output(tuple(outputs))
         self.graph.erase_node(self.anchor)
-        if self.phase == "ESTIMATE":
+        if self.phase == ESTIMATE.name:
             push_slices(self.graph)
         remove_dead(self.graph)
         unused = [key for key, node in self.arguments.items() if not node.users]

@@ -1,4 +1,4 @@
-"""Predicted: a predictor's operations become part of the guarded graph, as the estimate of the site that it stands in for (DisCa).
+"""Graft: a predictor's operations become part of the guarded graph, as the estimate of the site that it stands in for (DisCa).
 
 The model is captured once more as a skipped step runs it, the predictor in the place of its blocks. What of that graph is in the guarded
 graph already (the embedding, conditioning) is found by its value number; only the rest is copied. What follows the blocks has to be there:
@@ -19,16 +19,13 @@ from rfc.eager.predictor import skipping
 from rfc.predictor import Predictor, PredictorError
 from rfc_fx.capture.export import MODEL, Captured, capture
 from rfc_fx.errors import PredictorMismatchError
-from rfc_fx.ir.ops import shape, value
+from rfc_fx.ir.ops import closure, recall, select, shape, value
+from rfc_fx.passes.guard import Guarded
+from rfc_fx.passes.outline import graph_module
 from rfc_fx.sites.residual import Site
 
 PAST = "past_stream"
 """The argument of a skipped step that the cache comes in by."""
-
-
-def recall(slot: str) -> Tensor:
-    """The tensor that a slot of the state holds: a marker in the guarded graph, as `select` is. Calling it runs nothing."""
-    raise RuntimeError(f"recall({slot!r}) is a marker; run the programs made from the guarded graph, or rfc_fx.passes.guard.Reference")
 
 
 @dataclass(frozen=True)
@@ -82,11 +79,40 @@ def capture_skipped(captured: Captured, predictor: Predictor, arguments: Mapping
     return Skipped(found, predictor)
 
 
-class Graft:
-    """Puts a skipped step into the guarded graph while that is made: `note` every node, `forecast` at the site, `check` at the end."""
+def graft(guarded: Guarded, skipped: Skipped) -> Guarded:
+    """Put a skipped step into the guarded graph: its forecast becomes the estimate of the one site.
 
-    def __init__(self, graph: fx.Graph, captured: Captured, skipped: Skipped) -> None:
-        self.graph, self.captured, self.skipped = graph, captured, skipped
+    PredictorMismatchError unless the guarded graph goes on behind its guard as the skipped step does behind the forecast.
+    """
+    captured = guarded.outlined.captured
+    work = _Graft(captured, skipped)
+    env: dict[fx.Node, fx.Node] = {}
+    for node in guarded.module.graph.nodes:
+        if node.target is select:
+            forecast = work.forecast(f"{node.kwargs['site']}.O")
+            env[node] = guard = work.graph.node_copy(node, env.__getitem__)
+            guard.kwargs = {**guard.kwargs, "forecast": forecast}
+        else:
+            env[node] = work.graph.node_copy(node, env.__getitem__)
+        if node.op == "output":
+            work.check(guard, list(env[node].args[0]))  # type: ignore[arg-type]
+        elif not (node.op == "placeholder" and node.name == "phase"):
+            work.note(env[node])
+    captured = replace(captured, constants=captured.constants | work.constants)
+    return replace(
+        guarded,
+        outlined=replace(guarded.outlined, captured=captured),
+        module=graph_module(captured, work.graph, captured.constants, guarded.outlined.regions, "Guarded"),
+        sites=[site.moved(env) for site in guarded.sites],
+        watched=guarded.watched.moved(env),
+    )
+
+
+class _Graft:
+    """Value numbers of the guarded graph and of the skipped step: `note` every node, `forecast` at the site, `check` at the end."""
+
+    def __init__(self, captured: Captured, skipped: Skipped) -> None:
+        self.graph, self.captured, self.skipped = fx.Graph(), captured, skipped
         self._positions = {name: position for position, name in skipped.captured.inputs.items()}
         self.constants: dict[str, Tensor] = {}
         """Constants of the skipped step that the model's graph has not."""
@@ -104,12 +130,7 @@ class Graft:
     def forecast(self, slot: str) -> fx.Node:
         """Copy what the forecast is made from; returns the forecast."""
         forecast = self.skipped.results[0]
-        needed, pending = set(), [forecast]
-        while pending:
-            node = pending.pop()
-            if node not in needed:
-                needed.add(node)
-                pending.extend(node.all_input_nodes)
+        needed = closure([forecast])
         for node in self.skipped.captured.graph.nodes:
             if node in needed:
                 self._now[node] = self._found(node) or self._copy(node, slot)
@@ -191,8 +212,3 @@ def _equal(a: Tensor, b: Tensor) -> bool:
         return True
     alike = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and not a.is_meta
     return alike and bool(torch.equal(a, b))
-
-
-def with_constants(captured: Captured, graft: Graft | None) -> Captured:
-    """The capture with the constants that a skipped step brought."""
-    return captured if graft is None or not graft.constants else replace(captured, constants=captured.constants | graft.constants)

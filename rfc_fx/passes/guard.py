@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, fx
 
 import rfc
-from rfc.method import CachingMethod
+from rfc.method import Method
+from rfc.phase import phase_named
 from rfc.state import Clock, SlotSpec
-from rfc_fx.ir.ops import aten, select, value
-from rfc_fx.passes.graft import Graft, Skipped, recall, with_constants
+from rfc_fx.ir.ops import aten, recall, select, value
 from rfc_fx.passes.outline import Outlined, graph_module
 from rfc_fx.sites.residual import Rejected, Site
 from rfc_fx.sites.state import site_values, state_slots, tokens_of_sites
@@ -28,7 +28,7 @@ class Guarded:
     module: fx.GraphModule
     sites: list[Site]
     watched: Site
-    method: CachingMethod
+    method: Method
     slots: dict[str, SlotSpec]
     """`<site>.<slot>` -> shape and dtype, in order; `schedule.<slot>` for a data-driven schedule."""
     tokens: dict[str, TokenSite]
@@ -46,39 +46,27 @@ class Guarded:
         return [name.removeprefix(f"{owner}.") for name in self.slots if name.rpartition(".")[0] == owner]
 
 
-def guard(outlined: Outlined, watched: Site, method: CachingMethod, skipped: Skipped | None = None) -> Guarded:
-    """Insert a select after every site's output and list the state that the method needs. `skipped`: whose forecast is the estimate."""
+def guard(outlined: Outlined, watched: Site, method: Method) -> Guarded:
+    """Insert a select after every site's output and list the state that the method needs."""
     graph = fx.Graph()
-    graft = None if skipped is None else Graft(graph, outlined.captured, skipped)
     phase = graph.placeholder("phase")
     env: dict[fx.Node, fx.Node] = {}
-    at = {site.output: site for site in outlined.sites}
+    by_output = {site.output: site for site in outlined.sites}
     inputs: dict[tuple[fx.Node, fx.Node | None], fx.Node] = {}
-    sites: list[Site] = []
+    full: dict[str, fx.Node] = {}
     for node in outlined.graph.nodes:
-        copy = graph.node_copy(node, lambda n: env[n])
-        env[node] = copy
-        if graft is not None:
-            graft.note(copy)
-        if node in at:
-            site = at[node]
-            base = None if site.base is None else env[site.base]
+        env[node] = graph.node_copy(node, env.__getitem__)
+        if node in by_output:
+            site = by_output[node]
             if (site.I, site.origin) not in inputs:
                 inputs[site.I, site.origin] = _input(graph, env[site.I], None if site.origin is None else env[site.origin])
+            full[site.name] = env[node]
+            base = None if site.base is None else env[site.base]
             I = inputs[site.I, site.origin]
-            forecast = {} if graft is None else {"forecast": graft.forecast(f"{site.name}.O")}
-            env[node] = graph.call_function(select, (phase, copy), {"I": I, "base": base, "site": site.name, **forecast})
+            env[node] = graph.call_function(select, (phase, full[site.name]), {"I": I, "base": base, "site": site.name})
             env[node].meta = {"val": node.meta["val"]}
-            if graft is not None:
-                graft.note(env[node])
-            sites.append(Site(site.name, I, copy, base))
-    sites.sort(key=lambda site: [s.name for s in outlined.sites].index(site.name))
-    joined = {site.name: site.joined for site in outlined.sites}
-    sites = [replace(site, joined=None if (add := joined[site.name]) is None else env[add]) for site in sites]
+    sites = [replace(site.moved(env), I=inputs[site.I, site.origin], output=full[site.name], origin=None) for site in outlined.sites]
     first = next(site for site in sites if site.name == watched.name)
-    if graft is not None:
-        graft.check(env[outlined.sites[0].output], list(copy.args[0]))  # type: ignore[arg-type]
-        outlined = replace(outlined, captured=with_constants(outlined.captured, graft))
     captured = outlined.captured
     module = graph_module(captured, graph, captured.constants, outlined.regions, "Guarded")
     tokens, reused = tokens_of_sites(sites, first, method)
@@ -115,7 +103,7 @@ class Reference(fx.Interpreter):
         names = self.guarded.site_slots(site)
         estimator: rfc.Estimator = self.guarded.method.estimator
         own = {name: self.state[f"{site}.{name}"] for name in names}
-        if phase == "FULL":
+        if phase_named(phase).computes_sites:
             new = estimator.refresh(own, I, full if base is None else full - base, self.clock)
             self.state.update({f"{site}.{name}": tensor for name, tensor in new.items()})
             return full

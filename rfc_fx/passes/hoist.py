@@ -12,9 +12,8 @@ from math import prod
 
 from torch import Tensor, fx
 
-from rfc_fx.ir.ops import CASTS, aten, base_of, flops, has_known_shape, is_heavy, is_mutable, is_view, select, shape, value
+from rfc_fx.ir.ops import CASTS, aten, base_of, closure, flops, has_known_shape, is_heavy, is_mutable, is_view, recall, select, shape, value
 from rfc_fx.ir.plan import Dependence, Level
-from rfc_fx.passes.graft import recall
 from rfc_fx.passes.guard import Guarded
 
 LARGE = 4096
@@ -35,7 +34,7 @@ class Hoisted:
 
     @property
     def nodes(self) -> set[fx.Node]:
-        """All that the programs of the steps do not compute."""
+        """Nodes computed outside the per-step programs."""
         return {*self.invariant, *self.timestep}
 
     @staticmethod
@@ -115,9 +114,10 @@ def hoist(guarded: Guarded, timestep: str | None, prefix: set[fx.Node]) -> Hoist
     chosen: dict[Level, dict[fx.Node, None]] = {}
     for kind, users in sources.items():
         edges = (base_of(source) for user in users for source in user.all_input_nodes if level[source] is kind)
-        closures = [_closure(node, level) for node in dict.fromkeys(edges) if _is_computed(node) and has_known_shape(node)]
-        worth = [closure for closure in closures if any(_is_work(node, kind) for node in closure)]
-        chosen[kind] = dict.fromkeys(sorted({node for closure in worth for node in closure}, key=order.__getitem__))
+        ends = [node for node in dict.fromkeys(edges) if _is_computed(node) and has_known_shape(node)]
+        groups = [_of_one_level(end, level) for end in ends]
+        worth = [group for group in groups if any(_is_work(node, kind) for node in group)]
+        chosen[kind] = dict.fromkeys(sorted({node for group in worth for node in group}, key=order.__getitem__))
     results = {kind: _read_outside(nodes) for kind, nodes in chosen.items()}
     return Hoisted(level, chosen[Level.INVARIANT], chosen[Level.TIMESTEP], results[Level.INVARIANT], results[Level.TIMESTEP])
 
@@ -148,16 +148,9 @@ def _needed_by_estimate(guarded: Guarded) -> set[fx.Node]:
     return seen
 
 
-def _closure(node: fx.Node, level: dict[fx.Node, Level]) -> set[fx.Node]:
+def _of_one_level(end: fx.Node, level: dict[fx.Node, Level]) -> set[fx.Node]:
     """The node and what it is made from at its own level, without arguments and weights."""
-    seen: set[fx.Node] = set()
-    pending = [node]
-    while pending:
-        one = pending.pop()
-        if one not in seen and level[one] is level[node] and _is_computed(one):
-            seen.add(one)
-            pending.extend(one.all_input_nodes)
-    return seen
+    return closure([end], lambda node: level[node] is level[end] and _is_computed(node))
 
 
 def _is_computed(node: fx.Node) -> bool:

@@ -16,7 +16,7 @@ from rfc_fx.ir.ops import base_of
 from rfc_fx.ir.program import CLOCK, Argument, CondStep, Program
 from rfc_fx.ir.progress import LOG_STEPS, Progress, progress_slots
 from rfc_fx.passes.guard import Guarded
-from rfc_fx.passes.lower_host import _with_prefix
+from rfc_fx.passes.prefix import with_prefix
 from rfc_fx.passes.specialize import specialize
 from rfc_fx.passes.verify import verify_programs
 
@@ -35,10 +35,10 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
 
     Raises RFCError for a schedule with more than the two phases of a torch.cond.
     """
-    if guarded.method.schedule.phases != ("FULL", "ESTIMATE"):
-        phases = ", ".join(guarded.method.schedule.phases)
+    if guarded.method.schedule.branches != ("FULL", "ESTIMATE"):
+        phases = ", ".join(guarded.method.schedule.branches)
         raise RFCError(f"{type(guarded.method.schedule).__name__} has the phases {phases}, a torch.cond has two; use dispatch='host'")
-    programs = _with_prefix(guarded, [specialize(guarded, phase, writes="returned") for phase in ("FULL", "ESTIMATE")], None)
+    programs = with_prefix(guarded, [specialize(guarded, phase, writes="returned") for phase in ("FULL", "ESTIMATE")], None)
     verify_programs(guarded, programs)
     programs = {phase: finish(program) for phase, program in programs.items()}
     full, estimate = programs["FULL"], programs["ESTIMATE"]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import fx
-
+from rfc.phase import ESTIMATE, FULL
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.program import Program
 from rfc_fx.passes.guard import Guarded
 from rfc_fx.passes.hoist import Hoisted, hoist
+from rfc_fx.passes.prefix import carried, hoisted_program, prefix_nodes, with_prefix
 from rfc_fx.passes.share_repeats import share_repeats
-from rfc_fx.passes.specialize import ahead, prefix, prefix_nodes, specialize
+from rfc_fx.passes.specialize import specialize
 from rfc_fx.passes.verify import verify_programs
 from rfc_fx.sites.state import SCHEDULE
 
@@ -47,11 +45,11 @@ def lower_host(
     one_pass = pools and not regional and not guarded.method.estimator.reads_all_inputs and not guarded.tokens
     alone = {slot for slot in guarded.slots if slot.startswith(f"{SCHEDULE}.")}
     layout = Layout.pooled(guarded.slots, alone) if one_pass else Layout(guarded.slots)
-    phases = dict.fromkeys((*("FULL", "ESTIMATE"), *guarded.method.schedule.phases))
+    phases = dict.fromkeys((FULL.name, ESTIMATE.name, *guarded.method.schedule.branches))
     steps = [specialize(guarded, phase, hoisted=outside, writes=writes, layout=layout) for phase in phases]
-    programs = _with_prefix(guarded, steps, timestep, outside)
+    programs = with_prefix(guarded, steps, timestep, outside)
     if hoisted is not None:
-        programs = _ahead(guarded, hoisted, programs) | programs
+        programs = _hoisted_programs(guarded, hoisted, programs) | programs
     verify_programs(guarded, programs)
     if regional:
         captured = guarded.outlined.captured
@@ -59,26 +57,13 @@ def lower_host(
     return Host(programs, layout)
 
 
-def _carried(programs: Iterable[Program]) -> dict[str, None]:
-    return dict.fromkeys(name for program in programs for kind, name in program.arguments if kind == "carry")
-
-
-def _ahead(guarded: Guarded, hoisted: Hoisted, programs: dict[str, Program]) -> dict[str, Program]:
+def _hoisted_programs(guarded: Guarded, hoisted: Hoisted, programs: dict[str, Program]) -> dict[str, Program]:
     """INVARIANT and TIMESTEP, as far as a program of the steps reads from them."""
     made: dict[str, Program] = {}
-    read = _carried(programs.values())
+    read = carried(programs.values())
     if nodes := [node for node in hoisted.timestep_results if node.name in read]:
-        made["TIMESTEP"] = ahead(guarded, "TIMESTEP", nodes, set(hoisted.invariant))
-        read |= _carried(made.values())
+        made["TIMESTEP"] = hoisted_program(guarded, "TIMESTEP", nodes, set(hoisted.invariant))
+        read |= carried(made.values())
     if nodes := [node for node in hoisted.invariant_results if node.name in read]:
-        made = {"INVARIANT": ahead(guarded, "INVARIANT", nodes)} | made
+        made = {"INVARIANT": hoisted_program(guarded, "INVARIANT", nodes)} | made
     return made
-
-
-def _with_prefix(
-    guarded: Guarded, steps: Sequence[Program], timestep: str | None, hoisted: AbstractSet[fx.Node] = frozenset()
-) -> dict[str, Program]:
-    outside = {node.name for node in hoisted}
-    carries = [name for name in _carried(steps) if name not in outside]
-    first = prefix(guarded, carries, timestep, hoisted)
-    return ({"PREFIX": first} if first is not None else {}) | {program.phase: program for program in steps}

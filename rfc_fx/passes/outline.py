@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import operator
+from collections.abc import Container, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from rfc_fx.capture.export import MODEL, PREDICTOR, Captured, remove_dead
-from rfc_fx.ir.ops import aten
+from rfc_fx.capture.export import MODEL, PREDICTOR, Captured
+from rfc_fx.ir.ops import aten, closure, remove_dead
 from rfc_fx.sites.find import reads
 from rfc_fx.sites.residual import Site
 
@@ -75,26 +77,13 @@ def outline(captured: Captured, sites: Sequence[Site]) -> Outlined:
             call.meta["val"] = members[0].output.meta["val"]
             env[members[0].output] = call
         else:
-            import operator
-
             call.meta["val"] = tuple(site.output.meta["val"] for site in members)
             for i, site in enumerate(members):
                 part = new.call_function(operator.getitem, (call, i))
                 part.meta = {"val": site.output.meta["val"]}
                 env[site.output] = part
     remove_dead(new)
-    moved = [
-        replace(
-            site,
-            I=env[site.I],
-            output=env[site.output],
-            base=None if site.base is None else env[site.base],
-            origin=None if site.origin is None else env[site.origin],
-            joined=env.get(site.joined) if site.joined is not None else None,
-        )
-        for site in sites
-    ]
-    return Outlined(captured, new, moved, regions)
+    return Outlined(captured, new, [site.moved(env) for site in sites], regions)
 
 
 _Cluster = tuple[list[fx.Node], list[Site]]
@@ -119,14 +108,7 @@ def _clusters(graph: fx.Graph, sites: Sequence[Site], order: dict[fx.Node, int])
 
     clusters: list[tuple[set[fx.Node], list[Site]]] = []
     for site in sites:
-        mine: set[fx.Node] = set()
-        pending = [site.output]
-        while pending:
-            node = pending.pop()
-            if node in mine or node not in fed or (node in cut and node is not site.output):
-                continue
-            mine.add(node)
-            pending.extend(node.all_input_nodes)
+        mine = _work(site, fed, cut)
         members = [site]
         for shared in [c for c in clusters if c[0] & mine]:
             clusters.remove(shared)
@@ -134,6 +116,11 @@ def _clusters(graph: fx.Graph, sites: Sequence[Site], order: dict[fx.Node, int])
             members = shared[1] + members
         clusters.append((mine, members))
     return [(sorted(nodes, key=order.__getitem__), members) for nodes, members in clusters if nodes]
+
+
+def _work(site: Site, fed: AbstractSet[fx.Node], outputs: Container[fx.Node]) -> set[fx.Node]:
+    """What the site's output is made from, as far as a stream or another site feeds it."""
+    return closure([site.output], lambda node: node in fed and (node not in outputs or node is site.output))
 
 
 def in_order(order: dict[fx.Node, int], clusters: Sequence[Sequence[fx.Node]]) -> tuple[list[fx.Node | int], set[int]]:

@@ -1,88 +1,35 @@
-"""Specialize: fold the guards to one phase, which gives a straight-line program; share what precedes the decision."""
+"""Specialize: fold the guards to one phase, which gives a straight-line program."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, fx
 
 from rfc.granularity import block_of
-from rfc.method import placement
-from rfc.schedules.base import Phase, is_partial
+from rfc.phase import Phase, PhaseName, phase_named
 from rfc.state import Clock, SlotSpec, State
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.layout import Layout
-from rfc_fx.ir.ops import aten, base_of, is_heavy, is_view, select, spec_of
-from rfc_fx.ir.program import CLOCK, CLOCK_SPECS, HOISTED_PHASES, Argument, Kind, Program
+from rfc_fx.ir.ops import aten, select, spec_of
+from rfc_fx.ir.program import CLOCK_SPECS, Program
 from rfc_fx.passes.builder import Builder
 from rfc_fx.passes.guard import Guarded
+from rfc_fx.passes.prefix import prefix_nodes, rematerialized
 from rfc_fx.passes.token_wise import computed, grown_older, no_age, score
 from rfc_fx.sites.find import last_sites
 from rfc_fx.sites.residual import Site
 from rfc_fx.sites.state import LAST, SCHEDULE, signals
 from rfc_fx.sites.token_wise import TokenSite
 
-__all__ = ["CLOCK", "HOISTED_PHASES", "Argument", "Kind", "Program", "ahead", "prefix", "prefix_nodes", "rematerialized", "specialize"]
-
-
 Writes = Literal["in_place", "returned"]
-
-
-def prefix_nodes(guarded: Guarded) -> set[fx.Node]:
-    """What all phases share and a data-driven schedule needs: everything the watched input is made from."""
-    seen: set[fx.Node] = set()
-    pending = list(signals(guarded.watched, guarded.method).values())
-    while pending:
-        node = pending.pop()
-        if node not in seen:
-            seen.add(node)
-            pending.extend(node.all_input_nodes)
-    return {node for node in seen if node.op not in ("placeholder", "get_attr")}
-
-
-LIGHT = 16
-"""Elementwise operations and reductions that are cheaper to do again than to keep a tensor of the stream for."""
-
-
-def rematerialized(guarded: Guarded, shared: AbstractSet[fx.Node], hoisted: AbstractSet[fx.Node]) -> set[fx.Node]:
-    """What PREFIX computes and FULL and ESTIMATE compute again, from what is carried to them anyway.
-
-    Typically the first site's input, made from the residual stream and the modulation: a result of PREFIX lives as long as the step does,
-    so each that is carried adds to the memory of a full step.
-    """
-    made = shared - hoisted
-    read = {site.I for site in guarded.sites} | {
-        source for node in guarded.module.graph.nodes if node not in made for source in node.all_input_nodes
-    }
-    order = [node for node in guarded.module.graph.nodes if node in made]
-    bases = {base_of(node) for node in order if node in read}
-    again: set[fx.Node] = set()
-    for node in reversed([node for node in order if node in bases]):
-        closure = _closure(node, made, bases - {node})
-        if not any(map(is_heavy, closure)) and sum(not is_view(one) for one in closure) <= LIGHT:
-            bases.remove(node)
-            again |= closure
-    return again
-
-
-def _closure(node: fx.Node, made: AbstractSet[fx.Node], stop: AbstractSet[fx.Node]) -> set[fx.Node]:
-    """The node and what it is made from, up to what is there: results of other programs, arguments and weights."""
-    found: set[fx.Node] = set()
-    pending = [node]
-    while pending:
-        one = pending.pop()
-        if one in made and one not in stop and one not in found:
-            found.add(one)
-            pending.extend(one.all_input_nodes)
-    return found
 
 
 def specialize(
     guarded: Guarded,
-    phase: Phase,
+    name: PhaseName,
     *,
     writes: Writes = "in_place",
     hoisted: AbstractSet[fx.Node] = frozenset(),
@@ -96,9 +43,10 @@ def specialize(
     that work on each token for itself compute some, and write these to their state. REUSE begins behind the last block, with the stream
     that FULL and PARTIAL keep.
     """
+    phase = phase_named(name)
     shared = prefix_nodes(guarded)
     done = (shared | hoisted) - rematerialized(guarded, shared, hoisted)
-    step = _Step(guarded, phase, writes, Builder(guarded, phase, done, layout if phase != "FULL" else None))
+    step = _Step(guarded, phase, writes, Builder(guarded, name, done, None if phase.computes_sites else layout))
     step.watch()
     by_name = {site.name: site for site in guarded.sites}
     for node in guarded.module.graph.nodes:
@@ -106,7 +54,7 @@ def specialize(
             step.pass_site(node, by_name[node.kwargs["site"]])
         elif node.op == "output":
             return step.finish(node)
-        elif phase == "FULL" and node.op not in ("placeholder", "get_attr") and node not in done:
+        elif phase.computes_sites and node.op not in ("placeholder", "get_attr") and node not in done:
             step.compute(node)  # in the order of the model; an estimate is pulled by what it needs
     raise AssertionError("a guarded graph has an output")
 
@@ -122,13 +70,13 @@ class _Step:
         for site in guarded.tokens.values():
             if (attention := site.attention) is not None:
                 self.scored.setdefault(attention.call or attention.node, []).append(site)
-        if phase == "REUSE":
+        if phase.reads_last:
             build.env[guarded.last] = build.like(build.state(LAST)["x"], guarded.last)
 
     def watch(self) -> None:
         """Keep what the schedule watches, after the steps that it says."""
         schedule, watched = self.guarded.method.schedule, signals(self.guarded.watched, self.guarded.method)
-        if watched and (self.phase == "FULL" or schedule.remembers == "all steps"):
+        if watched and (self.phase.computes_sites or schedule.remembers == "all steps"):
             specs = {name: spec_of(node) for name, node in watched.items()}
 
             def seen(old: State, *tensors: Any) -> dict[str, Tensor]:
@@ -142,7 +90,7 @@ class _Step:
             self.build.get(node)
             return
         where = self.build.open(node) if node.op == "call_module" else self.build.get
-        tokens = placement(self.guarded.method).tokens
+        tokens = self.guarded.method.tokens
         assert tokens is not None
         for site in self.scored[node]:
             assert site.attention is not None
@@ -154,7 +102,7 @@ class _Step:
         I, base = build.get(site.I), None if site.base is None else build.get(site.base)
         specs = (spec_of(site.I), spec_of(site.output))
         slots = self.estimator.slots(*specs)
-        if self.phase == "FULL":
+        if self.phase.computes_sites:
             output = build.get(node.args[1])  # type: ignore[arg-type]
             O = output if base is None else build.graph.call_function(aten.sub.Tensor, (output, base))
             self.refresh(site.name, slots, self.estimator.refresh, [(I, specs[0]), (O, specs[1])])
@@ -165,16 +113,17 @@ class _Step:
         if isinstance(forecast := node.kwargs.get("forecast"), fx.Node):
             build.env[node] = build.like(build.get(forecast), site.output)
             return
-        held = self.partial(site, I, slots) if is_partial(self.phase) and site.name in self.guarded.tokens else build.state(site.name)
+        computes_some = self.phase.tokens_part is not None and site.name in self.guarded.tokens
+        held = self.partial(site, I, slots) if computes_some else build.state(site.name)
         O_hat = self.estimate(held, I, slots, specs)
         result = O_hat if base is None else build.graph.call_function(aten.add.Tensor, (base, O_hat))
         build.env[node] = build.like(result, site.output)
 
     def partial(self, site: Site, I: fx.Node, slots: dict[str, SlotSpec]) -> dict[str, fx.Node]:
         """Compute some of a site's tokens, and write them and the ages; returns the site's state."""
-        tokens, found = placement(self.guarded.method).tokens, self.guarded.tokens[site.name]
+        tokens, found = self.guarded.method.tokens, self.guarded.tokens[site.name]
         assert tokens is not None
-        count = tokens.count(self.phase, found.place)
+        count = tokens.count(self.phase.name, found.place)
         if count == 0:
             age = self.build.state(f"{site.name}.tokens")["age"]
             self.store(f"{site.name}.tokens", {"age": grown_older(self.build, age, self.guarded.slots[f"{site.name}.tokens.age"])})
@@ -224,10 +173,10 @@ class _Step:
         """The program with the model's outputs and what comes back beside them."""
         outputs = list(fx.node.map_arg(node.args[0], self.build.get))  # type: ignore[arg-type]
         results = [f"output:{i}" for i in range(len(outputs))]
-        if self.phase == "VERIFY":
+        if self.phase.verifies:
             outputs.append(_verified(self.build, self.guarded))
             results.append("decision")
-        if f"{LAST}.x" in self.guarded.slots and (self.phase == "FULL" or is_partial(self.phase)):
+        if f"{LAST}.x" in self.guarded.slots and self.phase.keeps_last:
             self.store(LAST, {"x": self.build.get(self.guarded.last)})
         if self.writes == "returned":
             outputs += [self.new[slot] for slot in self.guarded.slots if slot in self.new]
@@ -264,39 +213,3 @@ def _verified(build: Builder, guarded: Guarded) -> fx.Node:
 
     spec = spec_of(stream)
     return build.inline("verified", error, [spec, spec], [build.get(stream), real(stream)])[0]
-
-
-def ahead(guarded: Guarded, phase: str, nodes: Sequence[fx.Node], done: AbstractSet[fx.Node] = frozenset()) -> Program:
-    """The program that computes hoisted nodes; `done`: those computed by a program before it."""
-    build = Builder(guarded, phase, set(done))
-    return build.finish([build.carried(node) for node in nodes], [f"carry:{node.name}" for node in nodes])
-
-
-def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None, hoisted: AbstractSet[fx.Node] = frozenset()) -> Program | None:
-    """PREFIX: the shared part, and the decision's data as one float32 tensor; None when no data decides.
-
-    The data are [eps], and where the timestep is known [eps, largest timestep, smallest timestep].
-    """
-    schedule = guarded.method.schedule
-    watched = signals(guarded.watched, guarded.method)
-    if not watched:
-        return None
-    build = Builder(guarded, "PREFIX", set(hoisted))
-    specs = {name: spec_of(node) for name, node in watched.items()}
-    slots = schedule.slots(specs)
-
-    def error(*tensors: Tensor) -> Tensor:
-        held, seen, clock = tensors[: len(slots)], tensors[len(slots) : -3], tensors[-3:]
-        return schedule.error(dict(zip(specs, seen, strict=True)), dict(zip(slots, held, strict=True)), Clock(*clock)).reshape(1)
-
-    inputs = [*build.state(SCHEDULE).values(), *map(build.get, watched.values()), *build.clock()]
-    (decision,) = build.inline("error", error, [*slots.values(), *specs.values(), *CLOCK_SPECS], inputs)
-    by_name = {node.name: node for node in guarded.module.graph.nodes}
-    if timestep is not None:
-        given = build.get(by_name[timestep])
-        ends = [build.graph.call_function(end, (given,)) for end in (aten.max.default, aten.min.default)]
-        noise = build.graph.call_function(aten.stack.default, (ends,))
-        noise = build.graph.call_function(aten.to.dtype, (noise, torch.float32))
-        decision = build.graph.call_function(aten.cat.default, ([decision, noise],))
-    names = list(carries)
-    return build.finish([decision, *(build.carried(by_name[name]) for name in names)], ["decision", *(f"carry:{n}" for n in names)])

@@ -1,4 +1,4 @@
-"""Partial: what a FULL step leaves for the choice of tokens, and a site's work on the chosen ones alone."""
+"""Token-wise: what a FULL step leaves for the choice of tokens, and a site's work on the chosen ones alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from rfc.token_selection import Operands, Score, Tokens, aged, renewed, take, to
 from rfc_fx.ir.ops import aten, spec_of, value
 from rfc_fx.ir.program import CLOCK_SPECS
 from rfc_fx.passes.builder import Builder
-from rfc_fx.sites.token_wise import SIZED, Attention, TokenSite, Work
+from rfc_fx.sites.token_axes import SIZED, Work
+from rfc_fx.sites.token_wise import Attention, TokenSite
 
 
 def score(build: Builder, where: Callable[[fx.Node], fx.Node], attention: Attention, kind: Score) -> fx.Node:

@@ -10,20 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
-from torch import fx
+from torch import fx, nn
 
+from rfc import RFC
 from rfc.granularity import block_of
+from rfc.method import Method
+from rfc_fx.capture.export import args_and_kwargs
 from rfc_fx.errors import RFCError
+from rfc_fx.ir.config import Config
 from rfc_fx.ir.ops import flops, is_heavy, is_view, select, shape
+from rfc_fx.passes.build import build
 from rfc_fx.passes.guard import Guarded
 from rfc_fx.report.text import path_of
+from rfc_fx.runtime.cached_model import CachedModel
+from rfc_fx.runtime.kinds import cached_model
 from rfc_fx.runtime.summary import as_text
 from rfc_fx.sites.residual import Found
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from rfc_fx.runtime.cached_model import CachedModel
 
 
 COLORS = {"work of a site": "#f4a582", "guard": "#92c5de", "other heavy operation": "#f7dc6f", "operation": "#eeeeee"}
@@ -125,18 +130,22 @@ class Explanation:
         axes.text(x, y, text, fontsize=7, ha="center", va="center", bbox={"boxstyle": "round", "fc": COLORS[kind], "ec": "#888888"})
 
 
-def explain(model: Any, example_inputs: Mapping[str, Any] | tuple[Any, ...], **options: Any) -> Explanation:
-    """Capture a model and say what of it would be cached; `options` are those of `rfc_fx.transform`.
+def explain(
+    model: nn.Module,
+    method: Method | None = None,
+    *,
+    example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
+    config: Config = Config(),
+) -> Explanation:
+    """Say for every block of a model what is cached, what is not, and why.
 
-    Nothing is run but the capture. Raises what `transform` raises.
+    `model`: what `rfc_fx.transform` returned (explained as it stands), or a model with the `example_inputs` of one call, which is captured
+    with `method` (None: `rfc.RFC()`) and `config` and not run. Raises what `transform` raises, RFCError where nothing was captured.
     """
-    from rfc_fx import transform
-
-    return explanation(transform(model, example_inputs, **options))
-
-
-def explanation(cached: CachedModel) -> Explanation:
-    """The same of a transformed model that has captured its graph."""
+    cached = model if isinstance(model, CachedModel) else cached_model(model, method or RFC(), config, build)
+    if example_inputs is not None:
+        args, kwargs = args_and_kwargs(example_inputs)
+        cached.trace(*args, **kwargs)
     return Explanation(type(cached.model).__name__, cached.compiled.found, cached.guarded, cached.plan().estimate_share)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from rfc.arguments import timestep_argument
 from rfc.estimators.predicted import predicted_by
+from rfc.method import Method
 from rfc.predictor import Predictor, PredictorError
 from rfc_fx.errors import PredictorMismatchError, RFCError
 from rfc_fx.ir.config import Config
@@ -22,8 +22,8 @@ from rfc_fx.runtime.contexts import Contexts
 from rfc_fx.runtime.program_cache import ProgramCache
 from rfc_fx.runtime.step_model import StepModel
 
-Build = Callable[[nn.Module, Mapping[str, Any], Config, str | None, Predictor | None], BuiltSet]
-"""Makes the programs for one call: of the model, its arguments by name, the configuration, the timestep's name, and the predictor."""
+Build = Callable[[nn.Module, Mapping[str, Any], Method, Config, str | None, Predictor | None], BuiltSet]
+"""Makes the programs for one call: (model, arguments by name, method, configuration, name of the timestep, predictor)."""
 
 
 class CachedModel(StepModel):
@@ -33,25 +33,25 @@ class CachedModel(StepModel):
     used in place, none is copied. Made by `rfc_fx.transform`.
     """
 
-    def __init__(self, model: nn.Module, options: Config, build: Build) -> None:
+    def __init__(self, model: nn.Module, method: Method, config: Config, build: Build) -> None:
         name, signature, timestep = type(model).__name__, inspect.signature(model.forward), timestep_argument(model.forward)
         cache = ProgramCache(model, signature, timestep, self._make, self._forget)
-        super().__init__(name, signature, timestep, options.method, cache, Contexts(), speculate=options.speculate)
+        super().__init__(name, signature, timestep, method, cache, Contexts(), speculate=config.speculate)
         self.model = model
         self.__module__ = type(model).__module__  # with __class__: a saved pipeline names the model, and loads without this package
         self.cache = cache
-        self._options, self._build = options, build
+        self._options, self._build = config, build
         self.register_module("_predictor", None)  # a part of this module: its weights are listed and move with the others
         self._predictor: Predictor | None
         self.eval()
 
     @property
     def options(self) -> Config:
-        """How the model is transformed."""
-        return replace(self._options, method=self.method)
+        """How the model is transformed."""  # a pipeline reads `config` of the model itself
+        return self._options
 
     def _make(self, arguments: Mapping[str, Any]) -> BuiltSet:
-        return self._build(self.model, arguments, self.options, self.timestep_argument, self._loaded())
+        return self._build(self.model, arguments, self.method, self._options, self.timestep_argument, self._loaded())
 
     def _loaded(self) -> Predictor | None:
         """The predictor of a method that has one, loaded for the first programs; PredictorMismatchError where it is not the model's."""
@@ -122,7 +122,7 @@ class CachedModel(StepModel):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CachedModel:
         """A copy of the model with the same options, its own weights and no state."""
-        twin = type(self)(copy.deepcopy(self.model, memo), self.options, self._build)
+        twin = type(self)(copy.deepcopy(self.model, memo), self.method, self._options, self._build)
         memo[id(self)] = twin
         return twin
 

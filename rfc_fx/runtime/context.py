@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from rfc.bookkeeping import Book, ClockValues, continues
-from rfc_fx.ir.program import CLOCK, HOISTED_PHASES, Argument, ProgramSet
+from rfc_fx.ir.phase import HOISTED_PHASES, PREFIX
+from rfc_fx.ir.program import CLOCK, Argument, ProgramSet
 from rfc_fx.ir.progress import is_over, mark_restart, read_book
 from rfc_fx.runtime.hoisted import HoistedValues, conditioning_inputs
 from rfc_fx.runtime.readback import Readback
@@ -55,7 +56,7 @@ class Context:
         """The decision's numbers on their way to the host."""
         programs = compiled.programs
         self.hoisted_phases = tuple(phase for phase in HOISTED_PHASES if phase in programs)
-        self.prefix = programs.get("PREFIX")
+        self.prefix = programs.get(PREFIX)
         self._positions = {name: index for index, (_, name) in enumerate(compiled.placeholders)}
         self.timestep_index = None if compiled.timestep is None else self._positions[compiled.timestep]
         self._conditioning = [(name, self._positions[name]) for name in conditioning_inputs(programs, compiled.timestep)]

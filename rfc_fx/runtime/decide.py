@@ -7,7 +7,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from rfc.bookkeeping import Book, ClockValues, arrive, clock_values, count
-from rfc.schedules.base import Numbers, Phase, Schedule
+from rfc.phase import PhaseName
+from rfc.schedules.base import Numbers, Schedule
 from rfc_fx.errors import RFCError
 
 
@@ -52,7 +53,7 @@ class Decision(NamedTuple):
     """What comes of the facts so far."""
 
     book: Book
-    verdict: Phase | Restart | None
+    verdict: PhaseName | Restart | None
     """None where the decision awaits data."""
     sign: int
     begins: bool

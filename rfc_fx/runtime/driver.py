@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from rfc.bookkeeping import Book, ClockValues, clock_values, continues, learn, move_to
-from rfc.method import CachingMethod, placement
+from rfc.method import Method
 from rfc_fx.errors import RFCError
+from rfc_fx.ir.phase import PREFIX
 from rfc_fx.runtime.calls import timestep_ends
 from rfc_fx.runtime.context import Context
 from rfc_fx.runtime.contexts import Contexts
 from rfc_fx.runtime.decide import Decision, Facts, Reason, Restart, bounded, decide
-from rfc_fx.runtime.hoisted import carry_names, fill_table
+from rfc_fx.runtime.hoisted import carry_names
+from rfc_fx.runtime.hoisting import Hoisting
 from rfc_fx.runtime.program_cache import ProgramSource
-from rfc_fx.runtime.sampler import LEADING, Following
-from rfc_fx.runtime.warnings import Warned, num_steps
+from rfc_fx.runtime.warnings import Warned
 
 log = logging.getLogger("rfc_fx")
 
@@ -35,13 +36,11 @@ Run = tuple[Callable[..., Any], list[Tensor]]
 class Driver:
     """Takes the steps of one model: its programs, its contexts and a method, whoever made them."""
 
-    def __init__(self, name: str, method: CachingMethod, programs: ProgramSource, contexts: Contexts, speculate: bool | None) -> None:
+    def __init__(self, name: str, method: Method, programs: ProgramSource, contexts: Contexts, speculate: bool | None) -> None:
         self.name = name
         self.programs, self.contexts = programs, contexts
         self.warned = Warned(name)
-        self.timesteps: Tensor | None = None
-        """Timesteps of the coming generations, as they were prepared."""
-        self.following: Following | None = None
+        self.hoisting = Hoisting()
         self.may_have_changed = False
         """Whether the next step looks at the model first: a generation has been ended from outside."""
         self._speculate = speculate
@@ -50,17 +49,17 @@ class Driver:
         self._host_numbers = self.numbers_on(torch.device("cpu"))
 
     @property
-    def method(self) -> CachingMethod:
+    def method(self) -> Method:
         """The caching method; another one of the same programs may be set between steps."""
         return self._method
 
     @method.setter
-    def method(self, method: CachingMethod) -> None:
+    def method(self, method: Method) -> None:
         self._method, self._schedule = method, method.schedule
         self._is_lagged, self._warmup = method.schedule.is_lagged, method.schedule.warmup
         self._estimate_writes = method.schedule.remembers == "all steps"
-        self._too_many = num_steps(method.schedule) + 1
-        self._has_tokens = placement(method).tokens is not None
+        self._too_many = (method.schedule.num_steps or 0) + 1 if method.schedule.is_placed else None
+        self._has_tokens = method.tokens is not None
         fresh = self._schedule.numbers()
         for numbers in self._numbers.values():
             for name, tensor in numbers.items():
@@ -106,14 +105,14 @@ class Driver:
                 expected: float | None = None
                 for phase in context.hoisted_phases:
                     number = context.book.step - (not awaits)
-                    values, expected = self._known(phase, context, inputs, carries, ends, number)
+                    values, expected = self.hoisting.known(phase, context, inputs, carries, ends, number)
                     if values is None:
                         results = yield self._call(context, phase, inputs, carries)
                         names = carry_names(compiled.programs[phase])
                         values = context.hoisted.keep(names, results) if phase == "INVARIANT" else dict(zip(names, results, strict=True))
                     carries.update(values)
                 if context.prefix is not None:
-                    error, *results = yield self._call(context, "PREFIX", inputs, carries)
+                    error, *results = yield self._call(context, PREFIX, inputs, carries)
                     context.readback.start(error, timestep_unchecked=ends is None, expected_timestep=expected)
                     carries.update(zip(carry_names(context.prefix)[1:], results, strict=True))
                 draft = None
@@ -132,8 +131,7 @@ class Driver:
             phase = context.book.phases[-1]
             if reasons:
                 context.book = context.book._replace(restarts=(*context.book.restarts, *reasons))
-            if self.following is not None:
-                self._look_ahead(context, facts.timestep, inputs)
+            self.hoisting.look_ahead(context, facts.timestep, inputs)
             if phase == "ESTIMATE" and draft is not None:
                 results = draft
             else:
@@ -179,7 +177,7 @@ class Driver:
     def _seen_timestep(self, context: Context, inputs: Sequence[Tensor]) -> tuple[float, float] | None:
         """Smallest and largest timestep of the batch, where the host looks at them itself: no decision brings them in time."""
         index = context.timestep_index
-        if index is None or (context.prefix is not None and not (self._is_lagged and _on_host(inputs[index]))):
+        if index is None or (context.prefix is not None and not (self._is_lagged and inputs[index].device.type == "cpu")):
             return None
         return timestep_ends(inputs[index])
 
@@ -215,42 +213,6 @@ class Driver:
         bound = context.bound.get(phase) or context.bind(phase, self.numbers_on(context.compiled.device) if self._has_tokens else {})
         return bound.run, bound.arguments(inputs, carries)
 
-    def _known(
-        self,
-        phase: str,
-        context: Context,
-        inputs: Sequence[Tensor],
-        carries: dict[str, Tensor],
-        ends: tuple[float, float] | None,
-        number: int,
-    ) -> tuple[dict[str, Tensor] | None, float | None]:
-        """The hoisted values of step `number`, None where the phase has to run; and the timestep they are for, where no host saw it."""
-        hoisted = context.hoisted
-        if phase == "INVARIANT":
-            return (hoisted.invariants if hoisted.hold(context.conditioning(inputs)) else None), None
-        if "INVARIANT" not in context.hoisted_phases:
-            hoisted.hold(context.conditioning(inputs))
-        timesteps = self.timesteps if self.following is None else hoisted.timesteps
-        program, index = context.compiled.programs["TIMESTEP"], context.timestep_index
-        if index is None:
-            return None, None
-
-        def fill(timesteps: Tensor) -> Any:
-            _, arguments = self._call(context, "TIMESTEP", inputs, carries)
-            return fill_table(program, arguments, program.arguments.index(context.compiled.placeholders[index]), timesteps)
-
-        table = hoisted.table_for(timesteps, fill)
-        if table is None:
-            return None, None
-        if ends is None and _on_host(inputs[index]):
-            ends = timestep_ends(inputs[index])
-        if ends is not None:
-            row = table.row_of.get(ends[1]) if ends[0] == ends[1] else None
-            return (None if row is None else table.rows[row]), None
-        if number >= len(table.order):
-            return None, None
-        return table.rows[number], table.order[number]  # the timestep comes to the host with the decision, which checks this
-
     def _speculates(self, context: Context) -> bool:
         """Whether ESTIMATE runs while the decision travels to the host."""
         if self._is_lagged or self._estimate_writes or context.book.step < self._warmup:
@@ -279,15 +241,3 @@ class Driver:
         *outputs, error = results
         context.readback.start(error)
         return outputs
-
-    def _look_ahead(self, context: Context, timestep: float | None, inputs: Sequence[Tensor]) -> None:
-        """After the leading steps of a generation, note the timesteps that the others will have."""
-        if self.following is None or timestep is None or "TIMESTEP" not in context.hoisted_phases or context.book.step != LEADING:
-            return
-        assert context.timestep_index is not None
-        dtype = inputs[context.timestep_index].dtype
-        context.hoisted.timesteps = self.following.timesteps(timestep, LEADING - 1, dtype)
-
-
-def _on_host(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu"

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from rfc.conditioning import Seen, all_equal
-from rfc_fx.ir.program import HOISTED_PHASES, RunnableProgram
+from rfc_fx.ir.phase import HOISTED_PHASES
+from rfc_fx.ir.program import RunnableProgram
 
 log = logging.getLogger("rfc_fx")
 

@@ -10,6 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from rfc.method import Method
 from rfc_fx.capture.export import latent_argument, named_arguments
 from rfc_fx.capture.refusals import refuse
 from rfc_fx.errors import SignatureError
@@ -26,8 +27,8 @@ class PerSampleModel(CachedModel):
     No sample's result depends on its batch mates, to the last bit. Contexts are named `default[0]`, `default[1]`, ...
     """
 
-    def __init__(self, model: nn.Module, options: Config, build: Build) -> None:
-        super().__init__(model, options, build)
+    def __init__(self, model: nn.Module, method: Method, config: Config, build: Build) -> None:
+        super().__init__(model, method, config, build)
         self._joins: dict[Any, Join] = {}
         """How results go together, by call signature."""
 

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import rfc
+from rfc.method import Method
+
 log = logging.getLogger("rfc_fx")
 
 
@@ -26,6 +29,19 @@ READINGS: tuple[Callable[[Tensor, torch.dtype, float], Tensor], ...] = (
 
 LEADING = 3
 """Steps of a generation that compute their own modulation: after so many it is known whether the sampler's timestep rises."""
+
+
+def default_method(source: Any) -> Method:
+    """`rfc.LogSNR` at the noise levels of a pipeline's scheduler, or of a scheduler, as they stand; without one `rfc.RFC()`.
+
+    Raises ValueError for a scheduler without noise levels or whose timesteps are not set.
+    """
+    if source is None:
+        return rfc.RFC()
+    try:
+        return rfc.LogSNR(getattr(source, "scheduler", source))
+    except ValueError as error:
+        raise ValueError(f"transform: source: {error}; or pass a method, such as rfc.LogSNR(scheduler, steps)") from error
 
 
 class Following:

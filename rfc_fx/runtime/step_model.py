@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rfc.generation import Generation
-from rfc.method import CachingMethod, placement
+from rfc.method import Method, programs_of
 from rfc.storage import kept_like
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.plan import Plan
@@ -61,7 +61,7 @@ class StepModel(nn.Module):
         name: str,
         signature: inspect.Signature,
         timestep: str | None,
-        method: CachingMethod,
+        method: Method,
         programs: ProgramSource,
         contexts: Contexts,
         *,
@@ -102,15 +102,15 @@ class StepModel(nn.Module):
     # ---- what the user asks ------------------------------------------------------------------------------------------
 
     @property
-    def method(self) -> CachingMethod:
+    def method(self) -> Method:
         """The caching method. Another threshold, interval or list may be assigned between steps; nothing compiles anew."""
         return self.driver.method
 
     @method.setter
-    def method(self, method: CachingMethod) -> None:
+    def method(self, method: Method) -> None:
         old = self.method
         new = kept_like(old, method)
-        if (new.estimator, new.schedule.in_graph, placement(new)) != (old.estimator, old.schedule.in_graph, placement(old)):
+        if programs_of(new) != programs_of(old):
             raise RFCError(f"method: {new} needs other programs than {old}; call rfc_fx.transform again")
         self.driver.method = new
 
@@ -142,15 +142,15 @@ class StepModel(nn.Module):
         With `hoist=True` what depends on the timestep alone is then computed for all steps at once, when a generation begins.
         A step at another timestep computes its own; the results are the same up to the rounding of batched products.
         """
-        self.driver.following = None
+        self.driver.hoisting.following = None
         if timesteps is None:
-            self.driver.timesteps = None
+            self.driver.hoisting.timesteps = None
             return
         with torch.inference_mode(False):
             prepared = torch.as_tensor(timesteps).detach().clone()
         if prepared.dim() != 1 or not prepared.numel():
             raise ValueError(f"prepare: timesteps must have shape (S,) with S at least 1, got {tuple(prepared.shape)}")
-        self.driver.timesteps = prepared
+        self.driver.hoisting.timesteps = prepared
         self.driver.warned.of_length(self.method.schedule, len(prepared))
 
     def follow(self, pipeline: Any) -> None:
@@ -159,7 +159,7 @@ class StepModel(nn.Module):
         The first three steps of a generation compute their own modulation, and tell what the pipeline makes of the scheduler's timesteps
         (FLUX divides by 1000, Z-Image counts from 0 to 1); the other steps read a table. Raises TypeError where there is no scheduler.
         """
-        self.driver.following = Following(pipeline)
+        self.driver.hoisting.following = Following(pipeline)
 
     def reset(self) -> None:
         """End the generation of every context: the next call begins with empty state."""

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rfc.generation import Generation
-from rfc.method import CachingMethod
-from rfc.schedules.base import Phase, is_partial
+from rfc.method import Method
+from rfc.phase import PhaseName, is_partial, phase_named
 from rfc_fx.ir.plan import Plan
 
 
@@ -29,17 +29,9 @@ def mib(count: float) -> str:
     return f"{count / 2**20:.2f} MiB"
 
 
-MARKS: dict[Phase, str] = {"FULL": "#", "ESTIMATE": ".", "VERIFY": "v", "REUSE": "-"}
-"""One character for each phase; for PARTIAL its number, + above 9."""
-
-
-WORDS: dict[Phase, str] = {"FULL": "full", "ESTIMATE": "estimated", "VERIFY": "verified", "REUSE": "reused"}
-
-
-def mark(phase: Phase) -> str:
+def mark(phase: PhaseName) -> str:
     """The character that a phase is drawn as."""
-    number = phase.rpartition("_")[2]
-    return MARKS[phase] if phase in MARKS else number if len(number) == 1 else "+"
+    return phase_named(phase).mark
 
 
 def pattern(generation: Generation) -> str:
@@ -47,9 +39,9 @@ def pattern(generation: Generation) -> str:
     return "".join(map(mark, generation.phases))
 
 
-def legend(phases: Sequence[Phase]) -> str:
+def legend(phases: Sequence[PhaseName]) -> str:
     """What the characters of a pattern mean."""
-    words = [f"{MARKS[phase]} {WORDS[phase]}" for phase in phases if phase in MARKS]
+    words = [f"{mark(phase)} {phase_named(phase).word}" for phase in phases if not is_partial(phase)]
     digits = [mark(phase) for phase in phases if is_partial(phase)]
     return ", ".join([*words[:1], *([f"{digits[0]} to {digits[-1]} some tokens"] if digits else []), *words[1:]])
 
@@ -59,7 +51,7 @@ class Summary:
     """What a generation computed, skipped and held; printable, and a rich renderable."""
 
     model: str
-    method: CachingMethod
+    method: Method
     plan: Plan
     contexts: Mapping[str, Generation]
     held_bytes: int
@@ -67,7 +59,7 @@ class Summary:
     def table(self) -> Table:
         """One row per context."""
         table = Table(title=f"{self.model}: {self.method}", caption=self._caption(), title_justify="left", caption_justify="left")
-        drawn = f"schedule ({legend(self.method.schedule.phases)})"
+        drawn = f"schedule ({legend(self.method.schedule.branches)})"
         for column in ("context", "steps", "NFC", "skipped", "FLOPs saved", "eps P50", "eps P95", drawn):
             table.add_column(column, justify="left" if column.startswith(("context", "schedule")) else "right")
         for name, generation in self.contexts.items():
@@ -80,7 +72,7 @@ class Summary:
 
     def _caption(self) -> str:
         costs = ", ".join(
-            f"{phase} {self.plan.share(phase):.2%}" for phase in self.method.schedule.phases if phase not in ("FULL", "ESTIMATE")
+            f"{phase} {self.plan.share(phase):.2%}" for phase in self.method.schedule.branches if phase not in ("FULL", "ESTIMATE")
         )
         return (
             f"{len(self.plan.sites)} sites; state {mib(self.plan.state_bytes)} per context, {mib(self.held_bytes)} held; "

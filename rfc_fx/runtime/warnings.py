@@ -6,7 +6,6 @@ import warnings
 
 from rfc.bookkeeping import Book, never_skipped
 from rfc.schedules.base import Schedule
-from rfc.schedules.fixed import Placed
 
 
 class NothingSkippedWarning(UserWarning):
@@ -15,11 +14,6 @@ class NothingSkippedWarning(UserWarning):
 
 class StepsMismatchWarning(UserWarning):
     """A generation has another number of steps than its full steps were placed for (`rfc.Placed`: `rfc.Chebyshev`, `rfc.MagCache`)."""
-
-
-def num_steps(schedule: Schedule) -> int:
-    """Steps of a generation that full steps were placed for; -1 where any number will do."""
-    return schedule.of if isinstance(schedule, Placed) else -1
 
 
 class Warned:
@@ -46,11 +40,11 @@ class Warned:
 
     def of_length(self, schedule: Schedule, steps: int, more: str = "") -> None:
         """Warn where full steps were placed for generations of another length than `steps` (or `more`)."""
-        if num_steps(schedule) not in (-1, steps):
+        if schedule.is_placed and steps != schedule.num_steps:
             self._once(
                 StepsMismatchWarning,
-                f"a generation of {steps}{more} steps, but the full steps were placed for one of {num_steps(schedule)}; "
-                "pass the number of calls of a generation as `steps` of the method",
+                f"a generation of {steps}{more} steps, but the full steps were placed for one of {schedule.num_steps}; "
+                "pass the number of calls of a generation as `num_steps` of the method",
             )
 
     def _once(self, category: type[Warning], said: str) -> None:

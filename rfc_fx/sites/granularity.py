@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from math import prod
 from typing import get_args
 
 import torch
 
-from rfc.granularity import GranularityName, parse_granularity
-from rfc.method import CachingMethod, placement
+from rfc.granularity import GranularityName
+from rfc.method import Method
+from rfc.phase import phase_named
 from rfc.state import SlotSpec
 from rfc.storage import STORED, stored_anew
 from rfc_fx.capture.export import Captured
 from rfc_fx.errors import NoSiteError, StateBudgetError
-from rfc_fx.ir.config import Choice
+from rfc_fx.ir.config import Config
 from rfc_fx.sites.find import find_sites, watched
 from rfc_fx.sites.residual import Found
 from rfc_fx.sites.state import state_slots
-
-"""What `transform` may be asked for: what `parse_granularity` takes, or "auto"."""
-
-
-_UNITS = {"": 1, **{f"{prefix}B": 1000**i for i, prefix in enumerate(("", "K", "M", "G", "T"))}}
-
-
-_UNITS |= {f"{prefix}iB": 1024**i for i, prefix in enumerate(("K", "M", "G", "T"), start=1)}
-
-
-def parse_bytes(size: int | str) -> int:
-    """Return "2GiB", "500 MB" or a number of bytes as bytes; ValueError for anything else."""
-    units = {unit.upper(): factor for unit, factor in _UNITS.items()}
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Z]*)\s*", str(size).upper())
-    count = 0 if found is None or found[2] not in units or isinstance(size, bool | float) else round(float(found[1]) * units[found[2]])
-    if count < 1:
-        raise ValueError(f"state_budget must be a number of bytes such as 2147483648, '2GiB' or '500 MB', got {size!r}")
-    return count
 
 
 def state_bytes(slots: Mapping[str, SlotSpec]) -> int:
@@ -44,10 +26,10 @@ def state_bytes(slots: Mapping[str, SlotSpec]) -> int:
     return sum(prod(spec.shape) * spec.dtype.itemsize for spec in slots.values())
 
 
-def alternatives(captured: Captured, method: CachingMethod) -> dict[str, dict[torch.dtype | None, int]]:
+def alternatives(captured: Captured, method: Method) -> dict[str, dict[torch.dtype | None, int]]:
     """Bytes of state for every granularity with a site and every type of the differences; None is the method as it is."""
     found: dict[str, dict[torch.dtype | None, int]] = {}
-    own = placement(method).granularity
+    own = method.granularity
     for granularity in dict.fromkeys((*get_args(GranularityName), *([] if own is None else [own]))):
         ways = {dtype: method if dtype is None else stored_anew(method, dtype) for dtype in (None, *STORED)}
         try:
@@ -59,48 +41,53 @@ def alternatives(captured: Captured, method: CachingMethod) -> dict[str, dict[to
     return found
 
 
-def _sites(captured: Captured, granularity: str, method: CachingMethod) -> Found:
+def _sites(captured: Captured, granularity: str, method: Method) -> Found:
     return find_sites(
         captured,
         granularity,
-        needs_input=method.estimator.needs_input or placement(method).tokens is not None,
-        probe=placement(method).probe,
-        verifies="VERIFY" in method.schedule.phases,
+        needs_input=method.estimator.needs_input or method.tokens is not None,
+        probe=method.probe,
+        verifies=any(phase_named(name).verifies for name in method.schedule.branches),
     )
 
 
-def chosen_granularity(wanted: Choice | None, method: CachingMethod) -> Choice:
-    """What was asked for, else the method's own, else "module"; ValueError for what is none, or for another than the method's own."""
-    own = placement(method).granularity
-    given = wanted or own or "module"
-    if given != "auto":
-        parse_granularity(given, "auto")
-    if own is not None and given != own:
-        raise ValueError(f"granularity: {type(method).__name__} works on {own!r}, got {given!r}; leave granularity out")
-    return given
+def granularities_for(config: Config, method: Method) -> tuple[str, ...]:
+    """The granularities to try, finest first: the method's or the configuration's one, all with a state budget, else "module".
+
+    Raises ValueError where method and configuration differ.
+    """
+    own = method.granularity
+    if own is not None and config.granularity not in (None, own):
+        raise ValueError(f"granularity: {method.name} works on {own!r}, got {config.granularity!r}; leave granularity out")
+    if granularity := own or config.granularity:
+        return (granularity,)
+    return get_args(GranularityName) if config.state_budget is not None else ("module",)
 
 
-def sites_within(captured: Captured, wanted: Choice, method: CachingMethod, budget: int | None) -> Found:
-    """The sites of the wanted granularity; for "auto" of the finest one whose state fits.
+def sites_within(captured: Captured, config: Config, method: Method) -> Found:
+    """The sites of the first granularity (`granularities_for`) whose state fits the budget.
 
     Raises StateBudgetError that lists what each would take when none fits, NoSiteError when nothing can be cached.
     """
-    for granularity in get_args(GranularityName) if wanted == "auto" else (wanted,):
+    granularities, budget = granularities_for(config, method), config.state_budget_bytes
+    for granularity in granularities:
         try:
-            found = _sites(captured, granularity, method)
+            sites = _sites(captured, granularity, method)
         except NoSiteError:
-            if wanted != "auto":
+            if len(granularities) == 1:
                 raise
             continue
-        if budget is None or state_bytes(state_slots(found.sites, watched(found.sites, captured), method)) <= budget:
-            return found
+        if budget is None or state_bytes(state_slots(sites.sites, watched(sites.sites, captured), method)) <= budget:
+            return sites
     sizes = alternatives(captured, method)
     if not sizes:
         _sites(captured, "module", method)  # says why there is none
+    is_open = len(granularities) > 1
     raise StateBudgetError(
-        f"{type(captured.model).__name__}: granularity={wanted!r} needs more state per context than state_budget={budget:,} bytes: "
+        f"{type(captured.model).__name__}: {'every granularity' if is_open else f'granularity={granularities[0]!r}'} needs more state "
+        f"per context than state_budget={budget:,} bytes: "
         + "; ".join(f"{name} {_listed(by_type)}" for name, by_type in sizes.items())
-        + f"; pass a larger state_budget, a smaller state_dtype{'' if wanted == 'auto' else ', granularity=' + repr('auto')}"
+        + f"; pass a larger state_budget{', ' if is_open else ', another granularity, '}or a smaller state_dtype"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +29,12 @@ class Site:
     origin: fx.Node | None = None
     joined: fx.Node | None = None
     """Where the stream takes the output in: the residual add; None where the output is the stream itself."""
+
+    def moved(self, env: Mapping[fx.Node, fx.Node]) -> Site:
+        """The site in a copy of its graph; `env` maps the nodes, and may lack `joined` where that is part of a region."""
+        base, origin = (None if node is None else env[node] for node in (self.base, self.origin))
+        joined = None if self.joined is None else env.get(self.joined)
+        return Site(self.name, env[self.I], env[self.output], base, origin, joined)
 
     @property
     def stream(self) -> fx.Node:

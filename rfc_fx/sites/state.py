@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx
 
-from rfc.method import CachingMethod, placement
-from rfc.schedules.base import is_partial
+from rfc.method import Method
+from rfc.phase import is_partial, phase_named
 from rfc.state import SlotSpec
 from rfc.token_selection import check_tokens
 from rfc_fx.errors import NoSiteError
@@ -20,19 +20,19 @@ SCHEDULE = "schedule"
 
 
 LAST = "last"
-"""Owner of the slot with the stream that left the last block, for phase REUSE."""
+"""Owner of the slot with the stream that left the last block, for phases that begin behind it (REUSE)."""
 
 
-def state_slots(sites: Sequence[Site], watched: Site, method: CachingMethod) -> dict[str, SlotSpec]:
+def state_slots(sites: Sequence[Site], watched: Site, method: Method) -> dict[str, SlotSpec]:
     """The state tensors of the sites, of their tokens, of the last block, and of the schedule at the site it watches."""
     slots: dict[str, SlotSpec] = {}
-    tokens, found = placement(method).tokens, tokens_of_sites(sites, watched, method)[0]
+    tokens, found = method.tokens, tokens_of_sites(sites, watched, method)[0]
     for site in sites:
         I, O = spec_of(site.I), spec_of(site.output)
         slots |= {f"{site.name}.{name}": spec for name, spec in method.estimator.slots(I, O).items()}
         if site.name in found and tokens is not None:
             slots |= {f"{site.name}.tokens.{name}": spec for name, spec in tokens.slots(*I.shape[:2]).items()}
-    if "REUSE" in method.schedule.phases:
+    if any(phase_named(name).reads_last for name in method.schedule.branches):
         slots[f"{LAST}.x"] = spec_of(last_stream(site_values(sites), watched))
     seen = {name: spec_of(node) for name, node in signals(watched, method).items()}
     slots |= {f"{SCHEDULE}.{name}": spec for name, spec in method.schedule.slots(seen).items()}
@@ -44,16 +44,16 @@ def site_values(sites: Iterable[Site]) -> dict[fx.Node, Site]:
     return {next((user for user in site.output.users if user.target is select), site.output): site for site in sites}
 
 
-def tokens_of_sites(sites: Sequence[Site], watched: Site, method: CachingMethod) -> tuple[dict[str, TokenSite], list[Rejected]]:
+def tokens_of_sites(sites: Sequence[Site], watched: Site, method: Method) -> tuple[dict[str, TokenSite], list[Rejected]]:
     """Those of `token_sites`; none where no phase computes tokens."""
-    tokens, phases = placement(method).tokens, method.schedule.phases
+    tokens, phases = method.tokens, method.schedule.branches
     check_tokens(method.estimator, phases, tokens)
     if tokens is None or not any(map(is_partial, phases)):
         return {}, []
     return token_sites(site_values(sites), watched, tokens)
 
 
-def signals(watched: Site, method: CachingMethod) -> dict[str, fx.Node]:
+def signals(watched: Site, method: Method) -> dict[str, fx.Node]:
     """What the schedule watches at that site; NoSiteError where the site has no stream of its own shape."""
     found: dict[str, fx.Node] = {}
     for name in method.schedule.watches:

@@ -1,43 +1,21 @@
-"""Tokens: which sites work on each token for itself, and from which attention the scores of their tokens come. By structure alone."""
+"""Token-wise: which sites work on each token for itself, and from which attention the scores of their tokens come. By structure alone."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, NamedTuple
 
-import torch
 from torch import fx
 
 from rfc.granularity import block_of
 from rfc.token_selection import Place, Tokens, layers
 from rfc_fx.errors import NoSiteError
-from rfc_fx.ir.ops import CASTS, VIEWS, aten, is_view, shape
+from rfc_fx.ir.ops import CASTS, aten, is_view, shape
 from rfc_fx.sites.coarse import without_text
 from rfc_fx.sites.residual import Rejected, Site
-
-ATTENTION = aten.scaled_dot_product_attention.default
-
-
-class Work(NamedTuple):
-    """What a site's output is made of from its input, as single operations in order: those of its region, or of the graph itself."""
-
-    nodes: list[fx.Node]
-    sources: set[fx.Node]
-    """What stands for I."""
-    output: fx.Node
-    call: fx.Node | None
-    """The call of the region."""
-
-    def given(self, placeholder: fx.Node) -> fx.Node:
-        """What a placeholder of the region is called with."""
-        assert self.call is not None
-        places = [node for node in placeholder.graph.nodes if node.op == "placeholder"]
-        node = self.call.args[places.index(placeholder)]
-        assert isinstance(node, fx.Node)
-        return node
+from rfc_fx.sites.token_axes import ATTENTION, Work, token_axes
 
 
 class Attention(NamedTuple):
@@ -103,7 +81,7 @@ def _token_site(
         return "lies in no block"
     count = shape(site.I)[1]
     work = work_of(site)
-    axes = _token_axes(work, count)
+    axes = token_axes(work, count)
     if isinstance(axes, str):
         return axes
     attention = None
@@ -191,108 +169,3 @@ def _first_own(v: Any, own: set[fx.Node], count: int) -> int | None:
     if len(mine) != 1 or shape(mine[0])[axis] != count:
         return None
     return sum(shape(part)[axis] for part in parts[: parts.index(mine[0])])
-
-
-SIZED = frozenset({aten.view.default, aten.reshape.default, aten._unsafe_view.default})
-"""Operations that name the shape of their result."""
-
-
-_NORMALIZED = frozenset({aten.layer_norm.default, aten.rms_norm.default})
-
-
-_SPLIT = frozenset({aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default})
-
-
-_REDUCED = frozenset({aten.mean.dim, aten.sum.dim_IntList, aten.amax.default})
-
-
-def _token_axes(work: Work, count: int) -> dict[fx.Node, int] | str:
-    """The axis of the tokens in every result of the work; why not, where an operation mixes tokens or is not known not to."""
-    if (meeting := next((node for node in work.nodes if node.target is ATTENTION), None)) is not None:
-        return f"{meeting.name} is attention, in which every token meets others"
-    axes = dict.fromkeys(work.sources, 1)
-    for node in work.nodes:
-        axis = _axis_after(node, axes)
-        if axis is None:
-            return f"{node.name} ({node.target}) is not known to work on each token for itself"
-        axes[node] = axis
-    return axes if axes.get(work.output) == 1 else f"{work.output.name} has its tokens in another axis than the input"
-
-
-def _axis_after(node: fx.Node, axes: Mapping[fx.Node, int]) -> int | None:
-    """Where the tokens are in a result, given where they are in its operands; None where they do not stay apart."""
-    target, first = node.target, node.args[0]
-    tags = getattr(target, "tags", ())
-    if torch.Tag.pointwise in tags or target in CASTS:
-        return _axis_of_pointwise(node, axes)
-    if target is aten.cat.default:
-        return _axis_of_cat(node, axes)
-    if not isinstance(first, fx.Node) or first not in axes or any(one in axes for one in node.all_input_nodes if one is not first):
-        return None
-    axis, rank = axes[first], len(shape(first))
-    if target is operator.getitem:
-        return axis
-    if target is aten.linear.default or (target is aten.matmul.default and len(shape(node.args[1])) == 2):
-        return axis if axis < rank - 1 else None
-    if target in _NORMALIZED:
-        return axis if axis < rank - len(node.args[1]) else None  # type: ignore[arg-type]
-    if target in _SPLIT:
-        return axis if _axis(node, 2, rank) != axis else None
-    if target is aten.slice.Tensor:
-        return axis if _axis(node, 1, rank) != axis else None
-    if target in _REDUCED:
-        return _axis_of_reduction(node, axis, rank)
-    if target in SIZED or target in VIEWS:
-        return _axis_of_view(shape(first), axis, shape(node))
-    return _axis_of_permutation(node, axis, rank)
-
-
-def _axis(node: fx.Node, place: int, rank: int) -> int:
-    given = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
-    assert isinstance(given, int)
-    return given % rank
-
-
-def _axis_of_pointwise(node: fx.Node, axes: Mapping[fx.Node, int]) -> int | None:
-    """Operands are lined up at their last axes; none from elsewhere may have an entry for each token."""
-    ends = {len(shape(one)) - axes[one] for one in node.all_input_nodes if one in axes}
-    end = ends.pop()
-    others = [shape(one) for one in node.all_input_nodes if one not in axes]
-    if ends or any(len(other) >= end and other[-end] != 1 for other in others):
-        return None
-    return len(shape(node)) - end
-
-
-def _axis_of_cat(node: fx.Node, axes: Mapping[fx.Node, int]) -> int | None:
-    parts = node.args[0]
-    assert isinstance(parts, list | tuple)
-    places = {axes.get(part, -1) for part in parts}  # type: ignore[arg-type]
-    place = places.pop()
-    return None if places or place < 0 or _axis(node, 1, len(shape(node))) == place else place
-
-
-def _axis_of_reduction(node: fx.Node, axis: int, rank: int) -> int | None:
-    given = node.args[1] if len(node.args) > 1 else None
-    if not isinstance(given, list | tuple) or not given:
-        return None
-    reduced = {length % rank for length in given if isinstance(length, int)}
-    keeps = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-    if axis in reduced:
-        return None
-    return axis if keeps else axis - sum(one < axis for one in reduced)
-
-
-def _axis_of_view(before: Sequence[int], axis: int, after: Sequence[int]) -> int | None:
-    """The axis with as many elements before it and as many in it."""
-    ahead = prod(before[:axis])
-    places = [i for i, length in enumerate(after) if length == before[axis] and prod(after[:i]) == ahead]
-    return places[-1] if places else None
-
-
-def _axis_of_permutation(node: fx.Node, axis: int, rank: int) -> int | None:
-    if node.target is aten.transpose.int:
-        pair = (_axis(node, 1, rank), _axis(node, 2, rank))
-        return pair[1 - pair.index(axis)] if axis in pair else axis
-    if node.target is aten.permute.default and isinstance(dims := node.args[1], Iterable):
-        return [dim % rank for dim in dims].index(axis)  # type: ignore[operator]
-    return None

@@ -18,20 +18,15 @@ from torch import Tensor, nn
 import rfc_fx
 from rfc.eager.model import CachedEager, cached
 from rfc.generation import Generation
-from rfc.method import CachingMethod, Method, placement
-from rfc.schedules.base import Schedule
-from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
-from rfc.schedules.fixed import Phased, Placed
-from rfc.schedules.rcs import RCS
-from rfc.schedules.verified import Verified
+from rfc.method import Method
 from rfc_fx.errors import RFCError
-from rfc_fx.ir.config import Choice, Decision, Dispatch
+from rfc_fx.ir.config import Config
 from rfc_fx.runtime.cached_model import CachedModel
 from rfc_fx.runtime.step_model import StepModel
 from rfc_fx.runtime.summary import pattern
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
-from rfc_fx.sites.granularity import chosen_granularity
-from rfc_fx.tools.load import Source, Tick
+from rfc_fx.sites.granularity import granularities_for
+from rfc_fx.tools.sources import Source, Tick
 
 FULL = "full"
 """Name of the row without caching."""
@@ -52,18 +47,9 @@ class Settings:
     steps: int = 50
     rounds: int = 1
     compile: bool = True
-    granularity: Choice | None = None
-    """Of the methods that leave it open; None: module."""
-    state_dtype: torch.dtype | None = None
-    """Of the differences, on the graph side; the eager twin keeps the model's."""
-    state_budget: int | None = None
-    dispatch: Dispatch = "host"
-    decision: Decision = "batch"
-    """The eager twin always decides for the batch."""
-    hoist: bool = False
-    """What needs no latent is computed ahead of the steps."""
-    regional: bool = True
-    """Repeated blocks of the transformed model are compiled once; full computation is compiled as torch.compile does it."""
+    config: Config = Config(regional=True)
+    """Of the graph side; full computation is compiled as torch.compile does it. The eager twin takes the granularity alone: it decides for
+    the batch and keeps its state in the model's type."""
 
 
 class Timing(NamedTuple):
@@ -130,113 +116,75 @@ class Variant:
             self.records[seed] = dict(self.cache.contexts)
 
 
-CHANGES = (StepChange, AnchorChange, ProbeChange)
-
-
-def skipping(method: CachingMethod) -> CachingMethod:
-    """The method with a schedule that skips every step after its warm-up, in every way it has; runs on the same programs."""
-    schedule = skipping_schedule(method.schedule)
-    return method if schedule is method.schedule else with_schedule(method, schedule)
-
-
 @contextmanager
 def force_all_phases(cached: StepModel) -> Iterator[None]:
-    """The cached model with `skipping` of its method, for as long as that takes."""
+    """Temporarily use a schedule that reaches every phase in a few steps."""
     method = cached.method
-    cached.method = skipping(method)
+    cached.method = method.exercised()
     try:
         yield
     finally:
         cached.method = method
 
 
-def with_schedule(method: CachingMethod, schedule: Schedule) -> Method:
-    """The method with another schedule."""
-    return Method(estimator=method.estimator, schedule=schedule, **placement(method)._asdict())
-
-
-def skipping_schedule(schedule: Schedule) -> Schedule:
-    """The schedule with settings that make as few steps full as can be; itself where it skips anyway."""
-    if isinstance(schedule, RCS):
-        return replace(schedule, tau=inf)
-    if isinstance(schedule, CHANGES):
-        return replace(schedule, threshold=inf, steps=None)
-    if isinstance(schedule, Verified):
-        return replace(schedule, base=inf, decay=1.0, min_drafts=1, enhanced=0)
-    if isinstance(schedule, Phased):
-        return replace(schedule, steps=schedule.phases)
-    return schedule
-
-
-def misplaced(method: CachingMethod, steps: int) -> str | None:
-    """What to say where full steps were placed for generations of another length."""
+def misplaced(method: Method, steps: int) -> str | None:
+    """The note where full steps were placed for generations of another length."""
     schedule = method.schedule
-    if not isinstance(schedule, Placed) or schedule.of == steps:
+    if not schedule.is_placed or schedule.num_steps == steps:
         return None
-    return f"its full steps were placed for generations of {schedule.of} steps, these have {steps}"
+    return f"its full steps were placed for generations of {schedule.num_steps} steps, these have {steps}"
 
 
-def threshold_of(schedule: Schedule) -> float | None:
-    """What the error of a schedule that watches is held against."""
-    return schedule.tau if isinstance(schedule, RCS) else schedule.threshold if isinstance(schedule, CHANGES) else None
-
-
-def steps_to_warm_up(method: CachingMethod, most: int) -> int:
-    """Steps in which `skipping(method)` has come to every phase it has, and to two steps after the warm-up; at most `most`."""
-    schedule, generation = skipping_schedule(method.schedule), Generation()
+def steps_to_warm_up(method: Method, most: int) -> int:
+    """Steps in which the exercised method reaches every phase, and two steps after the warm-up; at most `most`."""
+    schedule, generation = method.schedule.exercised(), Generation()
     numbers, least = schedule.numbers(), min(schedule.warmup + 2, most)
     for step in range(1, most + 1):
         generation.decide(schedule, numbers, 0.0, None)
-        if step >= least and {*generation.phases} >= {*schedule.phases}:
+        if step >= least and {*generation.phases} >= {*schedule.branches}:
             return step
     return least
 
 
-def granularities(methods: Mapping[str, CachingMethod], wanted: Choice | None) -> dict[str, Choice]:
-    """What each method works on: its own granularity, and `wanted` where it leaves that open.
+def configs(methods: Mapping[str, Method], config: Config) -> dict[str, Config]:
+    """The configuration of each method: a method with a granularity of its own keeps it beside methods that leave it open.
 
-    ValueError where the methods leave nothing open, and one has another than the wanted.
+    ValueError where every method has its own granularity, and one has another than the configuration's.
     """
-    is_open = {name: placement(method).granularity is None for name, method in methods.items()}
-    given = {name: wanted if is_open[name] or not any(is_open.values()) else None for name in methods}
-    return {name: chosen_granularity(given[name], method) for name, method in methods.items()}
+    is_open = {name: method.granularity is None for name, method in methods.items()}
+    own = replace(config, granularity=None)
+    by_method = {name: config if is_open[name] or not any(is_open.values()) else own for name in methods}
+    for name, method in methods.items():
+        granularities_for(by_method[name], method)
+    return by_method
 
 
-def variants(source: Source, methods: Mapping[str, CachingMethod], settings: Settings) -> list[Variant]:
+def variants(source: Source, methods: Mapping[str, Method], settings: Settings) -> list[Variant]:
     """Full computation and every method, on the eager side and on the graph's."""
     plain = source.model
     graph: Callable[[nn.Module], Any] = (lambda model: torch.compile(model, fullgraph=True)) if settings.compile else (lambda model: model)
     made = [Variant(method=FULL, side="eager", call=plain)]
     if settings.compile:
         made.append(Variant(method=FULL, side="graph", call=graph(plain)))
-    sizes = granularities(methods, settings.granularity)
+    config_of = configs(methods, settings.config)
     for name, method in methods.items():
         short = steps_to_warm_up(method, settings.steps)
-        twin = _twin(plain, name, method, sizes[name])
-        transformed = rfc_fx.transform(
-            plain,
-            method=method,
-            granularity=sizes[name],
-            state_dtype=settings.state_dtype,
-            state_budget=settings.state_budget,
-            dispatch=settings.dispatch,
-            decision=settings.decision,
-            hoist=settings.hoist,
-            regional=settings.regional and settings.dispatch == "host",
-        )
+        twin = _twin(plain, name, method, config_of[name])
+        transformed = rfc_fx.transform(plain, method, config=config_of[name])
         made.append(Variant(method=name, side="eager", call=twin, cache=twin, warmup_steps=short))
         made.append(Variant(method=name, side="graph", call=graph(transformed), cache=transformed, warmup_steps=short))
     return made
 
 
-def _twin(model: nn.Module, name: str, method: CachingMethod, size: Choice) -> CachedEager:
+def _twin(model: nn.Module, name: str, method: Method, config: Config) -> CachedEager:
     """The eager twin of the same granularity; of modules, where it cannot have that one and the method leaves it open."""
-    sizes = ["module"] if size == "auto" else [size] if placement(method).granularity is not None else [size, "module"]
-    for place, one in enumerate(sizes):
+    own = method.granularity
+    candidates = [own] if own is not None else list(dict.fromkeys((config.granularity or "module", "module")))
+    for granularity in candidates:
         try:
-            return cached(model, method, one)
+            return cached(model, method, granularity)
         except ValueError as error:
-            if place == len(sizes) - 1:
+            if granularity == candidates[-1]:
                 raise RFCError(f"{name}: the eager twin cannot be made: {error}") from error
     raise AssertionError("there is a granularity to try")
 
@@ -279,7 +227,7 @@ class Comparison:
     """All rows, full computation first; of an engine one row alone."""
 
     source: Source
-    methods: Mapping[str, CachingMethod]
+    methods: Mapping[str, Method]
     settings: Settings
     rows: list[Row]
     graphs_compiled_while_counting: int
@@ -310,7 +258,7 @@ class Comparison:
         return list(_notes(self))
 
 
-def compare(source: Source, methods: Mapping[str, CachingMethod], settings: Settings, report: Reporter) -> Comparison:
+def compare(source: Source, methods: Mapping[str, Method], settings: Settings, report: Reporter) -> Comparison:
     """Warm every variant up once, then draw every seed with all of them in turns, in one process."""
     made = variants(source, methods, settings)
     device = next(source.model.parameters()).device
@@ -365,10 +313,10 @@ def _notes(of: Comparison) -> Iterator[str]:
         if not method.schedule.can_skip(steps):
             yield f"{row.method}: nothing can be skipped in {steps} steps with {method.schedule}: the times are those of full computation"
         elif of.nfc(row) == steps:
-            yield f"{row.method}: all {steps} steps were full although {method.schedule} could skip; raise its threshold{_option(method)}"
+            yield f"{row.method}: all {steps} steps were full although {method.schedule} could skip; raise its threshold"
         if (note := misplaced(method, steps)) is not None:
             yield f"{row.method}: {note}"
-        if row.graph is not None and of.settings.decision == "batch" and pattern_of(row.eager) != pattern_of(row.graph):
+        if row.graph is not None and of.settings.config.decision == "batch" and pattern_of(row.eager) != pattern_of(row.graph):
             yield f"{row.method}: the twin took other decisions than the graph: {pattern_of(row.eager)} against {pattern_of(row.graph)}"
         if any(len(contexts) > 1 for contexts in row.best.records.values()):
             counts = [record.nfc for contexts in row.best.records.values() for record in contexts.values()]
@@ -376,26 +324,20 @@ def _notes(of: Comparison) -> Iterator[str]:
                 f"{row.method}: one schedule per context ({len(counts) // len(row.best.records)} of them), full steps {min(counts)} to "
                 f"{max(counts)}, mean {of.nfc(row):.1f}; the pictures show the first"
             )
-    if of.settings.decision != "batch":
-        yield f"the eager twin decides for the batch; only the graph side uses decision {of.settings.decision}"
+    if of.settings.config.decision != "batch":
+        yield f"the eager twin decides for the batch; only the graph side uses decision {of.settings.config.decision}"
     for row in of.rows[1:]:
         twin, own = row.eager.granularity, row.best.granularity
         if twin is not None and twin != own:
             yield f"{row.method}: the eager twin works on granularity {twin}; only the graph side uses {own}"
-    if of.settings.state_dtype is not None:
-        yield f"the eager twin keeps its state in the model's type; only the graph side keeps differences in {of.settings.state_dtype}"
+    if (dtype := of.settings.config.state_dtype) is not None:
+        yield f"the eager twin keeps its state in the model's type; only the graph side keeps differences in {dtype}"
     if generations < 3:
         yield f"{generations} counted generation{'s' if generations > 1 else ''}: too few for a median; use more --seeds or --rounds"
     if not of.settings.compile:
         yield "nothing was compiled (--no-compile): the graph side runs node by node and says nothing about speed"
     if of.graphs_compiled_while_counting:
         yield f"{of.graphs_compiled_while_counting} graphs were compiled inside counted runs: the slowest times include compilation"
-
-
-def _option(method: CachingMethod) -> str:
-    """The option of the command line that is meant."""
-    schedule = method.schedule
-    return " (--tau)" if isinstance(schedule, RCS) else " (--threshold)" if isinstance(schedule, CHANGES) else ""
 
 
 def pattern_of(variant: Variant) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,74 +16,51 @@ from torch import nn
 
 import rfc_fx
 from rfc.granularity import GranularityName, block_of
-from rfc.method import CachingMethod, placement
+from rfc.method import Method
 from rfc_fx.errors import RFCError
-from rfc_fx.ir.config import Choice
+from rfc_fx.ir.config import Config
 from rfc_fx.ir.ops import shape
 from rfc_fx.ir.plan import Level
-from rfc_fx.report.explain import explanation
+from rfc_fx.report.explain import explain
 from rfc_fx.report.text import guarded_text
 from rfc_fx.runtime import summary as show
 from rfc_fx.runtime.cached_model import CachedModel
-from rfc_fx.tools.load import (
-    LoadError,
-    PipelineSource,
-    example_inputs,
-    layout,
-    load_pipeline,
-    load_transformer,
-    locate,
-    one_line,
-    pipeline_inputs,
-)
-
-
-def load_with_inputs(name: str, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a transformer and inputs for it: made from its config, or taken from the first step of its pipeline."""
-    where = locate(name)
-    model = load_transformer(where, dtype, device)
-    try:
-        return model, example_inputs(name, model)
-    except LoadError:
-        if layout(where) != "pipeline":
-            raise
-    pipe = load_pipeline(where, dtype, device, transformer=model)
-    source = PipelineSource(name=name, pipe=pipe, classes=[], prompts=["a lighthouse"], seeds=[0], cfg=None)
-    return pipe.transformer, pipeline_inputs(source)
+from rfc_fx.tools.load import one_line
 
 
 def inspect_model(
     model: nn.Module,
     inputs: dict[str, Any],
-    method: CachingMethod,
-    granularity: Choice | None,
+    method: Method,
+    config: Config,
     block: str | None,
     draw: Path | None = None,
-    state_budget: int | None = None,
 ) -> Iterator[RenderableType]:
     """Sites, rejections, state per granularity and the guarded graph of one block, as rich renderables; `draw`: that graph as a picture.
 
     Raises RFCError when the model has no site at this granularity, `block` is in no site's path, or the picture cannot be written.
     """
-    chosen = rfc_fx.transform(model, inputs, method=method, granularity=granularity, state_budget=state_budget)
+    chosen = rfc_fx.transform(model, method, example_inputs=inputs, config=config)
     granularity = chosen.compiled.found.granularity
     wanted = _block_to_show(chosen, block)
     graph = _block_graph(chosen, wanted)
     if draw is not None:
-        explanation(chosen).draw(draw, _place(wanted))
+        explain(chosen).draw(draw, _place(wanted))
     made: dict[str, CachedModel] = {granularity: chosen}
     reasons: dict[str, str] = {}
-    for other in get_args(GranularityName) if placement(method).granularity is None else ():
+    for other in get_args(GranularityName) if method.granularity is None else ():
         if other != granularity:
             try:
-                made[other] = rfc_fx.transform(model, inputs, method=method, granularity=other)
+                made[other] = rfc_fx.transform(
+                    model, method, example_inputs=inputs, config=replace(config, granularity=other, state_budget=None)
+                )
             except RFCError as error:
                 reasons[other] = one_line(error)
     yield _sites(chosen, granularity)
     yield _rejections(chosen)
     yield _dependence(chosen)
     yield _state(chosen)
-    yield _granularities(made, reasons, method)
+    yield _granularities(made, reasons, chosen.method)
     yield graph
 
 
@@ -115,7 +93,7 @@ def _dependence(model: CachedModel) -> Table:
     for column in ("on", "operations", "MFLOP", "weights", "ahead", "kept"):
         table.add_column(column, justify="left" if column == "on" else "right", no_wrap=True)
     for row in model.plan().dependence:
-        ahead = str(row.ahead) if row.level is not Level.LATENT else "-"
+        ahead = str(row.hoistable) if row.level is not Level.LATENT else "-"
         kept = show.mib(row.kept_bytes) + (" a step" if row.level is Level.TIMESTEP else "") if row.kept_bytes else "-"
         table.add_row(names[row.level], str(row.operations), f"{row.flops / 1e6:,.2f}", show.mib(row.weight_bytes), ahead, kept)
     return table
@@ -135,9 +113,9 @@ def _state(model: CachedModel) -> Table:
     return table
 
 
-def _granularities(made: dict[str, CachedModel], reasons: dict[str, str], method: CachingMethod) -> Table:
+def _granularities(made: dict[str, CachedModel], reasons: dict[str, str], method: Method) -> Table:
     table = Table(title=f"state per context and cost by granularity, {method}", title_justify="left")
-    more = [phase for phase in method.schedule.phases if phase not in ("FULL", "ESTIMATE")]
+    more = [phase for phase in method.schedule.branches if phase not in ("FULL", "ESTIMATE")]
     for column in ("granularity", "sites", "bytes", "state", "in bfloat16", "in int8", "FLOPs share", *more):
         table.add_column(column, justify="left" if column == "granularity" else "right", no_wrap=column == "granularity")
     for name in sorted((*made, *reasons), key=lambda name: (*get_args(GranularityName), name).index(name)):

@@ -13,8 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from rfc.schedules.rcs import RCS
-from rfc_fx.tools.compare import FULL, Comparison, Row, threshold_of
+from rfc_fx.tools.compare import FULL, Comparison, Row
 
 ENGINE = "engine"
 """Name of the row of an exported model."""
@@ -73,7 +72,7 @@ PRESET = "#999933"
 
 
 def label_of(method: str) -> str:
-    """The method's name as people write it; of a preset that of its file."""
+    """The method's name as people write it; of a method file that of the file."""
     return LABELS.get(method, Path(method).stem)
 
 
@@ -83,7 +82,7 @@ def color_of(method: str) -> str:
 
 
 NOTHING = (".", "-")
-"""Marks of the phases that compute no part of the blocks (`rfc_fx.runtime.summary.MARKS`)."""
+"""Marks of the phases that compute no part of the blocks (`rfc_fx.runtime.summary.mark`)."""
 
 
 PART = 0.4
@@ -207,6 +206,6 @@ def _accumulated(of: Comparison, row: Row, plot: Axes) -> None:
     what = "accumulated eps" if schedule.accumulates else "eps"
     plot.plot(range(len(totals)), totals, ".-", color=color, linewidth=1, label=f"{name}: {what}")
     plot.plot(full, [totals[s] for s in full], "o", color=color, markersize=5, label=f"{name}: full step")
-    if (threshold := threshold_of(schedule)) is not None and isfinite(threshold):
-        label = f"{'tau' if isinstance(schedule, RCS) else 'threshold'} = {threshold:g}"
+    if (threshold := schedule.threshold) is not None and isfinite(threshold):
+        label = f"threshold = {threshold:g}"
         plot.axhline(threshold, color=color, linestyle="--", linewidth=1, label=label)

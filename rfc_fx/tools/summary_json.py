@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rfc_fx.runtime.summary import pattern
-from rfc_fx.tools.compare import DATA_RANGE, FULL, Comparison, Row, Variant, threshold_of
+from rfc_fx.tools.compare import DATA_RANGE, FULL, Comparison, Row, Variant
 
 
 def summary(of: Comparison) -> dict[str, Any]:
@@ -26,14 +26,8 @@ def summary(of: Comparison) -> dict[str, Any]:
             "cfg": getattr(of.source, "cfg", None),
             "steps": of.settings.steps,
             "rounds": of.settings.rounds,
-            "regional": of.settings.regional,
             "compile": of.settings.compile,
-            "granularity": of.settings.granularity,
-            "state_dtype": None if of.settings.state_dtype is None else str(of.settings.state_dtype).removeprefix("torch."),
-            "state_budget_bytes": of.settings.state_budget,
-            "decision": of.settings.decision,
-            "hoist": of.settings.hoist,
-            "dispatch": of.settings.dispatch,
+            "config": of.settings.config.as_dict(),
             "dtype": str(weights.dtype).removeprefix("torch."),
             "device": str(weights.device),
         },
@@ -70,7 +64,7 @@ def decisions(of: Comparison, row: Row) -> dict[str, Any]:
     """What was decided in each generation, and on what grounds."""
     return {
         "settings": str(of.methods[row.method]) if row.method in of.methods else "every step in full",
-        "threshold": threshold_of(of.methods[row.method].schedule) if row.method in of.methods else None,
+        "threshold": of.methods[row.method].schedule.threshold if row.method in of.methods else None,
         "nfc": of.nfc(row),
         "steps": of.settings.steps,
         "phases": of.phases(row),

@@ -20,6 +20,13 @@ NULL_CLASS = 10
 """The label that stands for "no class" in classifier-free guidance."""
 
 
+def digits(dtype: torch.dtype = torch.float32) -> Any:
+    """Return the shipped digits model as a pipeline of diffusers (`rfc_fx.zoo.digits_pipeline`): `digits()([3, 8]).images`."""
+    from rfc_fx.zoo.digits_pipeline import DigitsPipeline
+
+    return DigitsPipeline(*load_digits(dtype))
+
+
 def load_digits(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """Return (`DiTTransformer2DModel` in eval mode, `DDIMScheduler`) of the shipped digits model."""
     return load(DIGITS, dtype)

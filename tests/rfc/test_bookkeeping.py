@@ -93,16 +93,16 @@ def test_a_fresh_generation_takes_any_timestep() -> None:
 
 @given(st.sets(st.integers(1, 29)))
 def test_the_clock_counts_from_the_last_full_step_the_gap_before_it_and_the_anchors(steps: set[int]) -> None:
-    schedule = Listed(steps=[0, *steps])
+    schedule = Listed(full_steps=[0, *steps])
     generation, numbers = Generation(), schedule.numbers()
     for step in range(30):
-        full = [i for i in schedule.steps if i < step]
+        full = [i for i in schedule.full_steps if i < step]
         k = step - full[-1] if full else 1
         gap = full[-1] - full[-2] if len(full) > 1 else 0
         assert generation.clock(schedule) == (k, gap, len(full))
         generation.decide(schedule, numbers, None, None)
     assert generation.step == 30
-    assert generation.nfc == len(schedule.steps) == generation.anchors
+    assert generation.nfc == len(schedule.full_steps) == generation.anchors
 
 
 def test_the_clock_travels_as_three_float32_tensors_without_axes() -> None:

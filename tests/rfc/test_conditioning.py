@@ -81,11 +81,11 @@ def twin(model: Any) -> Any:
 
 
 def host(model: Any) -> Any:
-    return rfc_fx.transform(model, method=rfc.RFC(tau=0.3))
+    return rfc_fx.transform(model, rfc.RFC(tau=0.3))
 
 
 def cond(model: Any) -> Any:
-    return rfc_fx.transform(model, method=rfc.RFC(tau=0.3), dispatch="cond")
+    return rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(dispatch="cond"))
 
 
 ORDERS = {

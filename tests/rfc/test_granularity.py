@@ -11,7 +11,6 @@ from rfc import (
     FORA,
     RCS,
     RFC,
-    CachingMethod,
     DeltaDiT,
     DiCache,
     FirstBlockCache,
@@ -26,7 +25,6 @@ from rfc import (
     TeaCache,
 )
 from rfc.granularity import Granularity, parse_granularity
-from rfc.method import placement
 
 bounds = st.none() | st.integers(-30, 30)
 
@@ -69,6 +67,6 @@ def test_anything_else_is_refused_with_what_there_is(text: Any) -> None:
     ],
     ids=repr,
 )
-def test_a_method_says_what_one_estimate_stands_for_and_how_many_blocks_always_run(method: CachingMethod, where: tuple[Any, int]) -> None:
-    assert placement(method)[:2] == where
+def test_a_method_says_what_one_estimate_stands_for_and_how_many_blocks_always_run(method: Method, where: tuple[Any, int]) -> None:
+    assert (method.granularity, method.probe) == where
     assert where[0] is None or parse_granularity(where[0])

@@ -1,16 +1,15 @@
 """Presets: published settings, checked against the numbers that were published with them."""
 
 import re
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import rfc
-from rfc import PRESETS, CachingMethod, Generation, preset
+from rfc import PRESETS, Generation, Method, preset
 
 
-def nfc(method: CachingMethod, steps: int = 50) -> int:
+def nfc(method: Method, steps: int = 50) -> int:
     generation, schedule = Generation(), method.schedule
     for _ in range(steps):
         generation.decide(schedule, schedule.numbers(), None, None)
@@ -25,7 +24,7 @@ def test_a_row_is_the_method_of_that_name_and_can_skip_in_fifty_steps(method: st
     made = preset(method, model)
     assert made is PRESETS[method][model] or made == PRESETS[method][model]
     kinds = {"first-block": "firstblockcache", "dbcache": "firstblockcache"}
-    assert type(made).__name__.lower() == kinds.get(method, method.replace("-", ""))
+    assert made.name.lower() == kinds.get(method, method.replace("-", ""))
     assert made.schedule.can_skip(50)
     assert model == model.lower()
 
@@ -56,7 +55,7 @@ def test_the_number_of_full_computations_is_the_published_one(method: str, model
 
 
 def test_magcaches_ratios_are_one_per_step_as_measured() -> None:
-    assert {model: len(row.ratios) for model, row in PRESETS["magcache"].items()} == {  # type: ignore[attr-defined]
+    assert {model: len(row.schedule.ratios) for model, row in PRESETS["magcache"].items()} == {  # type: ignore[attr-defined]
         "flux.1-dev": 28,
         "hunyuanvideo": 50,
         "wan2.1-t2v-1.3b": 50,
@@ -67,17 +66,17 @@ def test_magcaches_ratios_are_one_per_step_as_measured() -> None:
 def test_magcaches_ratios_for_flux_are_those_that_diffusers_ships() -> None:
     from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
 
-    assert preset("magcache", "flux.1-dev").ratios == pytest.approx(FLUX_MAG_RATIOS.tolist())  # type: ignore[attr-defined]
+    assert preset("magcache", "flux.1-dev").schedule.ratios == pytest.approx(FLUX_MAG_RATIOS.tolist())  # type: ignore[attr-defined]
 
 
 def test_changes_replace_settings_and_leave_the_row_as_it_was() -> None:
     before = PRESETS["speca"]["flux.1-dev"]
-    changed = preset("speca", "FLUX.1-dev", steps=28, base=3.0)
-    assert changed == replace(before, steps=28, base=3.0)  # type: ignore[type-var]
+    changed = preset("speca", "FLUX.1-dev", num_steps=28, base=3.0)
+    assert changed == rfc.SpeCa(base=3.0, decay=0.3, floor=0.1, min_drafts=2, max_drafts=8, order=2, enhanced=3, num_steps=28)
     assert (
         PRESETS["speca"]["flux.1-dev"]
         == before
-        == rfc.SpeCa(base=7.0, decay=0.3, floor=0.1, min_drafts=2, max_drafts=8, order=2, enhanced=3, steps=50)
+        == rfc.SpeCa(base=7.0, decay=0.3, floor=0.1, min_drafts=2, max_drafts=8, order=2, enhanced=3, num_steps=50)
     )
     with pytest.raises(TypeError):
         PRESETS["speca"]["mine"] = before  # type: ignore[index]

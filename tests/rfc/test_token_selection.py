@@ -16,7 +16,7 @@ from torch import Tensor
 import rfc
 import rfc.eager
 from rfc import Clock, DuCa, Method, Phased, Reuse, Taylor, ToCa, Tokens
-from rfc.schedules.base import is_partial
+from rfc.phase import is_partial
 from rfc.token_selection import (
     Operands,
     Place,
@@ -63,20 +63,20 @@ def test_the_published_counts_of_full_steps_are_of_the_first_layer_and_a_step_he
     assert left.count(0) == all_layers
     assert {49 - step for step, rest in enumerate(left) if rest == 0} <= set(full_in_the_first_layer(interval))
     for method in (ToCa(interval=interval), DuCa(interval=interval)):
-        assert list(method.schedule.steps).count("FULL") == all_layers  # type: ignore[attr-defined]
+        assert list(method.schedule.phases).count("FULL") == all_layers  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("interval", [3, 4, 5, 6])
 def test_the_step_before_a_full_one_computes_tokens_and_those_before_take_turns(interval: int) -> None:
-    steps = letters(DuCa(interval=interval).schedule.steps)  # type: ignore[attr-defined]
+    steps = letters(DuCa(interval=interval).schedule.phases)  # type: ignore[attr-defined]
     assert "AF" not in steps
     assert "AA" not in steps
-    assert set(letters(ToCa(interval=interval).schedule.steps)) == {"F", "C"}  # type: ignore[attr-defined]
+    assert set(letters(ToCa(interval=interval).schedule.phases)) == {"F", "C"}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("interval", "cycle"), [(3, "FAC"), (4, "FCAC"), (5, "FACAC")])
 def test_an_interval_of_duca_is_as_published(interval: int, cycle: str) -> None:
-    inside = letters(DuCa(interval=interval).schedule.steps).split("F")  # type: ignore[attr-defined]
+    inside = letters(DuCa(interval=interval).schedule.phases).split("F")  # type: ignore[attr-defined]
     assert cycle[1:] in inside
 
 
@@ -90,17 +90,17 @@ def test_intervals_grow_shorter_and_the_sensitive_steps_are_full_every_second_ti
 
 def test_another_number_of_steps_is_another_list_of_the_same_phases() -> None:
     for kind in (ToCa, DuCa):
-        long, short = kind().schedule, kind(steps=20, interval=6).schedule
-        assert len(short.steps) == 20  # type: ignore[attr-defined]
+        long, short = kind().schedule, kind(num_steps=20, interval=6).schedule
+        assert len(short.phases) == 20  # type: ignore[attr-defined]
         assert long.in_graph == short.in_graph
         assert {name: tensor.shape for name, tensor in long.numbers().items()} == {n: t.shape for n, t in short.numbers().items()}
 
 
 def test_a_list_of_phases_says_what_each_step_is_and_a_step_beyond_is_full() -> None:
-    schedule = Phased(steps=["FULL", "PARTIAL_1", "REUSE", "FULL", "ESTIMATE"])
-    assert schedule.phases == ("FULL", "PARTIAL_1", "REUSE", "ESTIMATE")
+    schedule = Phased(phases=["FULL", "PARTIAL_1", "REUSE", "FULL", "ESTIMATE"])
+    assert schedule.branches == ("FULL", "PARTIAL_1", "REUSE", "ESTIMATE")
     generation, numbers = rfc.Generation(), schedule.numbers()
-    assert [generation.decide(schedule, numbers, None, None) for _ in range(7)] == [*schedule.steps, "FULL", "FULL"]
+    assert [generation.decide(schedule, numbers, None, None) for _ in range(7)] == [*schedule.phases, "FULL", "FULL"]
     assert generation.nfc == 4
     assert (schedule.warmup, schedule.can_skip(1), schedule.can_skip(2)) == (1, False, True)
     assert not schedule.full(numbers, ONE, ONE, ONE)
@@ -109,16 +109,19 @@ def test_a_list_of_phases_says_what_each_step_is_and_a_step_beyond_is_full() -> 
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: Phased(steps=[]), r"^Phased: the first step must be FULL"),
-        (lambda: Phased(steps=["REUSE", "FULL"]), r"^Phased: the first step must be FULL, got \('REUSE',\); it has nothing to reuse$"),
-        (lambda: Phased(steps="FULL"), r"^Phased: steps and phases must be lists of phases"),
-        (lambda: Phased(steps=["FULL", "HALF"]), r"^Phased: a phase is FULL, ESTIMATE, REUSE or PARTIAL_<number>, got 'HALF'$"),
-        (lambda: Phased(steps=["FULL", "VERIFY"]), r"got 'VERIFY'$"),
-        (lambda: Phased(steps=["FULL", "REUSE"], phases=("PARTIAL_1",)), r"^Phased: REUSE is in steps, but not in phases FULL, PARTIAL_1$"),
-        (lambda: Phased(steps=["FULL"] * 5000), r"^Phased: at most 4096 steps, got 5000$"),
-        (lambda: Phased(steps=["FULL"], period=0), r"^Phased: period must be a number of steps above 0, got 0$"),
+        (lambda: Phased(phases=[]), r"^Phased: the first step must be FULL"),
+        (lambda: Phased(phases=["REUSE", "FULL"]), r"^Phased: the first step must be FULL, got \('REUSE',\); it has nothing to reuse$"),
+        (lambda: Phased(phases="FULL"), r"^Phased: phases and branches must be lists of phases"),
+        (lambda: Phased(phases=["FULL", "HALF"]), r"^Phased: a phase is FULL, ESTIMATE, REUSE or PARTIAL_<number>, got 'HALF'$"),
+        (lambda: Phased(phases=["FULL", "VERIFY"]), r"got 'VERIFY'$"),
+        (
+            lambda: Phased(phases=["FULL", "REUSE"], branches=("PARTIAL_1",)),
+            r"^Phased: REUSE is in phases, but not in branches FULL, PARTIAL_1$",
+        ),
+        (lambda: Phased(phases=["FULL"] * 5000), r"^Phased: at most 4096 steps, got 5000$"),
+        (lambda: Phased(phases=["FULL"], period=0), r"^Phased: period must be a number of steps above 0, got 0$"),
         (lambda: ToCa(interval=0), r"^ToCa: interval must be an integer of at least 1, got 0$"),
-        (lambda: DuCa(steps=0), r"^DuCa: steps must be an integer of at least 1, got 0$"),
+        (lambda: DuCa(num_steps=0), r"^DuCa: num_steps must be an integer of at least 1, got 0$"),
         (lambda: ToCa(ratio=1.5), r"^Tokens: ratio must be a finite number from 0 to 1, got 1.5$"),
         (lambda: ToCa(bonus=-1), r"^Tokens: bonus must be a finite number of at least 0, got -1$"),
         (lambda: ToCa(score="norm"), r"^Tokens: score must be one of attention, value, random, got 'norm'$"),  # type: ignore[arg-type]
@@ -126,12 +129,12 @@ def test_a_list_of_phases_says_what_each_step_is_and_a_step_beyond_is_full() -> 
         (lambda: ToCa(parts=0), r"^Tokens: parts must be an integer of at least 1, got 0$"),
         (lambda: ToCa(step_weight=float("nan")), r"^Tokens: step_weight must be a finite number, got nan$"),
         (
-            lambda: Method(estimator=Reuse(), schedule=Phased(steps=["FULL", "PARTIAL_5"]), tokens=Tokens()),
+            lambda: Method(estimator=Reuse(), schedule=Phased(phases=["FULL", "PARTIAL_5"]), tokens=Tokens()),
             r"^tokens: PARTIAL_5 of the schedule is none of its phases: PARTIAL_1, PARTIAL_2, PARTIAL_3, PARTIAL_4$",
         ),
-        (lambda: Method(estimator=Reuse(), schedule=Phased(steps=["FULL", "PARTIAL_1"])), r"is none of its phases: tokens is None$"),
+        (lambda: Method(estimator=Reuse(), schedule=Phased(phases=["FULL", "PARTIAL_1"])), r"is none of its phases: tokens is None$"),
         (
-            lambda: Method(estimator=Taylor(order=1), schedule=Phased(steps=["FULL", "PARTIAL_1"]), tokens=Tokens()),
+            lambda: Method(estimator=Taylor(order=1), schedule=Phased(phases=["FULL", "PARTIAL_1"]), tokens=Tokens()),
             r"^tokens: PARTIAL steps put computed tokens among those of the last output, no forecast, got Taylor\(order=1\)$",
         ),
     ],
@@ -145,7 +148,7 @@ def test_the_defaults_are_those_published_for_dit() -> None:
     assert ToCa() == ToCa(interval=4, ratio=0.07, score="attention", freshness=0.25, bonus=0.6, step_weight=2.0, layer_weight=-0.2)
     assert DuCa() == DuCa(interval=3, ratio=0.05, score="value", freshness=0.25, bonus=0.8, step_weight=0.4, layer_weight=0.8)
     for method in (ToCa(), DuCa()):
-        assert isinstance(method, rfc.CachingMethod)
+        assert isinstance(method, rfc.Method)
         assert method == copy.deepcopy(method) == pickle.loads(pickle.dumps(method)) == replace(method)
         assert hash(method) == hash(replace(method))
         assert method.granularity == "module"
@@ -338,7 +341,7 @@ def test_ages_start_at_zero_and_count_the_steps_since_a_token_was_computed() -> 
     model, kwargs = dit()
     steps = ["FULL", "PARTIAL_1", "PARTIAL_1", "ESTIMATE", "FULL"]
     tokens = Tokens(ratio=0.5, parts=1, step_weight=0.0, layer_weight=0.0, emphasis=1.0)
-    twin = rfc.eager.cached(model, Method(estimator=Reuse(), schedule=Phased(steps=steps, period=2.0), tokens=tokens))
+    twin = rfc.eager.cached(model, Method(estimator=Reuse(), schedule=Phased(phases=steps, period=2.0), tokens=tokens))
     seen = []
     for step in range(5):
         sample(twin(**moved(kwargs, step)))
@@ -361,7 +364,7 @@ def test_a_partial_step_runs_feed_forwards_on_the_chosen_tokens_alone_and_a_reus
     for block in model.transformer_blocks:
         for name, module in (("ff", block.ff.net[0].proj), ("attn", block.attn1.to_q), ("norm", block.norm1.norm)):
             module.register_forward_hook(lambda _, args, __, name=name: widths[name].append(args[0].shape[1]))
-    twin = rfc.eager.cached(model, DuCa(interval=4, steps=12, ratio=0.3))
+    twin = rfc.eager.cached(model, DuCa(interval=4, num_steps=12, ratio=0.3))
     for step in range(12):
         for found in widths.values():
             found.clear()

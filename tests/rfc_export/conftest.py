@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import rfc
 import rfc_export
+import rfc_fx
 from rfc_fx.zoo import DIGITS, NULL_CLASS, digits_noise, load_digits, sample_digits
 
 METHOD = rfc.RFC(tau=0.15)
@@ -58,5 +59,11 @@ def aoti_digits(digits: nn.Module, digits_inputs: dict[str, Tensor], tmp_path_fa
     """The digits model for AOTInductor, host dispatch, without hoisting (three programs to compile). Copy it before you change it."""
     path = tmp_path_factory.mktemp("engines") / "aoti"
     return rfc_export.export(
-        digits, path, backend="aoti", example_inputs=digits_inputs, method=METHOD, hoist=False, sampler=digits_sampler()
+        digits,
+        path,
+        backend="aoti",
+        example_inputs=digits_inputs,
+        method=METHOD,
+        sampler=digits_sampler(),
+        config=rfc_fx.Config(hoist=False),
     )

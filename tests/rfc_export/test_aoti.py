@@ -53,7 +53,7 @@ def engine(aoti_digits: Path) -> Engine:
 
 @pytest.fixture(scope="module")
 def twin(digits: nn.Module, digits_inputs: dict[str, Tensor]) -> rfc_fx.CachedModel:
-    return rfc_fx.transform(digits, digits_inputs, method=METHOD)
+    return rfc_fx.transform(digits, METHOD, example_inputs=digits_inputs)
 
 
 @pytest.fixture(autouse=True)
@@ -170,14 +170,16 @@ FIXED = rfc.Method(estimator=rfc.Taylor(order=2), schedule=rfc.Every(interval=4)
 def fixed(digits_inputs: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One file: Taylor forecasts, whose state lies in pools, every fourth step full."""
     path = tmp_path_factory.mktemp("engines") / "fixed.pt2"
-    return rfc_export.export(small_digits(), path, backend="aoti", example_inputs=digits_inputs, method=FIXED, hoist=False)
+    return rfc_export.export(
+        small_digits(), path, backend="aoti", example_inputs=digits_inputs, method=FIXED, config=rfc_fx.Config(hoist=False)
+    )
 
 
 def test_one_file_with_state_in_pools_does_what_the_model_does(fixed: Path, digits_inputs: dict[str, Tensor], draw: Draw) -> None:
     engine = rfc_export.load(fixed)
     assert engine.manifest.pools
     assert set(engine.programs) == {"FULL", "ESTIMATE"}
-    twin = rfc_fx.transform(small_digits(), digits_inputs, method=FIXED)
+    twin = rfc_fx.transform(small_digits(), FIXED, example_inputs=digits_inputs)
     for seed in (0, 1):
         assert error(draw(engine, seed), draw(twin, seed)) < WORST
         assert engine.stats.phases == twin.stats.phases
@@ -217,13 +219,15 @@ STEP_METHOD = rfc.RFC(tau=0.3)
 @pytest.fixture(scope="module")
 def step(digits_inputs: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("engines") / "step"
-    return rfc_export.export(small_digits(), path, backend="aoti", example_inputs=digits_inputs, method=STEP_METHOD, dispatch="cond")
+    return rfc_export.export(
+        small_digits(), path, backend="aoti", example_inputs=digits_inputs, method=STEP_METHOD, config=rfc_fx.Config(dispatch="cond")
+    )
 
 
 def test_one_program_counts_decides_and_keeps_the_state(step: Path, digits_inputs: dict[str, Tensor], draw: Draw) -> None:
     engine = rfc_export.load(step)
     assert list(engine.programs) == ["STEP"]
-    twin = rfc_fx.transform(small_digits(), digits_inputs, method=STEP_METHOD, dispatch="cond")
+    twin = rfc_fx.transform(small_digits(), STEP_METHOD, example_inputs=digits_inputs, config=rfc_fx.Config(dispatch="cond"))
     counts = []
     for tau in (0.3, 0.1):
         engine.method = twin.method = rfc.RFC(tau=tau)

@@ -174,13 +174,18 @@ def test_a_link_is_no_file_of_an_artefact(folder: Path, tmp_path: Path) -> None:
         (setting("decision.program", "nowhere"), "decision.program: there is no program nowhere"),
         (setting("call.leaves.shape", [1 << 31, 1 << 31]), "call.leaves.0"),
         (setting("call.leaves.dtype", None), "call.leaves.0"),
-        (setting("granularity", "atom"), "granularity: granularity must be one of module, block, stack, output, blocks[a:b]"),
-        (setting("granularity", "blocks[1]"), "granularity: granularity must be one of"),
-        (setting("granularity", 1), "granularity: "),
-        (setting("method.granularity", "stack"), "granularity: the method works on 'stack', the programs on 'module'"),
+        (setting("config.granularity", "atom"), "config: Config: granularity must be one of module, block, stack, output, blocks[a:b]"),
+        (setting("config.granularity", "blocks[1]"), "config: Config: granularity must be one of"),
+        (setting("config.granularity", 1), "config: Config: granularity must be one of"),
+        (setting("config.granularity", None), "config.granularity: expected that of the programs, got None"),
+        (setting("config.state_dtype", "complex64"), "config: Config: state_dtype must be None or one of bfloat16, float16, int8"),
+        (setting("config.regional", 1), "config: Config: regional must be True or False, got 1"),
+        (setting("config.precision", 1), "config: Config: has no field 'precision'"),
+        (setting("config", 1), "config: expected the fields of a configuration"),
+        (setting("method.granularity", "stack"), "config.granularity: the method works on 'stack', the programs on 'module'"),
         (setting("plan.phase_flops", {"VERIFY": -1}), "plan.phase_flops.VERIFY: "),
         (setting("backend", "magic"), "backend: "),
-        (setting("dispatch", "cond"), "STEP missing"),
+        (setting("config", {"granularity": "module", "dispatch": "cond"}), "STEP missing"),
         (setting("files.weights/safetensors.sha256", "0" * 63), "sha256: "),
         (setting("files.weights/safetensors.bytes", 1.0), "bytes: "),
     ],
@@ -441,7 +446,7 @@ def test_a_full_disk_leaves_what_was_there(name: str, old: bool, point: str, tmp
 @pytest.fixture(scope="module")
 def cached(digits: nn.Module, digits_inputs: dict[str, Tensor]) -> rfc_fx.CachedModel:
     """Captured once."""
-    return rfc_fx.transform(digits, digits_inputs, method=rfc.RFC(tau=0.15))
+    return rfc_fx.transform(digits, rfc.RFC(tau=0.15), example_inputs=digits_inputs)
 
 
 @pytest.mark.parametrize("limit", [1 << 20, 1 << 10])

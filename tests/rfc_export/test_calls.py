@@ -14,8 +14,8 @@ import rfc_export
 import rfc_fx
 from rfc_export import Engine
 from rfc_export.calls import ExpectedCall
-from rfc_export.manifest import CallSpec, LeafSpec
 from rfc_export.parity import TOLERANCE
+from rfc_export.specs import CallSpec, LeafSpec
 from rfc_fx.errors import SignatureError
 
 pytestmark = pytest.mark.onnx
@@ -38,8 +38,8 @@ class World:
         pipelines.run(self.pipe, self.prompt())
         hook.remove()
         self.inputs = seen[0]
-        self.cached = rfc_fx.transform(plain, self.inputs, method=METHOD, granularity="block")
-        rfc_export.export(self.cached, folder, backend="onnx", example_inputs=self.inputs, hoist=False)
+        self.cached = rfc_fx.transform(plain, METHOD, example_inputs=self.inputs, config=rfc_fx.Config(granularity="block"))
+        rfc_export.export(self.cached, folder, backend="onnx", example_inputs=self.inputs, config=rfc_fx.Config(hoist=False))
         self.engine = rfc_export.load(folder)
 
 

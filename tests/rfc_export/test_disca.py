@@ -21,9 +21,11 @@ def check(backend: Any, dispatch: Any, folder: Path) -> None:
     """Export, lose the predictor's folder, and run two generations beside the model."""
     model, kwargs = FAMILIES["dit"](layers=2)
     predictor = random_predictor(model, folder / "predictor", channels=16, blocks=1)
-    method = rfc.DisCa(predictor=predictor, steps=FULL)
-    cached = rfc_fx.transform(model, kwargs, method=method)
-    path = rfc_export.export(model, folder / "engine", backend=backend, example_inputs=kwargs, method=method, dispatch=dispatch)
+    method = rfc.DisCa(predictor=predictor, full_steps=FULL)
+    cached = rfc_fx.transform(model, method, example_inputs=kwargs)
+    path = rfc_export.export(
+        model, folder / "engine", backend=backend, example_inputs=kwargs, method=method, config=rfc_fx.Config(dispatch=dispatch)
+    )
     shutil.rmtree(predictor)
     engine = rfc_export.load(path)
     with torch.no_grad():

@@ -129,7 +129,7 @@ def test_run_draws_what_the_model_draws(engine: Path, model: Path, tmp_path: Pat
     summary = json.loads((tmp_path / "summary.json").read_text())
     entry = summary["methods"]["engine"]
     cpu = torch.device("cpu")
-    cached = rfc_fx.transform(load_transformer(model, torch.float32, cpu), method=rfc.RFC(tau=TAU))
+    cached = rfc_fx.transform(load_transformer(model, torch.float32, cpu), rfc.RFC(tau=TAU))
     loaded = rfc_export.load(engine)
     source = running.engine_source("engine", loaded, [3, 7], [0, 1], None)
     for seed, phases in enumerate(entry["phases"]):
@@ -172,7 +172,7 @@ def test_what_cannot_be_drawn_is_refused_on_one_line(engine: Path, onnx_digits: 
     assert "--classes must lie in 0-9, got 10" in one_line_error("run", engine, "--classes", "10", "--out", out)
     assert "--classes must be a list" in one_line_error("run", engine, "--classes", "three", "--out", out)
     assert "--steps must be at most 1000" in one_line_error("run", engine, "--steps", "1001", "--out", out)
-    assert "--seeds must be at least 1" in one_line_error("run", engine, "--seeds", "0", "--out", out)
+    assert "'--seeds': Input should be greater than or equal to 1" in one_line_error("run", engine, "--seeds", "0", "--out", out)
     assert "tau must be a number" in one_line_error("run", engine, "--tau", "-1", "--out", out)
     assert "no such artefact" in one_line_error("run", tmp_path / "nowhere", "--out", out)
     (tmp_path / "file").touch()
@@ -258,7 +258,7 @@ def test_the_shipped_model_is_recognised_by_its_weights(engine: Path, onnx_digit
 
 def test_bench_refuses_engines_that_do_other_work(engine: Path, onnx_digits: Path) -> None:
     assert "differ in method" in one_line_error("bench", engine, onnx_digits)
-    assert "--rounds must be at least 1" in one_line_error("bench", engine, "--rounds", 0)
+    assert "'--rounds': Input should be" in one_line_error("bench", engine, "--rounds", 0)
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
@@ -267,8 +267,8 @@ def test_bench_refuses_engines_that_do_other_work(engine: Path, onnx_digits: Pat
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--backend", "magic"], "--backend must be one of aoti, onnx, tensorrt, got magic"),
-        (["--dispatch", "each"], "--dispatch must be one of host, cond, got each"),
+        (["--backend", "magic"], "'--backend': 'magic' is not one of 'aoti', 'onnx', 'tensorrt'; see rfc-fx export --help"),
+        (["--dispatch", "each"], "'--dispatch': 'each' is not one of 'host', 'cond'"),
         (["--dispatch", "cond", "--hoist"], "--hoist needs --dispatch host"),
         (["--granularity", "atom"], "--granularity must be one of module, block, stack, output, blocks[a:b], got atom"),
         (["--granularity", "auto"], "--granularity must be one of module, block, stack, output, blocks[a:b], got auto"),
@@ -277,11 +277,11 @@ def test_bench_refuses_engines_that_do_other_work(engine: Path, onnx_digits: Pat
         (["--method", "speca", "--dispatch", "cond"], "SpeCa has the phases FULL, ESTIMATE, VERIFY, an engine with dispatch='cond' has"),
         (["--method", "duca", "--dispatch", "cond"], "REUSE, an engine with dispatch='cond' has FULL and ESTIMATE; pass dispatch='host'"),
         (["--method", "fora", "--tau", "1"], "--tau: not a setting of fora"),
-        (["--batch", "0"], "--batch must be at least 1, got 0"),
+        (["--batch", "0"], "'--batch': Input should be greater than or equal to 1"),
         (["--method", "magic"], "--method must be one of"),
         (["--tau", "-1"], "tau must be a number >= 0"),
-        (["--state-dtype", "int4"], "--state-dtype must be one of"),
-        (["--dtype", "int8"], "--dtype must be one of"),
+        (["--state-dtype", "int4"], "'--state-dtype': 'int4' is not one of"),
+        (["--dtype", "int8"], "'--dtype': 'int8' is not one of"),
         (["--device", "abacus"], "--device abacus: not available here"),
     ],
 )

@@ -10,27 +10,27 @@ from families import FAMILIES, moved, sample
 import rfc
 import rfc_export
 import rfc_fx
-from rfc.method import placement
+from rfc.method import programs_of
 from rfc_export import ExportError, exporter
-from rfc_export.manifest import BackendName
-from rfc_export.parity import TOLERANCE, forced, steps_to_check
+from rfc_export.parity import TOLERANCE, steps_to_check
+from rfc_export.specs import BackendName
 from rfc_fx.runtime.summary import pattern
 
 STEPS = 10
 
-METHODS: dict[str, rfc.CachingMethod] = {
+METHODS: dict[str, rfc.Method] = {
     "hicache": rfc.HiCache(interval=3),
     "taylorseer-lite": rfc.TaylorSeerLite(interval=3),
     "delta-dit": rfc.DeltaDiT(interval=3),
     "magcache": rfc.MagCache(ratios=[1.0, 1.01, 0.97, 1.02, 0.99, 1.0, 0.98, 1.01, 1.0, 0.96]),
     "newton": rfc.Method(estimator=rfc.Newton(order=2), schedule=rfc.RCS(tau=0.3)),
-    "chebyshev": rfc.Chebyshev(nfc=5, steps=STEPS),
+    "chebyshev": rfc.Chebyshev(nfc=5, num_steps=STEPS),
     "first-block": rfc.FirstBlockCache(threshold=0.4),
-    "teacache": rfc.TeaCache(threshold=0.3, coefficients=(0.5, 1.0, 0.01), steps=STEPS),
-    "dicache": rfc.DiCache(threshold=0.02, warmup=3, steps=STEPS),
-    "speca": rfc.SpeCa(base=0.1, order=2, min_drafts=1, steps=STEPS),
-    "toca": rfc.ToCa(interval=3, parts=2, steps=STEPS, ratio=0.2),
-    "duca": rfc.DuCa(interval=3, parts=2, steps=STEPS, ratio=0.2),
+    "teacache": rfc.TeaCache(threshold=0.3, coefficients=(0.5, 1.0, 0.01), num_steps=STEPS),
+    "dicache": rfc.DiCache(threshold=0.02, warmup=3, num_steps=STEPS),
+    "speca": rfc.SpeCa(base=0.1, order=2, min_drafts=1, num_steps=STEPS),
+    "toca": rfc.ToCa(interval=3, parts=2, num_steps=STEPS, ratio=0.2),
+    "duca": rfc.DuCa(interval=3, parts=2, num_steps=STEPS, ratio=0.2),
 }
 
 FAST = ("speca", "duca", "chebyshev")
@@ -39,12 +39,17 @@ FAST = ("speca", "duca", "chebyshev")
 by_method = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in METHODS]
 
 
-def check(backend: Any, name: str, folder: Path, **how: Any) -> rfc_export.Engine:
+def check(
+    backend: Any,
+    name: str,
+    folder: Path,
+    config: rfc_fx.Config = rfc_fx.Config(hoist=False),
+) -> rfc_export.Engine:
     """Export, and run two generations beside the model; the second begins with what the first left in the state."""
     model, kwargs = FAMILIES["dit"](layers=3)
-    path = rfc_export.export(model, folder / name, backend=backend, example_inputs=kwargs, method=METHODS[name], hoist=False, **how)
+    path = rfc_export.export(model, folder / name, backend=backend, example_inputs=kwargs, method=METHODS[name], config=config)
     engine = rfc_export.load(path)
-    cached = rfc_fx.transform(model, kwargs, method=METHODS[name])
+    cached = rfc_fx.transform(model, METHODS[name], example_inputs=kwargs)
     with torch.no_grad():
         for _ in range(2):
             for step in range(STEPS):
@@ -52,7 +57,7 @@ def check(backend: Any, name: str, folder: Path, **how: Any) -> rfc_export.Engin
                 assert (got - wanted).norm() <= TOLERANCE["float32"] * wanted.norm()
             assert pattern(engine.stats) == pattern(cached.stats)
     assert 1 < engine.stats.nfc < STEPS
-    assert {*engine.stats.phases} == {*METHODS[name].schedule.phases} or name in ("magcache",)
+    assert {*engine.stats.phases} == {*METHODS[name].schedule.branches} or name in ("magcache",)
     assert str(engine.summary())  # it knows what every phase costs
     return engine
 
@@ -62,14 +67,14 @@ def check(backend: Any, name: str, folder: Path, **how: Any) -> rfc_export.Engin
 def test_every_method_runs_in_onnx_runtime_as_in_the_model(name: str, tmp_path: Path) -> None:
     engine = check("onnx", name, tmp_path)
     manifest = engine.manifest
-    assert manifest.granularity == (placement(METHODS[name]).granularity or "module")
+    assert manifest.config.granularity == (METHODS[name].granularity or "module")
     assert manifest.decision.rule == type(METHODS[name].schedule).__name__
     writers = {writer for slot in manifest.state for writer in slot.written_by}
-    extra = [phase for phase in METHODS[name].schedule.phases if phase.startswith("PARTIAL_")]
+    extra = [phase for phase in METHODS[name].schedule.branches if phase.startswith("PARTIAL_")]
     extra += ["ESTIMATE"] if METHODS[name].schedule.remembers == "all steps" else []
     assert writers == {"FULL", *extra}
     others = manifest.plan.phase_flops
-    assert {*others} == {*METHODS[name].schedule.phases} - {"FULL", "ESTIMATE"}
+    assert {*others} == {*METHODS[name].schedule.branches} - {"FULL", "ESTIMATE"}
     assert all(flops < manifest.plan.full_flops for flops in others.values())
     assert others.get("VERIFY", manifest.plan.estimate_flops + 1) > manifest.plan.estimate_flops
 
@@ -84,7 +89,7 @@ def test_every_method_runs_as_machine_code_as_in_the_model(name: str, tmp_path: 
 @pytest.mark.onnx
 @pytest.mark.parametrize("name", ["teacache", pytest.param("first-block", marks=pytest.mark.slow)])
 def test_a_rule_that_remembers_every_step_runs_as_one_conditional_step(name: str, tmp_path: Path) -> None:
-    check("onnx", name, tmp_path, dispatch="cond")
+    check("onnx", name, tmp_path, rfc_fx.Config(dispatch="cond"))
 
 
 @pytest.mark.parametrize("name", ["speca", "duca"])
@@ -96,19 +101,10 @@ def test_more_than_two_phases_are_refused_for_a_conditional_step_before_anything
     model, kwargs = FAMILIES["dit"]()
     wanted = rf"^export: {type(METHODS[name]).__name__} has the phases FULL, .*; pass dispatch='host' \(--dispatch host\)$"
     with pytest.raises(ExportError, match=wanted):
-        rfc_export.export(model, tmp_path / "x", backend=backend, example_inputs=kwargs, method=METHODS[name], dispatch="cond")
+        rfc_export.export(
+            model, tmp_path / "x", backend=backend, example_inputs=kwargs, method=METHODS[name], config=rfc_fx.Config(dispatch="cond")
+        )
     assert not list(tmp_path.iterdir())
-
-
-def test_a_schedule_of_somebody_elses_is_refused_before_anything_is_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mine(rfc.Every):
-        """Not the package's."""
-
-    monkeypatch.setattr(exporter.rfc_fx, "transform", lambda *_, **__: pytest.fail("captured before it was checked"))
-    model, kwargs = FAMILIES["dit"]()
-    method = rfc.Method(estimator=rfc.Reuse(), schedule=Mine(interval=3))
-    with pytest.raises(ExportError, match=r"is of a class of its own; what can be rebuilt is Reuse, "):
-        rfc_export.export(model, tmp_path / "x", backend="onnx", example_inputs=kwargs, method=method)
 
 
 CPP_KNOWS = ("RCS", "Every")
@@ -125,13 +121,12 @@ def test_the_manifest_names_a_rule_that_the_c_program_knows_only_where_it_decide
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_check_at_export_comes_to_every_phase_and_skips_after_a_full_step(name: str) -> None:
-    short = forced(METHODS[name])
-    assert short.schedule.in_graph == METHODS[name].schedule.in_graph
-    assert placement(short) == placement(METHODS[name])
+    short = METHODS[name].exercised()
+    assert programs_of(short) == programs_of(METHODS[name])
     generation, steps = rfc.Generation(), steps_to_check(short)
     for _ in range(steps):
         generation.decide(short.schedule, short.schedule.numbers(), 0.0, None)
-    assert {*generation.phases} == {*short.schedule.phases}
+    assert {*generation.phases} == {*short.schedule.branches}
     skipped = [step for step, phase in enumerate(generation.phases) if phase != "FULL"]
     assert any(phase == "FULL" for phase in generation.phases[skipped[0] : skipped[-1]])
     assert steps <= 12

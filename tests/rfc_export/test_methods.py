@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rfc
-from rfc.method import placement
+from rfc.encoding import classes_of
 from rfc_export import ArtifactError, ExportError
 from rfc_export.methods import DTYPES, check_method, decode_method, dtype_of, encode_method, name_of
 
@@ -29,10 +29,10 @@ STORED = st.builds(rfc.Stored, estimator=ESTIMATORS, differences=st.sampled_from
 THRESHOLDS = st.floats(0, 10) | st.just(math.inf)
 SCHEDULES = st.one_of(
     st.builds(rfc.Every, interval=st.integers(1, 9)),
-    st.builds(rfc.Listed, steps=st.sets(st.integers(0, 50), min_size=1).map(lambda steps: tuple(sorted(steps | {0})))),
-    st.builds(rfc.Placed, steps=st.sets(st.integers(1, 50)).map(lambda steps: (0, *sorted(steps))), of=st.integers(51, 99)),
+    st.builds(rfc.Listed, full_steps=st.sets(st.integers(0, 50), min_size=1).map(lambda steps: tuple(sorted(steps | {0})))),
+    st.builds(rfc.Placed, full_steps=st.sets(st.integers(1, 50)).map(lambda steps: (0, *sorted(steps))), num_steps=st.integers(51, 99)),
     st.builds(rfc.RCS, tau=st.floats(0, 10) | st.just(math.inf), max_skip=st.none() | st.integers(1, 9)),
-    st.builds(rfc.StepChange, threshold=THRESHOLDS, coefficients=st.lists(st.floats(-9, 9), min_size=1), steps=st.none() | st.just(28)),
+    st.builds(rfc.StepChange, threshold=THRESHOLDS, coefficients=st.lists(st.floats(-9, 9), min_size=1), num_steps=st.none() | st.just(28)),
     st.builds(rfc.AnchorChange, threshold=THRESHOLDS, warmup=st.integers(1, 9)),
     st.builds(rfc.ProbeChange, threshold=THRESHOLDS, against_input=st.booleans()),
     st.builds(rfc.Verified, base=st.floats(0, 9), decay=st.floats(0, 1), max_drafts=st.integers(1, 9), enhanced=st.integers(0, 5)),
@@ -50,36 +50,69 @@ def test_a_method_comes_back_from_json_as_it_was(estimator: Any, schedule: Any, 
 
 
 NAMED = [rfc.RFC(tau=0.2), rfc.FORA(interval=3), rfc.TaylorSeer(interval=5), rfc.FullCompute(), rfc.SpeCa(), rfc.TaylorSeerLite()]
-NAMED += [rfc.DeltaDiT(), rfc.TeaCache(steps=28), rfc.FirstBlockCache(tail=1), rfc.DiCache(depth=2), rfc.MagCache(ratios=[1.0, 0.9])]
-NAMED += [rfc.ToCa(), rfc.DuCa(grid=(4, 8))]
+NAMED += [rfc.DeltaDiT(), rfc.TeaCache(num_steps=28), rfc.FirstBlockCache(tail=1), rfc.DiCache(depth=2), rfc.MagCache(ratios=[1.0, 0.9])]
+NAMED += [rfc.ToCa(), rfc.DuCa(grid=(4, 8)), rfc.Chebyshev(nfc=4), rfc.LogSNR(lambdas=(-math.inf, 0.0, 2.0)), rfc.NewtonRCS()]
 
 
 @pytest.mark.parametrize("method", NAMED, ids=repr)
-def test_a_named_method_comes_back_as_its_estimator_schedule_and_placement(method: Any) -> None:
+def test_a_published_method_comes_back_as_it_was(method: Any) -> None:
     check_method(method)
     again = decode_method(json.loads(json.dumps(encode_method(method), allow_nan=False)))
-    assert (again.estimator, again.schedule, placement(again)) == (method.estimator, method.schedule, placement(method))
+    assert again == method
 
 
 @pytest.mark.parametrize(
     ("method", "phases"), [(rfc.SpeCa(), "FULL, ESTIMATE, VERIFY"), (rfc.DuCa(parts=2), "FULL, PARTIAL_1, PARTIAL_2, REUSE")]
 )
 def test_a_method_of_more_than_two_phases_is_refused_for_one_conditional_step(method: Any, phases: str) -> None:
-    text = f"export: {type(method).__name__} has the phases {phases}, an engine with dispatch='cond' has FULL and ESTIMATE; "
+    text = f"export: {method.name} has the phases {phases}, an engine with dispatch='cond' has FULL and ESTIMATE; "
     with pytest.raises(ExportError, match=f"^{re.escape(text)}"):
         check_method(method, "cond")
 
 
-def test_parts_of_somebody_elses_are_refused() -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class RCS(rfc.RCS):
-        """Not the package's, though it is called so."""
+@dataclass(frozen=True, kw_only=True)
+class Half(rfc.Every):
+    """A schedule of somebody else's."""
 
-    with pytest.raises(ExportError, match="is of a class of its own"):
-        encode_method(rfc.Method(estimator=rfc.Reuse(), schedule=RCS(tau=0.1)))
+    share: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twice(rfc.Taylor):
+    """An estimator of somebody else's."""
+
+    weights: tuple[float, ...] = (1.0, math.inf)
+
+
+def test_classes_outside_the_package_come_back_only_where_they_are_passed() -> None:
+    method = rfc.Method(estimator=rfc.Stored(estimator=Twice(), differences=torch.int8), schedule=Half(interval=3), name="mine")
+    check_method(method)
+    encoded = json.loads(json.dumps(encode_method(method), allow_nan=False))
+    assert classes_of(method) == [Half, Twice]
+    assert decode_method(encoded, classes_of(method)) == method
+    text = f"method.schedule: {__name__}:Half is a class outside of rfc; import it yourself and pass it as one of classes=[...]"
+    with pytest.raises(ArtifactError, match=f"^{re.escape(text)}$"):
+        decode_method(encoded, [Twice])
+
+
+def test_settings_that_json_cannot_hold_are_refused_by_name() -> None:
+    class Loose(rfc.Every):
+        """No dataclass of its own fields."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Holding(rfc.Every):
+        model: Any = None
+
+    with pytest.raises(ExportError, match=r"Holding\.model: JSON holds numbers, texts and lists of them, got <object"):
+        encode_method(rfc.Method(estimator=rfc.Reuse(), schedule=Holding(interval=2, model=object())))
+    with pytest.raises(ExportError, match=r"Holding\.model: expected a number, got nan"):
+        encode_method(rfc.Method(estimator=rfc.Reuse(), schedule=Holding(interval=2, model=math.nan)))
+    method = rfc.Method(estimator=rfc.Reuse(), schedule=Loose(interval=3))
+    assert decode_method(encode_method(method), [Loose]) == method
 
 
 SCHEDULES_THERE = ["Every", "Listed", "Placed", "Phased", "RCS", "AnchorChange", "StepChange", "ProbeChange", "Verified"]
+SCHEDULES_THERE += ["ChebyshevPlaced", "LogSNRPlaced", "MagnitudePlaced"]
 
 GOOD = encode_method(rfc.Method(estimator=rfc.Stored(estimator=rfc.RFE(), differences=torch.int8), schedule=rfc.RCS(tau=0.1)))
 
@@ -101,8 +134,8 @@ GOOD = encode_method(rfc.Method(estimator=rfc.Stored(estimator=rfc.RFE(), differ
         (GOOD | {"schedule": GOOD["schedule"] | {"tau": {}}}, "method.schedule: "),
         (GOOD | {"schedule": GOOD["schedule"] | {"over": "space"}}, "method.schedule: "),
         (GOOD | {"schedule": GOOD["schedule"] | {"lagged": "no"}}, "method.schedule.lagged: expected true or false, got 'no'"),
-        (GOOD | {"schedule": {"type": "Listed", "steps": 3}}, "method.schedule: "),
-        (GOOD | {"schedule": {"type": "Listed", "steps": ["a"]}}, "method.schedule: "),
+        (GOOD | {"schedule": {"type": "Listed", "full_steps": 3}}, "method.schedule: "),
+        (GOOD | {"schedule": {"type": "Listed", "full_steps": ["a"]}}, "method.schedule: "),
         (GOOD | {"estimator": GOOD["estimator"] | {"differences": "int4"}}, "method.estimator.differences: expected a dtype"),
         (GOOD | {"estimator": GOOD["estimator"] | {"differences": 8}}, "method.estimator: "),
         (GOOD | {"estimator": GOOD["estimator"] | {"estimator": "RFE"}}, "method.estimator.estimator: type must be one of"),

@@ -25,11 +25,14 @@ import rfc_export
 import rfc_fx
 from rfc_export import onnx as backend
 from rfc_export.errors import ArtifactError, BackendError, ExportError
-from rfc_export.manifest import WEIGHTS, TensorSpec
+from rfc_export.manifest import WEIGHTS
+from rfc_export.onnx import writer
+from rfc_export.onnx.writer import value_name
 from rfc_export.parity import TOLERANCE, compare
 from rfc_export.parity import moved as moved_call
 from rfc_export.portable import Portable
 from rfc_export.runtime import EngineContext
+from rfc_export.specs import TensorSpec
 
 pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
 pytestmark = pytest.mark.onnx
@@ -44,7 +47,7 @@ Draw = Callable[[Any, int], Tensor]
 @pytest.fixture(scope="module")
 def twin(digits: nn.Module, digits_inputs: dict[str, Tensor]) -> rfc_fx.CachedModel:
     """The model that the engine was made from, in this process."""
-    return rfc_fx.transform(digits, digits_inputs, method=METHOD, hoist=True)
+    return rfc_fx.transform(digits, METHOD, example_inputs=digits_inputs, config=rfc_fx.Config(hoist=True))
 
 
 @pytest.fixture(scope="module")
@@ -216,9 +219,9 @@ def test_files_hold_no_weights_and_stand_on_their_own(onnx_digits: Path, engine:
     given = [torch.ones(one.shape, dtype=getattr(torch, one.dtype)) for one in spec.inputs]
     alone = onnxruntime.InferenceSession(str(onnx_digits / spec.file), providers=["CPUExecutionProvider"])
     names = {one.name for one in alone.get_inputs()}
-    feed = {backend.value_name(one): t.numpy() for one, t in zip(spec.inputs, given, strict=True) if backend.value_name(one) in names}
+    feed = {value_name(one): t.numpy() for one, t in zip(spec.inputs, given, strict=True) if value_name(one) in names}
     wanted = engine.programs["PREFIX"].call(given, {})
-    for x, y in zip(alone.run([backend.value_name(one) for one in spec.outputs], feed), wanted, strict=True):
+    for x, y in zip(alone.run([value_name(one) for one in spec.outputs], feed), wanted, strict=True):
         torch.testing.assert_close(torch.from_numpy(x), y)
 
 
@@ -324,7 +327,7 @@ def test_large_constants_that_are_no_weights_are_refused(tmp_path: Path, monkeyp
         def forward(self, x: Tensor) -> tuple[Tensor]:
             return (x + torch.arange(600.0),)
 
-    monkeypatch.setattr(backend, "MOST_INSIDE", 64)
+    monkeypatch.setattr(writer, "MOST_INSIDE", 64)
     with pytest.raises(ExportError, match=r"FULL as ONNX holds .* MiB that are no weights of the model"):
         build(tmp_path, small(Folded(), torch.randn(600)))
     assert not (tmp_path / "full.onnx").exists()
@@ -384,9 +387,11 @@ def shortened(family: Callable[..., Any] = dit, **kwargs: Any) -> Any:
     return model, [moved(inputs, step) for step in range(STEPS)]
 
 
-def exported_and_compared(path: Path, cached: rfc_fx.CachedModel, inputs: list[dict[str, Any]], **options: Any) -> rfc_export.Engine:
+def exported_and_compared(
+    path: Path, cached: rfc_fx.CachedModel, inputs: list[dict[str, Any]], config: rfc_fx.Config | None = None
+) -> rfc_export.Engine:
     """The engine, after its phases and outputs over a generation were found equal to the model's."""
-    engine = rfc_export.load(rfc_export.export(cached, path, backend="onnx", example_inputs=inputs[0], **options))
+    engine = rfc_export.load(rfc_export.export(cached, path, backend="onnx", example_inputs=inputs[0], config=config))
     found = compare(engine, cached, inputs)
     assert found.phases == found.expected_phases
     assert 0 < found.phases.count("ESTIMATE") < STEPS
@@ -398,8 +403,8 @@ def test_one_model_with_if_decides_and_carries_its_state(tmp_path: Path) -> None
     import onnx
 
     model, inputs = shortened(layers=1)
-    cached = rfc_fx.transform(model, inputs[0], method=rfc.RFC(tau=0.5), dispatch="cond")
-    engine = exported_and_compared(tmp_path / "cond", cached, inputs, dispatch="cond")
+    cached = rfc_fx.transform(model, rfc.RFC(tau=0.5), example_inputs=inputs[0], config=rfc_fx.Config(dispatch="cond"))
+    engine = exported_and_compared(tmp_path / "cond", cached, inputs)
     assert list(engine.programs) == ["STEP"]
     graph = onnx.load(str(tmp_path / "cond" / "step.onnx"), load_external_data=False).graph
     branches = [attribute.g for node in graph.node if node.op_type == "If" for attribute in node.attribute]
@@ -428,7 +433,9 @@ def test_one_model_with_if_decides_and_carries_its_state(tmp_path: Path) -> None
 )
 def test_state_in_smaller_types_is_carried(tmp_path: Path, method: rfc.Method) -> None:
     model, inputs = shortened(layers=1)
-    engine = exported_and_compared(tmp_path / "small", rfc_fx.transform(model, inputs[0], method=method), inputs, hoist=False)
+    engine = exported_and_compared(
+        tmp_path / "small", rfc_fx.transform(model, method, example_inputs=inputs[0]), inputs, rfc_fx.Config(hoist=False)
+    )
     assert "int8" in {slot.dtype for slot in engine.manifest.state}
 
 
@@ -440,14 +447,18 @@ def halved(dtype: torch.dtype) -> Any:
 
 def test_float16_runs_on_the_cpu_provider(tmp_path: Path) -> None:
     model, inputs = halved(torch.float16)
-    engine = exported_and_compared(tmp_path / "half", rfc_fx.transform(model, inputs[0], method=rfc.RFC(tau=0.5)), inputs, hoist=False)
+    engine = exported_and_compared(
+        tmp_path / "half", rfc_fx.transform(model, rfc.RFC(tau=0.5), example_inputs=inputs[0]), inputs, rfc_fx.Config(hoist=False)
+    )
     assert sample(engine(**inputs[0])).dtype == torch.float16
 
 
 def test_bfloat16_is_refused_by_name_before_anything_is_written(tmp_path: Path) -> None:
     model, inputs = halved(torch.bfloat16)
     with pytest.raises(BackendError, match=r"no valid model of opset 20: .*Conv.*bfloat16.*export model and state in another"):
-        rfc_export.export(model, tmp_path / "half", backend="onnx", example_inputs=inputs[0], method=rfc.RFC(tau=0.5), hoist=False)
+        rfc_export.export(
+            model, tmp_path / "half", backend="onnx", example_inputs=inputs[0], method=rfc.RFC(tau=0.5), config=rfc_fx.Config(hoist=False)
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -468,14 +479,16 @@ def test_a_kernel_that_the_provider_lacks_is_named(tmp_path: Path) -> None:
 def test_every_family_runs(tmp_path: Path, family: str, dispatch: Any) -> None:
     model, inputs = shortened(FAMILIES[family])
     exported_and_compared(
-        tmp_path / family, rfc_fx.transform(model, inputs[0], method=rfc.RFC(tau=0.5), dispatch=dispatch), inputs, dispatch=dispatch
+        tmp_path / family,
+        rfc_fx.transform(model, rfc.RFC(tau=0.5), example_inputs=inputs[0], config=rfc_fx.Config(dispatch=dispatch)),
+        inputs,
     )
 
 
 @pytest.mark.slow
 def test_whole_generations_of_the_model_with_if(tmp_path: Path, digits: nn.Module, digits_inputs: dict[str, Tensor], draw: Draw) -> None:
-    cached = rfc_fx.transform(digits, digits_inputs, method=METHOD, dispatch="cond")
-    path = rfc_export.export(cached, tmp_path / "cond", backend="onnx", example_inputs=digits_inputs, dispatch="cond")
+    cached = rfc_fx.transform(digits, METHOD, example_inputs=digits_inputs, config=rfc_fx.Config(dispatch="cond"))
+    path = rfc_export.export(cached, tmp_path / "cond", backend="onnx", example_inputs=digits_inputs, config=rfc_fx.Config(dispatch="cond"))
     engine = rfc_export.load(path)
     for seed in (0, 1):
         drawn = []

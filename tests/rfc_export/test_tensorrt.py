@@ -18,10 +18,13 @@ from torch import nn
 
 import rfc
 import rfc_export
+import rfc_fx
 from rfc_export import tensorrt
 from rfc_export.errors import BackendError, ExportError
-from rfc_export.manifest import TensorSpec
 from rfc_export.portable import Portable
+from rfc_export.specs import TensorSpec
+from rfc_export.tensorrt import builder, cache, engine, libraries
+from rfc_export.tensorrt.rtx import build_with_rtx
 
 CUDA = torch.device("cuda")
 
@@ -40,8 +43,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch, name: str, failure: Exception | Non
             raise failure
         return module
 
-    monkeypatch.setattr(tensorrt, "find_spec", find_spec)
-    monkeypatch.setattr(tensorrt, "import_module", import_module)
+    monkeypatch.setattr(libraries, "find_spec", find_spec)
+    monkeypatch.setattr(libraries, "import_module", import_module)
 
 
 def test_a_missing_library_is_named() -> None:
@@ -84,8 +87,8 @@ def test_a_half_removed_package_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_model_on_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "installed", lambda module, package: "2.13.0")
-    monkeypatch.setattr(tensorrt, "_imported", lambda module, found: ModuleType(module))
+    monkeypatch.setattr(libraries, "installed", lambda module, package: "2.13.0")
+    monkeypatch.setattr(libraries, "imported", lambda module, version: ModuleType(module))
     with pytest.raises(BackendError, match=r"the model is on cpu; move it with"):
         tensorrt.check(torch.device("cpu"))
 
@@ -125,22 +128,22 @@ def test_the_cache_s_key_names_all_that_an_engine_depends_on(monkeypatch: pytest
         (3, {"tensorrt": "11.1"}),
         (4, ["H100", "9.1"]),
     ]
-    keys = {tensorrt.cache_key(*plain[:place], other, *plain[place + 1 :]) for place, other in others}
+    keys = {cache.cache_key(*plain[:place], other, *plain[place + 1 :]) for place, other in others}
     assert len(keys) == len(others)
-    assert tensorrt.cache_key(*plain) == tensorrt.cache_key(*plain)
-    assert tensorrt.cache_key(*plain) not in keys
+    assert cache.cache_key(*plain) == cache.cache_key(*plain)
+    assert cache.cache_key(*plain) not in keys
 
 
 def test_the_cache_s_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RFC_FX_CACHE", str(tmp_path / "chosen"))
-    assert tensorrt.cache_folder() == tmp_path / "chosen" / "tensorrt"
+    assert cache.cache_folder() == tmp_path / "chosen" / "tensorrt"
     monkeypatch.delenv("RFC_FX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert tensorrt.cache_folder() == tmp_path / "rfc-fx" / "tensorrt"
+    assert cache.cache_folder() == tmp_path / "rfc-fx" / "tensorrt"
     (tmp_path / "file").touch()
     monkeypatch.setenv("RFC_FX_CACHE", str(tmp_path / "file"))
     with pytest.raises(ExportError, match=r"cannot be made: .*set RFC_FX_CACHE to another folder"):
-        tensorrt.cache_folder()
+        cache.cache_folder()
 
 
 def build(folder: Path, one: Portable) -> Any:
@@ -158,7 +161,7 @@ def test_an_engine_is_built_once_and_then_taken_from_the_cache(tmp_path: Path, m
             asked.append(options)
             return b"engine"
 
-    monkeypatch.setattr(tensorrt, "import_module", lambda name: type("TorchTensorRT", (), {"dynamo": Dynamo}))
+    monkeypatch.setattr(builder, "import_module", lambda name: type("TorchTensorRT", (), {"dynamo": Dynamo}))
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
         built = build(folder, program(Adds()))
@@ -181,7 +184,7 @@ def test_what_cannot_be_built_or_would_be_frozen_is_refused(tmp_path: Path, monk
         def convert_exported_program_to_serialized_trt_engine(exported: Any, **options: Any) -> bytes:
             raise RuntimeError("Conversion of module\n not currently fully supported")
 
-    monkeypatch.setattr(tensorrt, "import_module", lambda name: type("TorchTensorRT", (), {"dynamo": Dynamo}))
+    monkeypatch.setattr(builder, "import_module", lambda name: type("TorchTensorRT", (), {"dynamo": Dynamo}))
     with pytest.raises(BackendError, match=r"FULL cannot be built: RuntimeError: Conversion of module not currently"):
         build(tmp_path, program(Adds()))
 
@@ -241,8 +244,8 @@ def test_state_changes_places_and_each_set_of_addresses_is_recorded_once(monkeyp
     inputs = [TensorSpec(kind=kind, name=name, dtype="float32", shape=[1]) for kind, name in (("input", "x"), ("state", "state"))]
     outputs = [TensorSpec(kind=kind, name=name, dtype="float32", shape=[1]) for kind, name in (("output", "out"), ("next", "state"))]
     spec: Any = SimpleNamespace(inputs=inputs, outputs=outputs)
-    engine = Counts()
-    run = tensorrt.Program(engine, ["x", "state"], ["out", "next"], spec, torch.device("cpu"))
+    context = Counts()
+    run = engine.GraphedEngine(context, ["x", "state"], ["out", "next"], spec, torch.device("cpu"))
     state, other = torch.zeros(1), torch.zeros(1)
     returned = []
     for step in range(6):
@@ -250,12 +253,12 @@ def test_state_changes_places_and_each_set_of_addresses_is_recorded_once(monkeyp
         state, other = other, state
     assert [float(out) for out in returned] == [0, 2, 4, 6, 8, 10]
     assert float(state) == sum(range(6))
-    assert engine.started == 2
+    assert context.started == 2
 
-    for _ in range(2 * tensorrt.MOST_GRAPHS):
+    for _ in range(2 * engine.MOST_GRAPHS):
         returned.append(extra := torch.zeros(1))  # kept, so that each lies elsewhere
         run([torch.ones(1), extra], {1: other})
-    assert len(run._graphs) == tensorrt.MOST_GRAPHS
+    assert len(run._graphs) == engine.MOST_GRAPHS
 
 
 # ---- TensorRT-RTX ----------------------------------------------------------------------------------------------------
@@ -264,7 +267,7 @@ def test_state_changes_places_and_each_set_of_addresses_is_recorded_once(monkeyp
 @pytest.mark.tensorrt
 def test_tensorrt_rtx_builds_every_program_of_host_dispatch(onnx_digits: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'rfc-fx[tensorrt-rtx]'")
-    built = {path.stem: tensorrt.build_with_rtx(path) for path in sorted(onnx_digits.glob("*.onnx"))}
+    built = {path.stem: build_with_rtx(path) for path in sorted(onnx_digits.glob("*.onnx"))}
     assert set(built) == {"full", "estimate", "prefix", "timestep"}
     assert all(isinstance(size, int) and size > 1000 for size in built.values()), built
 
@@ -274,11 +277,11 @@ def test_tensorrt_rtx_says_why_it_does_not_build(onnx_digits: Path, tmp_path: Pa
     pytest.importorskip("tensorrt_rtx", reason="pip install 'rfc-fx[tensorrt-rtx]'")
     alone = tmp_path / "full.onnx"
     alone.write_bytes((onnx_digits / "full.onnx").read_bytes())  # without weights.safetensors
-    reason = tensorrt.build_with_rtx(alone)
+    reason = build_with_rtx(alone)
     assert isinstance(reason, str)
     assert "Failed to import initializer" in reason
     with pytest.raises(BackendError, match=r"expected a compute capability of SM.*, got SM90"):
-        tensorrt.build_with_rtx(alone, "9.0")
+        build_with_rtx(alone, "9.0")
 
 
 @pytest.mark.tensorrt
@@ -286,5 +289,7 @@ def test_tensorrt_rtx_says_why_it_does_not_build(onnx_digits: Path, tmp_path: Pa
 def test_tensorrt_rtx_builds_the_model_with_if(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'rfc-fx[tensorrt-rtx]'")
     model, inputs = dit()
-    path = rfc_export.export(model, tmp_path / "cond", backend="onnx", example_inputs=inputs, method=rfc.RFC(tau=0.5), dispatch="cond")
-    assert isinstance(tensorrt.build_with_rtx(path / "step.onnx"), int)
+    path = rfc_export.export(
+        model, tmp_path / "cond", backend="onnx", example_inputs=inputs, method=rfc.RFC(tau=0.5), config=rfc_fx.Config(dispatch="cond")
+    )
+    assert isinstance(build_with_rtx(path / "step.onnx"), int)

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.coverage.__main__ import all_specs, check
-from benchmarks.coverage.rows import in_readme, read
-from benchmarks.latency import __main__ as latency
-from benchmarks.latency import profile, scaling, state
+from benchmarks.coverage.checks import check
+from benchmarks.coverage.specs import all_specs
 
 STRUCTURES = {
     "QwenImageTransformer2DModel": "two streams that meet in attention",
@@ -55,19 +53,6 @@ REFUSED = {
 def test_a_forward_that_no_program_can_take_over_is_refused_with_what_stands_in_the_way(name: str, said: tuple[str, ...]) -> None:
     (error,) = check(all_specs()[name], meta=False, compiles=False).errors
     assert all(part in error for part in said)
-
-
-def test_the_tables_of_the_readme_are_those_of_the_last_runs() -> None:
-    root = Path(__file__).parents[2]
-    rows = read(root / "benchmarks" / "results" / "coverage")
-    text = (root / "README.md").read_text()
-    assert in_readme(text, rows) == text
-    assert [row.name for row in rows] == list(all_specs())
-    results = root / "benchmarks" / "results"
-    assert latency.in_readme(text, results / "latency") == text
-    assert profile.in_readme(text, results / "profile" / "dit-s-1.json") == text
-    assert state.in_readme(text, results / "state" / "digits.json") == text
-    assert scaling.in_readme(text, results / "scaling" / "scaling.json") == text
 
 
 def test_the_package_names_no_class() -> None:

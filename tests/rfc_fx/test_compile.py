@@ -46,7 +46,7 @@ def use_in_every_way(cached: rfc_fx.CachedModel, compiled: Any, plain: rfc_fx.Ca
 @pytest.mark.parametrize("family", ["dit", "flux", "wan", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pixart", "sd3"))])
 def test_law_5_host_dispatch_compiles_one_frame_per_phase(family: str) -> None:
     model, kwargs = FAMILIES[family]()
-    cached, plain = (rfc_fx.transform(model, method=rfc.RFC(tau=0.3)) for _ in range(2))
+    cached, plain = (rfc_fx.transform(model, rfc.RFC(tau=0.3)) for _ in range(2))
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     assert use_in_every_way(cached, torch.compile(cached, fullgraph=True, backend=counter), plain, kwargs) == 0
     assert list(cached.programs) == ["PREFIX", "FULL", "ESTIMATE"]
@@ -56,7 +56,7 @@ def test_law_5_host_dispatch_compiles_one_frame_per_phase(family: str) -> None:
 
 def test_law_5_a_fixed_schedule_needs_two_frames() -> None:
     model, kwargs = FAMILIES["dit"]()
-    cached = rfc_fx.transform(model, method=rfc.TaylorSeer(interval=3, order=1))
+    cached = rfc_fx.transform(model, rfc.TaylorSeer(interval=3, order=1))
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
     run(compiled, kwargs, 12)
@@ -68,7 +68,7 @@ def test_law_5_a_fixed_schedule_needs_two_frames() -> None:
 @pytest.mark.parametrize("family", ["dit", "flux", pytest.param("wan", marks=pytest.mark.slow)])
 def test_law_5_cond_dispatch_is_one_frame(family: str) -> None:
     model, kwargs = FAMILIES[family]()
-    cached, plain = (rfc_fx.transform(model, method=rfc.RFC(tau=0.3), dispatch="cond") for _ in range(2))
+    cached, plain = (rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(dispatch="cond")) for _ in range(2))
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     assert use_in_every_way(cached, torch.compile(cached, fullgraph=True, backend=counter), plain, kwargs) == 0
     assert counter.frame_count == 1
@@ -77,7 +77,9 @@ def test_law_5_cond_dispatch_is_one_frame(family: str) -> None:
 
 def test_cond_dispatch_works_inside_a_larger_compiled_function() -> None:
     model, kwargs = FAMILIES["dit"]()
-    cached, plain = (rfc_fx.transform(model, moved(kwargs, 0), method=rfc.RFC(tau=0.3), dispatch="cond") for _ in range(2))
+    cached, plain = (
+        rfc_fx.transform(model, rfc.RFC(tau=0.3), example_inputs=moved(kwargs, 0), config=rfc_fx.Config(dispatch="cond")) for _ in range(2)
+    )
     cached._prepare((), moved(kwargs, 0))
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
 
@@ -98,7 +100,7 @@ def test_cond_dispatch_works_inside_a_larger_compiled_function() -> None:
 @pytest.mark.parametrize("dispatch", ["host", "cond"])
 def test_law_2_inductor_agrees_with_the_uncompiled_programs(dispatch: Any) -> None:
     model, kwargs = FAMILIES["dit"]()
-    cached, plain = (rfc_fx.transform(model, method=rfc.RFC(tau=0.3, order=2), dispatch=dispatch) for _ in range(2))
+    cached, plain = (rfc_fx.transform(model, rfc.RFC(tau=0.3, order=2), config=rfc_fx.Config(dispatch=dispatch)) for _ in range(2))
     compiled = torch.compile(cached, fullgraph=True)
     assert same(run(compiled, kwargs, 9), run(plain, kwargs, 9)) <= INDUCTOR
     assert cached.stats.phases == plain.stats.phases

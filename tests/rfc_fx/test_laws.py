@@ -36,7 +36,7 @@ MADE = {name: cache(build) for name, build in FAMILIES.items()}
 
 
 def listed(estimator: rfc.Estimator, phases: str) -> rfc.Method:
-    return rfc.Method(estimator=estimator, schedule=rfc.Listed(steps=[i for i, phase in enumerate(phases) if phase == "F"]))
+    return rfc.Method(estimator=estimator, schedule=rfc.Listed(full_steps=[i for i, phase in enumerate(phases) if phase == "F"]))
 
 
 def strings(count: int, seed: int = 0) -> list[str]:
@@ -59,10 +59,10 @@ def reference(cached: rfc_fx.CachedModel, kwargs: dict[str, Any], phases: str) -
     outputs = []
     for i, phase in enumerate(phases):
         named = {name: moved(kwargs, i, STEPS)[argument] for name, argument in cached.compiled.captured.names.items()}
-        clock = clock_tensors(bookkeeping.clock(rfc.Listed(steps=[0])), torch.device("cpu"))
+        clock = clock_tensors(bookkeeping.clock(rfc.Listed(full_steps=[0])), torch.device("cpu"))
         full = "FULL" if phase == "F" else "ESTIMATE"
         outputs.append(Reference(guarded, state, clock).run(full, *named.values())[0])
-        now = rfc.Listed(steps=[0, i] if phase == "F" else [0])
+        now = rfc.Listed(full_steps=[0, i] if phase == "F" else [0])
         bookkeeping.decide(now, now.numbers(), None, None)
     return torch.stack(outputs)
 
@@ -76,7 +76,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_law_1_all_full_is_the_model_bit_for_bit(family: str, dispatch: Any, granularity: Any) -> None:
     model, kwargs = MADE[family]()
-    cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.0), granularity=granularity, dispatch=dispatch)
+    cached = rfc_fx.transform(model, rfc.RFC(tau=0.0), config=rfc_fx.Config(granularity=granularity, dispatch=dispatch))
     assert torch.equal(generation(cached, kwargs, 4), generation(model, kwargs, 4))
     assert cached.stats.phases == ["FULL"] * 4
 
@@ -86,7 +86,7 @@ def test_law_1_all_full_is_the_model_bit_for_bit(family: str, dispatch: Any, gra
 def test_law_2_twin_guarded_and_programs_agree_for_random_phases(family: str, estimator: str) -> None:
     model, kwargs = MADE[family]()
     method = ESTIMATORS[estimator]
-    cached = rfc_fx.transform(model, moved(kwargs, 0, STEPS), method=listed(method, "F"))
+    cached = rfc_fx.transform(model, listed(method, "F"), example_inputs=moved(kwargs, 0, STEPS))
     for phases in strings(3):
         cached.method = listed(method, phases)
         got = generation(cached, kwargs)
@@ -101,7 +101,12 @@ def test_law_2_guarded_host_and_cond_agree_at_every_granularity(family: str, gra
     model, kwargs = MADE[family]()
     method = rfc.RFE(order=2)
     host, cond = (
-        rfc_fx.transform(model, moved(kwargs, 0, STEPS), method=listed(method, "F"), granularity=granularity, dispatch=dispatch)
+        rfc_fx.transform(
+            model,
+            listed(method, "F"),
+            example_inputs=moved(kwargs, 0, STEPS),
+            config=rfc_fx.Config(granularity=granularity, dispatch=dispatch),
+        )
         for dispatch in ("host", "cond")
     )
     for phases in strings(2, seed=1):
@@ -116,7 +121,7 @@ def test_law_2_guarded_host_and_cond_agree_at_every_granularity(family: str, gra
 def test_law_2_data_driven_decisions_are_the_same_in_twin_host_and_cond(family: str) -> None:
     model, kwargs = MADE[family]()
     forms: list[nn.Module] = [rfc.eager.cached(model, rfc.RFC(tau=0.3, order=2))]
-    forms += [rfc_fx.transform(model, method=rfc.RFC(tau=0.3, order=2), dispatch=dispatch) for dispatch in ("host", "cond")]
+    forms += [rfc_fx.transform(model, rfc.RFC(tau=0.3, order=2), config=rfc_fx.Config(dispatch=dispatch)) for dispatch in ("host", "cond")]
     twin, host, cond = ((generation(form, kwargs), form.stats) for form in forms)
     assert {"FULL", "ESTIMATE"} == set(host[1].phases[3:])
     assert twin[1].phases == host[1].phases == cond[1].phases
@@ -130,7 +135,7 @@ def test_law_2_data_driven_decisions_are_the_same_in_twin_host_and_cond(family: 
 @pytest.mark.parametrize("family", ["dit", "flux"])
 def test_law_3_an_estimate_with_unchanged_inputs_is_the_full_output(family: str, estimator: str) -> None:
     model, kwargs = MADE[family]()
-    cached = rfc_fx.transform(model, method=listed(ESTIMATORS[estimator], "FFE"))
+    cached = rfc_fx.transform(model, listed(ESTIMATORS[estimator], "FFE"))
     with torch.no_grad():
         first, second, third = (sample(cached(**kwargs)) for _ in range(3))
     assert cached.stats.phases == ["FULL", "FULL", "ESTIMATE"]
@@ -144,7 +149,7 @@ def test_law_3_an_estimate_with_unchanged_inputs_is_the_full_output(family: str,
 @pytest.mark.parametrize("family", FAMILIES)
 def test_law_4_tau_zero_is_always_full_and_tau_infinite_never_after_warm_up(family: str) -> None:
     model, kwargs = MADE[family]()
-    cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.0))
+    cached = rfc_fx.transform(model, rfc.RFC(tau=0.0))
     generation(cached, kwargs, 6)
     assert cached.stats.phases == ["FULL"] * 6
     cached.method = rfc.RFC(tau=float("inf"))
@@ -157,7 +162,7 @@ def test_law_4_tau_zero_is_always_full_and_tau_infinite_never_after_warm_up(fami
 def test_law_7_weights_are_shared_and_state_is_what_the_plan_announced(family: str, dispatch: Any) -> None:
     model, kwargs = MADE[family]()
     before = {id(parameter) for parameter in model.parameters()}
-    cached = rfc_fx.transform(model, moved(kwargs, 0), method=rfc.RFC(order=2), dispatch=dispatch)
+    cached = rfc_fx.transform(model, rfc.RFC(order=2), example_inputs=moved(kwargs, 0), config=rfc_fx.Config(dispatch=dispatch))
     announced = cached.plan()
     generation(cached, kwargs, 5)
     assert {id(parameter) for parameter in cached.parameters()} == before
@@ -171,7 +176,7 @@ def test_law_7_weights_are_shared_and_state_is_what_the_plan_announced(family: s
 @pytest.mark.parametrize("family", FAMILIES)
 def test_state_keeps_its_addresses_over_generations(family: str) -> None:
     model, kwargs = MADE[family]()
-    cached = rfc_fx.transform(model, moved(kwargs, 0), method=rfc.RFC(tau=0.3))
+    cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), example_inputs=moved(kwargs, 0))
     (context,) = cached.driver.contexts
     before = {name: tensor.data_ptr() for name, tensor in context.state.items()}
     for _ in range(2):
@@ -184,9 +189,9 @@ def test_state_keeps_its_addresses_over_generations(family: str) -> None:
 def test_law_9_a_result_never_depends_on_an_earlier_generation(family: str, dispatch: Any) -> None:
     model, kwargs = MADE[family]()
     method = rfc.RFC(tau=0.3, order=2)
-    fresh = rfc_fx.transform(model, method=method, dispatch=dispatch)
+    fresh = rfc_fx.transform(model, method, config=rfc_fx.Config(dispatch=dispatch))
     expected = generation(fresh, kwargs)
-    used = rfc_fx.transform(model, method=method, dispatch=dispatch)
+    used = rfc_fx.transform(model, method, config=rfc_fx.Config(dispatch=dispatch))
     other = {**kwargs, "hidden_states": torch.full_like(kwargs["hidden_states"], float("nan"))}
     generation(used, other, 3)  # not a number everywhere: nothing of it may be left
     assert torch.equal(generation(used, kwargs), expected)
@@ -197,6 +202,6 @@ def test_law_9_a_result_never_depends_on_an_earlier_generation(family: str, disp
 def test_estimate_does_no_work_of_a_site_and_its_share_is_counted() -> None:
     for family, largest in (("dit", 0.25), ("pixart", 0.15), ("sd3", 0.1), ("flux", 0.1), ("wan", 0.1)):
         model, kwargs = MADE[family]()
-        cached = rfc_fx.transform(model, kwargs, method=rfc.RFC())
+        cached = rfc_fx.transform(model, rfc.RFC(), example_inputs=kwargs)
         assert not [node for node in cached.programs["ESTIMATE"].graph.nodes if node.op == "call_module"]
         assert 0 < cached.plan().estimate_share < largest

@@ -16,32 +16,31 @@ from torch import Tensor
 import rfc
 import rfc.eager
 import rfc_fx
-from rfc.method import placement
 from rfc_fx.errors import NoSiteError, RFCError
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 
 STEPS = 10
 
-METHODS: dict[str, rfc.CachingMethod] = {
+METHODS: dict[str, rfc.Method] = {
     "fora": rfc.FORA(interval=3),
     "taylorseer": rfc.TaylorSeer(interval=3, order=2),
     "taylorseer-lite": rfc.TaylorSeerLite(interval=3),
     "hicache": rfc.HiCache(interval=3),
     "delta-dit": rfc.DeltaDiT(interval=3, first=1),
     "delta-dit-front": rfc.DeltaDiT(interval=3, first=0, last=1),
-    "teacache": rfc.TeaCache(threshold=0.3, coefficients=(0.5, 1.0, 0.01), steps=STEPS),
+    "teacache": rfc.TeaCache(threshold=0.3, coefficients=(0.5, 1.0, 0.01), num_steps=STEPS),
     "first-block": rfc.FirstBlockCache(threshold=0.3),
     "dbcache": rfc.FirstBlockCache(threshold=0.3, tail=1),
     "dicache": rfc.DiCache(threshold=0.3, warmup=3),
     "magcache": rfc.MagCache(ratios=[1.0, 1.01, 0.97, 1.02, 0.99, 1.0, 0.98, 1.01, 1.0, 0.96]),
-    "speca": rfc.SpeCa(base=0.1, order=2, min_drafts=1, steps=STEPS),
+    "speca": rfc.SpeCa(base=0.1, order=2, min_drafts=1, num_steps=STEPS),
     "newton": rfc.NewtonRCS(tau=0.3),
-    "chebyshev": rfc.Chebyshev(nfc=5, steps=STEPS),
-    "log-snr": rfc.LogSNR.of(DDIMScheduler(), STEPS, 5),
+    "chebyshev": rfc.Chebyshev(nfc=5, num_steps=STEPS),
+    "log-snr": rfc.LogSNR(DDIMScheduler(), STEPS, 5),
 }
 
-TWO_PHASES = [name for name, method in METHODS.items() if len(method.schedule.phases) == 2]
+TWO_PHASES = [name for name, method in METHODS.items() if len(method.schedule.branches) == 2]
 
 BLOCKS = 3
 
@@ -80,7 +79,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize(("family", "method"), pairs(FAMILIES, METHODS, CLOSE_KIN))
 def test_every_method_takes_the_decisions_and_has_the_outputs_of_its_twin(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
-    twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, method=METHODS[method])
+    twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, METHODS[method])
     for _ in range(2):  # the second begins with what the first left in the state
         expected, got = generation(twin, kwargs), generation(graph, kwargs)
         assert graph.stats.phases == twin.stats.phases
@@ -92,7 +91,7 @@ def test_every_method_takes_the_decisions_and_has_the_outputs_of_its_twin(family
 @pytest.mark.parametrize(("family", "method"), pairs(["dit", "flux"], TWO_PHASES, CLOSE_KIN))
 def test_every_method_of_two_phases_is_the_same_as_one_graph_with_its_decision(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
-    host, cond = (rfc_fx.transform(model, method=METHODS[method], dispatch=dispatch) for dispatch in ("host", "cond"))
+    host, cond = (rfc_fx.transform(model, METHODS[method], config=rfc_fx.Config(dispatch=dispatch)) for dispatch in ("host", "cond"))
     assert difference(generation(cond, kwargs), generation(host, kwargs)) <= SAME_GRAPH
     assert cond.stats.phases == host.stats.phases
     if METHODS[method].schedule.watches:  # otherwise one graph counts nothing as 0, the host as None
@@ -108,7 +107,7 @@ def test_every_method_compiles_one_frame_per_program_without_a_graph_break(metho
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model, kwargs = MADE["dit"]()
-    cached, plain = (rfc_fx.transform(model, method=METHODS[method]) for _ in range(2))
+    cached, plain = (rfc_fx.transform(model, METHODS[method]) for _ in range(2))
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
     for steps in (STEPS, STEPS - 2, STEPS):
@@ -126,7 +125,7 @@ def test_every_method_compiles_one_frame_per_program_without_a_graph_break(metho
 def test_compiled_by_inductor_the_new_phases_are_the_same(method: str) -> None:
     torch._dynamo.reset()
     model, kwargs = MADE["dit"]()
-    cached, plain = (rfc_fx.transform(model, method=METHODS[method], hoist=True) for _ in range(2))
+    cached, plain = (rfc_fx.transform(model, METHODS[method], config=rfc_fx.Config(hoist=True)) for _ in range(2))
     got = generation(torch.compile(cached, fullgraph=True), kwargs)
     assert difference(got, generation(plain, kwargs)) <= INDUCTOR
     assert cached.stats.phases == plain.stats.phases
@@ -138,7 +137,7 @@ def test_law_1_all_full_is_the_model_bit_for_bit_behind_probes_and_ranges(family
     model, kwargs = MADE[family]()
     expected = generation(model, kwargs, 4)
     for method in (rfc.TeaCache(threshold=0.0), rfc.FirstBlockCache(threshold=0.0), rfc.DiCache(threshold=0.0)):
-        cached = rfc_fx.transform(model, method=method)
+        cached = rfc_fx.transform(model, method)
         assert torch.equal(generation(cached, kwargs, 4), expected)
         assert cached.stats.phases == ["FULL"] * 4
 
@@ -148,8 +147,8 @@ def test_law_1_all_full_is_the_model_bit_for_bit_behind_probes_and_ranges(family
 def test_law_9_what_a_schedule_remembers_of_all_steps_is_not_seen_by_the_next_generation(family: str) -> None:
     model, kwargs = MADE[family]()
     for method in (METHODS["teacache"], METHODS["dicache"], METHODS["speca"]):
-        expected = generation(rfc_fx.transform(model, method=method), kwargs)
-        used = rfc_fx.transform(model, method=method)
+        expected = generation(rfc_fx.transform(model, method), kwargs)
+        used = rfc_fx.transform(model, method)
         generation(used, {**kwargs, "hidden_states": torch.full_like(kwargs["hidden_states"], float("nan"))}, 3)
         assert torch.equal(generation(used, kwargs), expected)
 
@@ -158,7 +157,7 @@ def test_a_range_of_blocks_leaves_the_others_in_every_step_and_costs_what_they_c
     model, kwargs = MADE["dit"]()
     shares = []
     for first in range(BLOCKS):
-        plan = rfc_fx.transform(model, kwargs, method=rfc.DeltaDiT(first=first)).plan()
+        plan = rfc_fx.transform(model, rfc.DeltaDiT(first=first), example_inputs=kwargs).plan()
         assert plan.sites == [f"blocks[{first}:]"]
         shares.append(plan.estimate_share)
     assert shares == sorted(shares)
@@ -167,7 +166,7 @@ def test_a_range_of_blocks_leaves_the_others_in_every_step_and_costs_what_they_c
 
 def test_the_last_block_is_verified_at_the_price_of_a_block() -> None:
     model, kwargs = MADE["dit"]()
-    plan = rfc_fx.transform(model, kwargs, method=METHODS["speca"]).plan()
+    plan = rfc_fx.transform(model, METHODS["speca"], example_inputs=kwargs).plan()
     block = (plan.full_flops - plan.estimate_flops) / BLOCKS
     assert plan.verify_flops - plan.estimate_flops == pytest.approx(block, rel=0.01)
 
@@ -175,7 +174,7 @@ def test_the_last_block_is_verified_at_the_price_of_a_block() -> None:
 def test_state_of_coarser_methods_is_a_few_tensors() -> None:
     model, kwargs = MADE["dit"]()
     whole = {
-        name: rfc_fx.transform(model, kwargs, method=METHODS[name]).plan().state_bytes
+        name: rfc_fx.transform(model, METHODS[name], example_inputs=kwargs).plan().state_bytes
         for name in ("taylorseer", "taylorseer-lite", "first-block", "teacache")
     }
     one = whole["first-block"] / 2  # the residual, and what the first block added
@@ -197,32 +196,33 @@ PROBE_BEHIND = rfc.Method(estimator=rfc.Reuse(), schedule=rfc.AnchorChange(thres
         (rfc.DiCache(depth=3), "no block number 3"),
     ],
 )
-def test_ranges_and_probes_that_a_model_has_not_are_refused(method: rfc.CachingMethod, said: str) -> None:
+def test_ranges_and_probes_that_a_model_has_not_are_refused(method: rfc.Method, said: str) -> None:
     model, kwargs = MADE["dit"]()
     with pytest.raises(NoSiteError) as error:
-        rfc_fx.transform(model, kwargs, method=method)
+        rfc_fx.transform(model, method, example_inputs=kwargs)
     assert said in str(error.value)
 
 
 def test_a_granularity_against_the_methods_own_is_refused() -> None:
     model, _ = MADE["dit"]()
     with pytest.raises(ValueError, match="transform: granularity: TeaCache works on 'stack', got 'module'; leave granularity out"):
-        rfc_fx.transform(model, method=rfc.TeaCache(), granularity="module")
+        rfc_fx.transform(model, rfc.TeaCache(), config=rfc_fx.Config(granularity="module"))
     with pytest.raises(ValueError, match=r"granularity must be one of module, block, stack, output, blocks\[a:b\]"):
-        rfc_fx.transform(model, granularity="layer")
+        rfc_fx.transform(model, config=rfc_fx.Config(granularity="layer"))
 
 
 def test_more_than_two_phases_are_refused_as_one_cond() -> None:
     model, kwargs = MADE["dit"]()
     with pytest.raises(RFCError, match=r"Verified has the phases FULL, ESTIMATE, VERIFY, a torch\.cond has two; use dispatch='host'"):
-        rfc_fx.transform(model, kwargs, method=rfc.SpeCa(), dispatch="cond")
+        rfc_fx.transform(model, rfc.SpeCa(), example_inputs=kwargs, config=rfc_fx.Config(dispatch="cond"))
     with pytest.raises(RFCError, match="VERIFY computes the last block, but stack lies in none"):
-        rfc_fx.transform(model, kwargs, method=rfc.SpeCa(), granularity="stack")
+        rfc_fx.transform(model, rfc.SpeCa(), example_inputs=kwargs, config=rfc_fx.Config(granularity="stack"))
 
 
 def test_every_method_of_the_package_is_tested_here() -> None:
-    made = {kind for _, kind in inspect.getmembers(rfc, inspect.isclass) if hasattr(kind, "estimator") and hasattr(kind, "schedule")}
-    tested = {type(method) for method in METHODS.values()}
-    elsewhere = {rfc.RFC, rfc.FullCompute, rfc.ToCa, rfc.DuCa, rfc.DisCa}  # test_laws, test_tokens, test_disca
-    assert made - tested <= {*elsewhere, rfc.Method, rfc.CachingMethod}
-    assert all(placement(METHODS[name]).granularity == "stack" for name in ("teacache", "dicache", "magcache"))
+    functions = {
+        name for name, make in inspect.getmembers(rfc, inspect.isfunction) if inspect.signature(make).return_annotation == "Method"
+    }
+    elsewhere = {"preset", "RFC", "FullCompute", "ToCa", "DuCa", "DisCa"}  # test_laws, test_token_wise, test_graft
+    assert functions - elsewhere == {method.name for method in METHODS.values()}
+    assert all(METHODS[name].granularity == "stack" for name in ("teacache", "dicache", "magcache"))

@@ -36,7 +36,7 @@ ALL = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for na
 
 def transformed(build: Callable[..., pipelines.Tiny], *args: Any, method: Any = METHOD) -> tuple[Any, rfc_fx.CachedModel, Any]:
     pipe, prompt = build(*args)
-    pipe.transformer = model = rfc_fx.transform(pipe.transformer, method=method)
+    pipe.transformer = model = rfc_fx.transform(pipe.transformer, method)
     return pipe, model, prompt
 
 
@@ -59,7 +59,7 @@ def test_a_whole_call_with_all_steps_full_is_the_untouched_one_and_a_cached_one_
     pipe, prompt = PIPELINES[name]()
     plain = pipe.transformer
     untouched = [run(pipe, prompt(), output_type=kind) for kind in ("latent", "pt")]
-    pipe.transformer = model = rfc_fx.transform(plain, method=rfc.RFC(tau=0.0))
+    pipe.transformer = model = rfc_fx.transform(plain, rfc.RFC(tau=0.0))
     for expected, kind in zip(untouched, ("latent", "pt"), strict=True):
         assert torch.equal(run(pipe, prompt(), output_type=kind), expected)
     assert set("".join(phases(model).values())) == {"F"}
@@ -68,7 +68,7 @@ def test_a_whole_call_with_all_steps_full_is_the_untouched_one_and_a_cached_one_
     cached, decided = run(pipe, prompt()), phases(model)
     assert all("E" in steps and len(steps) == 8 for steps in decided.values())
     assert torch.equal(run(pipe, prompt()), cached)  # diffusers' reset ended the generation
-    assert rfc.LogSNR.of(pipe.scheduler).steps == 8
+    assert rfc.LogSNR(pipe.scheduler).schedule.num_steps == 8
     if name not in WITHOUT_TWIN:
         pipe.transformer = twin = rfc.eager.cached(plain, METHOD)
         assert close(run(pipe, prompt()), cached) <= WHOLE_CALL
@@ -79,9 +79,9 @@ def test_a_whole_call_with_all_steps_full_is_the_untouched_one_and_a_cached_one_
 def test_full_steps_lie_where_the_noise_levels_of_the_pipeline_place_them(name: str) -> None:
     pipe, prompt = PIPELINES[name]()
     run(pipe, prompt())  # after which the scheduler stands as the pipeline sets it
-    pipe.transformer = model = rfc_fx.transform(pipe.transformer, scheduler=pipe.scheduler)
+    pipe.transformer = model = rfc_fx.transform(pipe.transformer, source=pipe)
     run(pipe, prompt())
-    full = model.method.schedule.steps  # type: ignore[attr-defined]
+    full = model.method.schedule.full_steps  # type: ignore[attr-defined]
     assert len(full) == 2
     assert set(phases(model).values()) == {"".join("F" if step in full else "E" for step in range(8))}
 
@@ -147,7 +147,7 @@ def test_guidance_that_changes_the_batch_or_the_blocks_has_programs_of_its_own(w
     plain = pipe.transformer
     call = {**prompt(), **GUIDANCE[way]}
     untouched = run(pipe, call, steps=10)
-    pipe.transformer = model = rfc_fx.transform(plain, method=rfc.RFC(tau=0.0))
+    pipe.transformer = model = rfc_fx.transform(plain, rfc.RFC(tau=0.0))
     assert torch.equal(run(pipe, call, steps=10), untouched)
     model.method = METHOD
     expected = run(pipe, call, steps=10)
@@ -208,7 +208,7 @@ def test_img2img_starts_in_the_middle(family: Callable[..., pipelines.Tiny]) -> 
 def test_two_transformers_that_share_the_steps_each_have_a_generation() -> None:
     pipe, prompt = pipelines.wan(2)
     untouched = run(pipe, prompt(), steps=12)
-    models = [rfc_fx.transform(each, method=rfc.RFC(tau=0.0)) for each in (pipe.transformer, pipe.transformer_2)]
+    models = [rfc_fx.transform(each, rfc.RFC(tau=0.0)) for each in (pipe.transformer, pipe.transformer_2)]
     pipe.transformer, pipe.transformer_2 = models
     assert torch.equal(run(pipe, prompt(), steps=12), untouched)
     for model in models:
@@ -234,7 +234,7 @@ def test_a_sampler_that_calls_twice_per_step_is_one_generation(name: str) -> Non
     plain, pipe.scheduler = model.model, scheduler()
     cached = run(pipe, prompt())
     (steps,) = phases(model).values()
-    assert len(steps) == rfc.LogSNR.of(pipe.scheduler).steps == 15  # the last step has no second call
+    assert len(steps) == rfc.LogSNR(pipe.scheduler).schedule.num_steps == 15  # the last step has no second call
     assert "E" in steps
     pipe.transformer = twin = rfc.eager.cached(plain, METHOD)
     assert close(run(pipe, prompt()), cached) <= WHOLE_CALL
@@ -301,7 +301,7 @@ def test_callbacks_see_and_change_every_step() -> None:
 def test_a_pipeline_in_half_precision_whether_it_was_cast_before_or_after(dtype: torch.dtype) -> None:
     pipe, prompt = pipelines.dit()
     untouched = run(pipe.to(dtype), prompt())
-    pipe.transformer = before = rfc_fx.transform(pipe.transformer, method=rfc.RFC(tau=0.0))
+    pipe.transformer = before = rfc_fx.transform(pipe.transformer, rfc.RFC(tau=0.0))
     assert torch.equal(run(pipe, prompt()), untouched)
     before.method = METHOD
     expected = run(pipe, prompt())
@@ -335,7 +335,7 @@ def add(pipe: Any) -> None:
 def test_an_adapter_does_the_same_before_and_after_the_transform(adapt: Callable[[Any], None]) -> None:
     pipe, prompt = pipelines.flux()
     adapt(pipe)
-    pipe.transformer = rfc_fx.transform(pipe.transformer, method=METHOD)
+    pipe.transformer = rfc_fx.transform(pipe.transformer, METHOD)
     expected = run(pipe, prompt())
     pipe, _, prompt = transformed(pipelines.flux)
     plain = run(pipe, prompt())

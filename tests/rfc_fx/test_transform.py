@@ -21,9 +21,9 @@ def generation(model: Any, kwargs: dict[str, Any], steps: int = 8) -> Tensor:
     return torch.stack([sample(model(**moved(kwargs, i, steps))) for i in range(steps)])
 
 
-def dit(**options: Any) -> tuple[nn.Module, rfc_fx.CachedModel, dict[str, Any]]:
+def dit(method: Any = None, **config: Any) -> tuple[nn.Module, rfc_fx.CachedModel, dict[str, Any]]:
     model, kwargs = FAMILIES["dit"]()
-    return model, rfc_fx.transform(model, **options), kwargs
+    return model, rfc_fx.transform(model, method, config=rfc_fx.Config(**config)), kwargs
 
 
 def test_it_stands_where_the_model_stood() -> None:
@@ -51,13 +51,13 @@ def test_positional_and_named_arguments_are_the_same_call() -> None:
 
 def test_example_inputs_capture_at_once_and_plan_speaks_before_the_first_run() -> None:
     model, kwargs = FAMILIES["dit"]()
-    cached = rfc_fx.transform(model, kwargs)
+    cached = rfc_fx.transform(model, example_inputs=kwargs)
     plan = cached.plan()
     assert len(plan.sites) == 4
     assert plan.state_bytes > 0
     assert 0 < plan.estimate_share < 1
     assert cached.stats.phases == []
-    positional = rfc_fx.transform(model, tuple(kwargs.values()))
+    positional = rfc_fx.transform(model, example_inputs=tuple(kwargs.values()))
     assert positional.plan() == plan
 
 
@@ -70,7 +70,7 @@ def test_plan_without_a_capture_says_how_to_get_one() -> None:
 def test_contexts_keep_separate_state() -> None:
     model, cached, kwargs = dit(method=rfc.RFC(tau=0.3))
     other = {**kwargs, "class_labels": torch.tensor([3, 4])}
-    expected = [generation(rfc_fx.transform(model, method=rfc.RFC(tau=0.3)), inputs) for inputs in (kwargs, other)]
+    expected = [generation(rfc_fx.transform(model, rfc.RFC(tau=0.3)), inputs) for inputs in (kwargs, other)]
     got: list[list[Tensor]] = [[], []]
     with torch.no_grad():
         for i in range(8):
@@ -87,7 +87,7 @@ def test_contexts_keep_separate_state() -> None:
 
 def test_two_models_interleaved_do_not_meet() -> None:
     model, first, kwargs = dit(method=rfc.RFC(tau=0.3))
-    second = rfc_fx.transform(model, method=rfc.TaylorSeer(interval=3, order=1))
+    second = rfc_fx.transform(model, rfc.TaylorSeer(interval=3, order=1))
     expected = generation(first, kwargs), generation(second, kwargs)
     first.reset()
     second.reset()
@@ -103,7 +103,7 @@ def test_two_models_interleaved_do_not_meet() -> None:
 def test_threads_do_not_meet() -> None:
     model, cached, kwargs = dit(method=rfc.RFC(tau=0.3))
     inputs = [{**kwargs, "class_labels": torch.tensor([c, c])} for c in range(3)]
-    expected = [generation(rfc_fx.transform(model, method=rfc.RFC(tau=0.3)), one) for one in inputs]
+    expected = [generation(rfc_fx.transform(model, rfc.RFC(tau=0.3)), one) for one in inputs]
     cached.trace(**inputs[0])
     got: dict[int, Tensor] = {}
 
@@ -185,7 +185,7 @@ def test_weights_that_change_or_move_are_seen() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_its_dtype_in_state_and_output(dtype: torch.dtype) -> None:
     model, kwargs = FAMILIES["dit"]()
-    cached = rfc_fx.transform(model.to(dtype), method=rfc.RFC(tau=0.3, order=2))
+    cached = rfc_fx.transform(model.to(dtype), rfc.RFC(tau=0.3, order=2))
     half = {**kwargs, "hidden_states": kwargs["hidden_states"].to(dtype)}
     out = generation(cached, half)
     assert out.dtype == dtype
@@ -220,7 +220,7 @@ def test_a_generation_that_skips_nothing_warns_once() -> None:
     cached.reset()
 
 
-PLACED = rfc.Chebyshev(nfc=4, steps=10)
+PLACED = rfc.Chebyshev(nfc=4, num_steps=10)
 
 
 @pytest.mark.parametrize("dispatch", ["host", "cond"])
@@ -255,28 +255,19 @@ def test_steps_that_were_counted_before_the_direction_was_known_are_not_missed()
     cached.reset()  # says nothing
 
 
-def test_without_a_method_the_number_of_steps_chooses_the_default() -> None:
-    model, kwargs = FAMILIES["dit"]()
-    assert rfc_fx.transform(model, kwargs).method == rfc.RFC()
-    assert rfc_fx.transform(model, kwargs, steps=20).method == rfc.Chebyshev(steps=20)
-    with pytest.raises(ValueError, match=r"steps=20 chooses the default method, and one was given too: FORA"):
-        rfc_fx.transform(model, method=rfc.FORA(), steps=20)
-    with pytest.raises(ValueError, match="steps must be an integer of at least 1, got 0"):
-        rfc_fx.transform(model, steps=0)
-
-
-def test_without_a_method_the_scheduler_chooses_the_default() -> None:
+def test_without_a_method_the_source_chooses_the_default() -> None:
     model, kwargs = FAMILIES["dit"]()
     scheduler = DDIMScheduler()
-    assert rfc_fx.transform(model, kwargs, scheduler=scheduler, steps=20).method == rfc.LogSNR.of(DDIMScheduler(), 20)
-    with pytest.raises(ValueError, match=r"^transform: noise levels: DDIMScheduler was not told how many steps there are; pass steps"):
-        rfc_fx.transform(model, scheduler=scheduler)
+    assert rfc_fx.transform(model, example_inputs=kwargs).method == rfc.RFC()
+    with pytest.raises(ValueError, match=r"^transform: source: noise levels: DDIMScheduler was not told how many steps there are.*LogSNR"):
+        rfc_fx.transform(model, source=scheduler)
     scheduler.set_timesteps(30)
-    assert rfc_fx.transform(model, scheduler=scheduler).method == rfc.LogSNR.of(DDIMScheduler(), 30)
-    with pytest.raises(ValueError, match=r"a scheduler chooses the default method, and one was given too: FORA"):
-        rfc_fx.transform(model, method=rfc.FORA(), scheduler=scheduler, steps=20)
-    with pytest.raises(ValueError, match=r"^transform: noise levels: expected a scheduler such as pipe.scheduler, got str"):
-        rfc_fx.transform(model, scheduler="ddim")
+    assert rfc_fx.transform(model, source=scheduler).method == rfc.LogSNR(DDIMScheduler(), 30)
+    assert rfc_fx.transform(model, rfc.FORA(), source=scheduler).method == rfc.FORA()
+    with pytest.raises(ValueError, match=r"^transform: source: noise levels: expected a scheduler such as pipe.scheduler, got str"):
+        rfc_fx.transform(model, source="ddim")
+    with pytest.raises(TypeError, match=r"expected a pipeline with a scheduler, or a scheduler, got str"):
+        rfc_fx.transform(model, rfc.FORA(), source="ddim")
 
 
 RISING = {"fora": rfc.FORA(interval=3), "taylor": rfc.TaylorSeer(interval=4, order=2), "rfc": rfc.RFC(tau=0.3, order=2)}
@@ -287,7 +278,7 @@ RISING = {"fora": rfc.FORA(interval=3), "taylor": rfc.TaylorSeer(interval=4, ord
 def test_a_timestep_that_rises_from_noise_to_image_is_known_from_the_first_generation_on(method: Any) -> None:
     """Law 9 for models whose timestep rises: nobody says so, and yet the first generation is as all others."""
     model, cached, kwargs = dit(method=method)
-    twin, hoisted = rfc.eager.cached(model, method), rfc_fx.transform(model, method=method, hoist=True)
+    twin, hoisted = rfc.eager.cached(model, method), rfc_fx.transform(model, method, config=rfc_fx.Config(hoist=True))
     first: list[torch.Tensor] = []
     for _ in range(2):
         drawn = []
@@ -307,10 +298,10 @@ def test_a_timestep_that_rises_from_noise_to_image_is_known_from_the_first_gener
 @torch.no_grad()
 def test_full_steps_are_where_they_were_placed_from_the_first_generation_on_although_the_timestep_rises() -> None:
     """With one leading full step the second one is full too, once: until the third call it may have begun a generation that falls."""
-    method = rfc.Chebyshev(nfc=5, steps=10)
+    method = rfc.Chebyshev(nfc=5, num_steps=10)
     model, cached, kwargs = dit(method=method)
-    twin, hoisted = rfc.eager.cached(model, method), rfc_fx.transform(model, method=method, hoist=True)
-    placed = method.schedule.steps  # type: ignore[attr-defined]
+    twin, hoisted = rfc.eager.cached(model, method), rfc_fx.transform(model, method, config=rfc_fx.Config(hoist=True))
+    placed = method.schedule.full_steps  # type: ignore[attr-defined]
     assert 1 not in placed
     for full in ({1, *placed}, {*placed}, {*placed}):
         for step in range(10):
@@ -326,7 +317,7 @@ def test_full_steps_are_where_they_were_placed_from_the_first_generation_on_alth
 @torch.no_grad()
 def test_a_call_to_warm_up_changes_nothing(method: Any) -> None:
     model, cached, kwargs = dit(method=method)
-    warmed, twin = rfc_fx.transform(model, method=method), rfc.eager.cached(model, method)
+    warmed, twin = rfc_fx.transform(model, method), rfc.eager.cached(model, method)
     for each in (warmed, twin):
         each(**{**kwargs, "timestep": kwargs["timestep"] // 2})
     for step in range(10):
@@ -353,18 +344,13 @@ def test_wrong_arguments_are_refused_with_the_way_out() -> None:
     for wrong, message in (
         (lambda: rfc_fx.transform("model"), "for a pipeline pass pipe.transformer"),
         (lambda: rfc_fx.transform(cached), "transformed already"),
-        (lambda: rfc_fx.transform(model, method="rfc"), "must be an rfc method such as"),
+        (lambda: rfc_fx.transform(model, "rfc"), "must be an rfc method such as"),
+        (lambda: rfc_fx.transform(model, config={"hoist": True}), "config must be a rfc_fx.Config such as"),
     ):
         with pytest.raises(TypeError, match=message):
             wrong()
     with pytest.raises(rfc_fx.CaptureError, match="transform first, compile after"):
         rfc_fx.transform(torch.compile(model, backend="eager"))
-    for options, message in (
-        ({"granularity": "layer"}, r"granularity must be one of module, block, stack, output, blocks\[a:b\] .*, auto, got 'layer'"),
-        ({"dispatch": "device"}, "dispatch must be one of host, cond, got 'device'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            rfc_fx.transform(model, **options)
     with pytest.raises(TypeError, match="missing a required argument"):
         cached()
     with pytest.raises(TypeError, match="unexpected keyword argument 'latent'; the signature is"):
@@ -384,7 +370,7 @@ def test_an_uncompiled_call_that_fails_leaves_no_half_written_generation() -> No
     with torch.no_grad(), pytest.raises(Exception, match=r"."):
         cached(**{**kwargs, "hidden_states": torch.randn(2, 4, 8, 7)})
     assert torch.equal(generation(cached, kwargs), expected)
-    assert torch.equal(generation(model, kwargs, 2), generation(rfc_fx.transform(model, method=rfc.FullCompute()), kwargs, 2))
+    assert torch.equal(generation(model, kwargs, 2), generation(rfc_fx.transform(model, rfc.FullCompute()), kwargs, 2))
 
 
 class TwoTimes(nn.Module):
@@ -404,7 +390,7 @@ class TwoTimes(nn.Module):
 @torch.no_grad()
 def test_one_tensor_passed_for_two_arguments_is_two_arguments_in_later_calls() -> None:
     model, x, t = TwoTimes().eval(), torch.randn(2, 4, 8), torch.tensor([0.5, 0.5])
-    cached = rfc_fx.transform(model, {"hidden_states": x, "timestep": t, "sigma": t}, method=rfc.RFC(tau=0.0))
+    cached = rfc_fx.transform(model, rfc.RFC(tau=0.0), example_inputs={"hidden_states": x, "timestep": t, "sigma": t})
     for timestep, sigma in ((t, t), (t, t - 0.25), (t - 0.25, t)):
         assert torch.equal(cached(x, timestep, sigma), model(x, timestep, sigma))
     assert len(cached.cache) == 1

@@ -326,6 +326,9 @@ PRX = Spec(
 )
 
 
+_QWEN_TINY = {"out_channels": 4, "attention_head_dim": 16, "num_attention_heads": 2, "axes_dims_rope": (4, 4, 8)}
+
+
 def _qwen_inputs(config: Any, draw: Draw, size: Size) -> dict[str, Any]:
     side, _, arguments = _packed(config, draw, size, 512, config.joint_attention_dim)
     return {**arguments, "img_shapes": [[(1, side, side)]] * 2}
@@ -333,14 +336,7 @@ def _qwen_inputs(config: Any, draw: Draw, size: Size) -> dict[str, Any]:
 
 QWEN = Spec(
     name="QwenImageTransformer2DModel",
-    tiny={
-        "in_channels": 16,
-        "out_channels": 4,
-        "attention_head_dim": 16,
-        "num_attention_heads": 2,
-        "joint_attention_dim": 12,
-        "axes_dims_rope": (4, 4, 8),
-    },
+    tiny={**_QWEN_TINY, "in_channels": 16, "joint_attention_dim": 12},
     depth=lambda layers: {"num_layers": layers},
     inputs=_qwen_inputs,
 )
@@ -354,14 +350,7 @@ def _qwen21_inputs(config: Any, draw: Draw, size: Size) -> dict[str, Any]:
 
 QWEN21 = Spec(
     name="QwenImage21Transformer2DModel",
-    tiny={
-        "in_channels": 4,
-        "out_channels": 4,
-        "attention_head_dim": 16,
-        "num_attention_heads": 2,
-        "context_in_dim": 12,
-        "axes_dims_rope": (4, 4, 8),
-    },
+    tiny={**_QWEN_TINY, "in_channels": 4, "context_in_dim": 12},
     depth=lambda layers: {"num_layers": layers},
     inputs=_qwen21_inputs,
 )

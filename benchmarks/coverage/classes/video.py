@@ -279,13 +279,14 @@ def _mochi_inputs(config: Any, draw: Draw, size: Size) -> dict[str, Any]:
     }
 
 
+def _clip(config: Any, draw: Draw, size: Size, text: int, width: int) -> dict[str, Any]:
+    """Latent frames of 480p and a text of so many tokens with features of that width."""
+    grid, words = ((2, 4, 4), 6) if size == "tiny" else ((21, 60, 104), text)
+    return {"hidden_states": draw(2, config.in_channels, *grid), "timestep": _steps(500.0), **_conditioned(draw, words, width)}
+
+
 def _motif_inputs(config: Any, draw: Draw, size: Size) -> dict[str, Any]:
-    grid, text = ((2, 4, 4), 6) if size == "tiny" else ((21, 60, 104), 512)
-    return {
-        "hidden_states": draw(2, config.in_channels, *grid),
-        "timestep": _steps(500.0),
-        **_conditioned(draw, text, config.text_embed_dim),
-    }
+    return _clip(config, draw, size, 512, config.text_embed_dim)
 
 
 def _minimax_inputs(config: Any, draw: Draw, size: Size) -> dict[str, Any]:
@@ -313,12 +314,7 @@ def _minimax_inputs(config: Any, draw: Draw, size: Size) -> dict[str, Any]:
 
 
 def _sana_video_inputs(config: Any, draw: Draw, size: Size) -> dict[str, Any]:
-    grid, text = ((2, 4, 4), 6) if size == "tiny" else ((21, 60, 104), 300)
-    return {
-        "hidden_states": draw(2, config.in_channels, *grid),
-        "timestep": _steps(500.0),
-        **_conditioned(draw, text, config.caption_channels),
-    }
+    return _clip(config, draw, size, 300, config.caption_channels)
 
 
 def _sana_wm_inputs(config: Any, draw: Draw, size: Size) -> dict[str, Any]:

@@ -22,9 +22,8 @@ import rfc_fx
 from rfc.estimators.base import Estimator
 from rfc.estimators.newton import Newton
 from rfc.estimators.relational import RFE
-from rfc.method import CachingMethod, Method, placement
-from rfc.placement.base import PlacedMethod
-from rfc.placement.chebyshev import Chebyshev
+from rfc.generation import Generation
+from rfc.method import Method
 from rfc.schedules.base import Schedule
 from rfc.schedules.fixed import Placed
 from rfc_fx.errors import RFCError
@@ -32,14 +31,10 @@ from rfc_fx.runtime.warnings import NothingSkippedWarning
 from rfc_fx.tools.calibrate.bisection import calibrated, largest_threshold
 from rfc_fx.tools.calibrate.placement_search import Steps, best_placed, starts
 from rfc_fx.tools.compare import psnr
-from rfc_fx.tools.load import Source
+from rfc_fx.tools.sources import Source
 
 Told = Callable[[str], None]
 """Hears what is being measured."""
-
-
-THRESHOLDS = ("tau", "threshold", "base")
-"""What methods and schedules call their threshold."""
 
 
 LOW, HIGH = 1e-3, 20.0
@@ -109,7 +104,7 @@ class Goal:
 class Calibrated(NamedTuple):
     """The method as it was found, and what it gave."""
 
-    method: CachingMethod
+    method: Method
     threshold: float | None
     """None for a method that has none."""
     measured: Measured
@@ -117,16 +112,13 @@ class Calibrated(NamedTuple):
     """How many methods were measured."""
 
 
-def with_threshold(method: CachingMethod, threshold: float) -> CachingMethod:
-    """The method with another threshold; CalibrationError for one that has none."""
-    for name in THRESHOLDS:
-        if hasattr(method, name):
-            return replace(method, **{name: threshold})  # type: ignore[type-var]
-        if isinstance(method, Method) and hasattr(method.schedule, name):
-            return replace(method, schedule=replace(method.schedule, **{name: threshold}))  # type: ignore[type-var]
-    raise CalibrationError(
-        f"calibrate: {type(method).__name__} decides without a threshold; choose its interval, or a method with RCS, or rfc.LogSNR"
-    )
+def check_calibratable(method: Method) -> None:
+    """CalibrationError for a method that neither places a number of full steps nor has a threshold."""
+    schedule = method.schedule
+    if schedule.nfc is None and schedule.threshold is None:
+        raise CalibrationError(
+            f"calibrate: {method.name} decides without a threshold; choose its interval, or a method with RCS, or rfc.LogSNR"
+        )
 
 
 class Laboratory:
@@ -138,11 +130,11 @@ class Laboratory:
         self._whole: Float[Tensor, "N C H W"] | None = None
         self.seen: dict[tuple[Estimator, Schedule], Measured] = {}
 
-    def _transformed(self, method: CachingMethod) -> tuple[rfc_fx.CachedModel, Any]:
+    def _transformed(self, method: Method) -> tuple[rfc_fx.CachedModel, Any]:
         """The model with that forecast, captured once, and what calls it."""
         key = method.estimator, method.schedule.in_graph
         if key not in self._made:
-            cached = rfc_fx.transform(self.source.model, method=method, granularity=placement(method).granularity)
+            cached = rfc_fx.transform(self.source.model, method)
             self._made[key] = cached, torch.compile(cached, fullgraph=True) if self.compile else cached
         cached, call = self._made[key]
         cached.method = method
@@ -155,7 +147,7 @@ class Laboratory:
             self._whole = torch.cat([self.source.draw(self.source.model, seed, self.steps, lambda: None) for seed in self.source.seeds])
         return self._whole
 
-    def measure(self, method: CachingMethod, what: str, *, quality: bool = True) -> Measured:
+    def measure(self, method: Method, what: str, *, quality: bool = True) -> Measured:
         """Draw all seeds by a method."""
         if (known := (method.estimator, method.schedule)) in self.seen:
             return self.seen[known]
@@ -185,7 +177,7 @@ class Laboratory:
 
 def calibrate(
     source: Source,
-    method: CachingMethod,
+    method: Method,
     goal: Goal,
     steps: int,
     *,
@@ -203,20 +195,20 @@ def calibrate(
     """
     if goal.nfc is not None and not 1 <= goal.nfc <= steps:
         raise CalibrationError(f"calibrate: nfc must be from 1 to the number of steps {steps}, got {goal.nfc:g}")
-    if isinstance(method, Chebyshev):
-        method = replace(method, nfc=None, steps=steps)
-    if isinstance(method, PlacedMethod):
-        if method.steps != steps:
-            made = f"{type(method).__name__} for {method.steps} steps"
-            raise CalibrationError(f"calibrate: expected a method for the {steps} steps that are drawn, got {made}")
-        return _placed(Laboratory(source, steps, compile=compile, told=told), method.with_nfc(_whole(goal.nfc)), goal, lists)
-    with_threshold(method, LOW)
+    check_calibratable(method)
+    if method.schedule.nfc is not None:
+        nfc = _whole(goal.nfc)
+        try:
+            schedule = method.schedule.with_nfc(None).bound(steps).with_nfc(nfc)
+        except ValueError as error:
+            raise CalibrationError(f"calibrate: expected a method for the {steps} steps that are drawn: {error}") from error
+        return _placed(Laboratory(source, steps, compile=compile, told=told), method.with_schedule(schedule), goal, lists)
     laboratory = Laboratory(source, steps, compile=compile, told=told)
     tried: set[float] = set()
 
     def measure(threshold: float, *, quality: bool = True) -> Measured:
         tried.add(threshold)
-        return laboratory.measure(with_threshold(method, threshold), f"threshold {threshold:.4g}", quality=quality)
+        return laboratory.measure(method.with_threshold(threshold), f"threshold {threshold:.4g}", quality=quality)
 
     if goal.nfc is not None:
         found: float | None = calibrated(lambda at: measure(at, quality=False).nfc, goal.nfc, low=LOW, high=HIGH).threshold
@@ -224,7 +216,7 @@ def calibrate(
         found = largest_threshold(lambda at: goal.met(measure(at)), low=LOW, high=HIGH)
     if found is None:
         raise _unreached(goal, f"at threshold {LOW:g}", measure(LOW), steps)
-    return Calibrated(with_threshold(method, found), found, measure(found), len(tried))
+    return Calibrated(method.with_threshold(found), found, measure(found), len(tried))
 
 
 def _whole(nfc: float | None) -> int | None:
@@ -233,32 +225,43 @@ def _whole(nfc: float | None) -> int | None:
     return None if nfc is None else int(nfc)
 
 
-def _placed(laboratory: Laboratory, method: PlacedMethod, goal: Goal, lists: int) -> Calibrated:
+def _placed(laboratory: Laboratory, method: Method, goal: Goal, lists: int) -> Calibrated:
     """The forecast and the full steps of least error for that many; or the fewest that keep a bound on quality."""
-    steps, placed = method.steps, method.schedule
+    steps = laboratory.steps
 
     def measured(nfc: int) -> Measured:
         return laboratory.measure(method.with_nfc(nfc), f"{nfc} full steps")
 
-    def moved(nfc: int) -> CachingMethod:
-        def missing(estimator: Estimator, places: Steps) -> float:
-            what = f"{named(estimator)} at full steps {' '.join(map(str, places))}"
-            return goal.missing(laboratory.measure(at(estimator, placed, places), what))
+    def moved(nfc: int) -> Method:
+        own = listed(method.with_nfc(nfc).schedule, steps)
+
+        def missing(estimator: Estimator, full_steps: Steps) -> float:
+            what = f"{named(estimator)} at full steps {' '.join(map(str, full_steps))}"
+            return goal.missing(laboratory.measure(at(method, estimator, replace(own, full_steps=full_steps)), what))
 
         tried = forecasts(method.estimator)
-        found = best_placed(missing, tried, starts(nfc, steps, method.places(nfc)), steps, most=lists, enough=goal.bound)
-        return at(found.forecast, placed, found.steps)
+        found = best_placed(missing, tried, starts(nfc, steps, own.full_steps), steps, most=lists, enough=goal.bound)
+        return at(method, found.forecast, replace(own, full_steps=found.steps))
 
     if goal.nfc is not None:
-        best = moved(method.full)
+        best = moved(int(goal.nfc))
         return Calibrated(best, None, laboratory.measure(best, ""), len(laboratory.seen))
     if not goal.met(measured(steps)):
         raise _unreached(goal, "with every step full", measured(steps), steps)
     fewest = bisect_left(range(1, steps), True, key=lambda nfc: goal.met(measured(nfc))) + 1
-    best = at(method.estimator, placed, method.places(fewest))
+    own = listed(method.with_nfc(fewest).schedule, steps)
+    best = at(method, method.estimator, own)
     while fewest > 1 and goal.met(laboratory.measure(fewer := moved(fewest - 1), "")):
         best, fewest = fewer, fewest - 1
     return Calibrated(best, None, laboratory.measure(best, ""), len(laboratory.seen))
+
+
+def listed(schedule: Schedule, steps: int) -> Placed:
+    """The full steps of a schedule that needs no data, as a list in the same unit of time."""
+    generation, numbers = Generation(), schedule.numbers()
+    phases = [generation.decide(schedule, numbers, None, None) for _ in range(steps)]
+    full_steps = [step for step, phase in enumerate(phases) if phase == "FULL"]
+    return Placed(full_steps=full_steps, num_steps=steps, unit=schedule.unit)
 
 
 def named(estimator: Estimator) -> str:
@@ -267,9 +270,9 @@ def named(estimator: Estimator) -> str:
     return f"{type(estimator).__name__} m={estimator.orders}{damped}"
 
 
-def at(estimator: Estimator, placed: Placed, places: Steps) -> CachingMethod:
-    """An estimator with other steps full than were placed."""
-    return Method(estimator=estimator, schedule=replace(placed, steps=places))
+def at(method: Method, estimator: Estimator, schedule: Placed) -> Method:
+    """The method with another forecast and other full steps."""
+    return replace(method, estimator=estimator, schedule=schedule)
 
 
 def _unreached(goal: Goal, where: str, best: Measured, steps: int) -> CalibrationError:

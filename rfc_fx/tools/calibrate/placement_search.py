@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from math import inf
 from typing import Generic, NamedTuple, TypeVar
 
-from rfc.placement.chebyshev import Chebyshev, placed_steps
+from rfc.placement.chebyshev import ChebyshevPlaced, placed_steps
 
 Steps = tuple[int, ...]
 
@@ -28,7 +28,9 @@ class Found(NamedTuple, Generic[Forecast]):
 def starts(nfc: int, steps: int, own: Sequence[int]) -> list[Steps]:
     """Lists to begin a search with: a method's own, and others that are more or less dense at both ends or at one of them."""
     made = [tuple(own)]
-    made += [placed_steps(nfc, steps, clustering, lean) for lean in (1.0, 0.8, 1.25) for clustering in (Chebyshev.clustering, 0.6, 0.35)]
+    made += [
+        placed_steps(nfc, steps, clustering, lean) for lean in (1.0, 0.8, 1.25) for clustering in (ChebyshevPlaced.clustering, 0.6, 0.35)
+    ]
     return list(dict.fromkeys(made))
 
 

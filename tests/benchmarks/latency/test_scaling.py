@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer import Typer
-from typer.testing import CliRunner
+from command import invoke
 
 from benchmarks.latency import scaling
 
@@ -21,24 +20,8 @@ def test_quick_measures_the_axes_and_writes_all_three_files(tmp_path: Path, monk
         return original(point, settings)
 
     monkeypatch.setattr(scaling, "measured", noted)
-    app = Typer()
-    app.command()(scaling.main)
-    given = [
-        "--quick",
-        "--axes",
-        "depth, batch",
-        "--rounds",
-        "1",
-        "--steps",
-        "8",
-        "--nfc",
-        "4",
-        "--backend",
-        "eager",
-        "--out",
-        str(tmp_path),
-    ]
-    result = CliRunner().invoke(app, given)
+    options = "--quick --rounds 1 --steps 8 --nfc 4 --backend eager"
+    result = invoke(scaling.main, *options.split(), "--axes", "depth, batch", "--out", tmp_path)
     torch._dynamo.reset()
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "scaling.json").read_text())
@@ -66,8 +49,6 @@ def test_compile_time_is_of_three_ways_and_regional_compiles_no_more_graphs() ->
 
 
 def test_an_unknown_axis_is_refused_by_name() -> None:
-    app = Typer()
-    app.command()(scaling.main)
-    result = CliRunner().invoke(app, ["--axes", "heads"])
+    result = invoke(scaling.main, "--axes", "heads")
     assert result.exit_code == 2
     assert "unknown axes heads" in result.output

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer import Typer
-from typer.testing import CliRunner
+from command import invoke
 
 from benchmarks.latency import smoke
 
@@ -34,11 +33,9 @@ def ratio(median: float) -> dict[str, Any]:
     return changed("ratios", "RFE m=1", "estimate_share_of_full", to=spread)
 
 
-def invoke(now: dict[str, Any], monkeypatch: pytest.MonkeyPatch, committed: Path, *options: str) -> Any:
+def run(now: dict[str, Any], monkeypatch: pytest.MonkeyPatch, committed: Path, *options: str) -> Any:
     monkeypatch.setattr(smoke, "measured", lambda *_: now)
-    app = Typer()
-    app.command()(smoke.main)
-    return CliRunner().invoke(app, ["--committed", str(committed), *options])
+    return invoke(smoke.main, "--committed", committed, *options)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +56,7 @@ def test_the_comparison_says_what_moved(now: dict[str, Any], verdicts: list[str]
     assert [verdict for *_, verdict in smoke.compared(now, RECORD, 1.25)] == verdicts
 
 
-def test_what_inductor_made_is_compared_under_the_same_torch_alone() -> None:
+def test_inductors_counts_are_compared_under_the_same_torch_alone() -> None:
     now = changed("counts", "RFE m=1", to={"state_bytes": 1000, "graphs": 3, "estimate_inductor_bytes": 1300})
     now["versions"] = {"torch": "2.12.0"}
     assert ("RFE m=1: estimate_inductor_bytes", "1300", "1200", "another torch") in smoke.compared(now, RECORD, 1.25)
@@ -69,21 +66,21 @@ def test_what_inductor_made_is_compared_under_the_same_torch_alone() -> None:
 
 def test_a_count_that_moved_is_exit_code_1_and_a_ratio_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     committed = tmp_path / "smoke.json"
-    missing = invoke(RECORD, monkeypatch, committed)
+    missing = run(RECORD, monkeypatch, committed)
     assert missing.exit_code == 2
     assert "--update writes it" in missing.output
-    assert invoke(RECORD, monkeypatch, committed, "--update").exit_code == 0
+    assert run(RECORD, monkeypatch, committed, "--update").exit_code == 0
     assert json.loads(committed.read_text()) == RECORD
-    slower = invoke(ratio(0.9), monkeypatch, committed)
+    slower = run(ratio(0.9), monkeypatch, committed)
     assert slower.exit_code == 0
     assert "warning: slower" in slower.output
-    more = invoke(changed("counts", "RFE m=1", "state_bytes", to=1100), monkeypatch, committed)
+    more = run(changed("counts", "RFE m=1", "state_bytes", to=1100), monkeypatch, committed)
     assert more.exit_code == 1
     assert ["RFE", "m=1:", "state_bytes", "1100", "1000", "moved", "by", "+100"] in [line.split() for line in more.output.splitlines()]
     assert json.loads(committed.read_text()) == RECORD
 
 
-def test_a_round_is_compared_with_itself() -> None:
+def test_ratios_are_taken_within_a_round() -> None:
     fast = {smoke.FULL: {"FULL": 10.0, "generation": 100.0}, smoke.TWIN: {"generation": 80.0}}
     fast |= {"RFE m=1": {"FULL": 11.0, "ESTIMATE": 1.0, "generation": 40.0}}
     slow = {name: {phase: 2 * ms for phase, ms in times.items()} for name, times in fast.items()}

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -12,41 +11,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import invoke, said
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
-from typer import Typer
-from typer.testing import CliRunner, Result
 
 import rfc
 from benchmarks.latency.methods import full_steps
 from benchmarks.quality import __main__ as quality
+from benchmarks.quality import run as quality_run
 from benchmarks.quality import workloads as quality_workloads
 from benchmarks.quality.bootstrap import ratio_of_geometric_means
 from benchmarks.quality.frechet import frechet, moments, square_root
-from benchmarks.quality.methods import (
-    ABLATIONS,
-    AT_LEVELS,
-    BASELINES,
-    ENTRIES,
-    FORECASTS,
-    MAGNITUDES,
-    METHODS,
-    NORMS,
-    PLACES,
-    TOKENS,
-    WATCHED,
-    Facts,
-    Weighted,
-    uniform_steps,
-)
+from benchmarks.quality.methods import BASELINES, ENTRIES, METHODS, Entry, Facts, Weighted, uniform_steps
+from benchmarks.quality.parts import ABLATIONS, AT_LEVELS, FORECASTS, MAGNITUDES, NORMS, PLACES, TOKENS, WATCHED
 from benchmarks.quality.planned import planned_steps
-from benchmarks.quality.readme import in_readme
 from benchmarks.quality.record import read_arrays
 from benchmarks.quality.relation import correlation, relation
 from benchmarks.quality.report import markdown
 from benchmarks.quality.similarity import geometric_mean, psnr, relative_l2, ssim
 from benchmarks.quality.teacher_forced import distances, forced_errors
-from benchmarks.quality.trajectory import Trajectory, magnitude_ratios
+from benchmarks.quality.trajectory import Trajectory
+from rfc.placement.magcache import ratios_of
 from rfc.state import Clock
 from rfc_fx.tools import compare
 from rfc_fx.tools.calibrate.bisection import calibrated, largest_threshold
@@ -130,7 +115,7 @@ def test_bootstrap_interval_of_lognormal_ratios_is_about_two_standard_errors() -
     assert ratio == ratio_of_geometric_means(logs.exp(), torch.ones(400))  # the same every time
 
 
-def test_bootstrap_refuses_what_is_not_paired() -> None:
+def test_bootstrap_refuses_errors_that_are_not_paired() -> None:
     with pytest.raises(ValueError, match="two equally long vectors"):
         ratio_of_geometric_means(torch.ones(3), torch.ones(4))
     with pytest.raises(ValueError, match="above 0"):
@@ -180,7 +165,7 @@ def test_the_largest_threshold_that_fits_is_found_to_a_few_percent() -> None:
 @pytest.mark.parametrize(
     ("steps", "budget"), [(50, 25), (50, 17), (50, 14), (50, 11), (50, 8), (50, 7), (20, 10), (20, 7), (20, 5), (8, 4)]
 )
-def test_uniform_steps_are_as_many_as_wanted_and_evenly_spread(steps: int, budget: int) -> None:
+def test_uniform_steps_fill_the_budget_at_equal_gaps(steps: int, budget: int) -> None:
     chosen = uniform_steps(steps, budget)
     assert len(set(chosen)) == budget
     assert chosen == sorted(chosen)
@@ -194,7 +179,7 @@ def test_uniform_steps_are_the_published_ones_where_an_interval_gives_the_number
         assert uniform_steps(50, budget) == full_steps(rfc.Every(interval=interval, warmup=2), 50)
 
 
-def test_the_table_has_every_method_that_others_speak_of() -> None:
+def test_every_method_that_a_table_of_parts_names_exists() -> None:
     assert len(METHODS) == len(ENTRIES)
     spoken = {
         *BASELINES,
@@ -209,6 +194,16 @@ def test_the_table_has_every_method_that_others_speak_of() -> None:
     }
     assert spoken <= set(METHODS)
     assert all([entry.listed, entry.placed, entry.thresholded].count(None) == 2 for entry in ENTRIES)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_every_entry_makes_a_method(entry: Entry) -> None:
+    facts = Facts(20, lambda: [1.1] * 20, lambda tau, where: [0, 1, 5], load_digits()[1])
+    if entry.listed is not None:
+        method = entry.listed([0, 1, 5])
+    else:
+        method = entry.placed(7, facts) if entry.placed is not None else entry.thresholded(2.0, facts)  # type: ignore[misc]
+    assert isinstance(method, rfc.Method)
 
 
 def test_reuse_at_tocas_steps_has_the_same_full_steps_and_nothing_else() -> None:
@@ -271,7 +266,7 @@ def test_relations_on_a_straight_line_are_those_of_proposition_1() -> None:
 def test_magnitude_ratios_are_those_of_the_residual_from_step_to_step() -> None:
     O = torch.ones(1, 2, 3)
     trajectory = Trajectory(["stack 0"], [[(O, scale * O)] for scale in (1.0, 2.0, 3.0)])
-    assert magnitude_ratios(trajectory) == pytest.approx([1, 2, 1.5])
+    assert ratios_of(trajectory.outputs(0)) == pytest.approx([1, 2, 1.5])
 
 
 def test_planned_steps_skip_on_a_straight_line_and_are_full_where_it_bends() -> None:
@@ -306,12 +301,6 @@ def three_blocks() -> tuple[Any, Any]:
     return model, scheduler
 
 
-def command(*arguments: str) -> Result:
-    app = Typer()
-    app.command()(quality.main)
-    return CliRunner().invoke(app, list(arguments))
-
-
 @pytest.fixture(scope="module")
 def small() -> Iterator[None]:
     """Three blocks of the digits model, made-up real pictures and a classifier that knows nothing."""
@@ -327,7 +316,7 @@ def small() -> Iterator[None]:
 def kept(small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a quick run."""
     out = tmp_path_factory.mktemp("quality")
-    result = command("--quick", "--out", str(out))
+    result = invoke(quality.main, "--quick", "--out", str(out))
     assert result.exit_code == 0, result.output
     return out
 
@@ -355,7 +344,7 @@ def test_a_quick_run_writes_record_lines_report_and_pictures(kept: Path) -> None
 def test_the_report_is_made_from_the_record_alone(kept: Path, small: None) -> None:
     written = (kept / "digits.md").read_text()
     assert markdown(json.loads((kept / "digits.json").read_text())) == written
-    result = command("--report", "--out", str(kept))
+    result = invoke(quality.main, "--report", "--out", str(kept))
     assert result.exit_code == 0, result.output
     assert (kept / "digits.md").read_text() == written
 
@@ -363,10 +352,16 @@ def test_the_report_is_made_from_the_record_alone(kept: Path, small: None) -> No
 def test_a_resumed_run_keeps_what_is_there_and_is_refused_for_other_settings(
     kept: Path, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quality.quality_plots, "draw", lambda *_: [])
+    monkeypatch.setattr(quality_run.plots, "draw", lambda *_: [])
     before = json.loads((kept / "digits.json").read_text())
-    result = command(
-        "--quick", "--resume", "--parts=closed", "--methods=TaylorSeer m=1; FORA; Chebyshev; Chebyshev, calibrated", "--out", str(kept)
+    result = invoke(
+        quality.main,
+        "--quick",
+        "--resume",
+        "--parts=closed",
+        "--methods=TaylorSeer m=1; FORA; Chebyshev; Chebyshev, calibrated",
+        "--out",
+        str(kept),
     )
     assert result.exit_code == 0, result.output
     after = json.loads((kept / "digits.json").read_text())
@@ -375,35 +370,13 @@ def test_a_resumed_run_keeps_what_is_there_and_is_refused_for_other_settings(
     assert [cell for cell in after["cells"] if cell["method"] not in new] == before["cells"]
     assert new["Chebyshev"]["pattern"].count("#") == new["Chebyshev, calibrated"]["pattern"].count("#") == 4
     assert after["teacher_forced"] == before["teacher_forced"]
-    result = command("--resume", "--samples=10", "--groups=1", "--batch=10", "--out", str(kept))
+    result = invoke(quality.main, "--resume", "--samples=10", "--groups=1", "--batch=10", "--out", str(kept))
     assert result.exit_code != 0
-    assert "was made with another samples" in " ".join(result.output.replace("│", " ").split())
+    assert "was made with another samples" in said(result)
 
 
-def test_names_that_nothing_has_are_refused_before_anything_runs() -> None:
+def test_unknown_names_are_refused_before_anything_runs() -> None:
     for option, value in (("--model", "cats"), ("--methods", "Magic"), ("--samplers", "euler"), ("--parts", "open")):
-        result = command(option, value)
+        result = invoke(quality.main, option, value)
         assert result.exit_code != 0
         assert value in result.output
-
-
-def test_readme_holds_the_tables_of_the_records() -> None:
-    root = Path(__file__).parents[3]
-    text = (root / "README.md").read_text()
-    assert in_readme(text, root / "benchmarks" / "results" / "quality") == text
-
-
-def test_readme_gets_tables_of_any_record_and_says_where_nothing_was_run(kept: Path, tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- quality: begin -->\nold\n<!-- quality: end -->\nafter\n")
-    assert command("--readme", str(readme), "--out", str(kept)).exit_code == 0
-    text = readme.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
-    assert re.search(r"\n\| digits: RFC m=1 \| \d\.\d\d \|\n", text)
-    assert "| digits: RFC m=2 | - |" in text
-    result = command("--readme", str(readme), "--out", str(tmp_path))
-    assert result.exit_code == 2
-    assert "no record (MODEL.json)" in result.output
-    assert readme.read_text() == text

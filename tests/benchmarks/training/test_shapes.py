@@ -1,5 +1,6 @@
 """The shapes: their drawing, the classifier that reads them, and the training loop."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.quality import classifier
 from benchmarks.quality import workloads as quality_workloads
+from benchmarks.training import loop
 from benchmarks.training import shapes as train_shapes
 from benchmarks.training import shapes_data as shapes
 from benchmarks.training.loop import Recipe, Task, train
@@ -93,7 +95,7 @@ def test_the_shapes_classifier_can_be_trained(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_what_ships_is_small() -> None:
+def test_the_shipped_classifiers_are_small() -> None:
     assert sum(path.stat().st_size for path in classifier.FOLDER.glob("*.safetensors")) < 0.4 * MEGABYTE
 
 
@@ -182,8 +184,9 @@ def test_a_training_refuses_the_checkpoint_of_another_run(tmp_path: Path) -> Non
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 6
 
 
-def test_minutes_end_a_training_and_its_learning_rate(tmp_path: Path) -> None:
-    trained(tmp_path, steps=1_000_000, minutes=0.005)
+def test_minutes_end_a_training_and_its_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop.time, "monotonic", itertools.count(step=0.01).__next__)
+    trained(tmp_path, steps=1_000_000, minutes=0.02)
     done = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert 0 < done["step"] < 1_000_000
     assert done["optimizer"]["param_groups"][0]["lr"] < 0.1 * RECIPE.learning_rate

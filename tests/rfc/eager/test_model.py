@@ -11,10 +11,10 @@ from families import FAMILIES, Family, dit, flux, moved, sample, wan_image
 from tolerances import FORECAST
 from torch import Tensor, nn
 
-from rfc import FORA, RCS, RFC, RFE, CachingMethod, Every, FullCompute, Method, Projective, TaylorSeer
+from rfc import FORA, RCS, RFC, RFE, Every, FullCompute, Method, Projective, TaylorSeer
 from rfc.eager.model import CachedEager, cached
 
-METHODS: list[CachingMethod] = [
+METHODS: list[Method] = [
     FORA(interval=3),
     TaylorSeer(interval=3, order=2),
     RFC(tau=0.3),
@@ -62,9 +62,7 @@ def test_all_steps_full_is_the_model_bit_for_bit(family: Callable[[], Family]) -
 @every_family
 @every_method
 @torch.no_grad()
-def test_full_full_then_estimates_with_unchanged_inputs_are_the_model_bit_for_bit(
-    family: Callable[[], Family], method: CachingMethod
-) -> None:
+def test_full_full_then_estimates_with_unchanged_inputs_are_the_model_bit_for_bit(family: Callable[[], Family], method: Method) -> None:
     model, kwargs = family()
     twin = cached(model, method)
     wanted = sample(model(**kwargs))
@@ -75,7 +73,7 @@ def test_full_full_then_estimates_with_unchanged_inputs_are_the_model_bit_for_bi
 
 @every_family
 @every_method
-def test_a_second_generation_repeats_the_first(family: Callable[[], Family], method: CachingMethod) -> None:
+def test_a_second_generation_repeats_the_first(family: Callable[[], Family], method: Method) -> None:
     model, kwargs = family()
     twin = cached(model, method)
     first, phases = generate(twin, kwargs), twin.stats.phases
@@ -87,7 +85,7 @@ def test_a_second_generation_repeats_the_first(family: Callable[[], Family], met
 
 
 @every_method
-def test_a_generation_does_not_depend_on_what_was_generated_before(method: CachingMethod) -> None:
+def test_a_generation_does_not_depend_on_what_was_generated_before(method: Method) -> None:
     model, kwargs = flux()
     used = cached(model, method)
     generate(used, {**kwargs, "hidden_states": -3 * kwargs["hidden_states"]}, 7)
@@ -95,7 +93,7 @@ def test_a_generation_does_not_depend_on_what_was_generated_before(method: Cachi
 
 
 @every_method
-def test_reset_starts_a_generation_where_the_timestep_does_not_tell(method: CachingMethod) -> None:
+def test_reset_starts_a_generation_where_the_timestep_does_not_tell(method: Method) -> None:
     model, kwargs = dit()
     twin = cached(model, method)
     generate(twin, {**kwargs, "hidden_states": -3 * kwargs["hidden_states"]}, 5)
@@ -268,7 +266,7 @@ def test_rcs_watches_a_site_that_sees_the_latent() -> None:
     [FORA(interval=3), RFC()],
     ids=repr,
 )
-def test_the_next_generation_may_have_another_batch_size(method: CachingMethod) -> None:
+def test_the_next_generation_may_have_another_batch_size(method: Method) -> None:
     model, kwargs = dit()
     twin = cached(model, method)
     generate(twin, kwargs, 4)

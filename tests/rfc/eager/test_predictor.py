@@ -40,17 +40,17 @@ def run(model: Any, kwargs: dict[str, Any], steps: int = 5) -> list[torch.Tensor
 
 
 def test_the_method_is_a_value_with_the_published_list_of_steps(made: Path) -> None:
-    method = rfc.DisCa(predictor=made, steps=[0, 7, 2, 4])
-    assert method == rfc.DisCa(predictor=str(made), steps=(0, 2, 4, 7))
-    assert {method: 1}[rfc.DisCa(predictor=made, steps=(0, 2, 4, 7))] == 1
-    assert method.schedule == rfc.Listed(steps=(0, 2, 4, 7))
+    method = rfc.DisCa(predictor=made, full_steps=[0, 7, 2, 4])
+    assert method == rfc.DisCa(predictor=str(made), full_steps=(0, 2, 4, 7))
+    assert {method: 1}[rfc.DisCa(predictor=made, full_steps=(0, 2, 4, 7))] == 1
+    assert method.schedule == rfc.Listed(full_steps=(0, 2, 4, 7))
     assert rfc.DisCa(predictor=made, interval=3).schedule == rfc.Every(interval=3, warmup=1)
-    assert isinstance(method, rfc.CachingMethod)
+    assert isinstance(method, rfc.Method)
 
 
 def test_the_method_goes_through_json_and_the_twin_of_what_comes_back_is_the_same(dit: Any, made: Path) -> None:
     model, kwargs = dit
-    method = rfc.DisCa(predictor=made, steps=(0, 2, 3))
+    method = rfc.DisCa(predictor=made, full_steps=(0, 2, 3))
     back = decode_method(json.loads(json.dumps(encode_method(method))))
     assert (back.estimator, back.schedule, back.granularity) == (method.estimator, method.schedule, "output")
     for a, b in zip(*(run(rfc.eager.cached(model, one), kwargs) for one in (method, back)), strict=True):
@@ -59,7 +59,7 @@ def test_the_method_goes_through_json_and_the_twin_of_what_comes_back_is_the_sam
 
 def test_a_skipped_step_of_the_twin_is_the_formula_and_all_full_is_the_model(dit: Any, made: Path) -> None:
     model, kwargs = dit
-    method = rfc.DisCa(predictor=made, steps=(0,))
+    method = rfc.DisCa(predictor=made, full_steps=(0,))
     predictor = method.estimator.load(model)  # type: ignore[attr-defined]
     first, second = (moved(kwargs, i, 5) for i in range(2))
     twin = rfc.eager.cached(model, method)
@@ -79,7 +79,7 @@ def test_a_skipped_step_of_the_twin_is_the_formula_and_all_full_is_the_model(dit
             model.transformer_blocks = whole
         sample(twin(**first))
         assert torch.equal(sample(twin(**second)), wanted)
-    every = rfc.eager.cached(model, rfc.DisCa(predictor=made, steps=range(5)))
+    every = rfc.eager.cached(model, rfc.DisCa(predictor=made, full_steps=range(5)))
     assert all(map(torch.equal, run(every, kwargs), run(model, kwargs)))
 
 
@@ -111,7 +111,7 @@ def test_a_missing_predictor_is_refused_when_the_method_is_made(tmp_path: Path) 
     ):
         rfc.DisCa(predictor=tmp_path)
     with pytest.raises(ValueError, match="steps must contain 0"):
-        rfc.DisCa(predictor=None, steps=(1, 2))
+        rfc.DisCa(predictor=None, full_steps=(1, 2))
     with pytest.raises(rfc.PredictorError, match="predictor is None; pass the folder"):
         rfc.eager.cached(torch.nn.Linear(1, 1), rfc.preset("disca", "hunyuanvideo"))
 

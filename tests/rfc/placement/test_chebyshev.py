@@ -52,22 +52,22 @@ def test_gaps_grow_and_then_shrink_and_rounding_puts_no_long_one_among_short_one
 @given(LENGTHS)
 def test_the_schedule_makes_just_these_steps_full(counts: tuple[int, int]) -> None:
     nfc, steps = counts
-    method = rfc.Chebyshev(nfc=nfc, steps=steps)
+    method = rfc.Chebyshev(nfc=nfc, num_steps=steps)
     generation, numbers = rfc.Generation(), method.schedule.numbers()
     phases = [generation.decide(method.schedule, numbers, None, None) for _ in range(steps)]
-    assert tuple(i for i, phase in enumerate(phases) if phase == "FULL") == placed_steps(nfc, steps, method.clustering)
+    assert tuple(i for i, phase in enumerate(phases) if phase == "FULL") == placed_steps(nfc, steps, 0.8)
 
 
 @given(LENGTHS.filter(lambda counts: counts[0] > 1))
 def test_the_clock_runs_evenly_from_each_full_step_to_the_next_in_one_interval(counts: tuple[int, int]) -> None:
     nfc, steps = counts
-    schedule = rfc.Chebyshev(nfc=nfc, steps=steps).schedule
+    schedule = rfc.Chebyshev(nfc=nfc, num_steps=steps).schedule
     generation, numbers = rfc.Generation(), schedule.numbers()
     for step in range(steps):
         k, N, n = generation.clock(schedule)
-        before = [full for full in schedule.steps if full < step]
+        before = [full for full in schedule.full_steps if full < step]
         if before:
-            coming = min(full for full in schedule.steps if full >= step)
+            coming = min(full for full in schedule.full_steps if full >= step)
             assert k == pytest.approx((step - before[-1]) / (coming - before[-1]), abs=1e-5)
         assert (N, n) == (1.0 if len(before) > 1 else 0.0, len(before))
         generation.decide(schedule, numbers, None, None)
@@ -75,7 +75,7 @@ def test_the_clock_runs_evenly_from_each_full_step_to_the_next_in_one_interval(c
 
 @pytest.mark.parametrize(("steps", "at", "k"), [([0, 1, 4], 9, 5 / 3), ([0], 9, 9.0), ([0, 2], 3, 0.5)])
 def test_after_the_last_full_step_intervals_are_as_long_as_the_last_one_was(steps: list[int], at: int, k: float) -> None:
-    schedule = rfc.Placed(steps=steps, of=10, unit="interval")
+    schedule = rfc.Placed(full_steps=steps, num_steps=10, unit="interval")
     generation, numbers = rfc.Generation(), schedule.numbers()
     for _ in range(at):
         generation.decide(schedule, numbers, None, None)
@@ -83,7 +83,7 @@ def test_after_the_last_full_step_intervals_are_as_long_as_the_last_one_was(step
 
 
 def test_a_forecast_is_exact_where_the_output_is_a_polynomial_of_the_time_in_intervals() -> None:
-    method = rfc.Chebyshev(nfc=6, steps=40, damping=1.0)
+    method = rfc.Chebyshev(nfc=6, num_steps=40, damping=1.0)
     generation, numbers = rfc.Generation(), method.schedule.numbers()
     I, state = torch.zeros(1, 1, 1), None
     for step in range(40):
@@ -99,17 +99,17 @@ def test_a_forecast_is_exact_where_the_output_is_a_polynomial_of_the_time_in_int
 
 @pytest.mark.parametrize(("steps", "full"), [(50, 14), (28, 8), (20, 6), (4, 2), (1, 1)])
 def test_without_a_number_28_percent_are_full(steps: int, full: int) -> None:
-    assert rfc.Chebyshev(steps=steps).schedule.numbers()["table"].sum() == full
+    assert rfc.Chebyshev(num_steps=steps).schedule.numbers()["table"].sum() == full
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"nfc": 51}, r"nfc must be at most steps \(50\), got 51"),
+        ({"nfc": 51}, r"nfc must be at most num_steps \(50\), got 51"),
         ({"nfc": 0}, "nfc must be an integer of at least 1, got 0"),
         ({"nfc": 7.5}, "nfc must be an integer of at least 1, got 7.5"),
-        ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
-        ({"steps": 5000}, "steps must be below 4096"),
+        ({"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
+        ({"num_steps": 5000}, "full_steps must be below 4096"),
         ({"clustering": 1.5}, r"clustering must be from 0 \(equal gaps\) to 1 \(Chebyshev-Lobatto points\), got 1.5"),
         ({"clustering": math.nan}, "clustering must be from 0"),
         ({"order": 9}, "order must be an integer from 1 to 4"),
@@ -122,18 +122,33 @@ def test_settings_that_cannot_be_are_refused_when_it_is_made(settings: dict[str,
 
 
 def test_a_list_beyond_the_generation_it_is_for_is_refused() -> None:
-    with pytest.raises(ValueError, match="steps must be below of=20, got 20"):
-        rfc.Placed(steps=[0, 20], of=20)
+    with pytest.raises(ValueError, match="full_steps must be below num_steps=20, got 20"):
+        rfc.Placed(full_steps=[0, 20], num_steps=20)
 
 
-def test_it_is_kept_in_json_with_the_length_it_is_for() -> None:
-    method = rfc.Chebyshev(nfc=6, steps=20)
+def test_it_is_kept_in_json_by_its_settings() -> None:
+    method = rfc.Chebyshev(nfc=6, num_steps=20)
     encoded = encode_method(method)
-    assert encoded["schedule"] == {"type": "Placed", "steps": list(placed_steps(6, 20, method.clustering)), "of": 20, "unit": "interval"}
-    again = decode_method(encoded)
-    assert (again.estimator, again.schedule) == (method.estimator, method.schedule)
+    assert encoded["schedule"] == {"type": "ChebyshevPlaced", "num_steps": 20, "count": 6, "clustering": 0.8}
+    assert decode_method(encoded) == method
+    assert decode_method(encoded).with_nfc(5) == rfc.Chebyshev(nfc=5, num_steps=20)
+    encoded["schedule"]["count"] = 21
+    with pytest.raises(EncodingError, match=r"method\.schedule: Chebyshev: nfc must be at most num_steps \(20\), got 21"):
+        decode_method(encoded)
+
+
+def test_a_list_is_kept_in_json_with_the_length_it_is_for() -> None:
+    method = rfc.Method(estimator=rfc.Newton(), schedule=rfc.Placed(full_steps=(0, 5), num_steps=8, unit="interval"))
+    encoded = encode_method(method)
+    assert encoded["schedule"] == {"type": "Placed", "full_steps": [0, 5], "num_steps": 8, "unit": "interval"}
+    assert decode_method(encoded) == method
     with pytest.raises(EncodingError, match=r"method\.schedule: Placed: unit must be step or interval, got 'second'"):
         decode_method(encoded | {"schedule": encoded["schedule"] | {"unit": "second"}})
-    encoded["schedule"]["of"] = 3
-    with pytest.raises(EncodingError, match=r"method\.schedule: Placed: steps must be below of=3"):
+    encoded["schedule"]["num_steps"] = 3
+    with pytest.raises(EncodingError, match=r"method\.schedule: Placed: full_steps must be below num_steps=3"):
         decode_method(encoded)
+
+
+@given(LENGTHS, st.integers(1, 100))
+def test_bound_to_another_length_it_is_the_method_of_that_length(counts: tuple[int, int], other: int) -> None:
+    assert rfc.Chebyshev(num_steps=counts[1]).schedule.bound(other) == rfc.Chebyshev(num_steps=other).schedule

@@ -1,6 +1,7 @@
 """Full steps placed by noise levels: the list for which forecasts reach least far in log-SNR, by what the sampler makes of them."""
 
 import itertools
+import json
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 import rfc
 from rfc.encoding import decode_method, encode_method
 from rfc.placement.log_snr import LIMIT, nearest_steps
+from rfc.placement.noise_levels import noise_levels
 
 BETAS = st.sampled_from(["linear", "squaredcos_cap_v2"])
 
@@ -41,21 +43,21 @@ def test_no_other_list_of_as_many_steps_reaches_less(lambdas: list[float], end: 
 @given(LENGTHS, BETAS)
 def test_the_schedule_makes_just_these_steps_full(counts: tuple[int, int], betas: str) -> None:
     nfc, steps = counts
-    method = rfc.LogSNR.of(DDIMScheduler(beta_schedule=betas), steps, nfc)
+    method = rfc.LogSNR(DDIMScheduler(beta_schedule=betas), steps, nfc)
     generation, numbers = rfc.Generation(), method.schedule.numbers()
     full = tuple(i for i in range(steps) if generation.decide(method.schedule, numbers, None, None) == "FULL")
-    assert full == method.schedule.steps
+    assert full == method.schedule.full_steps
     assert len(full) == nfc
     assert full[0] == 0
 
 
-def gaps(method: rfc.LogSNR) -> list[int]:
-    return [b - a for a, b in itertools.pairwise(method.schedule.steps)]
+def gaps(method: rfc.Method) -> list[int]:
+    return [b - a for a, b in itertools.pairwise(method.schedule.full_steps)]
 
 
 def test_full_steps_are_dense_where_the_sampler_takes_long_steps_in_log_snr() -> None:
     """Linear betas: at the last steps. A cosine schedule: at both ends."""
-    linear, cosine = (gaps(rfc.LogSNR.of(DDIMScheduler(beta_schedule=betas), 50, 14)) for betas in ("linear", "squaredcos_cap_v2"))
+    linear, cosine = (gaps(rfc.LogSNR(DDIMScheduler(beta_schedule=betas), 50, 14)) for betas in ("linear", "squaredcos_cap_v2"))
     assert linear[0] > 2 * linear[-1]
     assert max(cosine[4:-4]) > 2 * cosine[0]
     assert max(cosine[4:-4]) > 2 * cosine[-1]
@@ -63,52 +65,69 @@ def test_full_steps_are_dense_where_the_sampler_takes_long_steps_in_log_snr() ->
 
 def test_a_flow_that_begins_with_noise_alone_does_not_spend_its_steps_there() -> None:
     """lambda is -inf at sigma = 1; beyond the limit further away is no further."""
-    method = rfc.LogSNR.of(FlowMatchEulerDiscreteScheduler(shift=3.0), 28, 8)
-    assert method.lambdas[0] == -math.inf
-    assert len(method.schedule.steps) == 8
-    assert method.schedule.steps == nearest_steps((-LIMIT, *method.lambdas[1:]), None, 8)
+    method = rfc.LogSNR(FlowMatchEulerDiscreteScheduler(shift=3.0), 28, 8)
+    assert method.schedule.lambdas[0] == -math.inf
+    assert len(method.schedule.full_steps) == 8
+    assert method.schedule.full_steps == nearest_steps((-LIMIT, *method.schedule.lambdas[1:]), None, 8)
     assert max(gaps(method)) > 2
 
 
 def test_of_two_calls_at_one_level_the_second_is_the_near_one() -> None:
     """Heun's method calls twice at every level but the first: forecasts from the one to the other reach nowhere."""
-    method = rfc.LogSNR.of(HeunDiscreteScheduler(), 12, 8)
-    assert method.steps == 23
-    assert all(step % 2 for step in method.schedule.steps[1:])
+    method = rfc.LogSNR(HeunDiscreteScheduler(), 12, 8)
+    assert method.schedule.num_steps == 23
+    assert all(step % 2 for step in method.schedule.full_steps[1:])
 
 
 def test_its_programs_are_those_of_chebyshev() -> None:
-    method, other = rfc.LogSNR.of(DDIMScheduler(), 20, 5), rfc.Chebyshev(nfc=5, steps=20)
+    method, other = rfc.LogSNR(DDIMScheduler(), 20, 5), rfc.Chebyshev(nfc=5, num_steps=20)
     assert method.estimator == other.estimator
     assert method.schedule.in_graph == other.schedule.in_graph
-    assert method.schedule.steps != other.schedule.steps
-    assert method.schedule.of == other.schedule.of == method.steps
+    assert method.schedule.full_steps != other.schedule.full_steps
+    assert method.schedule.num_steps == other.schedule.num_steps == 20
 
 
 @pytest.mark.parametrize(("steps", "full"), [(50, 14), (28, 8), (4, 2), (1, 1)])
 def test_without_a_number_28_percent_are_full(steps: int, full: int) -> None:
-    assert len(rfc.LogSNR.of(DDIMScheduler(), steps).schedule.steps) == full
+    assert len(rfc.LogSNR(DDIMScheduler(), steps).schedule.full_steps) == full
 
 
-def test_it_is_told_without_its_levels() -> None:
-    assert repr(rfc.LogSNR.of(DDIMScheduler(), 20, 5)) == "LogSNR(steps=20, nfc=5, order=2, damping=0.5)"
+def test_its_repr_is_without_fifty_levels() -> None:
+    assert repr(rfc.LogSNR(DDIMScheduler(), 20, 5).schedule) == "LogSNRPlaced(num_steps=20, nfc=5)"
 
 
-def test_it_is_kept_in_json_as_the_steps_it_placed() -> None:
-    method = rfc.LogSNR.of(FlowMatchEulerDiscreteScheduler(), 20, 5)
-    again = decode_method(encode_method(method))
-    assert (again.estimator, again.schedule) == (method.estimator, method.schedule)
+def test_it_is_kept_in_json_with_its_noise_levels() -> None:
+    method = rfc.LogSNR(FlowMatchEulerDiscreteScheduler(), 20, 5)  # begins at -inf
+    again = decode_method(json.loads(json.dumps(encode_method(method), allow_nan=False)))
+    assert again == method
+    assert again.with_nfc(7) == rfc.LogSNR(FlowMatchEulerDiscreteScheduler(), 20, 7)
+
+
+def test_bound_to_the_levels_of_a_generation_it_is_the_method_of_those_levels() -> None:
+    cosine = DDIMScheduler(beta_schedule="squaredcos_cap_v2")
+    schedule = rfc.LogSNR(DDIMScheduler(), 20).schedule
+    assert schedule.bound(30, noise_levels(cosine, 30)) == rfc.LogSNR(cosine, 30).schedule
+    assert schedule.bound(20) == schedule
+    with pytest.raises(ValueError, match="LogSNR: placed for the noise levels of 20 calls, got 30 calls and no levels"):
+        schedule.bound(30)
+
+
+def test_a_sampler_is_named_in_one_way() -> None:
+    with pytest.raises(ValueError, match=r"LogSNR: pass a scheduler such as pipe\.scheduler, or lambdas"):
+        rfc.LogSNR(nfc=4)
+    with pytest.raises(ValueError, match="pass them alone, or a scheduler with num_steps"):
+        rfc.LogSNR(DDIMScheduler(), lambdas=(0.0, 1.0))
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"lambdas": ()}, r"lambdas must be log\(alpha / sigma\) at each call, .* LogSNR\.of\(scheduler, steps\) reads them"),
+        ({"lambdas": ()}, r"lambdas must be log\(alpha / sigma\) at each call, .* LogSNR\(scheduler, num_steps\) reads them"),
         ({"lambdas": (0.0, math.nan)}, "lambdas must be"),
         ({"lambdas": ("0",)}, "lambdas must be"),
         ({"lambdas": 3}, "lambdas must be"),
         ({"end": "clean"}, "and end such a number or None, got .* and 'clean'"),
-        ({"nfc": 4}, r"LogSNR: nfc must be at most steps \(3\), got 4"),
+        ({"nfc": 4}, r"LogSNR: nfc must be at most num_steps \(3\), got 4"),
         ({"nfc": 0}, "LogSNR: nfc must be an integer of at least 1, got 0"),
         ({"order": 5}, "order must be an integer from 1 to 4"),
         ({"damping": 2}, "damping must be from 0"),

@@ -103,9 +103,9 @@ class Strange:
     ("scheduler", "steps", "said"),
     [
         (None, 8, "expected a scheduler such as pipe.scheduler, got NoneType"),
-        (DDIMScheduler(), None, "DDIMScheduler was not told how many steps there are; pass steps, or call set_timesteps first"),
-        (DDIMScheduler(), 0, "noise levels: steps must be an integer of at least 1, got 0"),
-        (DDIMScheduler(), 2.5, "noise levels: steps must be an integer of at least 1, got 2.5"),
+        (DDIMScheduler(), None, "DDIMScheduler was not told how many steps there are; pass num_steps, or call set_timesteps first"),
+        (DDIMScheduler(), 0, "noise levels: num_steps must be an integer of at least 1, got 0"),
+        (DDIMScheduler(), 2.5, "noise levels: num_steps must be an integer of at least 1, got 2.5"),
         (DDIMScheduler(), 2000, r"DDIMScheduler\.set_timesteps\(num_inference_steps\) failed"),
         (Strange(), 4, r"Strange has neither alphas_cumprod nor one of sigmas for each of its 4 timesteps; say them yourself: rfc\.LogSNR"),
     ],

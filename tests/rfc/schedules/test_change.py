@@ -114,7 +114,7 @@ def test_step_change_decides_as_teacaches_loop_does(
     I = walk(seed, 20)
     wanted, closest = teacache(I, threshold, coefficients, steps, warmup)
     assume(closest > 1e-4)
-    schedule = StepChange(threshold=threshold, coefficients=coefficients, steps=steps, warmup=warmup)
+    schedule = StepChange(threshold=threshold, coefficients=coefficients, num_steps=steps, warmup=warmup)
     assert full_steps(generation(schedule, I)) == wanted
 
 
@@ -206,7 +206,7 @@ def test_what_is_watched_is_kept_as_it_was_after_every_step_or_every_full_one(sc
 
 @every_schedule
 def test_thresholds_are_float32_tensors_without_axes_whatever_they_are(schedule: Schedule) -> None:
-    other = type(schedule)(threshold=INF, warmup=7, steps=50)  # type: ignore[call-arg]
+    other = type(schedule)(threshold=INF, warmup=7, num_steps=50)  # type: ignore[call-arg]
     for one in (schedule, other):
         assert all(value.shape == () and value.dtype == torch.float32 for value in one.numbers().values())
     assert schedule.numbers().keys() == other.numbers().keys()
@@ -234,7 +234,7 @@ def test_a_schedule_is_a_value(schedule: Schedule) -> None:
 def test_the_first_steps_and_a_known_last_one_are_full(
     schedule: Schedule, seed: int, warmup: int, steps: int | None, count: int, threshold: float
 ) -> None:
-    given_schedule = type(schedule)(threshold=threshold, warmup=warmup, steps=steps)  # type: ignore[call-arg]
+    given_schedule = type(schedule)(threshold=threshold, warmup=warmup, num_steps=steps)  # type: ignore[call-arg]
     full = full_steps(generation(given_schedule, walk(seed, count), walk(seed + 1, count)))
     assert full[:warmup] == list(range(min(warmup, count)))
     assert steps is None or steps > count or steps - 1 in full
@@ -254,7 +254,7 @@ def test_a_threshold_of_zero_makes_every_step_full_and_an_infinite_one_none_afte
 @every_schedule
 @given(warmup=st.integers(1, 5), steps=st.none() | st.integers(1, 9), count=st.integers(1, 9))
 def test_a_schedule_knows_whether_it_can_skip(schedule: Schedule, warmup: int, steps: int | None, count: int) -> None:
-    given_schedule = type(schedule)(threshold=INF, warmup=warmup, steps=steps)  # type: ignore[call-arg]
+    given_schedule = type(schedule)(threshold=INF, warmup=warmup, num_steps=steps)  # type: ignore[call-arg]
     assume(steps is None or steps >= count)
     still = [torch.ones(1, 2, 2)] * count
     assert given_schedule.can_skip(count) == ("ESTIMATE" in generation(given_schedule, still, still).generation.phases)
@@ -277,8 +277,8 @@ def test_an_error_that_is_no_number_makes_its_step_full(schedule: Schedule, thre
         (lambda: ProbeChange(threshold="0.1"), r"^ProbeChange: threshold must be a number >= 0 .*, got '0\.1'$"),
         (lambda: ProbeChange(threshold=True), r"^ProbeChange: threshold must be a number >= 0 .*, got True$"),
         (lambda: StepChange(threshold=1, warmup=0), r"^StepChange: warmup must be an integer of at least 1, got 0$"),
-        (lambda: AnchorChange(threshold=1, steps=0), r"^AnchorChange: steps must be an integer of at least 1, got 0$"),
-        (lambda: ProbeChange(threshold=1, steps=2.5), r"^ProbeChange: steps must be an integer of at least 1, got 2\.5$"),
+        (lambda: AnchorChange(threshold=1, num_steps=0), r"^AnchorChange: num_steps must be an integer of at least 1, got 0$"),
+        (lambda: ProbeChange(threshold=1, num_steps=2.5), r"^ProbeChange: num_steps must be an integer of at least 1, got 2\.5$"),
         (
             lambda: StepChange(threshold=1, coefficients=()),
             r"^StepChange: coefficients must be finite numbers, the highest power first, got \(\)$",

@@ -65,23 +65,23 @@ def test_after_the_warm_up_full_steps_are_an_interval_apart(interval: int, warmu
 
 @given(st.sets(st.integers(1, 39)))
 def test_exactly_the_listed_steps_are_full(steps: set[int]) -> None:
-    assert full_steps(Listed(steps=[0, *steps]), 40) == [0, *sorted(steps)]
+    assert full_steps(Listed(full_steps=[0, *steps]), 40) == [0, *sorted(steps)]
 
 
 @given(st.sets(st.integers(1, 12)))
 def test_the_warm_up_of_a_list_is_its_unbroken_beginning(steps: set[int]) -> None:
-    schedule = Listed(steps=[0, *steps])
+    schedule = Listed(full_steps=[0, *steps])
     assert full_steps(schedule, schedule.warmup + 1) == list(range(schedule.warmup))
 
 
 def test_a_list_is_sorted_and_without_repetitions() -> None:
-    assert Listed(steps=[5, 0, 2, 5]) == Listed(steps=(0, 2, 5)) == Listed(steps=iter([0, 5, 2]))  # type: ignore[arg-type]
-    assert Listed(steps=range(3)).steps == (0, 1, 2)
+    assert Listed(full_steps=[5, 0, 2, 5]) == Listed(full_steps=(0, 2, 5)) == Listed(full_steps=iter([0, 5, 2]))  # type: ignore[arg-type]
+    assert Listed(full_steps=range(3)).full_steps == (0, 1, 2)
 
 
 @pytest.mark.parametrize("last", [7, 4095])
 def test_steps_beyond_what_a_list_can_speak_of_are_not_full(last: int) -> None:
-    schedule = Listed(steps=[0, last])
+    schedule = Listed(full_steps=[0, last])
     for step in (4096.0, 5000.0):
         assert not schedule.full(schedule.numbers(), torch.tensor(step), torch.tensor(1.0), torch.tensor(0.0))
 
@@ -203,7 +203,7 @@ def test_rcs_watches_the_input_and_keeps_what_its_forecast_needs_after_full_step
     assert schedule.slots({"I": I}) == {"O": I, "dO1": I, "dO2": I}
 
 
-@pytest.mark.parametrize("schedule", [Every(interval=3), Listed(steps=[0])])
+@pytest.mark.parametrize("schedule", [Every(interval=3), Listed(full_steps=[0])])
 def test_a_schedule_without_data_watches_nothing_keeps_nothing_and_has_no_error(schedule: Schedule) -> None:
     assert schedule.watches == ()
     assert schedule.slots({}) == schedule.refresh({}, {}, Clock.at(1, 1, 1)) == {}
@@ -215,7 +215,7 @@ def test_a_schedule_without_data_watches_nothing_keeps_nothing_and_has_no_error(
 
 PAIRS: list[tuple[Schedule, Schedule]] = [
     (Every(interval=3), Every(interval=7, warmup=5)),
-    (Listed(steps=[0]), Listed(steps=range(100))),
+    (Listed(full_steps=[0]), Listed(full_steps=range(100))),
     (RCS(tau=0.1), RCS(tau=INF, warmup=1, max_skip=4)),
 ]
 
@@ -236,7 +236,7 @@ def test_a_rule_is_a_truth_value_of_tensors_without_axes(schedule: Schedule) -> 
 
 @given(
     st.builds(Every, interval=st.integers(1, 4), warmup=st.integers(1, 4))
-    | st.builds(Listed, steps=st.sets(st.integers(1, 5)).map(lambda steps: [0, *steps]))
+    | st.builds(Listed, full_steps=st.sets(st.integers(1, 5)).map(lambda steps: [0, *steps]))
     | st.builds(RCS, tau=st.just(INF) | st.just(0.5), warmup=st.integers(1, 4), max_skip=st.none() | st.integers(0, 3)),
     st.integers(1, 8),
 )
@@ -258,11 +258,11 @@ def test_a_schedule_is_a_value(schedule: Schedule) -> None:
         (lambda: Every(interval=2.5), r"^Every: interval must be an integer of at least 1, got 2\.5$"),
         (lambda: Every(interval=True), r"^Every: interval must be an integer of at least 1, got True$"),
         (lambda: Every(interval=3, warmup=0), r"^Every: warmup must be an integer of at least 1, got 0$"),
-        (lambda: Listed(steps=[]), r"^Listed: steps must contain 0, got \[\]; the first step has nothing to reuse$"),
-        (lambda: Listed(steps=[1, 2]), r"^Listed: steps must contain 0, got \[1, 2\]; the first step has nothing to reuse$"),
-        (lambda: Listed(steps=[0, -1]), r"^Listed: steps: each step must be an integer of at least 0, got -1$"),
-        (lambda: Listed(steps=[0, 1.5]), r"^Listed: steps: each step must be an integer of at least 0, got 1\.5$"),
-        (lambda: Listed(steps=[0, 4096]), r"^Listed: steps must be below 4096, got 4096$"),
+        (lambda: Listed(full_steps=[]), r"^Listed: full_steps must contain 0, got \[\]; the first step has nothing to reuse$"),
+        (lambda: Listed(full_steps=[1, 2]), r"^Listed: full_steps must contain 0, got \[1, 2\]; the first step has nothing to reuse$"),
+        (lambda: Listed(full_steps=[0, -1]), r"^Listed: full_steps: each step must be an integer of at least 0, got -1$"),
+        (lambda: Listed(full_steps=[0, 1.5]), r"^Listed: full_steps: each step must be an integer of at least 0, got 1\.5$"),
+        (lambda: Listed(full_steps=[0, 4096]), r"^Listed: full_steps must be below 4096, got 4096$"),
         (lambda: RCS(tau=-0.1), r"^RCS: tau must be a number >= 0 \(inf: never full after warm-up\), got -0\.1$"),
         (lambda: RCS(tau=NAN), r"^RCS: tau must be a number >= 0 .*, got nan$"),
         (lambda: RCS(tau="0.1"), r"^RCS: tau must be a number >= 0 .*, got '0\.1'$"),

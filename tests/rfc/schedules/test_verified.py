@@ -40,7 +40,7 @@ def released(schedule: Verified, errors: list[float]) -> tuple[str, float]:
         if was_full:
             counter, check, error, was_full = 1, False, None, False
         else:
-            progress = step / schedule.steps
+            progress = step / schedule.num_steps
             threshold = max(schedule.base * schedule.decay**progress, schedule.floor)
             check = counter >= schedule.min_drafts
             if check and error is not None:
@@ -64,7 +64,7 @@ schedules = st.builds(
     min_drafts=st.integers(1, 5),
     max_drafts=st.integers(1, 8),
     enhanced=st.integers(0, 6),
-    steps=st.integers(5, 60),
+    num_steps=st.integers(5, 60),
 )
 
 
@@ -114,7 +114,7 @@ def test_the_threshold_decays_with_the_steps_and_stops_at_the_floor() -> None:
     # 0.1 * 0.01 ** (t / 50) falls below 0.05 at t = 7.5
     assert letters(decided(Verified(), [0.05] * 20)) == "FEFEEVVVFEEVFEEVFEEV"
     assert letters(decided(Verified(floor=0.06), [0.05] * 20)) == "FEFEEVVVFEEVVVFEEVVV"
-    assert letters(decided(Verified(steps=500), [0.05] * 20)) == "FEFEEVVVFEEVVVFEEVVV"  # the same step, earlier in its generation
+    assert letters(decided(Verified(num_steps=500), [0.05] * 20)) == "FEFEEVVVFEEVVVFEEVVV"  # the same step, earlier in its generation
 
 
 def test_every_error_is_on_record_with_the_step_that_was_verified() -> None:
@@ -125,7 +125,7 @@ def test_every_error_is_on_record_with_the_step_that_was_verified() -> None:
 
 def test_the_phases_are_full_estimate_and_verify_and_nothing_is_watched_before_a_step() -> None:
     schedule = Verified()
-    assert schedule.phases == ("FULL", "ESTIMATE", "VERIFY")
+    assert schedule.branches == ("FULL", "ESTIMATE", "VERIFY")
     assert schedule.watches == ()
     assert schedule.is_lagged
     assert not schedule.accumulates
@@ -147,9 +147,9 @@ def test_settings_are_tensors_without_axes_and_no_part_of_the_programs(one: Veri
 
 def test_speca_is_a_taylor_draft_with_this_schedule_and_its_defaults_are_those_of_dit() -> None:
     assert SpeCa().estimator == Taylor(order=4)
-    assert SpeCa().schedule == Verified(base=0.1, decay=0.01, floor=0.01, min_drafts=2, max_drafts=5, enhanced=3, steps=50)
-    other = SpeCa(base=7.0, decay=0.3, floor=0.1, min_drafts=2, max_drafts=8, order=2, enhanced=3, steps=28)  # FLUX
-    assert other.schedule == Verified(base=7.0, decay=0.3, floor=0.1, min_drafts=2, max_drafts=8, enhanced=3, steps=28)
+    assert SpeCa().schedule == Verified(base=0.1, decay=0.01, floor=0.01, min_drafts=2, max_drafts=5, enhanced=3, num_steps=50)
+    other = SpeCa(base=7.0, decay=0.3, floor=0.1, min_drafts=2, max_drafts=8, order=2, enhanced=3, num_steps=28)  # FLUX
+    assert other.schedule == Verified(base=7.0, decay=0.3, floor=0.1, min_drafts=2, max_drafts=8, enhanced=3, num_steps=28)
     assert other.estimator == Taylor(order=2)
 
 
@@ -159,7 +159,7 @@ def test_speca_is_a_taylor_draft_with_this_schedule_and_its_defaults_are_those_o
         (lambda: Verified(min_drafts=0), r"^Verified: min_drafts must be an integer of at least 1, got 0$"),
         (lambda: Verified(max_drafts=2.0), r"^Verified: max_drafts must be an integer of at least 1, got 2\.0$"),
         (lambda: Verified(enhanced=-1), r"^Verified: enhanced must be an integer of at least 0, got -1$"),
-        (lambda: Verified(steps=0), r"^Verified: steps must be an integer of at least 1, got 0$"),
+        (lambda: Verified(num_steps=0), r"^Verified: num_steps must be an integer of at least 1, got 0$"),
         (lambda: Verified(base=-0.1), r"^Verified: base must be a number >= 0, got -0\.1$"),
         (lambda: Verified(decay=math.nan), r"^Verified: decay must be a number >= 0, got nan$"),
         (lambda: Verified(floor="0"), r"^Verified: floor must be a number >= 0, got '0'$"),

@@ -57,7 +57,7 @@ def hook(model: Any) -> None:
 @pytest.mark.parametrize("change", [adapt, hook, widen])
 def test_a_change_between_generations_is_seen(change: Callable[[Any], None], method: str, announced: bool) -> None:
     model, kwargs = FAMILIES["dit"]()
-    cached = rfc_fx.transform(model, method=METHODS[method])
+    cached = rfc_fx.transform(model, METHODS[method])
     before = generation(cached, kwargs)
     for each in (change, rescale) if change is adapt else (change,):
         each(model)
@@ -67,19 +67,19 @@ def test_a_change_between_generations_is_seen(change: Callable[[Any], None], met
             cached.reset()
         after = generation(cached, kwargs)
         assert not torch.equal(after, before)
-        assert torch.equal(after, generation(rfc_fx.transform(model, method=METHODS[method]), kwargs))
+        assert torch.equal(after, generation(rfc_fx.transform(model, METHODS[method]), kwargs))
         before = after
 
 
 def test_new_values_in_the_same_weights_need_no_new_capture() -> None:
     model, kwargs = FAMILIES["dit"]()
-    cached = rfc_fx.transform(model, method=METHODS["rfc"])
+    cached = rfc_fx.transform(model, METHODS["rfc"])
     generation(cached, kwargs)
     programs = cached.programs
     with torch.no_grad():
         model.transformer_blocks[0].ff.net[2].weight.mul_(1.1)  # a fused adapter
     cached.reset()
-    assert torch.equal(generation(cached, kwargs), generation(rfc_fx.transform(model, method=METHODS["rfc"]), kwargs))
+    assert torch.equal(generation(cached, kwargs), generation(rfc_fx.transform(model, METHODS["rfc"]), kwargs))
     assert cached.programs is programs
 
 

@@ -57,7 +57,7 @@ def test_slots_that_look_alike_lie_row_beside_row_and_never_overlap(dtype: torch
 def test_an_estimated_step_is_handed_pools_where_it_is_one_pass_over_the_state(family: str) -> None:
     model, kwargs = FAMILIES[family]()
     for estimator, pooled in ((rfc.Taylor(order=2), True), (SKETCHED, True), (rfc.RFE(order=1), False)):
-        cached = rfc_fx.transform(model, moved(kwargs, 0), method=method(estimator))
+        cached = rfc_fx.transform(model, method(estimator), example_inputs=moved(kwargs, 0))
         kinds = Counter(kind for kind, _ in cached.programs["ESTIMATE"].arguments)
         slots = [slot for slot in cached.compiled.guarded.slots if not slot.startswith("schedule.")]
         assert (kinds["pool"] > 0) is pooled
@@ -71,7 +71,7 @@ def test_a_sketched_estimate_normalizes_the_tokens_of_the_sketch_alone() -> None
     model, kwargs = FAMILIES["dit"]()
     norms = {}
     for name, estimator in (("whole", rfc.RFE(order=1)), ("sketched", SKETCHED)):
-        cached = rfc_fx.transform(model, moved(kwargs, 0), method=method(estimator))
+        cached = rfc_fx.transform(model, method(estimator), example_inputs=moved(kwargs, 0))
         graph = cached.programs["ESTIMATE"].graph
         norms[name] = Counter(shape(node)[1] for node in graph.nodes if node.target is aten.layer_norm.default)
     assert norms["whole"] == {16: 5}  # four sites and the head
@@ -118,7 +118,7 @@ def test_a_slice_with_bounds_stays_where_it_is() -> None:
 
 def test_between_the_programs_torch_compile_decides_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     model, kwargs = FAMILIES["dit"]()
-    cached = rfc_fx.transform(model, method=method(rfc.RFE(order=1)))
+    cached = rfc_fx.transform(model, method(rfc.RFE(order=1)))
     step = torch.compile(cached, fullgraph=True, backend="eager")
     looked: list[str] = []
     original = torch._dynamo.trace_rules.check
@@ -140,7 +140,9 @@ def test_between_the_programs_torch_compile_decides_nothing_anew(monkeypatch: py
 def estimate_bytes(layers: int) -> tuple[int, int]:
     """(bytes that Inductor counts for the kernels of an estimated step, bytes of state)."""
     model, kwargs = FAMILIES["dit"](layers)
-    cached = rfc_fx.transform(model, method=rfc.Method(estimator=rfc.Taylor(order=1), schedule=rfc.Listed(steps=[0, 1])), hoist=True)
+    cached = rfc_fx.transform(
+        model, rfc.Method(estimator=rfc.Taylor(order=1), schedule=rfc.Listed(full_steps=[0, 1])), config=rfc_fx.Config(hoist=True)
+    )
     run = cached.trace(**kwargs)
     program = cached.programs["ESTIMATE"].run
     given: list[Any] = []
@@ -172,7 +174,9 @@ def test_an_estimated_step_reads_each_state_tensor_once_and_writes_nothing_for_a
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=str)
 def test_state_dtype_makes_the_state_smaller_as_the_plan_says_and_another_threshold_keeps_it(dtype: torch.dtype) -> None:
     model, kwargs = FAMILIES["dit"]()
-    plain, small = (rfc_fx.transform(model, kwargs, method=rfc.RFC(tau=0.3), state_dtype=kept) for kept in (None, dtype))
+    plain, small = (
+        rfc_fx.transform(model, rfc.RFC(tau=0.3), example_inputs=kwargs, config=rfc_fx.Config(state_dtype=kept)) for kept in (None, dtype)
+    )
     sizes = [{row.name: row.bytes for row in cached.plan().slots} for cached in (plain, small)]
     for name, size in sizes[0].items():
         smaller = name.endswith(".dO1") and not name.startswith("schedule.")
@@ -183,7 +187,7 @@ def test_state_dtype_makes_the_state_smaller_as_the_plan_says_and_another_thresh
             small(**moved(kwargs, i))
     assert small.stats.phases == ["FULL"] * 3 + ["ESTIMATE"] * 2
     with pytest.raises(TypeError, match="differences must be None or one of torch"):
-        rfc_fx.transform(model, state_dtype=torch.float64)
+        rfc_fx.transform(model, config=rfc_fx.Config(state_dtype=torch.float64))
 
 
 def peak_bytes(call: Any) -> int:
@@ -203,7 +207,7 @@ def test_a_full_step_holds_one_output_of_a_site_more_than_the_plain_model() -> N
     size = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 3, "in_channels": 4, "out_channels": 8, "sample_size": 32}
     model = DiTTransformer2DModel(**size, num_embeds_ada_norm=10).eval()
     call = {"hidden_states": torch.randn(2, 4, 32, 32), "timestep": torch.tensor([500, 500]), "class_labels": torch.tensor([1, 10])}
-    cached = rfc_fx.transform(model, call, method=rfc.RFC(tau=0.0))
+    cached = rfc_fx.transform(model, rfc.RFC(tau=0.0), example_inputs=call)
     peaks = []
     with torch.no_grad():
         for step in (torch.compile(cached, fullgraph=True), torch.compile(model, fullgraph=True)):

@@ -16,8 +16,7 @@ import rfc.eager
 import rfc_fx
 from rfc.bookkeeping import clock_tensors
 from rfc_fx.ir.layout import zeros
-from rfc_fx.ir.ops import is_heavy
-from rfc_fx.passes.graft import recall
+from rfc_fx.ir.ops import is_heavy, recall
 from rfc_fx.passes.guard import Reference
 from rfc_fx.zoo import DIGITS_PREDICTOR, digits_noise, load_digits, sample_digits
 
@@ -50,17 +49,17 @@ def difference(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
 def test_laws_1_and_2_all_full_is_the_model_and_twin_guarded_host_and_cond_agree(family: str, tmp_path: Path) -> None:
     model, kwargs = FAMILIES[family](layers=LAYERS)
     folder = random_predictor(model, tmp_path, CHANNELS[family], BLOCKS)
-    method, every = rfc.DisCa(predictor=folder, steps=FULL), rfc.DisCa(predictor=folder, steps=range(STEPS))
+    method, every = rfc.DisCa(predictor=folder, full_steps=FULL), rfc.DisCa(predictor=folder, full_steps=range(STEPS))
     real, twin = run(model, kwargs), run(rfc.eager.cached(model, method), kwargs)
     assert difference(twin, real) > 0.01  # the predictor is random: skipped steps are far off
-    host = rfc_fx.transform(model, method=method)
+    host = rfc_fx.transform(model, method)
     assert difference(run(host, kwargs), twin) == 0
     assert host.stats.phases == ["FULL" if step in FULL else "ESTIMATE" for step in range(STEPS)]
     assert difference(run(host, kwargs), twin) == 0  # a second generation
     assert difference(reference(host, kwargs), twin) <= SAME_GRAPH
     host.method = every
     assert difference(run(host, kwargs), real) == 0
-    cond = rfc_fx.transform(model, method=method, dispatch="cond")
+    cond = rfc_fx.transform(model, method, config=rfc_fx.Config(dispatch="cond"))
     assert difference(run(cond, kwargs), twin) <= SAME_GRAPH
     cond.method = every
     assert difference(run(cond, kwargs), real) == 0
@@ -69,9 +68,9 @@ def test_laws_1_and_2_all_full_is_the_model_and_twin_guarded_host_and_cond_agree
 @pytest.mark.parametrize("how", [{"hoist": True}, {"regional": True}, {"decision": "per_sample"}], ids=str)
 def test_law_2_what_is_hoisted_shared_or_decided_alone_is_the_same(dit: Any, how: Any) -> None:
     model, kwargs, folder = dit
-    method = rfc.DisCa(predictor=folder, steps=FULL)
+    method = rfc.DisCa(predictor=folder, full_steps=FULL)
     twin = run(rfc.eager.cached(model, method), kwargs)
-    cached = rfc_fx.transform(model, method=method, **how)
+    cached = rfc_fx.transform(model, method, config=rfc_fx.Config(**how))
     assert difference(run(cached, kwargs), twin) <= SAME_GRAPH * LAYERS  # a batch of one may meet other kernels
 
 
@@ -94,11 +93,13 @@ def test_law_5_one_frame_per_phase_without_a_break_whatever_the_list(dit: Any, d
     model, kwargs, folder = dit
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    cached, plain = (rfc_fx.transform(model, method=rfc.DisCa(predictor=folder, steps=FULL), dispatch=dispatch) for _ in range(2))
+    cached, plain = (
+        rfc_fx.transform(model, rfc.DisCa(predictor=folder, full_steps=FULL), config=rfc_fx.Config(dispatch=dispatch)) for _ in range(2)
+    )
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
     for steps in (FULL, (0, 5)):
-        cached.method = plain.method = rfc.DisCa(predictor=folder, steps=steps)
+        cached.method = plain.method = rfc.DisCa(predictor=folder, full_steps=steps)
         assert difference(run(compiled, kwargs), run(plain, kwargs)) <= SAME_GRAPH
         assert cached.stats.phases == plain.stats.phases
     assert counter.frame_count == (2 if dispatch == "host" else 1)
@@ -108,7 +109,7 @@ def test_law_5_one_frame_per_phase_without_a_break_whatever_the_list(dit: Any, d
 
 def test_law_6_a_skipped_step_runs_the_predictors_blocks_and_none_of_the_models(dit: Any) -> None:
     model, kwargs, folder = dit
-    cached = rfc_fx.transform(model, kwargs, method=rfc.DisCa(predictor=folder, steps=FULL))
+    cached = rfc_fx.transform(model, rfc.DisCa(predictor=folder, full_steps=FULL), example_inputs=kwargs)
     for phase, blocks, weights in (("FULL", LAYERS, "model.transformer_blocks"), ("ESTIMATE", BLOCKS, "predictor.blocks")):
         nodes = [
             node
@@ -138,7 +139,7 @@ def test_law_6_a_skipped_step_runs_the_predictors_blocks_and_none_of_the_models(
 
 def test_law_7_the_predictors_weights_are_the_only_new_ones_and_follow_the_models_type(dit: Any) -> None:
     model, kwargs, folder = dit
-    cached = rfc_fx.transform(model, kwargs, method=rfc.DisCa(predictor=folder, steps=FULL))
+    cached = rfc_fx.transform(model, rfc.DisCa(predictor=folder, full_steps=FULL), example_inputs=kwargs)
     old = {id(parameter) for parameter in model.parameters()}
     new = {name: parameter for name, parameter in cached.named_parameters() if id(parameter) not in old}
     assert all(name.startswith("_predictor.") for name in new)
@@ -147,7 +148,7 @@ def test_law_7_the_predictors_weights_are_the_only_new_ones_and_follow_the_model
     held = {id(parameter) for parameter in cached.programs["ESTIMATE"].module.parameters()}
     assert {id(parameter) for parameter in new.values()} <= held
     half = FAMILIES["dit"](layers=LAYERS)[0].to(torch.bfloat16)
-    other = rfc_fx.transform(half, method=cached.method)
+    other = rfc_fx.transform(half, cached.method)
     args = {**kwargs, "hidden_states": kwargs["hidden_states"].bfloat16()}
     twin = rfc.eager.cached(half, cached.method)
     assert difference([x.float() for x in run(other, args)], [x.float() for x in run(twin, args)]) == 0
@@ -155,15 +156,15 @@ def test_law_7_the_predictors_weights_are_the_only_new_ones_and_follow_the_model
 
 def test_another_predictor_needs_another_transformation(dit: Any, tmp_path: Path) -> None:
     model, kwargs, folder = dit
-    cached = rfc_fx.transform(model, kwargs, method=rfc.DisCa(predictor=folder, steps=FULL))
+    cached = rfc_fx.transform(model, rfc.DisCa(predictor=folder, full_steps=FULL), example_inputs=kwargs)
     other = random_predictor(model, tmp_path, 16, BLOCKS, seed=1)
     with pytest.raises(rfc_fx.RFCError, match=r"needs other programs .* call rfc_fx\.transform again"):
-        cached.method = rfc.DisCa(predictor=other, steps=FULL)
+        cached.method = rfc.DisCa(predictor=other, full_steps=FULL)
 
 
 def test_a_model_that_was_changed_is_captured_anew_with_its_predictor(dit: Any) -> None:
     model, kwargs = FAMILIES["dit"](layers=LAYERS)
-    cached = rfc_fx.transform(model, method=rfc.DisCa(predictor=dit[2], steps=FULL))
+    cached = rfc_fx.transform(model, rfc.DisCa(predictor=dit[2], full_steps=FULL))
     run(cached, kwargs)
     cached.reset()
     model.to(torch.float64)
@@ -175,12 +176,12 @@ def test_a_predictor_of_another_model_is_refused_in_one_line(dit: Any, tmp_path:
     model, kwargs, folder = dit
     pixart, others = FAMILIES["pixart"]()
     with pytest.raises(rfc_fx.PredictorMismatchError, match=r"model_class: the predictor was trained for DiTTransformer2DModel"):
-        rfc_fx.transform(pixart, others, method=rfc.DisCa(predictor=folder))
+        rfc_fx.transform(pixart, rfc.DisCa(predictor=folder), example_inputs=others)
     with pytest.raises(ValueError, match=r"DisCa works on 'output', got 'block'; leave granularity out"):
-        rfc_fx.transform(model, kwargs, method=rfc.DisCa(predictor=folder), granularity="block")
+        rfc_fx.transform(model, rfc.DisCa(predictor=folder), example_inputs=kwargs, config=rfc_fx.Config(granularity="block"))
     wide = random_predictor(model, tmp_path, channels=32)
     with pytest.raises(rfc_fx.PredictorMismatchError, match=r"takes a stream of shape \(2, 16, 16\), the predictor one of \(N, T, 32\)"):
-        rfc_fx.transform(model, kwargs, method=rfc.DisCa(predictor=wide))
+        rfc_fx.transform(model, rfc.DisCa(predictor=wide), example_inputs=kwargs)
 
 
 def test_blocks_of_two_streams_are_refused_by_name(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_blocks_of_two_streams_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(
         rfc_fx.PredictorMismatchError, match=r"returns tuple, expected one tensor: a predictor stands in for blocks of one stream"
     ):
-        rfc_fx.transform(model, kwargs, method=rfc.DisCa(predictor=folder))
+        rfc_fx.transform(model, rfc.DisCa(predictor=folder), example_inputs=kwargs)
 
 
 def test_the_shipped_predictor_is_nearer_to_full_computation_than_reuse_of_the_output() -> None:
@@ -197,8 +198,8 @@ def test_the_shipped_predictor_is_nearer_to_full_computation_than_reuse_of_the_o
     labels, noise, full = torch.arange(4), digits_noise(list(range(900, 904))), (0, 2, 4, 7)
     wanted = sample_digits(model, scheduler, labels, noise, steps=8)
     methods = (
-        rfc.DisCa(predictor=DIGITS_PREDICTOR, steps=full),
-        rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(steps=full), granularity="output"),
+        rfc.DisCa(predictor=DIGITS_PREDICTOR, full_steps=full),
+        rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(full_steps=full), granularity="output"),
     )
     got = [sample_digits(rfc.eager.cached(model, method), scheduler, labels, noise, steps=8) for method in methods]
     errors = [float((one - wanted).norm() / wanted.norm()) for one in got]

@@ -15,7 +15,7 @@ from rfc_fx.report.text import guarded_text
 
 def cached(family: str = "dit", method: object = None) -> rfc_fx.CachedModel:
     model, kwargs = FAMILIES[family]()
-    return rfc_fx.transform(model, moved(kwargs, 0), method=method or rfc.RFC())
+    return rfc_fx.transform(model, method or rfc.RFC(), example_inputs=moved(kwargs, 0))
 
 
 def test_one_block_of_the_guarded_graph_reads_like_the_model() -> None:

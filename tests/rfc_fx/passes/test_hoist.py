@@ -14,11 +14,11 @@ from tolerances import INDUCTOR, PREPARED, SAME_GRAPH
 import rfc
 import rfc_fx
 from rfc_fx.ir.ops import is_heavy
+from rfc_fx.ir.phase import HOISTED_PHASES
 from rfc_fx.ir.plan import Level
-from rfc_fx.ir.program import HOISTED_PHASES
 from rfc_fx.passes.hoist import hoist, levels
-from rfc_fx.passes.specialize import prefix_nodes
-from rfc_fx.runtime import driver
+from rfc_fx.passes.prefix import prefix_nodes
+from rfc_fx.runtime import driver, hoisting
 from rfc_fx.runtime.sampler import LEADING
 
 STEPS = 8
@@ -41,8 +41,8 @@ def largest(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
 @pytest.mark.parametrize("family", METHODS)
 def test_hoisted_programs_give_the_same_bits_and_prepared_ones_the_same_numbers(family: str) -> None:
     model, kwargs = FAMILIES[family]()
-    plain = rfc_fx.transform(model, method=METHODS[family])
-    hoisted = rfc_fx.transform(model, method=METHODS[family], hoist=True)
+    plain = rfc_fx.transform(model, METHODS[family])
+    hoisted = rfc_fx.transform(model, METHODS[family], config=rfc_fx.Config(hoist=True))
     again = {**kwargs, "hidden_states": kwargs["hidden_states"] * 1.1}
     expected = [*run(plain, kwargs), *run(plain, again)]
     assert all(map(torch.equal, [*run(hoisted, kwargs), *run(hoisted, again)], expected))
@@ -55,7 +55,7 @@ def test_hoisted_programs_give_the_same_bits_and_prepared_ones_the_same_numbers(
 @pytest.mark.parametrize("family", ["pixart", "flux"])
 def test_text_projections_and_keys_and_values_of_the_text_leave_every_step(family: str) -> None:
     model, kwargs = FAMILIES[family]()
-    cached = rfc_fx.transform(model, kwargs, hoist=True)
+    cached = rfc_fx.transform(model, example_inputs=kwargs, config=rfc_fx.Config(hoist=True))
     level = levels(cached.guarded, cached.compiled.timestep)
     names = {node.name for node in hoist(cached.guarded, cached.compiled.timestep, prefix_nodes(cached.guarded)).invariant}
     heavy = [node.name for node, kind in level.items() if kind is Level.INVARIANT and is_heavy(node)]
@@ -70,8 +70,8 @@ def test_text_projections_and_keys_and_values_of_the_text_leave_every_step(famil
 
 def test_the_modulation_of_every_block_is_one_program() -> None:
     model, kwargs = FAMILIES["dit"]()
-    cached = rfc_fx.transform(model, kwargs, hoist=True)
-    plain = rfc_fx.transform(model, kwargs)
+    cached = rfc_fx.transform(model, example_inputs=kwargs, config=rfc_fx.Config(hoist=True))
+    plain = rfc_fx.transform(model, example_inputs=kwargs)
     assert list(cached.programs) == ["TIMESTEP", "PREFIX", "FULL", "ESTIMATE"]
     left = [node.name for node in cached.programs["ESTIMATE"].graph.nodes if is_heavy(node)]
     assert len(left) == 1  # the output head
@@ -85,27 +85,17 @@ def counted(monkeypatch: pytest.MonkeyPatch, cached: rfc_fx.CachedModel) -> list
     original = driver.Driver._call
 
     def call(self: Any, context: Any, phase: str, *inputs: Any) -> Any:
-        if phase in HOISTED_PHASES and not is_filling[0]:
+        if phase in HOISTED_PHASES:
             ran.append(phase)
         return original(self, context, phase, *inputs)
 
-    is_filling, fill = [False], driver.Driver._known
-
-    def known(*args: Any) -> Any:
-        is_filling[0] = True
-        try:
-            return fill(*args)
-        finally:
-            is_filling[0] = False
-
     monkeypatch.setattr(driver.Driver, "_call", call)
-    monkeypatch.setattr(driver.Driver, "_known", known)
     return ran
 
 
 def test_invariants_are_computed_once_per_generation_and_prepared_timesteps_never(monkeypatch: pytest.MonkeyPatch) -> None:
     model, kwargs = FAMILIES["pixart"]()
-    cached = rfc_fx.transform(model, method=rfc.TaylorSeer(interval=3, order=1), hoist=True)
+    cached = rfc_fx.transform(model, rfc.TaylorSeer(interval=3, order=1), config=rfc_fx.Config(hoist=True))
     ran = counted(monkeypatch, cached)
     run(cached, kwargs)
     assert ran.count("INVARIANT") == 1
@@ -121,7 +111,7 @@ def test_a_changed_conditioning_is_never_missed(change: str) -> None:
     model, kwargs = FAMILIES["pixart"]()
     results = {}
     for hoisted in (False, True):
-        cached = rfc_fx.transform(model, method=rfc.TaylorSeer(interval=3, order=1), hoist=hoisted)
+        cached = rfc_fx.transform(model, rfc.TaylorSeer(interval=3, order=1), config=rfc_fx.Config(hoist=hoisted))
         if hoisted:
             cached.prepare(timesteps(kwargs))
         text = kwargs["encoder_hidden_states"].clone()
@@ -138,24 +128,24 @@ def test_a_changed_conditioning_is_never_missed(change: str) -> None:
 
 def test_weights_changed_between_generations_are_seen() -> None:
     model, kwargs = FAMILIES["sd3"]()
-    cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.3), hoist=True)
+    cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(hoist=True))
     cached.prepare(timesteps(kwargs))
     run(cached, kwargs)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.data.mul_(1.05)  # as merging an adapter does, unseen by version counters
-    expected = run(rfc_fx.transform(model, method=rfc.RFC(tau=0.3)), kwargs)
+    expected = run(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)
     assert largest(run(cached, kwargs), expected) < PREPARED
 
 
 @pytest.mark.parametrize("host_knows", [True, False])
 def test_steps_in_another_order_or_at_other_timesteps_compute_their_own(host_knows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """`host_knows` False: as on a GPU, where the timestep comes to the host only with the decision."""
-    monkeypatch.setattr(driver, "_on_host", lambda tensor: host_knows)
+    monkeypatch.setattr(hoisting, "_on_host", lambda tensor: host_knows)
     model, kwargs = FAMILIES["dit"]()
-    expected = run(rfc_fx.transform(model, method=rfc.RFC(tau=0.3)), kwargs)
+    expected = run(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)
     for order in (timesteps(kwargs), timesteps(kwargs)[::2], timesteps(kwargs) + 1, timesteps(kwargs)[:3]):
-        cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.3), hoist=True)
+        cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(hoist=True))
         cached.prepare(order)
         for _ in range(2):
             assert largest(run(cached, kwargs), expected) < PREPARED
@@ -165,7 +155,7 @@ def test_steps_in_another_order_or_at_other_timesteps_compute_their_own(host_kno
 def test_samples_at_different_timesteps_do_not_use_the_table() -> None:
     model, kwargs = FAMILIES["dit"]()
     times = kwargs["timestep"] - torch.tensor([0, 100])
-    cached = rfc_fx.transform(model, method=rfc.TaylorSeer(interval=3, order=1), hoist=True)
+    cached = rfc_fx.transform(model, rfc.TaylorSeer(interval=3, order=1), config=rfc_fx.Config(hoist=True))
     cached.prepare(times)
     call = {**kwargs, "timestep": times}
     with torch.no_grad():
@@ -178,9 +168,9 @@ def test_work_that_cannot_be_batched_is_done_step_by_step(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(torch, "vmap", refuse)
     model, kwargs = FAMILIES["dit"]()
-    cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.3), hoist=True)
+    cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(hoist=True))
     cached.prepare(timesteps(kwargs))
-    expected = run(rfc_fx.transform(model, method=rfc.RFC(tau=0.3)), kwargs)
+    expected = run(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)
     assert largest(run(cached, kwargs), expected) < SAME_GRAPH
 
 
@@ -189,7 +179,7 @@ def test_every_program_is_one_frame_whatever_is_prepared() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model, kwargs = FAMILIES["pixart"]()
-    cached, plain = (rfc_fx.transform(model, method=rfc.RFC(tau=0.3), hoist=True) for _ in range(2))
+    cached, plain = (rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(hoist=True)) for _ in range(2))
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
     for steps in (None, timesteps(kwargs), timesteps(kwargs, 5), None):
@@ -205,18 +195,16 @@ def test_every_program_is_one_frame_whatever_is_prepared() -> None:
 def test_compiled_by_inductor_with_repeated_blocks_shared() -> None:
     torch._dynamo.reset()
     model, kwargs = FAMILIES["dit"]()
-    cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.3), hoist=True, regional=True)
+    cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(hoist=True, regional=True))
     cached.prepare(timesteps(kwargs))
     compiled = torch.compile(cached, fullgraph=True)
-    assert largest(run(compiled, kwargs), run(rfc_fx.transform(model, method=rfc.RFC(tau=0.3)), kwargs)) < INDUCTOR
+    assert largest(run(compiled, kwargs), run(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)) < INDUCTOR
 
 
-def test_bad_arguments_are_refused() -> None:
+def test_prepare_refuses_timesteps_of_another_rank() -> None:
     model, kwargs = FAMILIES["dit"]()
-    with pytest.raises(ValueError, match='hoist needs dispatch="host"'):
-        rfc_fx.transform(model, dispatch="cond", hoist=True)
     with pytest.raises(ValueError, match=r"prepare: timesteps must have shape \(S,\) with S at least 1, got \(0,\)"):
-        rfc_fx.transform(model, kwargs, hoist=True).prepare([])
+        rfc_fx.transform(model, example_inputs=kwargs, config=rfc_fx.Config(hoist=True)).prepare([])
 
 
 FOLLOWED = {
@@ -234,9 +222,9 @@ def test_a_model_that_follows_its_pipeline_computes_modulation_by_itself_in_lead
     """Whatever the pipeline makes of the scheduler's timesteps; the second generation is the first one, bit for bit."""
     pipe, arguments = PIPELINES[name]()
     model, method = pipe.transformer, rfc.RFC(tau=0.3)
-    pipe.transformer = rfc_fx.transform(model, method=method)
+    pipe.transformer = rfc_fx.transform(model, method)
     expected = pipelines.run(pipe, arguments(0, 1))
-    pipe.transformer = cached = rfc_fx.transform(model, method=method, hoist=True)
+    pipe.transformer = cached = rfc_fx.transform(model, method, config=rfc_fx.Config(hoist=True))
     cached.follow(pipe)
     ran = counted(monkeypatch, cached)
     images = [pipelines.run(pipe, arguments(0, 1))]
@@ -253,14 +241,14 @@ def test_a_model_that_follows_its_pipeline_computes_modulation_by_itself_in_lead
 
 def test_what_has_no_scheduler_cannot_be_followed_and_a_strange_timestep_is_computed_step_by_step() -> None:
     model, kwargs = FAMILIES["dit"]()
-    cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.3), hoist=True)
+    cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(hoist=True))
     for wrong, name in ((model, "DiTTransformer2DModel"), ("pipe", "str"), (None, "NoneType")):
         with pytest.raises(TypeError, match=f"follow: expected a pipeline with a scheduler, or a scheduler, got {name}"):
             cached.follow(wrong)
     scheduler = diffusers.DDIMScheduler()
     scheduler.set_timesteps(7)
     cached.follow(scheduler)
-    assert largest(run(cached, kwargs), run(rfc_fx.transform(model, method=rfc.RFC(tau=0.3)), kwargs)) < PREPARED
+    assert largest(run(cached, kwargs), run(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)) < PREPARED
 
 
 class Turned(torch.nn.Module):
@@ -281,7 +269,9 @@ class Turned(torch.nn.Module):
 def test_a_hoisted_result_that_is_not_contiguous_is_handed_on_contiguous() -> None:
     torch.manual_seed(0)
     model, call = Turned().eval(), {"timestep": torch.tensor([0.5, 0.5]), "text": torch.randn(2, 8, 8)}
-    plain, cached = (rfc_fx.transform(model, method=rfc.RFC(tau=float("inf"), warmup=2), hoist=hoist) for hoist in (False, True))
+    plain, cached = (
+        rfc_fx.transform(model, rfc.RFC(tau=float("inf"), warmup=2), config=rfc_fx.Config(hoist=hoist)) for hoist in (False, True)
+    )
     x = torch.randn(2, 4, 8)
     with torch.no_grad():
         assert all(torch.equal(cached(x * step, **call), plain(x * step, **call)) for step in range(1, 5))

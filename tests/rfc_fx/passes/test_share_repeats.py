@@ -29,7 +29,9 @@ def _fresh_dynamo() -> Any:
 def transformed(family: str, method: rfc.Method, layers: int = LAYERS) -> tuple[rfc_fx.CachedModel, rfc_fx.CachedModel, dict[str, Any]]:
     """The same model with regions and without."""
     model, kwargs = FAMILIES[family](layers=layers)
-    regional, straight = (rfc_fx.transform(model, moved(kwargs, 0), method=method, regional=flag) for flag in (True, False))
+    regional, straight = (
+        rfc_fx.transform(model, method, example_inputs=moved(kwargs, 0), config=rfc_fx.Config(regional=flag)) for flag in (True, False)
+    )
     return regional, straight, kwargs
 
 
@@ -124,7 +126,7 @@ def test_a_block_whose_weights_share_memory_stays_inline() -> None:
         q, k = block.attn1.to_q, block.attn1.to_k
         fused = torch.cat([q.weight.detach(), k.weight.detach()])
         q.weight, k.weight = (torch.nn.Parameter(half) for half in fused.chunk(2))
-    cached = rfc_fx.transform(model, moved(kwargs, 0), method=METHODS["rfc"], regional=True)
+    cached = rfc_fx.transform(model, METHODS["rfc"], example_inputs=moved(kwargs, 0), config=rfc_fx.Config(regional=True))
     assert calls(cached, "ESTIMATE") == ["block_0"] * (LAYERS - 1)  # reads neither
     assert not any(target.startswith("block_") for target in calls(cached, "FULL"))
     run(torch.compile(cached, fullgraph=True, backend="eager"), kwargs)
@@ -134,12 +136,6 @@ def test_a_weight_used_twice_in_a_block_is_one_argument() -> None:
     model, kwargs = FAMILIES["dit"](layers=LAYERS)
     for block in model.transformer_blocks:
         block.attn1.to_k.weight = block.attn1.to_q.weight
-    regional, straight = (rfc_fx.transform(model, method=METHODS["rfc"], regional=flag) for flag in (True, False))
+    regional, straight = (rfc_fx.transform(model, METHODS["rfc"], config=rfc_fx.Config(regional=flag)) for flag in (True, False))
     assert torch.equal(run(torch.compile(regional, fullgraph=True, backend="eager"), kwargs), run(straight, kwargs))
     assert calls(regional, "FULL") == ["block_0"] * (LAYERS - 1)
-
-
-def test_regions_need_host_dispatch() -> None:
-    model, _ = FAMILIES["dit"]()
-    with pytest.raises(ValueError, match='regional needs dispatch="host"'):
-        rfc_fx.transform(model, regional=True, dispatch="cond")

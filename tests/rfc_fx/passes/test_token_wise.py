@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import rfc
 import rfc.eager
 import rfc_fx
-from rfc.schedules.base import is_partial
+from rfc.phase import is_partial
 from rfc.token_selection import Place
 from rfc_fx.errors import IllegalGraphError, NoSiteError, RFCError
 from rfc_fx.passes.verify import verify_programs
@@ -27,12 +27,12 @@ pytestmark = pytest.mark.usefixtures("captured_once")
 
 STEPS = 12
 
-METHODS: dict[str, rfc.CachingMethod] = {
-    "toca": rfc.ToCa(steps=STEPS, ratio=0.2),
-    "toca-value": rfc.ToCa(steps=STEPS, ratio=0.2, score="value", grid=(2, 2)),
-    "duca": rfc.DuCa(steps=STEPS, ratio=0.3),
-    "duca-random": rfc.DuCa(steps=STEPS, ratio=0.3, score="random", interval=4),
-    "duca-attention": rfc.DuCa(steps=STEPS, ratio=0.3, score="attention", interval=6, parts=2),
+METHODS: dict[str, rfc.Method] = {
+    "toca": rfc.ToCa(num_steps=STEPS, ratio=0.2),
+    "toca-value": rfc.ToCa(num_steps=STEPS, ratio=0.2, score="value", grid=(2, 2)),
+    "duca": rfc.DuCa(num_steps=STEPS, ratio=0.3),
+    "duca-random": rfc.DuCa(num_steps=STEPS, ratio=0.3, score="random", interval=4),
+    "duca-attention": rfc.DuCa(num_steps=STEPS, ratio=0.3, score="attention", interval=6, parts=2),
 }
 
 COMPILED = {("dit", "duca", "eager"), ("flux", "toca", "eager")}
@@ -54,7 +54,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 def some_tokens(ratio: float, steps: list[str], **settings: Any) -> rfc.Method:
     """A method that computes this share of the tokens in all layers and PARTIAL steps."""
     tokens = rfc.Tokens(ratio=ratio, parts=1, step_weight=0.0, layer_weight=0.0, emphasis=1.0, **settings)
-    return rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Phased(steps=steps, period=3.0), tokens=tokens)
+    return rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Phased(phases=steps, period=3.0), tokens=tokens)
 
 
 # --- laws ------------------------------------------------------------------------------------------------------------
@@ -64,10 +64,10 @@ def some_tokens(ratio: float, steps: list[str], **settings: Any) -> rfc.Method:
 @pytest.mark.parametrize("family", ["dit", "sd3", "flux", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pixart", "wan"))])
 def test_token_wise_steps_are_those_of_the_twin(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
-    twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, method=METHODS[method])
+    twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, METHODS[method])
     for _ in range(2):  # the second begins with what the first left in the state
         expected, got = generation(twin, kwargs), generation(graph, kwargs)
-        assert graph.stats.phases == twin.stats.phases == list(METHODS[method].schedule.steps)  # type: ignore[attr-defined]
+        assert graph.stats.phases == twin.stats.phases == list(METHODS[method].schedule.phases)  # type: ignore[attr-defined]
         assert difference(got, expected) <= SAME_GRAPH
     assert len(set(graph.stats.phases)) >= 4
 
@@ -76,7 +76,7 @@ def test_token_wise_steps_are_those_of_the_twin(family: str, method: str) -> Non
 @pytest.mark.parametrize("family", ["dit", "flux"])
 def test_what_the_state_holds_is_what_the_twin_holds(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
-    twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, method=METHODS[method])
+    twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, METHODS[method])
     generation(twin, kwargs, 9), generation(graph, kwargs, 9)
     (run,), (context,) = twin._runs.values(), graph.driver.contexts
     for name, site in graph.guarded.tokens.items():
@@ -96,7 +96,7 @@ def test_what_the_state_holds_is_what_the_twin_holds(family: str, method: str) -
 def test_with_all_tokens_every_feed_forward_is_recomputed_from_the_reused_attention(family: str) -> None:
     model, kwargs = MADE[family]()
     phases = ["FULL", *["PARTIAL_1"] * 3, "FULL", "PARTIAL_1"]
-    got = generation(rfc_fx.transform(model, method=some_tokens(1.0, phases)), kwargs, len(phases))
+    got = generation(rfc_fx.transform(model, some_tokens(1.0, phases)), kwargs, len(phases))
     attentions = [module for module in model.modules() if hasattr(module, "to_q")]
     kept: dict[nn.Module, Any] = {}
     computed = {module: module.forward for module in attentions}
@@ -120,8 +120,8 @@ def test_with_all_tokens_every_feed_forward_is_recomputed_from_the_reused_attent
 def test_with_no_token_a_partial_step_is_reuse(family: str) -> None:
     model, kwargs = MADE[family]()
     phases = ["FULL", "PARTIAL_1", "PARTIAL_1", "FULL", "PARTIAL_1", "PARTIAL_1"]
-    none = rfc_fx.transform(model, method=some_tokens(0.0, phases))
-    fora = rfc_fx.transform(model, method=rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(steps=[0, 3])))
+    none = rfc_fx.transform(model, some_tokens(0.0, phases))
+    fora = rfc_fx.transform(model, rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(full_steps=[0, 3])))
     assert torch.equal(generation(none, kwargs, 6), generation(fora, kwargs, 6))
     assert none.plan().share("PARTIAL_1") == none.plan().estimate_share
 
@@ -129,8 +129,8 @@ def test_with_no_token_a_partial_step_is_reuse(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_law_1_full_steps_are_the_model_bit_for_bit(family: str) -> None:
     model, kwargs = MADE[family]()
-    for method in (rfc.ToCa(interval=1, steps=1), rfc.DuCa(interval=1, steps=1)):  # beyond the list all steps are full
-        cached = rfc_fx.transform(model, method=method)
+    for method in (rfc.ToCa(interval=1, num_steps=1), rfc.DuCa(interval=1, num_steps=1)):  # beyond the list all steps are full
+        cached = rfc_fx.transform(model, method)
         assert torch.equal(generation(cached, kwargs, 4), generation(model, kwargs, 4))
         assert cached.stats.phases == ["FULL"] * 4
 
@@ -138,7 +138,7 @@ def test_law_1_full_steps_are_the_model_bit_for_bit(family: str) -> None:
 @pytest.mark.parametrize("family", ["dit", "flux"])
 def test_law_3_with_unchanged_inputs_every_phase_gives_the_full_output(family: str) -> None:
     model, kwargs = MADE[family]()
-    cached = rfc_fx.transform(model, method=rfc.DuCa(steps=STEPS, ratio=0.3))
+    cached = rfc_fx.transform(model, rfc.DuCa(num_steps=STEPS, ratio=0.3))
     with torch.no_grad():
         outputs = [sample(cached(**kwargs)) for _ in range(STEPS)]
     assert {"FULL", "PARTIAL_2", "REUSE"} < set(cached.stats.phases)
@@ -148,8 +148,8 @@ def test_law_3_with_unchanged_inputs_every_phase_gives_the_full_output(family: s
 @pytest.mark.parametrize("method", ["toca", "duca"])
 def test_law_9_a_result_never_depends_on_an_earlier_generation(method: str) -> None:
     model, kwargs = MADE["flux"]()
-    expected = generation(rfc_fx.transform(model, method=METHODS[method]), kwargs)
-    used = rfc_fx.transform(model, method=METHODS[method])
+    expected = generation(rfc_fx.transform(model, METHODS[method]), kwargs)
+    used = rfc_fx.transform(model, METHODS[method])
     generation(used, {**kwargs, "hidden_states": torch.full_like(kwargs["hidden_states"], float("nan"))}, 5)
     assert torch.equal(generation(used, kwargs), expected)
 
@@ -158,12 +158,12 @@ def test_law_9_a_result_never_depends_on_an_earlier_generation(method: str) -> N
 @pytest.mark.parametrize("family", ["dit", pytest.param("sd3", marks=pytest.mark.slow)])
 def test_other_ways_to_run_the_same_programs_agree(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
-    expected = generation(rfc_fx.transform(model, method=METHODS[method]), kwargs)
-    assert torch.equal(generation(rfc_fx.transform(model, method=METHODS[method], regional=True), kwargs), expected)
-    hoisted = rfc_fx.transform(model, method=METHODS[method], hoist=True)
+    expected = generation(rfc_fx.transform(model, METHODS[method]), kwargs)
+    assert torch.equal(generation(rfc_fx.transform(model, METHODS[method], config=rfc_fx.Config(regional=True)), kwargs), expected)
+    hoisted = rfc_fx.transform(model, METHODS[method], config=rfc_fx.Config(hoist=True))
     hoisted.prepare([float(moved(kwargs, i, STEPS)["timestep"][0]) for i in range(STEPS)])
     assert difference(generation(hoisted, kwargs), expected) <= PREPARED
-    alone = rfc_fx.transform(model, method=METHODS[method], decision="per_sample")
+    alone = rfc_fx.transform(model, METHODS[method], config=rfc_fx.Config(decision="per_sample"))
     assert difference(generation(alone, kwargs), expected) <= PREPARED
 
 
@@ -172,11 +172,11 @@ def test_computed_tokens_are_kept_in_the_type_of_the_state(outputs: torch.dtype)
     model, kwargs = MADE["dit"]()
     kept = rfc.Stored(estimator=rfc.Reuse(), outputs=outputs)
     method = rfc.Method(estimator=kept, schedule=METHODS["duca"].schedule, tokens=METHODS["duca"].tokens)  # type: ignore[attr-defined]
-    got = generation(rfc_fx.transform(model, method=method), kwargs)
+    got = generation(rfc_fx.transform(model, method), kwargs)
     assert difference(got, generation(rfc.eager.cached(model, method), kwargs)) <= SAME_GRAPH
-    assert 0 < difference(got, generation(rfc_fx.transform(model, method=METHODS["duca"]), kwargs)) < 1e-2
-    plain = rfc_fx.transform(model, method=METHODS["duca"], state_dtype=torch.int8)  # there are no differences
-    assert torch.equal(generation(plain, kwargs), generation(rfc_fx.transform(model, method=METHODS["duca"]), kwargs))
+    assert 0 < difference(got, generation(rfc_fx.transform(model, METHODS["duca"]), kwargs)) < 1e-2
+    plain = rfc_fx.transform(model, METHODS["duca"], config=rfc_fx.Config(state_dtype=torch.int8))  # there are no differences
+    assert torch.equal(generation(plain, kwargs), generation(rfc_fx.transform(model, METHODS["duca"]), kwargs))
 
 
 # --- compiled --------------------------------------------------------------------------------------------------------
@@ -196,29 +196,33 @@ def test_law_5_one_frame_per_program_and_none_for_another_table(family: str, met
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model, kwargs = MADE[family]()
-    chosen: Any = METHODS[method]
-    cached, plain = (rfc_fx.transform(model, method=chosen) for _ in range(2))
+    make = {"toca": rfc.ToCa, "duca": rfc.DuCa}[method]
+    settings = {"toca": {"ratio": 0.2}, "duca": {"ratio": 0.3}}[method]
+    chosen, wider = (make(num_steps=STEPS, **settings, **more) for more in ({}, {"interval": 6}))
+    shorter = make(num_steps=9, **settings)
+    cached, plain = (rfc_fx.transform(model, chosen) for _ in range(2))
     counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
-    for again in (chosen, chosen, replace(chosen, interval=6), replace(chosen, steps=9)):
+    for again in (chosen, chosen, wider, shorter):
         cached.method = plain.method = again
-        assert difference(generation(compiled, kwargs, again.steps), generation(plain, kwargs, again.steps)) <= SAME_GRAPH
-        assert cached.stats.phases == list(again.schedule.steps)
-    assert counter.frame_count == len(chosen.schedule.phases)
+        steps = len(again.schedule.phases)
+        assert difference(generation(compiled, kwargs, steps), generation(plain, kwargs, steps)) <= SAME_GRAPH
+        assert cached.stats.phases == list(again.schedule.phases)
+    assert counter.frame_count == len(chosen.schedule.branches)
     assert not torch._dynamo.utils.counters["graph_break"]
     torch._dynamo.reset()
 
 
 def test_another_interval_is_what_ages_are_measured_in() -> None:
     model, kwargs = MADE["dit"]()
-    cached = rfc_fx.transform(model, method=rfc.ToCa(interval=2, steps=STEPS, ratio=0.2))
+    cached = rfc_fx.transform(model, rfc.ToCa(interval=2, num_steps=STEPS, ratio=0.2))
     generation(cached, kwargs)
     for interval in (5, 7):
-        cached.method = rfc.ToCa(interval=interval, steps=STEPS, ratio=0.2)
+        cached.method = rfc.ToCa(interval=interval, num_steps=STEPS, ratio=0.2)
         expected = generation(rfc.eager.cached(model, cached.method), kwargs)
         assert difference(generation(cached, kwargs), expected) <= SAME_GRAPH
     with pytest.raises(RFCError, match="needs other programs"):
-        cached.method = rfc.ToCa(interval=5, steps=STEPS, ratio=0.1)
+        cached.method = rfc.ToCa(interval=5, num_steps=STEPS, ratio=0.1)
 
 
 @pytest.mark.compile
@@ -227,7 +231,7 @@ def test_another_interval_is_what_ages_are_measured_in() -> None:
 def test_compiled_by_inductor_token_wise_steps_are_the_same(method: str) -> None:
     torch._dynamo.reset()
     model, kwargs = MADE["dit"]()
-    cached, plain = (rfc_fx.transform(model, method=METHODS[method]) for _ in range(2))
+    cached, plain = (rfc_fx.transform(model, METHODS[method]) for _ in range(2))
     got = generation(torch.compile(cached, fullgraph=True), kwargs)
     assert difference(got, generation(plain, kwargs)) <= INDUCTOR
     torch._dynamo.reset()
@@ -240,8 +244,8 @@ def test_compiled_by_inductor_token_wise_steps_are_the_same(method: str) -> None
 @pytest.mark.parametrize("family", ["dit", "sd3", "flux"])
 def test_tokens_cost_more_than_an_estimate_and_less_than_a_full_step_and_reuse_next_to_nothing(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
-    cached = rfc_fx.transform(model, kwargs, method=METHODS[method])
-    plan, phases = cached.plan(), METHODS[method].schedule.phases
+    cached = rfc_fx.transform(model, METHODS[method], example_inputs=kwargs)
+    plan, phases = cached.plan(), METHODS[method].schedule.branches
     shares = [plan.share(phase) for phase in phases if is_partial(phase)]
     assert shares == sorted(shares)
     assert plan.estimate_share <= shares[0] < shares[-1] < 1
@@ -254,7 +258,7 @@ def test_tokens_cost_more_than_an_estimate_and_less_than_a_full_step_and_reuse_n
 def test_the_flops_of_a_partial_step_are_those_of_its_rows() -> None:
     model, kwargs = MADE["dit"]()
     method = METHODS["toca"]
-    plan = rfc_fx.transform(model, kwargs, method=method).plan()
+    plan = rfc_fx.transform(model, method, example_inputs=kwargs).plan()
     row = 2 * 2 * 16 * 64  # a multiply-add is two, there and back
     for phase in method.tokens.phases:  # type: ignore[attr-defined]
         rows = 2 * sum(method.tokens.count(phase, Place(layer, 2, 16, None)) for layer in range(2))  # type: ignore[attr-defined]
@@ -263,16 +267,18 @@ def test_the_flops_of_a_partial_step_are_those_of_its_rows() -> None:
 
 def test_scores_by_value_cost_nothing_and_by_attention_the_map() -> None:
     model, kwargs = MADE["dit"]()
-    full = {score: rfc_fx.transform(model, kwargs, method=rfc.ToCa(score=score)).plan().full_flops for score in ("attention", "value")}
-    assert full["value"] == rfc_fx.transform(model, kwargs, method=rfc.FORA()).plan().full_flops
+    full = {
+        score: rfc_fx.transform(model, rfc.ToCa(score=score), example_inputs=kwargs).plan().full_flops for score in ("attention", "value")
+    }
+    assert full["value"] == rfc_fx.transform(model, rfc.FORA(), example_inputs=kwargs).plan().full_flops
     assert full["attention"] - full["value"] == 2 * 2 * (2 * 16 * 16 * 8) * 2  # samples, heads, q k^T, layers
 
 
 def test_the_state_is_what_the_plan_announced_and_reuse_adds_one_tensor() -> None:
     model, kwargs = MADE["dit"]()
-    fora = rfc_fx.transform(model, kwargs, method=rfc.FORA()).plan().state_bytes
-    toca = rfc_fx.transform(model, kwargs, method=rfc.ToCa()).plan()
-    duca = rfc_fx.transform(model, kwargs, method=rfc.DuCa()).plan()
+    fora = rfc_fx.transform(model, rfc.FORA(), example_inputs=kwargs).plan().state_bytes
+    toca = rfc_fx.transform(model, rfc.ToCa(), example_inputs=kwargs).plan()
+    duca = rfc_fx.transform(model, rfc.DuCa(), example_inputs=kwargs).plan()
     tokens = 2 * 2 * (2 * 16 * 4)  # an age and a score for each token of two feed-forwards
     assert toca.state_bytes == fora + tokens == toca.alternatives["module"][None]
     assert duca.state_bytes == toca.state_bytes + 2 * 16 * 16 * 4
@@ -281,7 +287,7 @@ def test_the_state_is_what_the_plan_announced_and_reuse_adds_one_tensor() -> Non
 
 def test_the_summary_counts_every_phase_and_says_what_its_marks_mean() -> None:
     model, kwargs = MADE["dit"]()
-    cached = rfc_fx.transform(model, method=METHODS["duca"])
+    cached = rfc_fx.transform(model, METHODS["duca"])
     generation(cached, kwargs)
     plan, text = cached.plan(), str(cached.summary())
     saved = 1 - sum(plan.share(phase) for phase in cached.stats.phases) / STEPS
@@ -298,7 +304,7 @@ def test_feed_forwards_are_computed_by_tokens_and_the_rest_is_reused_with_a_reas
     wanted = {"dit": ".ff.net", "pixart": ".ff.net", "sd3": ".ff.net", "wan": ".ffn.net"}
     for family, end in wanted.items():
         model, kwargs = MADE[family]()
-        guarded = rfc_fx.transform(model, kwargs, method=rfc.ToCa()).guarded
+        guarded = rfc_fx.transform(model, rfc.ToCa(), example_inputs=kwargs).guarded
         assert {name for name in guarded.tokens} == {site.name for site in guarded.sites if site.name.endswith(end)}
         assert len(guarded.tokens) + len(guarded.reused) == len(guarded.sites)
         assert all("is attention, in which every token meets others" in why for _, why in guarded.reused)
@@ -306,14 +312,14 @@ def test_feed_forwards_are_computed_by_tokens_and_the_rest_is_reused_with_a_reas
 
 def test_joint_attention_scores_each_stream_by_its_own_columns() -> None:
     model, kwargs = MADE["flux"]()
-    guarded = rfc_fx.transform(model, kwargs, method=rfc.ToCa()).guarded
+    guarded = rfc_fx.transform(model, rfc.ToCa(), example_inputs=kwargs).guarded
     first = [site for name, site in guarded.tokens.items() if name.startswith("transformer_blocks.0")]
     assert {site.place.tokens: site.attention and site.attention.own for site in first} == {5: slice(0, 5), 16: slice(5, 21)}  # text first
     assert {site.place.tokens: site.place.grid for site in first} == {5: None, 16: (4, 4)}
     assert {site.place.layers for site in first} == {4}
     assert not [name for name in guarded.tokens if name.startswith("single")]  # attention and feed-forward in one
     model, kwargs = MADE["sd3"]()
-    guarded = rfc_fx.transform(model, kwargs, method=rfc.ToCa()).guarded
+    guarded = rfc_fx.transform(model, rfc.ToCa(), example_inputs=kwargs).guarded
     assert all(site.attention and site.attention.own == slice(0, 16) for site in guarded.tokens.values())  # SD3 puts the text last
 
 
@@ -408,12 +414,12 @@ SMALL = {"hidden_states": torch.randn(2, 16, 8, generator=torch.Generator().manu
 def test_gates_norms_and_views_that_keep_tokens_apart_are_computed_for_some() -> None:
     model = Small(Gated(), Gated()).eval()
     phases = ["FULL", "PARTIAL_1", "PARTIAL_1", "REUSE"]
-    some = rfc_fx.transform(model, SMALL, method=some_tokens(0.4, phases))
+    some = rfc_fx.transform(model, some_tokens(0.4, phases), example_inputs=SMALL)
     assert list(some.guarded.tokens) == ["blocks.0.ff", "blocks.1.ff"]
     assert {site.attention.scale for site in some.guarded.tokens.values() if site.attention is not None} == {0.3}
     with torch.no_grad():
         outputs = [some(**moved(SMALL, step, 4))[0] for step in range(4)]
-    everything = rfc_fx.transform(model, SMALL, method=some_tokens(1.0, phases))
+    everything = rfc_fx.transform(model, some_tokens(1.0, phases), example_inputs=SMALL)
     whole = [everything(**moved(SMALL, step, 4))[0] for step in range(4)]
     first = (outputs[1] - whole[1]).abs().amax(-1)
     assert torch.equal(outputs[0], whole[0])
@@ -434,7 +440,7 @@ def test_gates_norms_and_views_that_keep_tokens_apart_are_computed_for_some() ->
     ],
 )
 def test_what_mixes_tokens_or_tells_them_apart_is_reused(make: Callable[[], nn.Module], why: str) -> None:
-    cached = rfc_fx.transform(Small(make(), Gated()).eval(), SMALL, method=rfc.ToCa())
+    cached = rfc_fx.transform(Small(make(), Gated()).eval(), rfc.ToCa(), example_inputs=SMALL)
     reasons = {where: reason for where, reason in cached.guarded.reused if ".ff" in where}
     if make is Mixed:  # the mean is taken before the first heavy operation, so it is part of the input
         assert not reasons
@@ -447,16 +453,16 @@ def test_what_mixes_tokens_or_tells_them_apart_is_reused(make: Callable[[], nn.M
 def test_feed_forwards_without_an_attention_of_their_tokens_are_reused_unless_chance_chooses() -> None:
     model = Small(Gated(), causal=True).eval()
     with pytest.raises(NoSiteError) as error:
-        rfc_fx.transform(model, SMALL, method=rfc.DuCa())
+        rfc_fx.transform(model, rfc.DuCa(), example_inputs=SMALL)
     assert "no site works on each token for itself" in str(error.value)
     assert "blocks.0.ff: no attention of its 16 tokens to themselves before it in blocks.0 could score them" in str(error.value)
-    assert rfc_fx.transform(model, SMALL, method=rfc.DuCa(score="random")).plan().share("REUSE") < 0.2
+    assert rfc_fx.transform(model, rfc.DuCa(score="random"), example_inputs=SMALL).plan().share("REUSE") < 0.2
 
 
 def test_the_work_of_a_site_is_found_in_its_region_and_in_the_graph() -> None:
     for family in ("dit", "sd3"):  # regions; and a graph in which all work stands by itself
         model, kwargs = MADE[family]()
-        guarded = rfc_fx.transform(model, kwargs, method=rfc.ToCa()).guarded
+        guarded = rfc_fx.transform(model, rfc.ToCa(), example_inputs=kwargs).guarded
         for site in guarded.sites:
             is_attention = attention_of(site) is not None
             assert is_attention == (site.name not in guarded.tokens)
@@ -472,20 +478,22 @@ def test_the_work_of_a_site_is_found_in_its_region_and_in_the_graph() -> None:
 def test_coarser_sites_have_no_tokens_to_choose(granularity: str) -> None:
     model, kwargs = MADE["dit"]()
     with pytest.raises(ValueError, match=r"^transform: granularity: ToCa works on 'module', got"):
-        rfc_fx.transform(model, kwargs, method=rfc.ToCa(), granularity=granularity)
+        rfc_fx.transform(model, rfc.ToCa(), example_inputs=kwargs, config=rfc_fx.Config(granularity=granularity))
     with pytest.raises(NoSiteError, match="no site works on each token for itself"):
-        rfc_fx.transform(model, kwargs, method=some_tokens(0.5, ["FULL", "PARTIAL_1"]), granularity=granularity)
+        rfc_fx.transform(
+            model, some_tokens(0.5, ["FULL", "PARTIAL_1"]), example_inputs=kwargs, config=rfc_fx.Config(granularity=granularity)
+        )
 
 
 def test_a_torch_cond_has_two_phases() -> None:
     model, kwargs = MADE["dit"]()
     with pytest.raises(RFCError, match=r"^Phased has the phases FULL, PARTIAL_1, .*, REUSE, a torch.cond has two; use dispatch='host'$"):
-        rfc_fx.transform(model, kwargs, method=rfc.DuCa(), dispatch="cond")
+        rfc_fx.transform(model, rfc.DuCa(), example_inputs=kwargs, config=rfc_fx.Config(dispatch="cond"))
 
 
 def test_every_phase_writes_what_is_its_own() -> None:
     model, kwargs = MADE["dit"]()
-    cached = rfc_fx.transform(model, kwargs, method=rfc.DuCa(ratio=0.3))
+    cached = rfc_fx.transform(model, rfc.DuCa(ratio=0.3), example_inputs=kwargs)
     programs = cached.programs
     sites = [f"transformer_blocks.{i}.ff.net" for i in range(2)]
     wanted = [*(f"{site}.{slot}" for site in sites for slot in ("O", "tokens.age")), "last.x"]
@@ -515,8 +523,8 @@ def test_dit_xl_is_as_much_cheaper_as_published() -> None:
             "class_labels": torch.empty(2, dtype=torch.long),
         }
     for kind, published in ((rfc.ToCa, {3: 2.32}), (rfc.DuCa, {3: 2.48, 5: 3.78})):  # the tables of ProCache and of TaylorSeer
-        plan = rfc_fx.transform(model.eval(), kwargs, method=kind()).plan()
+        plan = rfc_fx.transform(model.eval(), kind(), example_inputs=kwargs).plan()
         assert 50 * plan.full_flops == pytest.approx(23.74e12, rel=0.02)  # ToCa's scores need the attention map
         for interval, speed_up in published.items():
-            spent = plan.full_flops * sum(map(plan.share, kind(interval=interval).schedule.steps))
+            spent = plan.full_flops * sum(map(plan.share, kind(interval=interval).schedule.phases))
             assert 23.74e12 / spent == pytest.approx(speed_up, rel=0.03)

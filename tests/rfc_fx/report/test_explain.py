@@ -12,7 +12,7 @@ import rfc_fx
 
 def test_every_block_is_listed_with_its_sites_and_with_what_is_none_and_why() -> None:
     model, kwargs = FAMILIES["sd3"]()
-    explanation = rfc_fx.explain(model, kwargs, method=rfc.FORA())
+    explanation = rfc_fx.explain(model, rfc.FORA(), example_inputs=kwargs)
     sites, rejected = explanation.blocks["transformer_blocks.1"]
     assert {"transformer_blocks.1.attn", "transformer_blocks.1.ff.net"} <= set(sites)
     assert any("no estimated step needs its output" in why for _, why in rejected)
@@ -23,7 +23,7 @@ def test_every_block_is_listed_with_its_sites_and_with_what_is_none_and_why() ->
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_a_block_is_drawn(tmp_path: Path, suffix: str) -> None:
     model, kwargs = FAMILIES["flux"]()
-    explanation = rfc_fx.explain(model, kwargs)
+    explanation = rfc_fx.explain(model, example_inputs=kwargs)
     path = tmp_path / f"block.{suffix}"
     explanation.draw(path, "single_transformer_blocks.0")
     if suffix == "png":
@@ -38,5 +38,5 @@ def test_a_block_that_is_not_there_is_an_error_that_names_some_that_are(tmp_path
     with pytest.raises(
         rfc_fx.RFCError, match=r"no operation of DiTTransformer2DModel lies in 'blocks\.7'; blocks are transformer_blocks\.0"
     ):
-        rfc_fx.explain(model, kwargs).draw(tmp_path / "x.png", "blocks.7")
+        rfc_fx.explain(model, example_inputs=kwargs).draw(tmp_path / "x.png", "blocks.7")
     assert not list(tmp_path.iterdir())

@@ -24,7 +24,7 @@ from rfc_fx.errors import RFCError
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.plan import Plan
 from rfc_fx.ir.program import CLOCK, Argument
-from rfc_fx.runtime import driver as driver_module
+from rfc_fx.runtime import hoisting
 from rfc_fx.runtime.calls import Call
 from rfc_fx.runtime.contexts import Contexts
 from rfc_fx.runtime.decide import MAX_RESTARTS, Facts, Reason, Restart, bounded, decide
@@ -73,7 +73,7 @@ class NotingSet:
             self._add("TIMESTEP", (("input", "t"),), ("carry:mod",))
         if schedule.watches:
             self._add("PREFIX", (("input", "t"), CLOCK), ("decision",))
-        for phase in schedule.phases:
+        for phase in schedule.branches:
             extra = ("decision",) if phase == "VERIFY" else ()
             self._add(phase, (("input", "x"), ("state", "written"), CLOCK, *carries), ("output:0", *extra))
 
@@ -134,7 +134,7 @@ class World:
 SCHEDULES: dict[str, rfc.Schedule] = {
     "every, one leading step": rfc.Every(interval=3, warmup=1),
     "every, two leading steps": rfc.Every(interval=4, warmup=2),
-    "listed": rfc.Listed(steps=[0, 1, 4]),
+    "listed": rfc.Listed(full_steps=[0, 1, 4]),
     "data": rfc.RCS(tau=0.5, warmup=2),
     "data, one leading step": rfc.RCS(tau=0.5, warmup=1),
     "lagged": rfc.RCS(tau=0.5, warmup=2, lagged=True),
@@ -176,8 +176,10 @@ class Generations(RuleBasedStateMachine):
         self.world = World(schedule, hoists)
         method = rfc.Method(estimator=rfc.Reuse(), schedule=schedule)
         self.driver = Driver("Model", method, self.world, self.world.contexts, speculates)
-        self.patch = mock.patch.object(driver_module, "_on_host", return_value=is_seen)
+        self.patch = mock.patch.object(hoisting, "_on_host", return_value=is_seen)
         self.patch.start()
+        if self.is_blind:
+            self.driver._seen_timestep = lambda context, inputs: None  # type: ignore[method-assign]
         self.truths: dict[str, Truth] = {}
         self.generations = 0
         self.in_order = True
@@ -250,7 +252,7 @@ class Generations(RuleBasedStateMachine):
         if order == "shifted" and self.needs_reset:
             return  # which raises, one step late
         coming = [self._timestep(position + (order == "shifted")) for position in range(3 if order == "short" else 40)]
-        self.driver.timesteps = None if order == "none" else torch.tensor(coming)
+        self.driver.hoisting.timesteps = None if order == "none" else torch.tensor(coming)
 
     @rule()
     def another_prompt(self) -> None:

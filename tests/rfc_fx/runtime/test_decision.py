@@ -25,7 +25,7 @@ MODEL, KWARGS = FAMILIES["dit"]()
 
 def some_tau(share: float = 0.5, **rule: Any) -> rfc.Method:
     """RFC with a threshold that makes some steps of the generation full and some not."""
-    probe = rfc_fx.transform(MODEL, method=rfc.Method(estimator=rfc.RFE(order=1), schedule=rfc.RCS(tau=float("inf"), **rule)))
+    probe = rfc_fx.transform(MODEL, rfc.Method(estimator=rfc.RFE(order=1), schedule=rfc.RCS(tau=float("inf"), **rule)))
     generation(probe)
     total = sum(eps for eps in probe.stats.eps if eps is not None)
     return rfc.Method(estimator=rfc.RFE(order=1), schedule=rfc.RCS(tau=share * total / 2, **rule))
@@ -54,7 +54,9 @@ class Runs:
 
 def test_speculation_changes_no_bit_and_runs_estimate_before_the_decision(monkeypatch: pytest.MonkeyPatch) -> None:
     method = some_tau()
-    plain, cached = (rfc_fx.transform(MODEL, KWARGS, method=method, speculate=wanted) for wanted in (None, True))
+    plain, cached = (
+        rfc_fx.transform(MODEL, method, example_inputs=KWARGS, config=rfc_fx.Config(speculate=wanted)) for wanted in (None, True)
+    )
     runs = Runs(cached, monkeypatch)
     expected = generation(plain)
     runs.events.clear()
@@ -69,7 +71,7 @@ def test_speculation_changes_no_bit_and_runs_estimate_before_the_decision(monkey
 
 
 def test_speculation_notices_a_new_generation() -> None:
-    cached = rfc_fx.transform(MODEL, KWARGS, method=some_tau(), speculate=True)
+    cached = rfc_fx.transform(MODEL, some_tau(), example_inputs=KWARGS, config=rfc_fx.Config(speculate=True))
     first = generation(cached)
     assert torch.equal(generation(cached), first)  # no reset: the timestep rises
     assert cached.stats.step == STEPS
@@ -77,13 +79,13 @@ def test_speculation_notices_a_new_generation() -> None:
 
 def test_lagged_decisions_are_those_of_the_errors_before(monkeypatch: pytest.MonkeyPatch) -> None:
     method = some_tau(lagged=True)
-    cached = rfc_fx.transform(MODEL, KWARGS, method=method)
+    cached = rfc_fx.transform(MODEL, method, example_inputs=KWARGS)
     runs = Runs(cached, monkeypatch)
     generation(cached)
     eps, phases, total = cached.stats.eps, cached.stats.phases, 0.0
     expected = []
     for i, phase in enumerate(phases):
-        expected.append("FULL" if i < method.schedule.warmup or not total <= method.schedule.tau else "ESTIMATE")
+        expected.append("FULL" if i < method.schedule.warmup or not total <= method.schedule.threshold else "ESTIMATE")
         total = 0.0 if phase == "FULL" else total + (eps[i] or 0.0)
     assert phases == expected
     assert {*phases[3:]} == {"FULL", "ESTIMATE"}
@@ -95,7 +97,7 @@ def test_lagged_decisions_are_those_of_the_errors_before(monkeypatch: pytest.Mon
 def test_lagged_decisions_are_the_same_in_twin_host_and_cond(family: str) -> None:
     model, kwargs = FAMILIES[family]()
     method = rfc.Method(estimator=rfc.RFE(order=1), schedule=rfc.RCS(tau=0.12, lagged=True))
-    host, cond = (rfc_fx.transform(model, method=method, dispatch=dispatch) for dispatch in ("host", "cond"))  # type: ignore[arg-type]
+    host, cond = (rfc_fx.transform(model, method, config=rfc_fx.Config(dispatch=dispatch)) for dispatch in ("host", "cond"))  # type: ignore[arg-type]
     outputs = [generation(one, kwargs=kwargs) for one in (host, cond)]
     twin = rfc.eager.cached(model, method)
     expected = generation(twin, kwargs=kwargs)
@@ -111,7 +113,7 @@ def test_what_a_lagged_decision_misses_is_the_first_step_after_a_full_one() -> N
     patterns = []
     for lagged in (False, True):
         method = rfc.Method(estimator=rfc.RFE(order=1), schedule=rfc.RCS(tau=1e-9, warmup=3, lagged=lagged))
-        cached = rfc_fx.transform(MODEL, KWARGS, method=method)
+        cached = rfc_fx.transform(MODEL, method, example_inputs=KWARGS)
         generation(cached)
         patterns.append("".join(phase[0] for phase in cached.stats.phases))
     assert patterns == ["FFFFFFFFFF", "FFFEFEFEFE"]
@@ -125,7 +127,7 @@ def _unseen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_unseen")
 def test_a_lagged_model_that_cannot_see_the_timestep_says_when_it_missed_a_new_generation() -> None:
-    cached = rfc_fx.transform(MODEL, KWARGS, method=some_tau(lagged=True))
+    cached = rfc_fx.transform(MODEL, some_tau(lagged=True), example_inputs=KWARGS)
     first = generation(cached)
     cached.reset()
     assert torch.equal(generation(cached), first)
@@ -136,8 +138,8 @@ def test_a_lagged_model_that_cannot_see_the_timestep_says_when_it_missed_a_new_g
 
 @pytest.mark.usefixtures("_unseen")
 def test_a_lagged_model_that_cannot_see_the_timestep_checks_the_prepared_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rfc_fx.runtime.driver._on_host", lambda tensor: False)
-    cached = rfc_fx.transform(MODEL, KWARGS, method=some_tau(lagged=True), hoist=True)
+    monkeypatch.setattr("rfc_fx.runtime.hoisting._on_host", lambda tensor: False)
+    cached = rfc_fx.transform(MODEL, some_tau(lagged=True), example_inputs=KWARGS, config=rfc_fx.Config(hoist=True))
     coming = [float(moved(KWARGS, i, STEPS)["timestep"][0]) for i in range(STEPS)]
     cached.prepare(coming)
     generation(cached)
@@ -148,14 +150,9 @@ def test_a_lagged_model_that_cannot_see_the_timestep_checks_the_prepared_ones(mo
 
 
 def test_a_method_cannot_become_lagged_between_steps() -> None:
-    cached = rfc_fx.transform(MODEL, KWARGS, method=rfc.RFC(tau=0.1))
+    cached = rfc_fx.transform(MODEL, rfc.RFC(tau=0.1), example_inputs=KWARGS)
     with pytest.raises(rfc_fx.RFCError, match="transform again"):
         cached.method = rfc.Method(estimator=rfc.RFC(tau=0.1).estimator, schedule=rfc.RCS(tau=0.1, lagged=True))
-
-
-def test_a_cond_cannot_speculate() -> None:
-    with pytest.raises(ValueError, match='speculate needs dispatch="host"'):
-        rfc_fx.transform(MODEL, dispatch="cond", speculate=True)
 
 
 # ---- calls that are recognised ---------------------------------------------------------------------------------------
@@ -188,7 +185,7 @@ def taken_apart(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @torch.no_grad()
 def test_a_call_is_taken_apart_once_for_each_way_of_writing_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Scaled()
-    cached = rfc_fx.transform(model, method=rfc.FullCompute())
+    cached = rfc_fx.transform(model, rfc.FullCompute())
     seen = taken_apart(monkeypatch)
     h, t, c = (KWARGS[name] for name in ("hidden_states", "timestep", "class_labels"))
     ways: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
@@ -210,7 +207,7 @@ def test_a_call_is_taken_apart_once_for_each_way_of_writing_it(monkeypatch: pyte
 @torch.no_grad()
 def test_what_lies_inside_other_arguments_is_looked_at_in_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     model, kwargs = FAMILIES["pixart"]()  # takes a mapping
-    cached = rfc_fx.transform(model, method=rfc.FullCompute())
+    cached = rfc_fx.transform(model, rfc.FullCompute())
     seen = taken_apart(monkeypatch)
     for _ in range(3):
         cached(**kwargs)
@@ -224,7 +221,7 @@ def test_a_tensor_given_twice_does_not_hide_which_one_is_the_timestep() -> None:
             return (self.inner(hidden_states, timestep, labels, return_dict=False)[0] + shift.sum(),)
 
     model = Shifted()
-    cached = rfc_fx.transform(model, method=rfc.FullCompute())
+    cached = rfc_fx.transform(model, rfc.FullCompute())
     h, t, c = (KWARGS[name] for name in ("hidden_states", "timestep", "class_labels"))
     cached(h, t, t, c)
     call = cached.cache.recognise((h, t + 1, t, c), {})
@@ -232,7 +229,7 @@ def test_a_tensor_given_twice_does_not_hide_which_one_is_the_timestep() -> None:
 
 
 def test_a_recognised_call_is_checked_for_gradients() -> None:
-    cached = rfc_fx.transform(MODEL, KWARGS, method=rfc.FullCompute())
+    cached = rfc_fx.transform(MODEL, rfc.FullCompute(), example_inputs=KWARGS)
     cached(**KWARGS)
     with pytest.raises(rfc_fx.SignatureError, match="requires grad"):
         cached(**{**KWARGS, "hidden_states": KWARGS["hidden_states"].clone().requires_grad_()})

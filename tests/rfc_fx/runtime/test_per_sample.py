@@ -39,11 +39,11 @@ def test_a_sample_is_the_same_to_the_last_bit_with_any_batch_mates(family: str) 
         kwargs = {key: torch.cat([v, v]) if isinstance(v, torch.Tensor) and len(v) == 1 and v.dim() > 0 else v for key, v in kwargs.items()}
     calm, wild = 0.01, 0.3
     made = {
-        name: rfc_fx.transform(model, method=METHOD, decision=name)  # type: ignore[arg-type]
+        name: rfc_fx.transform(model, METHOD, config=rfc_fx.Config(decision=name))  # type: ignore[arg-type]
         for name in ("per_sample", "batch")
     }
     drawn = {name: generation(cached, kwargs, torch.tensor([calm, wild])) for name, cached in made.items()}
-    alone = generation(rfc_fx.transform(model, method=METHOD), rows(kwargs, [0]), torch.tensor([calm]))
+    alone = generation(rfc_fx.transform(model, METHOD), rows(kwargs, [0]), torch.tensor([calm]))
     mirrored = generation(made["per_sample"], rows(kwargs, [1, 0]), torch.tensor([wild, calm]))
     assert all(torch.equal(batch[:1], one) for batch, one in zip(drawn["per_sample"], alone, strict=True))
     assert all(torch.equal(batch[1:], one) for batch, one in zip(mirrored, alone, strict=True))
@@ -55,7 +55,7 @@ def test_a_sample_is_the_same_to_the_last_bit_with_any_batch_mates(family: str) 
 
 def test_all_steps_full_give_the_models_own_results() -> None:
     model, kwargs = FAMILIES["dit"]()
-    cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.0), decision="per_sample")
+    cached = rfc_fx.transform(model, rfc.RFC(tau=0.0), config=rfc_fx.Config(decision="per_sample"))
     result = cached(**kwargs)
     expected = model(**kwargs)
     assert type(result) is type(expected)
@@ -69,7 +69,7 @@ def test_every_batch_size_runs_on_the_same_frames() -> None:
     torch._dynamo.utils.counters.clear()
     model, kwargs = FAMILIES["dit"]()
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
-    cached = rfc_fx.transform(model, method=METHOD, decision="per_sample")
+    cached = rfc_fx.transform(model, METHOD, config=rfc_fx.Config(decision="per_sample"))
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
     for chosen in ([0, 1], [0], [0, 1, 0, 1]):
         cached.reset()
@@ -81,12 +81,12 @@ def test_every_batch_size_runs_on_the_same_frames() -> None:
 
 def test_named_contexts_are_kept_for_each_sample() -> None:
     model, kwargs = FAMILIES["dit"]()
-    cached = rfc_fx.transform(model, method=METHOD, decision="per_sample")
+    cached = rfc_fx.transform(model, METHOD, config=rfc_fx.Config(decision="per_sample"))
     for name in ("cond", "uncond"):
         with cached.cache_context(name):
             cached(**kwargs)
     assert sorted(cached.contexts) == ["cond[0]", "cond[1]", "uncond[0]", "uncond[1]"]
-    assert 2 * cached.plan().state_bytes == rfc_fx.transform(model, kwargs, method=METHOD).plan().state_bytes
+    assert 2 * cached.plan().state_bytes == rfc_fx.transform(model, METHOD, example_inputs=kwargs).plan().state_bytes
 
 
 class Mixing(nn.Module):
@@ -117,7 +117,7 @@ class Listed(Mixing):
 
 def test_lists_of_samples_come_apart_and_go_together() -> None:
     model = Listed().eval()
-    cached = rfc_fx.transform(model, method=rfc.RFC(tau=0.0), decision="per_sample")
+    cached = rfc_fx.transform(model, rfc.RFC(tau=0.0), config=rfc_fx.Config(decision="per_sample"))
     call = {"x": [torch.randn(3, 4) for _ in range(3)], "t": torch.ones(3), "cap_feats": [torch.randn(3, 4) for _ in range(3)]}
     with torch.no_grad():
         (result, nothing), (expected, _) = cached(**call), model(**call)
@@ -126,7 +126,7 @@ def test_lists_of_samples_come_apart_and_go_together() -> None:
 
 
 def test_a_model_that_mixes_its_samples_is_refused() -> None:
-    cached = rfc_fx.transform(Mixing().eval(), decision="per_sample")
+    cached = rfc_fx.transform(Mixing().eval(), config=rfc_fx.Config(decision="per_sample"))
     with (
         pytest.raises(rfc_fx.SignatureError, match=r"Mixing: decision='per_sample': the 2 samples alone give another result"),
         torch.no_grad(),
@@ -135,16 +135,9 @@ def test_a_model_that_mixes_its_samples_is_refused() -> None:
 
 
 def test_a_shared_argument_as_long_as_the_batch_is_named() -> None:
-    cached = rfc_fx.transform(Shifted().eval(), decision="per_sample")
+    cached = rfc_fx.transform(Shifted().eval(), config=rfc_fx.Config(decision="per_sample"))
     call = {"hidden_states": torch.randn(2, 3, 4), "timestep": torch.tensor([1.0])}
     with torch.no_grad():
         cached(**call, table=torch.randn(3, 4))
         with pytest.raises(rfc_fx.SignatureError, match="or one of hidden_states, table belongs to all samples and is 3 long by chance"):
             cached(**{**call, "hidden_states": torch.randn(3, 3, 4)}, table=torch.randn(3, 4))
-
-
-def test_it_needs_host_dispatch() -> None:
-    with pytest.raises(ValueError, match='decision="per_sample" needs dispatch="host"'):
-        rfc_fx.transform(Mixing(), decision="per_sample", dispatch="cond")
-    with pytest.raises(ValueError, match="decision must be one of batch, per_sample, got 'each'"):
-        rfc_fx.transform(Mixing(), decision="each")  # type: ignore[arg-type]

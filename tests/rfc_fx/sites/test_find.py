@@ -187,7 +187,7 @@ class Branching(Convolutions):
 def test_a_forward_that_cannot_be_traced_names_the_line() -> None:
     with pytest.raises(
         CaptureError,
-        match=r"Branching: the forward's Python reads the values of timestep[^\n]*\n  at [^\n]*test_sites.py:\d+: if timestep.sum\(\) > 3",
+        match=r"Branching: the forward's Python reads the values of timestep[^\n]*\n  at [^\n]*test_find.py:\d+: if timestep.sum\(\) > 3",
     ):
         capture(Branching(), {"hidden_states": torch.randn(2, 3, 4), "timestep": torch.tensor([1])})
 

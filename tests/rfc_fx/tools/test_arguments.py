@@ -1,21 +1,22 @@
 """Options: what stands on the command line becomes methods with the settings that were said, and all else is one line."""
 
-from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
 
 import rfc
-from rfc_fx.tools.arguments import (
+import rfc_fx
+from rfc.storage import STORED
+from rfc_fx.tools.arguments import OptionError, StateDTypeName, dtype_named, new_config, parse_budget, parse_granularity_option
+from rfc_fx.tools.named_methods import (
     DIGITS_TAU,
     METHODS,
     MethodArguments,
-    OptionError,
     best_known,
     check_dispatch,
     new_method,
     new_methods,
-    parse_granularity_option,
     taking,
 )
 from rfc_fx.zoo import DIGITS_PREDICTOR, load_digits
@@ -37,42 +38,42 @@ MAKEABLE = [name for name in METHODS if name not in ("magcache", "log-snr")]
         ("newton", {}, rfc.NewtonRCS()),
         ("newton", {"order": 3, "tau": 0.2}, rfc.NewtonRCS(tau=0.2, order=3)),
         ("chebyshev", {}, rfc.Chebyshev()),
-        ("chebyshev", {"nfc": 5, "steps": 20, "order": 3}, rfc.Chebyshev(nfc=5, steps=20, order=3)),
-        ("log-snr", {"model": "digits"}, rfc.LogSNR.of(load_digits()[1], 50)),
-        ("log-snr", {"model": "digits", "nfc": 5, "steps": 20, "order": 3}, replace(rfc.LogSNR.of(load_digits()[1], 20, 5), order=3)),
-        ("speca", {}, rfc.SpeCa(steps=50)),
-        ("speca", {"steps": 20, "order": 1, "threshold": 9.0}, rfc.SpeCa(steps=20, order=1)),
-        ("teacache", {"threshold": 0.2, "steps": 28}, rfc.TeaCache(threshold=0.2, steps=28)),
-        ("first-block", {"threshold": 0.2, "steps": 28}, rfc.FirstBlockCache(threshold=0.2)),
-        ("dicache", {"steps": 30}, rfc.preset("dicache", "flux.1-dev")),
-        ("toca", {"steps": 20}, rfc.ToCa(steps=20)),
+        ("chebyshev", {"nfc": 5, "num_steps": 20, "order": 3}, rfc.Chebyshev(nfc=5, num_steps=20, order=3)),
+        ("log-snr", {"model": "digits"}, rfc.LogSNR(load_digits()[1], 50)),
+        ("log-snr", {"model": "digits", "nfc": 5, "num_steps": 20, "order": 3}, rfc.LogSNR(load_digits()[1], 20, 5, order=3)),
+        ("speca", {}, rfc.SpeCa(num_steps=50)),
+        ("speca", {"num_steps": 20, "order": 1, "threshold": 9.0}, rfc.SpeCa(num_steps=20, order=1)),
+        ("teacache", {"threshold": 0.2, "num_steps": 28}, rfc.TeaCache(threshold=0.2, num_steps=28)),
+        ("first-block", {"threshold": 0.2, "num_steps": 28}, rfc.FirstBlockCache(threshold=0.2)),
+        ("dicache", {"num_steps": 30}, rfc.preset("dicache", "flux.1-dev")),
+        ("toca", {"num_steps": 20}, rfc.ToCa(num_steps=20)),
         ("duca", {"interval": 5}, rfc.DuCa(interval=5)),
         ("disca", {"interval": 2}, rfc.DisCa(predictor=DIGITS_PREDICTOR, interval=2, warmup=2)),
-        ("magcache", {"preset": "flux.1-dev", "steps": 50}, rfc.preset("magcache", "flux.1-dev", steps=50)),
+        ("magcache", {"preset": "flux.1-dev", "num_steps": 50}, rfc.preset("magcache", "flux.1-dev", num_steps=50)),
         ("rfc", {"preset": "dit-xl-2", "is_digits": True}, rfc.preset("rfc", "dit-xl-2")),
         ("rfc", {"is_digits": True}, rfc.RFC(tau=DIGITS_TAU)),
         ("rfc", {"is_digits": True, "tau": 0.4}, rfc.RFC(tau=0.4)),
     ],
 )
-def test_a_method_takes_of_what_was_said_the_settings_that_it_has(name: str, asked: dict[str, Any], method: rfc.CachingMethod) -> None:
+def test_a_method_takes_of_what_was_said_the_settings_that_it_has(name: str, asked: dict[str, Any], method: rfc.Method) -> None:
     assert new_method(name, MethodArguments(**asked)) == method
 
 
 @pytest.mark.parametrize("name", MAKEABLE)
 def test_every_method_can_be_made_without_a_word_and_with_all_that_it_takes(name: str) -> None:
-    said = {"tau": 0.3, "threshold": 0.3, "order": 1, "interval": 2, "nfc": 5, "steps": 30}
+    said = {"tau": 0.3, "threshold": 0.3, "order": 1, "interval": 2, "nfc": 5, "num_steps": 30}
     plain, told = new_method(name, MethodArguments()), new_method(name, MethodArguments(**said))  # type: ignore[arg-type]
     assert plain.schedule.can_skip(50)
-    assert (plain == told) is (not METHODS[name].takes)
+    assert (plain == told) is (not METHODS[name].settings)
 
 
 def test_the_noise_levels_of_a_model_that_draws_are_needed() -> None:
     with pytest.raises(OptionError, match=r"^--method log-snr: it places full steps by a sampler's noise levels, and nothing"):
         new_method("log-snr", MethodArguments())
     with pytest.raises(OptionError, match=r"^--method log-snr: noise levels: DDIMScheduler.set_timesteps.* failed: .* \(chebyshev needs"):
-        new_method("log-snr", MethodArguments(model="digits", steps=2000))
+        new_method("log-snr", MethodArguments(model="digits", num_steps=2000))
     assert best_known(MethodArguments(model="digits")) == ("log-snr", None)
-    assert best_known(MethodArguments(model="digits", steps=2000))[0] == "chebyshev"
+    assert best_known(MethodArguments(model="digits", num_steps=2000))[0] == "chebyshev"
 
 
 def test_methods_are_made_once_each_in_the_order_in_which_they_were_named() -> None:
@@ -88,10 +89,17 @@ def test_a_setting_that_no_method_has_is_refused_with_those_that_have_it(setting
     assert len(new_methods([stranger, having[0]], MethodArguments(**{setting: 1}))) == 2  # type: ignore[arg-type]
 
 
-def test_a_granularity_is_checked_as_the_package_reads_it() -> None:
-    assert [parse_granularity_option(text) for text in (None, "auto", "block", "blocks[-3:]")] == [None, "auto", "block", "blocks[-3:]"]
+def test_the_options_of_a_command_become_one_configuration() -> None:
+    assert new_config() == rfc_fx.Config()
+    assert new_config(
+        granularity=parse_granularity_option("blocks[-3:]"),
+        state_dtype="int8",
+        state_budget=parse_budget("2 KiB"),
+        decision="per_sample",
+        hoist=True,
+    ) == rfc_fx.Config(granularity="blocks[-3:]", state_dtype=torch.int8, state_budget=2048, decision="per_sample", hoist=True)
     with pytest.raises(OptionError, match=r"^--granularity must be one of module, block, stack, output, blocks\[a:b\], got auto$"):
-        parse_granularity_option("auto", auto=False)
+        parse_granularity_option("auto")
 
 
 def test_one_conditional_step_has_two_phases() -> None:
@@ -100,3 +108,7 @@ def test_one_conditional_step_has_two_phases() -> None:
     check_dispatch({name: methods[name] for name in ("rfc", "teacache")}, "cond")
     with pytest.raises(OptionError, match=r"^--dispatch cond: duca has the phases FULL, PARTIAL_1, .*, REUSE, a torch\.cond has two"):
         check_dispatch(methods, "cond")
+
+
+def test_state_can_be_kept_in_every_type_that_there_is_for_it() -> None:
+    assert {dtype_named(name) for name in get_args(StateDTypeName)} == set(STORED)

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 import rfc
 import rfc_fx
 import rfc_fx.tools.calibrate as calibrate_module
-from rfc_fx.io.preset import PresetError, read_preset, write_preset
-from rfc_fx.tools.calibrate import CalibrationError, Goal, calibrate, named, with_threshold
+from rfc_fx.io.method_file import MethodFileError, read_method, write_method
+from rfc_fx.tools.calibrate import CalibrationError, Goal, calibrate, named
 from rfc_fx.tools.cli import app
 
 STEPS = 12
@@ -48,8 +48,7 @@ class Tiny:
 
 def test_a_number_of_full_computations_is_met_on_the_mean_over_the_seeds() -> None:
     found = calibrate(Tiny(), rfc.NewtonRCS(), Goal(nfc=5), STEPS)
-    assert isinstance(found.method, rfc.NewtonRCS)
-    assert found.method.tau == found.threshold
+    assert found.method == rfc.NewtonRCS(tau=found.threshold)
     assert found.measured.nfc == pytest.approx(5, abs=0.5)
     assert 0 < found.measured.error < 1
     assert 0 < found.measured.psnr_db < inf
@@ -67,9 +66,9 @@ def test_a_bound_on_quality_gives_the_largest_threshold_that_keeps_it() -> None:
 
 
 def test_full_steps_are_moved_to_where_the_error_is_smallest() -> None:
-    method = rfc.Chebyshev(nfc=5, steps=STEPS)
+    method = rfc.Chebyshev(nfc=5, num_steps=STEPS)
     placed = calibrate(Tiny(), method, Goal(nfc=5), STEPS, lists=1)
-    assert (placed.method.estimator, placed.method.schedule) == (method.estimator, method.schedule)
+    assert (placed.method.estimator, placed.method.schedule) == (method.estimator, method.schedule.placed)
     moved = calibrate(Tiny(), method, Goal(nfc=5), STEPS, lists=30)
     assert moved.measured.nfc == 5
     assert moved.measured.error < placed.measured.error
@@ -83,7 +82,7 @@ def test_the_better_forecast_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     def liking(better: type) -> Any:
         """A measurement that adds an error to every other forecast's."""
 
-        def measure(self: Any, method: rfc.CachingMethod, what: str, **more: Any) -> Any:
+        def measure(self: Any, method: rfc.Method, what: str, **more: Any) -> Any:
             found = measured(self, method, what, **more)
             return found._replace(error=found.error + 10 * (type(method.estimator) is not better))
 
@@ -113,7 +112,7 @@ LEVELS = rfc.LogSNR(lambdas=(-1.0, 0.0, 1.0))
 def test_a_method_that_knows_the_noise_levels_begins_with_its_own_full_steps() -> None:
     method = rfc.LogSNR(lambdas=tuple(-4 + 0.05 * step**2 for step in range(STEPS)), nfc=5)
     found = calibrate(Tiny(), method, Goal(nfc=5), STEPS, lists=1)
-    assert (found.method.estimator, found.method.schedule) == (method.estimator, method.schedule)
+    assert (found.method.estimator, found.method.schedule) == (method.estimator, method.schedule.placed)
     assert calibrate(Tiny(), method, Goal(nfc=5), STEPS, lists=20).measured.error <= found.measured.error
 
 
@@ -121,16 +120,20 @@ def test_a_method_that_knows_the_noise_levels_begins_with_its_own_full_steps() -
     ("method", "goal", "said"),
     [
         (rfc.FORA(), {"nfc": 5}, "FORA decides without a threshold"),
-        (LEVELS, {"nfc": 5}, "expected a method for the 12 steps that are drawn, got LogSNR for 3 steps"),
+        (LEVELS, {"nfc": 5}, "for the 12 steps that are drawn: LogSNR: placed for the noise levels of 3 calls, got 12"),
         (rfc.Chebyshev(), {"nfc": 99}, "nfc must be from 1 to the number of steps 12, got 99"),
         (rfc.Chebyshev(), {"nfc": 4.5}, "nfc must be a whole number, got 4.5"),
         (rfc.RFC(), {"nfc": 99}, "nfc must be from 1 to the number of steps 12, got 99"),
         (rfc.RFC(), {}, "exactly one of nfc, psnr and max_error is needed, got none"),
         (rfc.RFC(), {"nfc": 5, "psnr": 30}, "got nfc, psnr"),
-        (rfc.SpeCa(enhanced=0, max_drafts=1, steps=STEPS), {"psnr": 900}, "a PSNR of at least 900 dB is not reached: at threshold 0.001"),
+        (
+            rfc.SpeCa(enhanced=0, max_drafts=1, num_steps=STEPS),
+            {"psnr": 900},
+            "a PSNR of at least 900 dB is not reached: at threshold 0.001",
+        ),
     ],
 )
-def test_what_cannot_be_calibrated_is_said(method: rfc.CachingMethod, goal: dict[str, float], said: str) -> None:
+def test_what_cannot_be_calibrated_is_said(method: rfc.Method, goal: dict[str, float], said: str) -> None:
     with pytest.raises(CalibrationError) as error:
         calibrate(Tiny(), method, Goal(**goal), STEPS)
     assert said in str(error.value)
@@ -139,44 +142,44 @@ def test_what_cannot_be_calibrated_is_said(method: rfc.CachingMethod, goal: dict
 @pytest.mark.parametrize(
     "method",
     [rfc.NewtonRCS(), rfc.RFC(), rfc.TeaCache(), rfc.FirstBlockCache(), rfc.DiCache(), rfc.SpeCa()],
-    ids=lambda method: type(method).__name__,
+    ids=lambda method: method.name,
 )
-def test_a_preset_gives_the_same_method_to_transform(method: rfc.CachingMethod, tmp_path: Path) -> None:
-    chosen = with_threshold(method, 0.25)
-    write_preset(tmp_path / "sub" / "preset.json", chosen, {"nfc": 3.5})
-    assert json.loads((tmp_path / "sub" / "preset.json").read_text())["measured"] == {"nfc": 3.5}
+def test_a_method_file_gives_the_same_method_to_transform(method: rfc.Method, tmp_path: Path) -> None:
+    chosen = method.with_threshold(0.25)
+    write_method(tmp_path / "sub" / "method.json", chosen, {"nfc": 3.5})
+    assert json.loads((tmp_path / "sub" / "method.json").read_text())["measured"] == {"nfc": 3.5}
     model, kwargs = FAMILIES["dit"]()
-    named = rfc_fx.transform(model, kwargs, method=tmp_path / "sub" / "preset.json")
-    plain = rfc_fx.transform(model, kwargs, method=chosen)
-    assert (named.method.estimator, named.method.schedule) == (chosen.estimator, chosen.schedule)
+    named = rfc_fx.transform(model, tmp_path / "sub" / "method.json", example_inputs=kwargs)
+    plain = rfc_fx.transform(model, chosen, example_inputs=kwargs)
+    assert named.method == chosen
     assert named.plan().sites == plain.plan().sites
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "not a preset"),
-        ("[]", "expected a preset of schema version 1 with a method, got version None"),
+        ("{", "no JSON"),
+        ("[]", "expected a method file of schema version 1, as rfc-fx calibrate writes it, got version None"),
         ('{"schema_version": 2, "method": {}}', "got version 2"),
         ('{"schema_version": 1, "method": {"estimator": {"type": "Magic"}, "schedule": {}}}', "method.estimator: type must be one of"),
     ],
 )
-def test_a_file_that_is_no_preset_is_refused(text: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "preset.json").write_text(text)
-    with pytest.raises(PresetError, match=r"preset\.json") as error:
-        read_preset(tmp_path / "preset.json")
+def test_a_file_without_a_method_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "method.json").write_text(text)
+    with pytest.raises(MethodFileError, match=r"method\.json") as error:
+        read_method(tmp_path / "method.json")
     assert said in str(error.value)
-    with pytest.raises(PresetError, match="cannot be read: No such file"):
-        read_preset(tmp_path / "none.json")
+    with pytest.raises(MethodFileError, match="cannot be read: No such file"):
+        read_method(tmp_path / "none.json")
 
 
-def test_the_command_writes_a_preset_that_generate_takes(tmp_path: Path) -> None:
-    out = tmp_path / "preset.json"
+def test_the_command_writes_a_method_file_that_generate_takes(tmp_path: Path) -> None:
+    out = tmp_path / "method.json"
     few = ["--steps", "6", "--classes", "3,8", "--seeds", "1"]
     result = CliRunner().invoke(app, ["calibrate", "digits", "--nfc", "4", "--lists", "4", *few, "--out", str(out)])
     assert result.exit_code == 0, result.output
     kept = json.loads(out.read_text())
-    assert f"log-snr: {named(read_preset(out).estimator)}, full steps 0, " in result.output
+    assert f"log-snr: {named(read_method(out).estimator)}, full steps 0, " in result.output
     assert f"(4 tried)\n{out}" in result.output
     assert kept["measured"]["nfc"] == 4
     given = ["generate", "--method", str(out), "--no-compile", *few, "--out", str(tmp_path / "drawn")]
@@ -187,11 +190,11 @@ def test_the_command_writes_a_preset_that_generate_takes(tmp_path: Path) -> None
 
 
 def test_the_command_finds_a_threshold_too(tmp_path: Path) -> None:
-    few = ["--steps", "6", "--classes", "3", "--seeds", "1", "--out", str(tmp_path / "preset.json")]
+    few = ["--steps", "6", "--classes", "3", "--seeds", "1", "--out", str(tmp_path / "method.json")]
     result = CliRunner().invoke(app, ["calibrate", "digits", "--nfc", "4", "--method", "rfc", *few])
     assert result.exit_code == 0, result.output
     assert "rfc: threshold" in result.output
-    assert json.loads((tmp_path / "preset.json").read_text())["measured"]["threshold"] > 0
+    assert json.loads((tmp_path / "method.json").read_text())["measured"]["threshold"] > 0
 
 
 def test_the_command_says_what_is_missing_in_one_line() -> None:

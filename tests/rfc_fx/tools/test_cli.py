@@ -11,11 +11,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import rfc
-from rfc_fx.tools import arguments as options
-from rfc_fx.tools import cli, pictures
+from rfc_fx.tools import cli, named_methods, pictures
 from rfc_fx.tools.compare import psnr
 
 FILES = ["images.png", "schedule.png", "summary.json"]
+NAMES = f"--method must be one of {', '.join(named_methods.METHODS)}"
 SHORT = ["--no-compile", "--rounds", "1", "--seeds", "1", "--steps", "8", "--classes", "3,7"]
 
 
@@ -137,8 +137,8 @@ def test_summary_names_protocol_versions_and_both_sides_of_a_speedup(generated):
     ratio = entry["eager"]["median_ms"] / entry["graph"]["median_ms"]
     assert entry["speedup"]["transformed_cached_vs_eager_twin"] == pytest.approx(ratio)
     assert entry["granularity"] == "module"
-    assert entry["threshold"] == options.DIGITS_TAU
-    assert entry["settings"] == f"RFC(tau={options.DIGITS_TAU}, order=1, warmup=3)"
+    assert entry["threshold"] == named_methods.DIGITS_TAU
+    assert entry["settings"] == str(rfc.RFC(tau=named_methods.DIGITS_TAU))
     assert [len(eps) for eps in entry["eps"]] == [len(eps) for eps in entry["accumulated_eps"]] == [8, 8]
     assert len(entry["eager"]["times_ms"]) == len(entry["graph"]["times_ms"]) == 2
 
@@ -151,19 +151,18 @@ def test_the_twin_and_the_graph_draw_the_same(generated):
         assert entry["psnr_db"] == pytest.approx(entry["psnr_twin_db"], abs=0.5)
 
 
-def test_generate_knows_every_method_and_gives_it_its_own_granularity(digits, tmp_path):
-    names = [name for name in options.METHODS if name not in ("magcache", "disca")]  # which belong to a model
+def test_generate_gives_each_kind_of_method_its_own_granularity_and_threshold(digits, tmp_path):
+    own = {"taylorseer-lite": "output", "delta-dit": "blocks[1:]", "teacache": "stack", "first-block": "blocks[1:]", "dicache": "stack"}
+    names = ["log-snr", "speca", "duca", *own]  # beside those of `generated`; test_arguments makes every one
     chosen = [part for name in names for part in ("--method", name)]
     result = run("generate", "--model", digits, *SHORT, *chosen, "--threshold", "0.2", "--granularity", "block", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     methods = summary(tmp_path)["methods"]
-    own = {"taylorseer-lite": "output", "delta-dit": "blocks[1:]", "teacache": "stack", "first-block": "blocks[1:]", "dicache": "stack"}
-    own |= {"toca": "module", "duca": "module"}
-    given = {"threshold": 0.2, "tau": options.DIGITS_TAU}
     for name in names:
         entry = methods[name]
-        assert entry["granularity"] == own.get(name, "block")
-        assert entry["threshold"] == next((value for key, value in given.items() if key in options.METHODS[name].takes), None)
+        assert entry["granularity"] == own.get(name, "module" if name == "duca" else "block")
+        if name in named_methods.taking("threshold"):
+            assert entry["threshold"] == 0.2
         assert entry["eager"]["contexts"] == entry["graph"]["contexts"]
         assert entry["psnr_db"] == pytest.approx(entry["psnr_twin_db"], abs=0.5)
     assert "v" in methods["speca"]["phases"][0]
@@ -176,8 +175,8 @@ def test_a_preset_sets_what_was_published_for_a_model_and_options_change_it(digi
     result = run("generate", "--model", digits, *SHORT, *chosen, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     methods = summary(tmp_path)["methods"]
-    assert methods["taylorseer"]["settings"] == "TaylorSeer(interval=3, order=2, warmup=3)"
-    full = rfc.preset("magcache", "flux.1-dev", steps=8).full_steps
+    assert methods["taylorseer"]["settings"] == str(rfc.preset("taylorseer", "flux.1-dev", interval=3))
+    full = rfc.preset("magcache", "flux.1-dev", num_steps=8).schedule.full_steps
     assert methods["magcache"]["phases"] == ["".join("#" if step in full else "." for step in range(8))]
 
 
@@ -226,7 +225,7 @@ def test_psnr_is_infinite_for_equal_images_and_counts_a_range_of_two():
         (["--classes", "10"], "--classes must lie in 0-9, got 10"),
         (["--classes", "a-b"], "--classes must be a list like 3,7 or a range like 0-9, got a-b"),
         (["--classes", "9-0"], "a range goes upwards"),
-        (["--method", "magic"], f"--method must be one of {', '.join(options.METHODS)}, got magic"),
+        (["--method", "magic"], f"{NAMES}, a .json file of calibrate or package.module:name, got magic"),
         (["--method", "magcache"], "its ratios belong to a model; pass --preset with one of flux.1-dev, hunyuanvideo"),
         (["--method", "magcache", "--preset", "sd3"], "--preset: magcache was published with settings for flux.1-dev, hunyuanvideo"),
         (["--method", "disca"], "the predictor was trained for another model"),
@@ -234,33 +233,32 @@ def test_psnr_is_infinite_for_equal_images_and_counts_a_range_of_two():
         (["--method", "teacache", "--threshold", "-1"], "threshold must be a number >= 0"),
         (["--method", "teacache", "--tau", "1"], "--tau: not a setting of teacache; rfc, projective, newton have it"),
         (["--threshold", "1"], "--threshold: not a setting of taylorseer, rfc, log-snr; teacache, first-block, dicache"),
-        (["--nfc", "51"], "LogSNR: nfc must be at most steps (50), got 51"),
+        (["--nfc", "51"], "LogSNR: nfc must be at most num_steps (50), got 51"),
         (["--method", "rfc", "--nfc", "9"], "--nfc: not a setting of rfc; chebyshev, log-snr have it"),
         (["--method", "dicache", "--order", "2"], "--order: not a setting of dicache; taylorseer, "),
         (
             ["--method", "teacache", "--granularity", "block"],
             "--granularity: TeaCache works on 'stack', got 'block'; leave granularity out",
         ),
-        (["--dtype", "int8"], "--dtype must be one of float32, bfloat16, float16, got int8"),
+        (["--dtype", "int8"], "'--dtype': 'int8' is not one of 'float32', 'bfloat16', 'float16'; see rfc-fx generate --help"),
         (["--device", "abacus"], "--device abacus: not available here"),
-        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--steps", "0"], "'--steps': Input should be greater than or equal to 1; see rfc-fx generate --help"),
         (["--steps", "2000"], "--steps must be at most 1000"),
         (["--steps", "many"], "'--steps'"),
-        (["--rounds", "0"], "--rounds must be at least 1"),
-        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--rounds", "0"], "'--rounds': Input should be"),
+        (["--seeds", "0"], "'--seeds': Input should be"),
         (["--interval", "0"], "interval must be an integer of at least 1"),
         (["--method", "rfc", "--order", "3"], "order must be an integer from 1 to 2, got 3"),
-        (["--granularity", "atom"], "--granularity must be one of module, block, stack, output, blocks[a:b], auto, got atom"),
-        (["--granularity", "blocks[1]"], "--granularity must be one of module, block, stack, output, blocks[a:b], auto, got blocks[1]"),
-        (["--granularity", "auto"], "--granularity auto needs --state-budget, such as --state-budget 2GiB"),
+        (["--granularity", "atom"], "--granularity must be one of module, block, stack, output, blocks[a:b], got atom"),
+        (["--granularity", "blocks[1]"], "--granularity must be one of module, block, stack, output, blocks[a:b], got blocks[1]"),
         (["--state-budget", "much"], "--state-budget must be a number of bytes such as 2147483648, '2GiB' or '500 MB', got 'much'"),
-        (["--state-dtype", "int4"], "--state-dtype must be one of bfloat16, float16, int8, float8_e4m3fn, got int4"),
-        (["--dispatch", "magic"], "--dispatch must be one of host, cond, got magic"),
-        (["--decision", "each"], "--decision must be one of batch, per_sample, got each"),
+        (["--state-dtype", "int4"], "'--state-dtype': 'int4' is not one of 'bfloat16', 'float16', 'int8', 'float8_e4m3fn'"),
+        (["--dispatch", "magic"], "'--dispatch': 'magic' is not one of 'host', 'cond'"),
+        (["--decision", "each"], "'--decision': 'each' is not one of 'batch', 'per_sample'"),
         (["--decision", "per_sample", "--dispatch", "cond"], "--decision per_sample needs --dispatch host"),
         (["--method", "speca", "--dispatch", "cond"], "--dispatch cond: speca has the phases FULL, ESTIMATE, VERIFY, a torch.cond has two"),
         (["--prompt", "a lighthouse"], "this model draws classes"),
-        (["--wrong-option"], "--wrong-option"),
+        (["--wrong-option"], "No such option: --wrong-option; see rfc-fx generate --help"),
     ],
 )
 def test_a_bad_option_is_one_line(digits, tmp_path, arguments, text):
@@ -336,7 +334,7 @@ def test_version_and_help():
     assert {"generate", "inspect"} <= set(run("--help").stdout.split())
     assert run("--help").exit_code == run("generate", "--help").exit_code == run("inspect", "--help").exit_code == 0
     words = {word.strip(",;") for word in run("generate", "--help").stdout.split()}
-    assert {*options.METHODS, "blocks[a:b]", "output"} <= words
+    assert {*named_methods.METHODS, "blocks[a:b]", "output"} <= words
 
 
 # ---- inspect ---------------------------------------------------------------------------------------------------------
@@ -383,13 +381,11 @@ def test_inspect_knows_methods_with_a_granularity_of_their_own_and_more_phases(d
 
 
 def test_inspect_chooses_the_granularity_that_fits_and_says_what_depends_on_what(digits):
-    result = run("inspect", digits, "--granularity", "auto", "--state-budget", "20KB", "--state-dtype", "int8")
+    result = run("inspect", digits, "--state-budget", "20KB", "--state-dtype", "int8")
     assert "2 sites, granularity block" in result.stdout, result.output
     assert all(f"{name} " in result.stdout for name in ("conditioning", "timestep", "latent", "module", "block", "stack"))
     assert "int8" in result.stdout
-    assert "needs more state per context than state_budget=20 bytes: module" in one_line_error(
-        "inspect", digits, "--granularity", "auto", "--state-budget", "20"
-    )
+    assert "needs more state per context than state_budget=20 bytes: module" in one_line_error("inspect", digits, "--state-budget", "20")
 
 
 def test_inspect_draws_the_block_it_prints(digits, tmp_path):

@@ -112,7 +112,7 @@ def test_a_search_begins_with_different_lists_of_which_the_first_is_the_method_s
     own = tuple(range(nfc))
     made = starts(nfc, steps, own)
     assert made[0] == own
-    assert rfc.Chebyshev(nfc=nfc, steps=steps).schedule.steps in made
+    assert rfc.Chebyshev(nfc=nfc, num_steps=steps).schedule.full_steps in made
     assert len(made) == len({*made})
     assert {len(one) for one in made} == {nfc}
     assert all(a < b for one in made for a, b in itertools.pairwise(one))

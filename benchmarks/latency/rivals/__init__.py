@@ -1,0 +1,1 @@
+"""Feature caches of other libraries as variants of the latency benchmark."""

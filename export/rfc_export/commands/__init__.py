@@ -1,0 +1,1 @@
+"""The commands of rfc-fx for engines, a file each."""

@@ -1,0 +1,118 @@
+"""`rfc-fx bench`: engines beside the compiled CachedModel and the eager twin, timed in turns."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rfc_export.artifact import opened, read_manifest
+from rfc_export.bench import PROTOCOL, Timed, engine_variant, measure, model_variants
+from rfc_export.commands.options import Engines
+from rfc_export.drawing import is_shipped, sizes
+from rfc_export.runtime import Engine, load
+from rfc_export.verify import STEPS, Verdict, exported_from, record_generation
+from rfc_fx.tools import options
+from rfc_fx.tools.arguments import OptionError
+from rfc_fx.tools.output import check_writable, print_notes, progress_bar, time_cell, whole_files, write_json
+from rfc_fx.tools.summary_json import versions
+
+
+def bench(
+    engine: Engines,
+    model: Annotated[str | None, typer.Option(help="what it was made from (default: digits, where it is that)")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="counted generations of every variant")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="steps of a generation")] = STEPS,
+    compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True) on the CachedModel")] = True,
+    method_classes: options.MethodClasses = None,
+    device: options.Device = options.CPU,
+    out: Annotated[Path | None, typer.Option(help="folder for bench.json")] = None,
+) -> None:
+    """Time engines beside the compiled CachedModel and the eager twin, in turns, and compare what they compute."""
+    if out is not None:
+        check_writable(out)
+    names, bytes_of = [str(path) for path in engine], []
+    for path in engine:
+        with opened(path) as folder:
+            manifest = read_manifest(folder)
+            bytes_of.append(sum(sizes(folder, manifest).values()))
+            if model is None and is_shipped(folder, manifest):
+                model = "digits"
+    engines = [load(path, device=device, classes=method_classes or ()) for path in engine]
+    first = engines[0]
+    _check_comparable(names, engines)
+    variants = [
+        engine_variant(_label(name, loaded, engines), loaded, count) for name, loaded, count in zip(names, engines, bytes_of, strict=True)
+    ]
+    if model is not None:
+        original = exported_from(model, first)
+        variants += model_variants(first, original.model, original.inputs, compile=compile)
+    # without a model the first engine makes the calls
+    caller = variants[len(engines)].model if model is not None else first
+    generation = record_generation(names[0], first, caller, None if model is None else original.inputs, steps)
+    console = Console()
+    with progress_bar(console, "warming up", len(variants) * (2 + rounds)) as (advance, describe):
+        measure(variants, generation, rounds, describe, advance)
+    console.print(_table(variants, generation.description, rounds))
+    if model is None:
+        print_notes(console, ["not made from the shipped model; pass --model to compare"])
+    if out is not None:
+        settings = {"engines": names, "model": model, "rounds": rounds, "steps": steps, "compile": compile, "device": str(device)}
+        record = {"settings": settings, "protocol": PROTOCOL, "versions": versions(), "variants": {v.name: v.record() for v in variants}}
+        with whole_files(out) as folder:
+            write_json(folder / "bench.json", record)
+        typer.echo(out / "bench.json")
+    for loaded in engines:
+        loaded.close()
+
+
+def _check_comparable(names: list[str], engines: list[Engine]) -> None:
+    """OptionError where engines do not do the same work."""
+    for name, other in zip(names[1:], engines[1:], strict=True):
+        for field in ("method", "config.granularity", "call.leaves", "model.model_class"):
+            fact = attrgetter(field)
+            if fact(engines[0].manifest) != fact(other.manifest):
+                raise OptionError(f"{names[0]} and {name} differ in {field}; compare engines of the same model, method and batch")
+
+
+def _label(name: str, engine: Engine, engines: list[Engine]) -> str:
+    """Back end and dispatch, and the path where that alone would name two engines."""
+    kinds = [f"{other.manifest.backend}, {other.manifest.config.dispatch}" for other in engines]
+    kind = f"{engine.manifest.backend}, {engine.manifest.config.dispatch}"
+    return kind if kinds.count(kind) == 1 else f"{kind} ({name})"
+
+
+def _table(variants: list[Timed], title: str, rounds: int) -> Table:
+    """A row for each variant, times in ms."""
+    caption = (
+        f"ms: medians of {rounds} generations of each in turns, below generations the smallest and the largest. error: the largest "
+        "of a step, of the CachedModel's output; = the same decisions. host reads: looks at values on the device in a generation, "
+        "on a CPU also at those that were the host's anyway. state: all memory of one generation's state."
+    )
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("", "NFC", "FULL\nms", "ESTIMATE\nms", "generation\nms", "host\nreads", "state\nMiB", "files\nMiB", "error"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for variant in variants:
+        record = variant.record()
+        steps = [_ms_cell(record[key]) for key in ("full_ms", "estimate_ms")]
+        sizes_mib = ["-" if count is None else f"{count / 2**20:.1f}" for count in (variant.state_bytes, variant.artefact_bytes)]
+        reads = str(variant.host_reads)
+        table.add_row(variant.name, str(variant.nfc), *steps, time_cell(variant.timing), reads, *sizes_mib, _error_cell(variant.verdict))
+    return table
+
+
+def _ms_cell(milliseconds: float | None) -> str:
+    """Milliseconds of a step, where there was one."""
+    return "-" if milliseconds is None else f"{milliseconds:.1f}"
+
+
+def _error_cell(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return "-"
+    same = verdict.parity.phases == verdict.parity.expected_phases
+    return f"{'=' if same else 'other decisions'} {verdict.parity.worst:.0e}"

@@ -1,0 +1,96 @@
+"""`rfc-fx export`: a model becomes an engine."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rfc_export.artifact import check_place, opened, read_manifest
+from rfc_export.backends import backend as backend_of
+from rfc_export.drawing import exportable, sizes
+from rfc_export.exporter import export as export_model
+from rfc_export.methods import check_method
+from rfc_export.specs import BackendName
+from rfc_fx.runtime.summary import mib
+from rfc_fx.tools import options
+from rfc_fx.tools.arguments import dtype_named, new_config
+from rfc_fx.tools.load import locate, model_kind
+from rfc_fx.tools.named_methods import MethodArguments, check_granularity, new_methods, taking
+
+
+def export(
+    model: options.ModelArgument,
+    backend: Annotated[BackendName, typer.Option(help="what runs the programs: AOTInductor, ONNX Runtime or TensorRT")],
+    out: Annotated[Path, typer.Option(help="the engine's folder, or a file that ends in .pt2")],
+    method: options.Method = "rfc",
+    preset: options.Preset = None,
+    tau: options.Tau = None,
+    threshold: options.Threshold = None,
+    order: options.Order = None,
+    interval: options.Interval = None,
+    nfc: options.NFC = None,
+    steps: Annotated[int | None, typer.Option(min=1, help=f"of a generation, for {', '.join(taking('num_steps'))}")] = None,
+    granularity: options.Granularity = None,
+    state_dtype: options.StateDType = None,
+    dispatch: options.DispatchOption = "host",
+    hoist: Annotated[
+        bool | None,
+        typer.Option(
+            "--hoist/--no-hoist",
+            help="compute ahead of the steps whatever does not depend on the latent (default with host dispatch)",
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="samples of a call; guidance doubles them (default: 10 for digits, else 1)")
+    ] = None,
+    dtype: options.DType = "float32",
+    device: options.Device = options.CPU,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the engine that is there")] = False,
+) -> None:
+    """Transform a model, build its programs for a back end, and check the engine against the model."""
+    config = new_config(granularity=granularity, state_dtype=state_dtype, dispatch=dispatch, hoist=hoist)
+    check_place(out, overwrite=overwrite)
+    arguments = MethodArguments(
+        tau=tau,
+        threshold=threshold,
+        order=order,
+        interval=interval,
+        nfc=nfc,
+        num_steps=steps,
+        preset=preset,
+        model=model,
+        is_digits=model_kind(locate(model)) == "digits",
+    )
+    methods = new_methods([method], arguments)
+    check_granularity(methods, config)
+    (instance,) = methods.values()
+    check_method(instance, config.dispatch)
+    backend_of(backend).check(device)  # before anything is loaded
+    exported = exportable(model, dtype_named(dtype), device, batch)
+    start = time.perf_counter()
+
+    def report(stage: str) -> None:
+        typer.echo(f"{time.perf_counter() - start:6.1f} s  {stage}")
+
+    export_model(
+        exported.model,
+        out,
+        backend=backend,
+        example_inputs=exported.inputs,
+        method=instance,
+        config=config,
+        sampler=exported.sampler,
+        overwrite=overwrite,
+        report=report,
+    )
+    report(f"done: {out}")
+    with opened(out) as folder:
+        for name, count in sizes(folder, read_manifest(folder)).items():
+            typer.echo(f"  {name:<24} {mib(count):>12}")
+    if exported.sampler is not None:
+        typer.echo(f"draw with it:  rfc-fx run {out} --classes 3\ncheck it:      rfc-fx verify {out} --model {model}")
+    else:
+        typer.echo(f"use it:    pipe.transformer = rfc_export.load({str(out)!r})\ncheck it:  rfc-fx verify {out} --model {model}")

@@ -1,0 +1,33 @@
+"""`rfc-fx verify`: an engine against this machine, and against the model it was made from."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rfc_export.commands.options import Engine
+from rfc_export.runtime import load
+from rfc_export.verify import cached_like, checks, exported_from, parity_over, record_generation
+from rfc_fx.tools import options
+
+
+def verify(
+    engine: Engine,
+    model: Annotated[str | None, typer.Option(help="what it was made from: a whole generation of both is compared")] = None,
+    method_classes: options.MethodClasses = None,
+    device: options.Device = options.CPU,
+) -> None:
+    """Check manifest, files, target and versions; with the model also every decision and output of a generation."""
+    for subject, finding in checks(engine, device, method_classes or ()):
+        typer.echo(f"{subject:<9} {finding}")
+    if model is None:
+        return
+    loaded = load(engine, device=device, classes=method_classes or ())
+    original = exported_from(model, loaded)
+    cached = cached_like(loaded, original.model, original.inputs)
+    verdict = parity_over(loaded, cached, record_generation(str(engine), loaded, cached, original.inputs))
+    loaded.close()
+    typer.echo(f"{'parity':<9} {verdict.finding}", err=verdict.fault is not None)
+    if verdict.fault is not None:
+        raise typer.Exit(1)

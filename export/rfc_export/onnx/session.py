@@ -1,0 +1,143 @@
+"""Run ONNX models: a session for every program, bound to torch's memory; weights are torch's, in memory once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rfc_export.backends import Run
+from rfc_export.errors import ArtifactError, BackendError
+from rfc_export.manifest import WEIGHTS, Manifest
+from rfc_export.methods import dtype_of
+from rfc_export.onnx.libraries import PROVIDERS, imported, short
+from rfc_export.onnx.writer import value_name
+from rfc_export.specs import ProgramSpec
+
+LEFT_IN_FILE = (torch.bool, torch.float8_e4m3fn)
+"""Types of weights that ONNX Runtime reads from weights.safetensors itself: it takes them from no other library."""
+
+
+def open(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], device: torch.device) -> dict[str, Run]:
+    """A session for every program; the weights are those of torch, in memory once.
+
+    BackendError where the device has no kernel for a part, or ONNX Runtime would run it elsewhere; ArtifactError for what is no program.
+    """
+    runtime = imported("onnxruntime", "InferenceSession")
+    names = {name: None for program in manifest.programs.values() for name in program.weights.values()}
+    if missing := [name for name in names if name not in weights]:
+        raise ArtifactError(f"{folder / WEIGHTS}: {', '.join(missing[:3])} missing; export again")
+    if device.type == "cuda" and hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()
+    shared = {name: runtime.OrtValue.from_dlpack(weights[name].detach()) for name in names if weights[name].dtype not in LEFT_IN_FILE}
+    return {
+        phase: OnnxSession(_session(runtime, folder, spec, shared, device), spec, device, shared)
+        for phase, spec in manifest.programs.items()
+    }
+
+
+def _session(runtime: Any, folder: Path, spec: ProgramSpec, shared: Mapping[str, Any], device: torch.device) -> Any:
+    provider = PROVIDERS[device.type]
+    path = folder / spec.file
+    try:
+        session = runtime.InferenceSession(str(path), _options(runtime, spec, shared, device), providers=[provider])
+    except Exception as error:  # onnxruntime's errors share no base class
+        if type(error).__name__ == "NotImplemented" or "fallback to CPU EP has been explicitly disabled" in str(error):
+            raise BackendError(
+                f"onnx: {provider} has no kernel for a part of {spec.entry}: {short(error)}; export a model and state in another type "
+                "(float32 runs everywhere), or for another device"
+            ) from error
+        raise ArtifactError(f"{path}: ONNX Runtime cannot open it: {short(error)}") from error
+    if session.get_providers()[0] != provider:
+        raise BackendError(f"onnx: asked for {provider}, ONNX Runtime fell back to {', '.join(session.get_providers())}")
+    for which, values, specs, must_have_all in (
+        ("inputs", session.get_inputs(), spec.inputs, False),  # ONNX drops inputs that nothing reads
+        ("outputs", session.get_outputs(), spec.outputs, True),
+    ):
+        shapes, expected = {value.name: value.shape for value in values}, {value_name(tensor): tensor.shape for tensor in specs}
+        if wrong := [name for name in shapes | (expected if must_have_all else {}) if shapes.get(name) != expected.get(name)]:
+            raise ArtifactError(
+                f"{path}: its {which} are not those of {spec.entry}: {wrong[0]} has shape {shapes.get(wrong[0])}, expected "
+                f"{expected.get(wrong[0])}; it is another program, export again"
+            )
+    return session
+
+
+def _options(runtime: Any, spec: ProgramSpec, shared: Mapping[str, Any], device: torch.device) -> Any:
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # programs take turns; their idle threads shall not compete
+    options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights would be a second copy of each
+    if device.type == "cuda":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    for name, weight in spec.weights.items():
+        if weight in shared:
+            options.add_initializer(name, shared[weight])
+    return options
+
+
+class OnnxSession:
+    """A program in a session: inputs and outputs are bound to torch's memory, nothing is copied on the way."""
+
+    def __init__(self, session: Any, spec: ProgramSpec, device: torch.device, shared: Mapping[str, Any]) -> None:
+        self.session, self.spec, self.device = session, spec, device
+        self.shared = shared  # the session reads weights where these lie
+        names = {value.name for value in session.get_inputs()}
+        self._inputs = [(index, value_name(tensor)) for index, tensor in enumerate(spec.inputs) if value_name(tensor) in names]
+        self._outputs = [(value_name(tensor), tensor.shape, dtype_of(tensor.name, tensor.dtype)) for tensor in spec.outputs]
+        self._binding = session.io_binding()
+        self._bound: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, inputs: Sequence[Tensor], into: Mapping[int, Tensor]) -> Sequence[Tensor]:
+        outputs = [
+            into[index] if index in into else torch.empty(shape, dtype=dtype, device=self.device)
+            for index, (_, shape, dtype) in enumerate(self._outputs)
+        ]
+        with self._lock:  # a binding is one call's; threads take turns
+            for index, name in self._inputs:
+                if self._moved(name, inputs[index]):
+                    self._binding.bind_input(name, *_memory(inputs[index]))
+            for (name, _, _), tensor in zip(self._outputs, outputs, strict=True):
+                if self._moved(name, tensor):
+                    self._binding.bind_output(name, *_memory(tensor))
+            if self.device.type == "cuda":
+                torch.cuda.current_stream(self.device).synchronize()  # ONNX Runtime has a stream of its own
+            self.session.run_with_iobinding(self._binding)
+            if self.device.type == "cuda":
+                self._binding.synchronize_outputs()
+        return [tensor for index, tensor in enumerate(outputs) if index not in into]
+
+    def _moved(self, name: str, tensor: Tensor) -> bool:
+        """Whether the tensor lies elsewhere than in the last call; programs have fixed shapes, so that an address says all."""
+        address = tensor.data_ptr()
+        if self._bound.get(name) == address:
+            return False
+        self._bound[name] = address
+        return True
+
+
+ELEMENT_TYPES = {
+    torch.float32: 1,
+    torch.uint8: 2,
+    torch.int8: 3,
+    torch.int16: 5,
+    torch.int32: 6,
+    torch.int64: 7,
+    torch.bool: 9,
+    torch.float16: 10,
+    torch.float64: 11,
+    torch.bfloat16: 16,
+    torch.float8_e4m3fn: 17,
+}
+"""The numbers that ONNX has for types (TensorProto.DataType)."""
+
+
+def _memory(tensor: Tensor) -> tuple[str, int, int, list[int], int]:
+    """What IOBinding wants to know of a tensor: device, its number, element type, shape, address."""
+    return tensor.device.type, tensor.device.index or 0, ELEMENT_TYPES[tensor.dtype], list(tensor.shape), tensor.data_ptr()

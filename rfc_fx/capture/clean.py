@@ -1,0 +1,77 @@
+"""Clean: operations of an exported graph that change nothing are removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, fx
+
+from rfc_fx.ir.ops import aten, remove_dead, value
+
+_CHECKS = frozenset(
+    {
+        aten._assert_tensor_metadata.default,
+        aten._assert_scalar.default,
+        aten._assert_async.msg,
+        aten.sym_constrain_range.default,
+        aten.sym_constrain_range_for_size.default,
+    }
+)
+
+
+_DROPOUT = frozenset({aten.dropout.default, aten.feature_dropout.default})
+
+
+_CASTS = frozenset({aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten._to_copy.default, aten.type_as.default})
+
+
+def _is_dropout_of_inference(node: fx.Node) -> bool:
+    return node.target in _DROPOUT and node.args[2] is False
+
+
+def _is_cast_to_itself(node: fx.Node) -> bool:
+    if node.target not in _CASTS:
+        return False
+    before, after = value(node.all_input_nodes[0]), value(node)
+    return (
+        isinstance(before, Tensor)
+        and (before.dtype, before.device, before.layout) == (after.dtype, after.device, after.layout)
+        and node.kwargs.get("memory_format") is None
+        and not node.kwargs.get("copy", False)
+    )
+
+
+def _is_factor_one(node: fx.Node) -> bool:
+    if node.target not in (aten.div.Tensor, aten.mul.Tensor) or not isinstance(node.args[0], fx.Node) or node.kwargs:
+        return False
+    before, after = value(node.args[0]), value(node)
+    return bool(node.args[1] == 1) and isinstance(before, Tensor) and bool(before.dtype == after.dtype)
+
+
+class Rule(NamedTuple):
+    """Operations that the operand may stand for."""
+
+    matches: Callable[[fx.Node], bool]
+    why: str
+
+
+IDENTITIES = (
+    Rule(_is_dropout_of_inference, "dropout outside of training returns its operand; dead-code elimination keeps it as impure"),
+    Rule(_is_cast_to_itself, "a cast to the type, device and layout that the operand has"),
+    Rule(_is_factor_one, "a rescaling that is off is exact, and its division costs more than the operations around it"),
+)
+
+
+def clean(graph: fx.Graph) -> None:
+    """Erase the checks, put operands in the place of `IDENTITIES`, and remove dead nodes."""
+    for node in list(graph.nodes):
+        if node.target in _CHECKS:
+            graph.erase_node(node)
+        elif any(rule.matches(node) for rule in IDENTITIES):
+            operand = node.args[0]
+            assert isinstance(operand, fx.Node)
+            node.replace_all_uses_with(operand)
+            graph.erase_node(node)
+    remove_dead(graph)
+    graph.lint()

@@ -1,0 +1,1 @@
+"""The commands of rfc-fx that need no engine, a file each."""

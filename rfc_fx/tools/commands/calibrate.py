@@ -1,0 +1,79 @@
+"""`rfc-fx calibrate`: a method's full steps or threshold, found on samples and written to a file."""
+
+from __future__ import annotations
+
+from math import isfinite
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import rfc
+from rfc_fx.io.method_file import write_method
+from rfc_fx.tools import options
+from rfc_fx.tools.arguments import dtype_named, parse_classes
+from rfc_fx.tools.calibrate import LISTS, Calibrated, Goal, check_calibratable, named
+from rfc_fx.tools.calibrate import calibrate as search
+from rfc_fx.tools.named_methods import METHODS, MethodArguments, new_method
+from rfc_fx.tools.output import check_writable
+from rfc_fx.tools.sources import load_source
+
+
+def calibrate(
+    model: options.SourceArgument = "digits",
+    nfc: Annotated[float | None, typer.Option(help="mean number of full computations of a generation")] = None,
+    psnr: Annotated[float | None, typer.Option(help="smallest PSNR in dB against full computation")] = None,
+    max_error: Annotated[float | None, typer.Option(help="largest ||x - x_full|| / ||x_full||, geometric mean over samples")] = None,
+    method: Annotated[str, typer.Option(help=f"log-snr, chebyshev, or one with a threshold, of {', '.join(METHODS)}")] = "log-snr",
+    order: options.Order = None,
+    steps: options.Steps = 50,
+    cfg: options.Guidance = None,
+    classes: options.Classes = None,
+    prompt: options.Prompts = None,
+    seed: Annotated[int, typer.Option(min=0, help="first seed; take others than you will judge by")] = 1000,
+    seeds: options.Seeds = 4,
+    dtype: options.DType = "float32",
+    device: options.Device = options.CPU,
+    compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True)")] = False,
+    lists: Annotated[int, typer.Option(min=1, help="log-snr, chebyshev: at most so many lists of full steps are drawn")] = LISTS,
+    out: Annotated[Path, typer.Option(help="a .json file: --method of generate, and transform, take it")] = Path("out/method.json"),
+) -> None:
+    """Find a method's full steps or threshold for a number of full computations, or for most savings within a bound on quality."""
+    goal = Goal(nfc=nfc, psnr=psnr, max_error=max_error)
+    uncalibrated = new_method(method, MethodArguments(order=order, num_steps=steps, model=model))
+    check_calibratable(uncalibrated)  # before anything is loaded
+    labels = parse_classes(classes)
+    check_writable(out.parent)
+    source = load_source(
+        model,
+        classes=labels,
+        prompts=prompt or [],
+        seeds=list(range(seed, seed + seeds)),
+        cfg=cfg,
+        dtype=dtype_named(dtype),
+        device=device,
+    )
+    with Console().status("calibrating") as status:
+
+        def report(text: str) -> None:
+            status.update(f"calibrating: {text}")
+
+        calibrated = search(source, uncalibrated, goal, steps, compile=compile, lists=lists, told=report)
+    measured = calibrated.measured
+    settings = {"model": source.name, "steps": steps, "seeds": source.seeds, "groups": len(source.groups), "asked": goal.text}
+    reached = {"nfc": measured.nfc, "psnr_db": measured.psnr_db if isfinite(measured.psnr_db) else None, "error": measured.error}
+    write_method(out, calibrated.method, settings | {"threshold": calibrated.threshold, **reached})
+    typer.echo(
+        f"{method}: {_result(calibrated)} gives NFC {measured.nfc:.2f} of {steps}, PSNR {measured.psnr_db:.1f} dB, error "
+        f"{measured.error:.2g} over {len(source.seeds)} x {len(source.groups)} samples ({calibrated.tried} tried)\n{out}"
+    )
+
+
+def _result(calibrated: Calibrated) -> str:
+    """The threshold, or the forecast and its full steps."""
+    schedule = calibrated.method.schedule
+    if calibrated.threshold is not None:
+        return f"threshold {calibrated.threshold:.4g}"
+    assert isinstance(schedule, rfc.Placed)
+    return f"{named(calibrated.method.estimator)}, full steps {', '.join(map(str, schedule.full_steps))},"

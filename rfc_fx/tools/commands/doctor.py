@@ -1,0 +1,13 @@
+"""`rfc-fx doctor`: whether torch.compile works on this machine."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from rfc_fx.tools import options
+from rfc_fx.tools.doctor import examine
+
+
+def doctor(device: options.Device = options.CPU) -> None:
+    """Check that torch.compile works here, and print the versions of what matters."""
+    Console(soft_wrap=True).print(examine(device))

@@ -1,0 +1,91 @@
+"""Options that several commands share, each written once: type, range, parser and help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from rfc_fx.ir.config import Decision, Dispatch
+from rfc_fx.tools.arguments import (
+    GRANULARITIES,
+    DTypeName,
+    StateDTypeName,
+    parse_budget,
+    parse_class,
+    parse_device,
+    parse_granularity_option,
+)
+from rfc_fx.tools.named_methods import DIGITS_TAU, METHODS, taking
+
+CPU = torch.device("cpu")
+
+_SOURCE = "digits, a folder in diffusers' layout (digits or pipeline), or a Hub id"
+_GRANULARITIES = ", ".join(GRANULARITIES).replace("[", r"\[")  # help is markup
+
+# ---- the model, and what is drawn with it ----------------------------------------------------------------------------
+
+SourceOption = Annotated[str, typer.Option("--model", help=_SOURCE)]
+SourceArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_SOURCE)]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="digits, a folder in diffusers' layout (transformer or pipeline), or a Hub id")
+]
+Steps = Annotated[int, typer.Option(min=1, help="sampling steps")]
+Guidance = Annotated[float | None, typer.Option(help="guidance (default: 1.5 for digits, else the pipeline's own)")]
+Classes = Annotated[str | None, typer.Option(help="such as 0-9 or 3,7 (default: 0-9 for digits, else 0-3)")]
+Prompts = Annotated[list[str] | None, typer.Option(help="for text pipelines; repeatable")]
+Seed = Annotated[int, typer.Option(min=0, help="first seed")]
+Seeds = Annotated[int, typer.Option(min=1, help="seeds per class or prompt")]
+
+# ---- the method ------------------------------------------------------------------------------------------------------
+
+METHOD = f"{', '.join(METHODS)}, a .json file of calibrate, or package.module:name"
+Method = Annotated[str, typer.Option(help=METHOD)]
+Preset = Annotated[
+    str | None, typer.Option(help="take the settings published for this model, such as flux.1-dev (rfc.PRESETS); other options change them")
+]
+Tau = Annotated[
+    float | None,
+    typer.Option(help=f"threshold of {', '.join(taking('tau'))} (default: {DIGITS_TAU} for digits, else the method's own)"),
+]
+Threshold = Annotated[float | None, typer.Option(help=f"threshold of {', '.join(taking('threshold'))} (default: the method's own)")]
+Order = Annotated[int | None, typer.Option(help="order of the forecast (default: the method's own)")]
+Interval = Annotated[
+    int | None, typer.Option(help=f"{', '.join(taking('interval'))}: every so many steps one is full (default: the method's own)")
+]
+NFC = Annotated[int | None, typer.Option(help=f"{', '.join(taking('nfc'))}: how many steps of a generation are full (default: 28 %)")]
+
+MethodClasses = Annotated[
+    list[type] | None,
+    typer.Option(
+        "--class",
+        parser=parse_class,
+        metavar="MODULE:NAME",
+        help="class of the method that is not the package's, as package.module:name; repeatable",
+    ),
+]
+
+# ---- the transformation ----------------------------------------------------------------------------------------------
+
+Granularity = Annotated[
+    str | None,
+    typer.Option(
+        parser=parse_granularity_option,
+        metavar="NAME",
+        help=f"{_GRANULARITIES} (default: the method's own, else module, or the finest that fits --state-budget)",
+    ),
+]
+StateDType = Annotated[StateDTypeName | None, typer.Option(help="of the differences (default: the model's)")]
+StateBudget = Annotated[
+    int | None, typer.Option(parser=parse_budget, metavar="SIZE", help="most bytes of state a context may take, such as 2GiB")
+]
+DispatchOption = Annotated[Dispatch, typer.Option(help="who chooses the program of a step: host, or cond, one graph with torch.cond")]
+DecisionOption = Annotated[Decision, typer.Option(help="whether a batch decides by its mean, or each sample for itself")]
+
+# ---- the machine -----------------------------------------------------------------------------------------------------
+
+DType = Annotated[DTypeName, typer.Option(help="of the model")]
+Device = Annotated[torch.device, typer.Option(parser=parse_device, metavar="DEVICE", help="cpu, cuda, cuda:1, ...")]
+Pictures = Annotated[Path, typer.Option(help="folder for images.png, schedule.png and summary.json")]
