@@ -5,6 +5,7 @@ import re
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,22 +35,23 @@ def mentioned() -> Iterator[tuple[str, Path]]:
 
 
 def exists(name: str) -> bool:
-    """Whether the name is a module, or an attribute of one."""
-    parts = name.split(".")
-    for count in range(len(parts), 0, -1):
-        try:
-            value = importlib.import_module(".".join(parts[:count]))
-        except ModuleNotFoundError as error:
-            if not (error.name and name.startswith(error.name)):
-                return True  # behind a library that is not installed here
-            continue
-        for part in parts[count:]:
-            fields = getattr(value, "__dataclass_fields__", {})
-            if not hasattr(value, part) and part not in fields:
+    """Whether the name is an attribute of a package, or a module in it."""
+    root, *parts = name.split(".")
+    value: Any = importlib.import_module(root)
+    path = root
+    for part in parts:
+        path = f"{path}.{part}"
+        if part in getattr(value, "__dataclass_fields__", {}):
+            return True
+        if not hasattr(value, part):
+            if not hasattr(value, "__path__"):
                 return False
-            value = getattr(value, part, None)  # type: ignore[assignment]
-        return True
-    return False
+            try:
+                importlib.import_module(path)
+            except ModuleNotFoundError as error:
+                return error.name != path  # True behind a library that is not installed here
+        value = getattr(value, part)
+    return True
 
 
 def test_every_name_in_text_exists() -> None:
