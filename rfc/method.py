@@ -44,6 +44,12 @@ class Method:
     def __repr__(self) -> str:
         return expression(self)
 
+    def __str__(self) -> str:
+        """Name, estimator and schedule, for tables and messages; a long list of steps is left out."""
+        parts = (expression(part) for part in (self.estimator, self.schedule))
+        shown = (text if len(text) <= 90 else f"{text.partition('(')[0]}(...)" for text in parts)
+        return f"{self.name} ({', '.join(shown)})"
+
     def with_schedule(self, schedule: Schedule) -> Method:
         """The method with another schedule."""
         return replace(self, schedule=schedule)
