@@ -22,12 +22,13 @@ from rfc_export.errors import ArtifactError, ExportError
 from rfc_export.manifest import MANIFEST, WEIGHTS, Manifest
 from rfc_export.runtime import Engine
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
-from rfc_fx.tools.compare import Comparison, Row, Settings, Variant, misplaced, steps_to_warm_up
+from rfc_fx.tools.compare import Comparison, Row
 from rfc_fx.tools.inputs import load_with_inputs
 from rfc_fx.tools.load import locate, model_kind
 from rfc_fx.tools.pictures import ENGINE
 from rfc_fx.tools.sources import DigitsSource, Tick, load_source
 from rfc_fx.tools.summary_json import decisions, plain, side, versions
+from rfc_fx.tools.variants import Settings, Variant, misplaced, steps_to_warm_up
 from rfc_fx.zoo import DIGITS, NULL_CLASS, digits_noise, sample_digits
 
 CFG = 1.5

@@ -15,8 +15,8 @@ from rfc_fx.errors import RFCError
 from rfc_fx.io.preset import read_preset
 from rfc_fx.ir.config import Config
 from rfc_fx.tools.arguments import OptionError, imported
-from rfc_fx.tools.compare import configs
 from rfc_fx.tools.load import load_scheduler, locate
+from rfc_fx.tools.variants import configs
 from rfc_fx.zoo import DIGITS_PREDICTOR
 
 DIGITS_TAU = 0.15

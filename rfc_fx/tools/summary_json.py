@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from rfc_fx.runtime.summary import pattern
-from rfc_fx.tools.compare import DATA_RANGE, FULL, Comparison, Row, Variant
+from rfc_fx.tools.compare import DATA_RANGE, Comparison, Row
+from rfc_fx.tools.variants import FULL, Variant
 
 
 def summary(of: Comparison) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from torch import Tensor
 import rfc
 import rfc.eager
 from rfc import Clock, DuCa, Method, Phased, Reuse, Taylor, ToCa, Tokens
+from rfc.published import countdown
 from rfc.schedules.base import is_partial
 from rfc.token_selection import (
     Operands,
     Place,
     aged,
     attention_received,
-    countdown,
     layers,
     put,
     random_score,
@@ -63,20 +63,20 @@ def test_the_published_counts_of_full_steps_are_of_the_first_layer_and_a_step_he
     assert left.count(0) == all_layers
     assert {49 - step for step, rest in enumerate(left) if rest == 0} <= set(full_in_the_first_layer(interval))
     for method in (ToCa(interval=interval), DuCa(interval=interval)):
-        assert list(method.schedule.branches).count("FULL") == all_layers  # type: ignore[attr-defined]
+        assert list(method.schedule.phases).count("FULL") == all_layers  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("interval", [3, 4, 5, 6])
 def test_the_step_before_a_full_one_computes_tokens_and_those_before_take_turns(interval: int) -> None:
-    steps = letters(DuCa(interval=interval).schedule.branches)  # type: ignore[attr-defined]
+    steps = letters(DuCa(interval=interval).schedule.phases)  # type: ignore[attr-defined]
     assert "AF" not in steps
     assert "AA" not in steps
-    assert set(letters(ToCa(interval=interval).schedule.branches)) == {"F", "C"}  # type: ignore[attr-defined]
+    assert set(letters(ToCa(interval=interval).schedule.phases)) == {"F", "C"}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("interval", "cycle"), [(3, "FAC"), (4, "FCAC"), (5, "FACAC")])
 def test_an_interval_of_duca_is_as_published(interval: int, cycle: str) -> None:
-    inside = letters(DuCa(interval=interval).schedule.branches).split("F")  # type: ignore[attr-defined]
+    inside = letters(DuCa(interval=interval).schedule.phases).split("F")  # type: ignore[attr-defined]
     assert cycle[1:] in inside
 
 
@@ -100,7 +100,7 @@ def test_a_list_of_phases_says_what_each_step_is_and_a_step_beyond_is_full() -> 
     schedule = Phased(phases=["FULL", "PARTIAL_1", "REUSE", "FULL", "ESTIMATE"])
     assert schedule.branches == ("FULL", "PARTIAL_1", "REUSE", "ESTIMATE")
     generation, numbers = rfc.Generation(), schedule.numbers()
-    assert [generation.decide(schedule, numbers, None, None) for _ in range(7)] == [*schedule.branches, "FULL", "FULL"]
+    assert [generation.decide(schedule, numbers, None, None) for _ in range(7)] == [*schedule.phases, "FULL", "FULL"]
     assert generation.nfc == 4
     assert (schedule.warmup, schedule.can_skip(1), schedule.can_skip(2)) == (1, False, True)
     assert not schedule.full(numbers, ONE, ONE, ONE)
@@ -333,7 +333,7 @@ def test_a_state_with_all_its_tokens_renewed_is_that_of_a_full_step(estimator: r
 
 def ages(twin: rfc.eager.model.CachedEager) -> list[Tensor]:
     (run,) = twin._runs.values()
-    return [kept["age"] for kept in run.kept.values()]
+    return [state["age"] for state in run.token_states.values()]
 
 
 @torch.no_grad()

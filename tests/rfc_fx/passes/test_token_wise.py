@@ -67,7 +67,7 @@ def test_token_wise_steps_are_those_of_the_twin(family: str, method: str) -> Non
     twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, METHODS[method])
     for _ in range(2):  # the second begins with what the first left in the state
         expected, got = generation(twin, kwargs), generation(graph, kwargs)
-        assert graph.stats.phases == twin.stats.phases == list(METHODS[method].schedule.branches)  # type: ignore[attr-defined]
+        assert graph.stats.phases == twin.stats.phases == list(METHODS[method].schedule.phases)  # type: ignore[attr-defined]
         assert difference(got, expected) <= SAME_GRAPH
     assert len(set(graph.stats.phases)) >= 4
 
@@ -205,9 +205,9 @@ def test_law_5_one_frame_per_program_and_none_for_another_table(family: str, met
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
     for again in (chosen, chosen, wider, shorter):
         cached.method = plain.method = again
-        steps = len(again.schedule.branches)
+        steps = len(again.schedule.phases)
         assert difference(generation(compiled, kwargs, steps), generation(plain, kwargs, steps)) <= SAME_GRAPH
-        assert cached.stats.phases == list(again.schedule.branches)
+        assert cached.stats.phases == list(again.schedule.phases)
     assert counter.frame_count == len(chosen.schedule.branches)
     assert not torch._dynamo.utils.counters["graph_break"]
     torch._dynamo.reset()
@@ -526,5 +526,5 @@ def test_dit_xl_is_as_much_cheaper_as_published() -> None:
         plan = rfc_fx.transform(model.eval(), kind(), example_inputs=kwargs).plan()
         assert 50 * plan.full_flops == pytest.approx(23.74e12, rel=0.02)  # ToCa's scores need the attention map
         for interval, speed_up in published.items():
-            spent = plan.full_flops * sum(map(plan.share, kind(interval=interval).schedule.branches))
+            spent = plan.full_flops * sum(map(plan.share, kind(interval=interval).schedule.phases))
             assert 23.74e12 / spent == pytest.approx(speed_up, rel=0.03)
