@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rfc.schedules.base import Numbers, Phase, Schedule, clock_at
+from rfc.phase import PhaseName
+from rfc.schedules.base import Numbers, Schedule, clock_at
 from rfc.state import Clock
 
 TIMESTEP_NAMES = ("timestep", "timesteps", "t", "sigma", "noise_level")
@@ -49,7 +50,7 @@ class Direction:
 class Generation:
     """One generation of one context; `decide` once per step, in order."""
 
-    phases: list[Phase] = field(default_factory=list)
+    phases: list[PhaseName] = field(default_factory=list)
     eps: list[float | None] = field(default_factory=list)
     totals: list[float | None] = field(default_factory=list)
     """The accumulated error at the moment of each decision, this step's eps included."""
@@ -114,7 +115,7 @@ class Generation:
             return float(self.since + 1), float(self.gap), float(self.anchors)
         return _timed(schedule, self.step, self.since + 1, self.gap, self.anchors)
 
-    def decide(self, schedule: Schedule, numbers: dict[str, Tensor], eps: float | None, timestep: float | None) -> Phase:
+    def decide(self, schedule: Schedule, numbers: dict[str, Tensor], eps: float | None, timestep: float | None) -> PhaseName:
         """Return the phase of the coming step and count it. `eps` is the schedule's error at this step, None without data."""
         anchored = self.anchors > 0
         known = eps is not None and anchored

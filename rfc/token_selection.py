@@ -19,7 +19,8 @@ from torch.nn.functional import normalize
 
 from rfc.estimators.base import Estimator
 from rfc.granularity import block_of
-from rfc.schedules.base import Phase, checked_count, is_partial
+from rfc.phase import PhaseName, is_partial
+from rfc.schedules.base import checked_count
 from rfc.state import Clock, SlotSpec, State
 
 Score = Literal["attention", "value", "random"]
@@ -83,15 +84,15 @@ class Tokens:
             object.__setattr__(self, "grid", grid)
 
     @property
-    def phases(self) -> tuple[Phase, ...]:
+    def phases(self) -> tuple[PhaseName, ...]:
         """The PARTIAL phases, in the order of their parts of the steps."""
         return tuple(f"PARTIAL_{part + 1}" for part in range(self.parts))
 
-    def phase(self, step: int, steps: int) -> Phase:
+    def phase(self, step: int, steps: int) -> PhaseName:
         """The PARTIAL phase of a step, counted from 0, of so many."""
         return self.phases[min(step * self.parts // steps, self.parts - 1)]
 
-    def share(self, phase: Phase, layer: int, layers: int) -> float:
+    def share(self, phase: PhaseName, layer: int, layers: int) -> float:
         """Share of the tokens of a layer that the phase computes."""
         part = self.phases.index(phase)
         v, w = self.layer_weight, self.step_weight
@@ -99,7 +100,7 @@ class Tokens:
         left = (1 - (part + (point + 0.5) / POINTS) / self.parts for point in range(POINTS))
         return fmean(min(max(weight * (1 + w - 2 * w * rest), 0.0), 1.0) for rest in left)
 
-    def count(self, phase: Phase, place: Place) -> int:
+    def count(self, phase: PhaseName, place: Place) -> int:
         """Number of tokens that the phase computes."""
         return int(self.share(phase, place.layer, place.layers) * place.tokens + 1e-6)
 
@@ -227,7 +228,7 @@ def aged(age: Float[Tensor, "N T"], indices: Int[Tensor, "N k"] | None = None) -
     return older if indices is None else put(older, indices, torch.zeros_like(indices, dtype=age.dtype))
 
 
-def check_tokens(estimator: Estimator, phases: Iterable[Phase], tokens: Tokens | None) -> None:
+def check_tokens(estimator: Estimator, phases: Iterable[PhaseName], tokens: Tokens | None) -> None:
     """Raise ValueError for PARTIAL phases that `tokens` does not speak of, and for an estimator whose state is more than the output."""
     partial = [phase for phase in phases if is_partial(phase)]
     own = () if tokens is None else tokens.phases

@@ -15,8 +15,8 @@ from torch import nn
 from rfc.method import Method
 from rfc_fx.capture.export import args_and_kwargs
 from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, PredictorMismatchError, RFCError, SignatureError, StateBudgetError
+from rfc_fx.io.method_file import read_method, write_method
 from rfc_fx.io.predictor import write_predictor
-from rfc_fx.io.preset import read_preset, write_preset
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.plan import Plan
 from rfc_fx.report.explain import Explanation, explain
@@ -44,11 +44,16 @@ __all__ = [
     "StateBudgetError",
     "StepsMismatchWarning",
     "explain",
+    "read_method",
     "read_preset",
     "transform",
+    "write_method",
     "write_predictor",
     "write_preset",
 ]
+
+read_preset, write_preset = read_method, write_method
+"""By the names they had while a preset meant a method file, too; now presets are published settings alone (`rfc.preset`)."""
 
 
 def transform(
@@ -61,14 +66,15 @@ def transform(
 ) -> CachedModel:
     """Return `model` with every residual branch behind a guard: computed in full, or estimated from its cache.
 
-    `method`: an rfc method or a preset's .json file; None: `rfc.LogSNR` at the noise levels of `source` as they stand, else `rfc.RFC()`.
+    `method`: an rfc method or a method file's path (.json); None: `rfc.LogSNR` at the noise levels of `source` as they stand, else
+    `rfc.RFC()`.
     `example_inputs`: arguments of one call, captured now (`passes.build`); None: the first call is. `source`: a pipeline or scheduler, held
     weakly, whose timesteps every generation has (`CachedModel.follow`).
 
     Raises TypeError or ValueError for wrong arguments, and, now or in the first call, CaptureError, NoSiteError and StateBudgetError.
     """
     if isinstance(method, str | Path) and Path(method).suffix == ".json":
-        method = read_preset(method)
+        method = read_method(method)
     cached = cached_model(model, default_method(source) if method is None else method, config)
     if source is not None:
         cached.follow(source)

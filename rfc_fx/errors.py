@@ -6,6 +6,8 @@ import traceback
 
 from torch import nn
 
+from rfc.predictor import PredictorError
+
 
 class RFCError(RuntimeError):
     """Base of all errors that this package raises on purpose."""
@@ -57,5 +59,5 @@ class SignatureError(RFCError):
     """A call does not fit what was captured."""
 
 
-class PredictorMismatchError(RFCError):
-    """A predictor that cannot stand in for this model's blocks."""
+class PredictorMismatchError(RFCError, PredictorError):
+    """A predictor that cannot stand in for this model's blocks; a `rfc.PredictorError`, as the eager twin raises it."""

@@ -37,22 +37,22 @@ def main(
     out: Annotated[Path | None, typer.Option(help="folder for coverage.json and coverage.md; rows of other classes there are kept")] = None,
 ) -> None:
     """Check the classes and print what was seen of each."""
-    chosen = names or list(all_specs())
-    if unknown := sorted(set(chosen) - set(all_specs())):
+    classes = names or list(all_specs())
+    if unknown := sorted(set(classes) - set(all_specs())):
         raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(all_specs())}")
     rows: list[ClassCoverage] = []
     earlier = read(out, same_versions=True) if out is not None and (out / "coverage.json").exists() else []
-    kept = [row for row in earlier if row.name not in chosen]
+    others = [row for row in earlier if row.name not in classes]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) if jobs > 1 else nullcontext() as pool:
-        work = (_check, chosen, repeat(meta), repeat(compile), repeat(verbose))
+        work = (_check, classes, repeat(meta), repeat(compile), repeat(verbose))
         for row in pool.map(*work) if pool is not None else map(*work):
             rows.append(row)
             print(f"{row.name}: {'passed' if row.passed else '; '.join(row.errors)}", flush=True)
-            if len(chosen) == 1:
+            if len(classes) == 1:
                 print("\n".join(f"{key}: {item}" for key, item in asdict(row).items()))
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
-                write(out, in_order([*kept, *rows]))
+                write(out, in_order([*others, *rows]))
     print(markdown(rows))
 
 

@@ -55,21 +55,21 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
         model = spec.model()
         arguments = spec.arguments(model)
 
-    made: dict[str, rfc_fx.CachedModel] = {}
+    models: dict[str, rfc_fx.CachedModel] = {}
     skips = rfc.RFC(tau=float("inf"), warmup=2)
 
     def transform() -> None:
-        made["module"] = rfc_fx.transform(model, rfc.RFC(tau=0.0), example_inputs=arguments)
+        models["module"] = rfc_fx.transform(model, rfc.RFC(tau=0.0), example_inputs=arguments)
         row.captured = True
-        found = made["module"].compiled.found
-        row.sites = [site.name for site in found.sites]
-        row.rejected = [(where, why) for where, why in found.rejected]
+        compiled = models["module"].compiled
+        row.sites = [site.name for site in compiled.found.sites]
+        row.rejected = [(where, why) for where, why in compiled.found.rejected]
         row.heavy_left = list(
-            dict.fromkeys(module_path(node) for node in between_sites(made["module"], heavy_on_the_latent(made["module"])))
+            dict.fromkeys(module_path(node) for node in between_sites(models["module"], heavy_on_the_latent(models["module"])))
         )
 
     def full() -> None:
-        cached = made["module"]
+        cached = models["module"]
         row.full_difference = max(difference(cached(**call), model(**call)) for call in calls(spec, arguments, 3))
         if row.full_difference != 0:
             raise AssertionError(f"an all-full step differs from the model by {row.full_difference:.1e}")
@@ -84,7 +84,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
 
     def granularity(name: GranularityName) -> Any:
         def run() -> None:
-            cached = made.get(name) or rfc_fx.transform(model, skips, config=rfc_fx.Config(granularity=name))
+            cached = models.get(name) or rfc_fx.transform(model, skips, config=rfc_fx.Config(granularity=name))
             cached.method = skips
             cached.reset()
             outputs = [prediction(cached(**call))[0] for call in calls(spec, arguments, 4)]
@@ -103,7 +103,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
-        cached, plain = rfc_fx.transform(model, skips), made["module"]
+        cached, plain = rfc_fx.transform(model, skips), models["module"]
         plain.reset()
         step = torch.compile(cached, fullgraph=True, backend=counter)
         worst = 0.0
@@ -174,11 +174,11 @@ def between_sites(cached: rfc_fx.CachedModel, nodes: list[fx.Node]) -> list[fx.N
 
 
 def _descendants(graph: fx.Graph, names: set[str]) -> set[str]:
-    found = set(names)
+    reached = set(names)
     for node in graph.nodes:
-        if any(source.name in found for source in node.all_input_nodes):
-            found.add(node.name)
-    return found
+        if any(source.name in reached for source in node.all_input_nodes):
+            reached.add(node.name)
+    return reached
 
 
 def calls(spec: Spec, arguments: dict[str, Any], steps: int) -> list[dict[str, Any]]:

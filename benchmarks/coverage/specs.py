@@ -16,5 +16,5 @@ def all_specs() -> dict[str, Spec]:
 
 def in_order(rows: list[ClassCoverage]) -> list[ClassCoverage]:
     """The rows in the order of the classes."""
-    places = {name: i for i, name in enumerate(all_specs())}
-    return sorted(rows, key=lambda row: places[row.name])
+    ranks = {name: i for i, name in enumerate(all_specs())}
+    return sorted(rows, key=lambda row: ranks[row.name])

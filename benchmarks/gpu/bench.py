@@ -116,5 +116,5 @@ def forget() -> None:
 
 def note(row: dict[str, Any], key: str, seconds: float, part: Callable[[], dict[str, Any]]) -> None:
     """What a part found, or why it found nothing, as an entry of the row."""
-    if (found := tried(row, seconds, part, key=key)) is not None:
-        row[key] = found
+    if (outcome := tried(row, seconds, part, key=key)) is not None:
+        row[key] = outcome

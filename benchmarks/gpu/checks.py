@@ -32,7 +32,7 @@ class Outputs:
 
     clones: list[Tensor]
     phases: list[str]
-    kept: str = "valid"
+    validity: str = "valid"
 
 
 def generation(call: Any, cache: Any, calls: Calls) -> Outputs:
@@ -40,26 +40,26 @@ def generation(call: Any, cache: Any, calls: Calls) -> Outputs:
     cache.reset()
     clones: list[Tensor] = []
     held: deque[tuple[int, Tensor]] = deque(maxlen=3)
-    found = "valid"
+    validity = "valid"
     with torch.no_grad():
         for step, arguments in enumerate(calls):
             output = call(**arguments)[0]
             clones.append(output.clone())
-            if found == "valid":
+            if validity == "valid":
                 held.append((step, output))
-                found = overwritten(held, clones, step)
-    return Outputs(clones, list(cache.stats.phases), found)
+                validity = overwritten(held, clones, step)
+    return Outputs(clones, list(cache.stats.phases), validity)
 
 
 def overwritten(held: deque[tuple[int, Tensor]], clones: list[Tensor], step: int) -> str:
     """Which of the outputs in hand a later step changed, or that all are valid."""
-    for place, output in held:
+    for earlier, output in held:
         try:
-            same = torch.equal(output, clones[place])
+            same = torch.equal(output, clones[earlier])
         except RuntimeError as error:
-            return f"step {step} invalidated the output of step {place}: {reason(error)}"
+            return f"step {step} invalidated the output of step {earlier}: {reason(error)}"
         if not same:
-            return f"step {step} overwrote the output of step {place}"
+            return f"step {step} overwrote the output of step {earlier}"
     return "valid"
 
 
@@ -77,7 +77,7 @@ def check(bench: Bench, row: dict[str, Any], workload: Workload, dtype: torch.dt
     method = rfc.Method(estimator=ESTIMATORS[name], schedule=plan)
     cached = rfc_fx.transform(model, method, config=rfc_fx.Config(hoist=ESTIMATORS[name] is not RFE))
     expected = generation(cached, cached, calls)
-    row |= {"phases": expected.phases, "kept_outputs": {"programs": expected.kept}, "relative_difference": {}, "passed": True}
+    row |= {"phases": expected.phases, "kept_outputs": {"programs": expected.validity}, "relative_difference": {}, "passed": True}
     ways: dict[str, tuple[Callable[[], Any], Any, float]] = {
         "compiled": (lambda: bench.compiled(cached), cached, TOLERANCES[dtype][1]),
         GRAPHS: (lambda: bench.compiled(cached, graphs=True), cached, TOLERANCES[dtype][1]),
@@ -109,7 +109,7 @@ def agree(
             apart = distance(got.clones, expected.clones)
             worst = max(worst, apart)
             row["relative_difference"][way] = worst if math.isfinite(worst) else str(worst)
-            row["kept_outputs"][way] = got.kept
+            row["kept_outputs"][way] = got.validity
             row["passed"] = row["passed"] and worst <= tolerance and got.phases == expected.phases
 
     outcome: dict[str, Any] = {}

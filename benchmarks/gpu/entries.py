@@ -31,7 +31,7 @@ class PendingVariant:
     row: dict[str, Any] = field(default_factory=dict)
     variant: TimedVariant | None = None
     first: FirstRuns | None = None
-    given: list[Tensor] = field(default_factory=list)
+    estimate_inputs: list[Tensor] = field(default_factory=list)
     """What ESTIMATE is called with, where it is timed alone."""
 
 
@@ -54,15 +54,15 @@ def entries(bench: Bench, model: nn.Module, calls: Calls, plan: rfc.RCS, *, besi
         cached = rfc.eager.cached(model, method(name))
         return cached, cached
 
-    made = [PendingVariant("full, compiled", partial(full, graphs=False))]
-    made += [PendingVariant(f"{name}, hoisted, compiled", partial(hoisted, name, graphs=False)) for name in ESTIMATORS]
+    variants = [PendingVariant("full, compiled", partial(full, graphs=False))]
+    variants += [PendingVariant(f"{name}, hoisted, compiled", partial(hoisted, name, graphs=False)) for name in ESTIMATORS]
     if beside:
         names = ("Taylor m=1", "RFE m=1")
-        made += [PendingVariant("full, eager", lambda: (model, None))]
-        made += [PendingVariant(f"{name}, eager twin", partial(twin, name)) for name in names]
-        made += [PendingVariant(f"full, {GRAPHS}", partial(full, graphs=True))]
-        made += [PendingVariant(f"{name}, hoisted, {GRAPHS}", partial(hoisted, name, graphs=True)) for name in names]
-    return made
+        variants += [PendingVariant("full, eager", lambda: (model, None))]
+        variants += [PendingVariant(f"{name}, eager twin", partial(twin, name)) for name in names]
+        variants += [PendingVariant(f"full, {GRAPHS}", partial(full, graphs=True))]
+        variants += [PendingVariant(f"{name}, hoisted, {GRAPHS}", partial(hoisted, name, graphs=True)) for name in names]
+    return variants
 
 
 def prepare(bench: Bench, entry: PendingVariant, calls: Calls, leading: int) -> None:
@@ -73,7 +73,7 @@ def prepare(bench: Bench, entry: PendingVariant, calls: Calls, leading: int) -> 
         with torch.no_grad():
             cache.trace(**calls[0])
             entry.row["transform_s"] = time.perf_counter() - start
-            entry.given = estimate_arguments(cache, calls, leading)
+            entry.estimate_inputs = estimate_arguments(cache, calls, leading)
     variant = TimedVariant(entry.name, call, cache)
     entry.first = first_runs(variant, calls, leading, bench.device)
     entry.variant = variant

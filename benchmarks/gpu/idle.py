@@ -34,8 +34,8 @@ def kernels_ms(variant: TimedVariant, calls: Calls, device: torch.device) -> flo
     """Time in which a kernel, copy or fill of one generation was running, by the profiler."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         at_once(variant, calls, device)
-    found = profile.profiler.kineto_results.events()  # as recorded: trees of them would take longer than the generation
-    ran = [event for event in found if event.device_type().name == "CUDA" and not event.is_user_annotation()]
+    events = profile.profiler.kineto_results.events()  # as recorded: trees of them would take longer than the generation
+    ran = [event for event in events if event.device_type().name == "CUDA" and not event.is_user_annotation()]
     return covered(sorted((event.start_ns(), event.start_ns() + event.duration_ns()) for event in ran)) / 1e6
 
 
@@ -65,7 +65,7 @@ def estimate_alone(bench: Bench, entry: PendingVariant) -> dict[str, Any]:
     assert entry.first is not None
     before = frames()
     program = bench.compiled(entry.variant.cache.programs["ESTIMATE"].run)
-    taken: dict[str, Any] = figures(times_ms(lambda: program(*entry.given), bench.device, 5 if bench.tiny else 50))
+    taken: dict[str, Any] = figures(times_ms(lambda: program(*entry.estimate_inputs), bench.device, 5 if bench.tiny else 50))
     taken["compiled_anew"] = frames() - before
     if (counted := entry.first.estimate_bytes) is not None:
         taken |= {"inductor_bytes": counted, "gb_per_s": counted / taken["median_ms"] / 1e6}
@@ -74,11 +74,11 @@ def estimate_alone(bench: Bench, entry: PendingVariant) -> dict[str, Any]:
     return taken
 
 
-def details(bench: Bench, made: list[PendingVariant], calls: Calls, until: float) -> None:
+def details(bench: Bench, variants: list[PendingVariant], calls: Calls, until: float) -> None:
     """Idle shares and ESTIMATE alone, where there is time."""
-    for entry in made:
+    for entry in variants:
         if entry.variant is None:
             continue
-        if entry.given and GRAPHS not in entry.name:
+        if entry.estimate_inputs and GRAPHS not in entry.name:
             note(entry.row, "estimate_program", left(until), partial(estimate_alone, bench, entry))
         note(entry.row, "idle", left(until), partial(idle, bench, entry, calls))

@@ -25,12 +25,12 @@ MEASURING = 0.35
 """Share of a timing section's time that is kept for measuring; the rest is for compiling."""
 
 
-def measure(bench: Bench, made: list[PendingVariant], calls: Calls, until: float) -> int:
+def measure(bench: Bench, variants: list[PendingVariant], calls: Calls, until: float) -> int:
     """Rounds of generations in turns, as many as fit; return how many every variant has."""
     done, longest = 0, 0.0
     while done < bench.rounds and left(until) > longest:
         begin = time.perf_counter()
-        for entry in made:
+        for entry in variants:
             if entry.variant is None:
                 continue
             tried(entry.row, left(until), partial(counted_run, bench, entry, entry.variant, calls))
@@ -63,18 +63,18 @@ def timed(bench: Bench, rows: dict[str, Any], until: float, *, name: str) -> Non
         return
     model, calls = ready
     rows |= {"what": workload.what, "samples": what.samples, "dtype": "bfloat16", "weights_mib": weights(model) / 2**20}
-    made = entries(bench, model, calls, plan, beside=what.beside)
-    rows["variants"] = {entry.name: entry.row for entry in made}
+    variants = entries(bench, model, calls, plan, beside=what.beside)
+    rows["variants"] = {entry.name: entry.row for entry in variants}
     compiled_by = until - MEASURING * left(until)
     with cold() if bench.cuda else same():
-        for entry in made:
+        for entry in variants:
             tried(entry.row, left(compiled_by), partial(prepare, bench, entry, calls, plan.warmup))
         rows["preparing_s"] = time.perf_counter() - begin
         before = frames()
-        rows["rounds"] = measure(bench, made, calls, until - left(until) / 3)
+        rows["rounds"] = measure(bench, variants, calls, until - left(until) / 3)
         rows["graphs_compiled_while_counting"] = frames() - before
-        tried(rows, left(until), partial(compare, bench, made))
-        details(bench, made, calls, until)
+        tried(rows, left(until), partial(compare, bench, variants))
+        details(bench, variants, calls, until)
 
 
 def with_calls(bench: Bench, workload: Workload, samples: int) -> tuple[nn.Module, Calls]:
@@ -89,14 +89,14 @@ def same() -> Iterator[None]:
     yield
 
 
-def compare(bench: Bench, made: list[PendingVariant]) -> None:
+def compare(bench: Bench, variants: list[PendingVariant]) -> None:
     """Times into the rows, against compiled full computation where there is one."""
-    ran = [entry.variant for entry in made if entry.variant is not None and entry.variant.generations_ms]
+    ran = [entry.variant for entry in variants if entry.variant is not None and entry.variant.generations_ms]
     if any(variant.name == "full, compiled" for variant in ran):
         times = record(ran, bench.steps, bench.nfc)
     else:
         times = {variant.name: {"generation": figures(variant.generations_ms)} for variant in ran}
-    for entry in made:
+    for entry in variants:
         entry.row |= times.get(entry.name, {})
 
 

@@ -52,21 +52,21 @@ def main(
     ] = False,
 ) -> None:
     """Time full, estimated and whole generations of a model, and write them as JSON, Markdown and pictures."""
-    names, kind, where = checked(model, methods, dtype, device)
+    names, precision, where = checked(model, methods, dtype, device)
     workload, plan = WORKLOADS[model], equal_gaps(steps, nfc)
-    net = workload.model().to(where, kind)
-    calls = calls_of(workload, net, samples, steps, where, kind)
+    net = workload.model().to(where, precision)
+    calls = calls_of(workload, net, samples, steps, where, precision)
     keep_all_compilation_metrics()
-    wanted, refused = full_steps(plan, steps), dict[str, str]()
+    planned, refused = full_steps(plan, steps), dict[str, str]()
     others: list[TimedVariant] = []
     if with_rivals or (with_rivals is None and installed()):
         torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-        others, refused = rivals(net, calls, wanted)
-    made = variants(net, names, plan, calls, refused, per_sample=per_sample) + others
-    refused |= timed(made, calls, where, rounds)
-    for variant in made:
+        others, refused = rivals(net, calls, planned)
+    ways = variants(net, names, plan, calls, refused, per_sample=per_sample) + others
+    refused |= timed(ways, calls, where, rounds)
+    for variant in ways:
         if isinstance(variant.cache, Rival):
-            variant.notes = variant.cache.verdict(wanted, steps)
+            variant.notes = variant.cache.verdict(planned, steps)
     settings = {
         "model": model,
         "what": workload.what,
@@ -74,21 +74,21 @@ def main(
         "samples": samples,
         "steps": steps,
         "nfc": nfc,
-        "full_steps": wanted,
+        "full_steps": planned,
         "rounds": rounds,
         "device": device,
         "dtype": dtype,
         "threads": torch.get_num_threads(),
-        "graphs_compiled_while_counting": sum(variant.counting.graphs for variant in made),
+        "graphs_compiled_while_counting": sum(variant.counting.graphs for variant in ways),
         "recompile_limit": torch._dynamo.config.recompile_limit,
         "refused": refused,
         "versions": versions() | {"cache_dit": cache_dit_version()},
         "protocol": __doc__,
     }
-    rows = record(made, steps, nfc)
+    rows = record(ways, steps, nfc)
     if with_roofline:
-        settings["machine"] = roofline.machine(where, kind)
-        for variant in made:
+        settings["machine"] = roofline.machine(where, precision)
+        for variant in ways:
             if isinstance(variant.cache, rfc_fx.CachedModel):
                 rows[variant.name]["programs"] = roofline.programs(variant.cache, calls)
     written(out / f"{model}-{samples}", rows, settings)

@@ -73,15 +73,15 @@ def first_runs(variant: TimedVariant, calls: Calls, leading: int, device: torch.
 def estimate_arguments(cached: rfc_fx.CachedModel, calls: Calls, leading: int) -> list[torch.Tensor]:
     """What an estimated step hands to its program; runs uncompiled, and has to come before the program is compiled."""
     cached.trace(**calls[0])
-    given: list[torch.Tensor] = []
-    hook = cached.programs["ESTIMATE"].run.register_forward_pre_hook(lambda _, arguments: given.extend(arguments))
+    inputs: list[torch.Tensor] = []
+    hook = cached.programs["ESTIMATE"].run.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))
     try:
         for call in calls[: leading + 1]:
             cached(**call)
     finally:
         hook.remove()
         cached.reset()
-    return given
+    return inputs
 
 
 def times_ms(function: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:

@@ -66,8 +66,8 @@ def counted(schedule: rfc.Schedule, plan: rfc.RCS) -> rfc.Schedule:
         def full(numbers: dict[str, Tensor], step: Tensor, k: Tensor, total: Tensor) -> Bool[Tensor, ""]:
             return (step < numbers["warmup"]) | (k > numbers["max_skip"]) | torch.isnan(total)
 
-    made: rfc.Schedule = Counted(**{name: getattr(schedule, name) for name in schedule.__dataclass_fields__})  # type: ignore[attr-defined]
-    return made
+    overruled: rfc.Schedule = Counted(**{name: getattr(schedule, name) for name in schedule.__dataclass_fields__})  # type: ignore[attr-defined]
+    return overruled
 
 
 def nearest(make: Callable[[int], Method], steps: int, nfc: int) -> Method:

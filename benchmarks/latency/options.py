@@ -22,7 +22,7 @@ def checked(
     names = [name.strip() for name in methods.split(";")] if methods != "all" else list(known)
     if unknown := [name for name in names if name not in known]:
         raise typer.BadParameter(f"unknown methods {', '.join(unknown)}; known: {'; '.join(known)}")
-    kind = getattr(torch, dtype, None)
-    if kind not in (torch.float32, torch.bfloat16, torch.float16):
+    precision = getattr(torch, dtype, None)
+    if precision not in (torch.float32, torch.bfloat16, torch.float16):
         raise typer.BadParameter(f"unknown dtype {dtype!r}; known: float32, bfloat16, float16")
-    return names, kind, torch.device(device)
+    return names, precision, torch.device(device)

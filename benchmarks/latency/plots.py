@@ -24,10 +24,10 @@ MARKERS = "osD^vP*Xhd<>"
 
 def draw(path: Path) -> list[Path]:
     """Draw what a record has; return the pictures, which lie beside it."""
-    kept = json.loads(path.read_text())
-    pictures = {path.with_suffix(".png"): bars(kept["variants"], kept["settings"])}
-    if any("programs" in row for row in kept["variants"].values()):
-        pictures[path.with_name(f"{path.stem}-roofline.png")] = roof(kept["variants"], kept["settings"])
+    record = json.loads(path.read_text())
+    pictures = {path.with_suffix(".png"): bars(record["variants"], record["settings"])}
+    if any("programs" in row for row in record["variants"].values()):
+        pictures[path.with_name(f"{path.stem}-roofline.png")] = roof(record["variants"], record["settings"])
     return [save(figure, where, dpi=130) for where, figure in pictures.items()]
 
 
@@ -38,16 +38,16 @@ def bars(rows: dict[str, Any], settings: dict[str, Any]) -> Figure:
     full = rows["full, compiled"]
     bound = full["generation"]["median_ms"] * settings["nfc"] / settings["steps"]
     longest = max(row["generation"]["p90_ms"] for row in rows.values())
-    for place, (name, row) in enumerate(rows.items()):
+    for index, (name, row) in enumerate(rows.items()):
         times = row["generation"]
         spread = [[max(0.0, times["median_ms"] - times["p10_ms"])], [max(0.0, times["p90_ms"] - times["median_ms"])]]
-        axes.barh(place, times["median_ms"], color=color(name), height=0.72)
-        axes.errorbar(times["median_ms"], place, xerr=spread, color="black", capsize=2, linewidth=0.8)
+        axes.barh(index, times["median_ms"], color=color(name), height=0.72)
+        axes.errorbar(times["median_ms"], index, xerr=spread, color="black", capsize=2, linewidth=0.8)
         label = f"{times['median_ms']:.0f} ms, {row['speedup_vs_compiled_full']:.2f}x"
         if row.get("nfc", settings["nfc"]) != settings["nfc"]:
             label += f", {row['nfc']} full steps"
         behind = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        axes.text(max(times["median_ms"], times["p90_ms"]) + 0.015 * longest, place, label, va="center", fontsize=8, bbox=behind)
+        axes.text(max(times["median_ms"], times["p90_ms"]) + 0.015 * longest, index, label, va="center", fontsize=8, bbox=behind)
     axes.axvline(bound, color="black", linestyle=":", linewidth=1)
     axes.annotate(
         f"bound {bound:.0f} ms = {settings['nfc']} of {settings['steps']} compiled full steps",
@@ -90,8 +90,8 @@ def roof(rows: dict[str, Any], settings: dict[str, Any]) -> Figure:
             intensity, rate, MARKERS[names.index(name) % len(MARKERS)], color=f"C{names.index(name)}", markerfacecolor=filled, markersize=8
         )
     legend = [
-        Line2D([], [], color=f"C{place}", marker=MARKERS[place % len(MARKERS)], linestyle="", label=name)
-        for place, name in enumerate(names)
+        Line2D([], [], color=f"C{index}", marker=MARKERS[index % len(MARKERS)], linestyle="", label=name)
+        for index, name in enumerate(names)
     ]
     legend += [
         Line2D([], [], color="grey", marker="o", linestyle="", label="filled: FULL"),

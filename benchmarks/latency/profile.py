@@ -75,9 +75,9 @@ def measure(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int, rounds
         if not skips:
             compiled(**call)
             continue
-        with profile(activities=kinds) as found:
+        with profile(activities=kinds) as profiled:
             run(call)
-        for name, ms in _kernels(found, device).items():
+        for name, ms in _kernels(profiled, device).items():
             kernels[name].append(ms)
     cached.reset()
     for call in calls[:4]:
@@ -94,10 +94,10 @@ def measure(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int, rounds
     }
 
 
-def _kernels(found: Any, device: torch.device) -> dict[str, float]:
+def _kernels(profiled: Any, device: torch.device) -> dict[str, float]:
     """Milliseconds by kernel; of nested operations the innermost counts."""
     times: dict[str, float] = defaultdict(float)
-    for event in found.key_averages():
+    for event in profiled.key_averages():
         own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         is_kernel = device.type == "cuda" or "cpp_fused" in event.key or event.key.startswith(("aten::", "mkldnn::", "mkl::"))
         if own and is_kernel:
@@ -149,11 +149,11 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for MODEL-SAMPLES.json and .md")] = Path("out/profile"),
 ) -> None:
     """Say where the time of an estimated step goes, kernel by kernel."""
-    where = out / f"{model}-{samples}.json"
-    names, kind, place = checked(model, methods, dtype, device, ESTIMATORS)
+    path = out / f"{model}-{samples}.json"
+    names, precision, where = checked(model, methods, dtype, device, ESTIMATORS)
     workload = WORKLOADS[model]
-    net = workload.model().to(place, kind)
-    calls = calls_of(workload, net, samples, steps, place, kind)
+    net = workload.model().to(where, precision)
+    calls = calls_of(workload, net, samples, steps, where, precision)
     with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}), fresh_cache():
         rows = {name: measure(net, ESTIMATORS[name], calls, nfc, rounds) for name in names}
     settings = {
@@ -166,11 +166,11 @@ def main(
         "device": device,
         "dtype": dtype,
         "threads": torch.get_num_threads(),
-        "machine": roofline.machine(place, kind),
+        "machine": roofline.machine(where, precision),
         "versions": versions(),
         "protocol": __doc__,
     }
     record = {"settings": settings, "methods": rows}
-    write_json(where, record)
-    write_text(where.with_suffix(".md"), markdown(record))
+    write_json(path, record)
+    write_text(path.with_suffix(".md"), markdown(record))
     typer.echo(markdown(record))

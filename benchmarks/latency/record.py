@@ -17,12 +17,12 @@ from benchmarks.latency.tables import markdown
 from benchmarks.latency.timing import TimedVariant, figures
 
 
-def record(made: list[TimedVariant], steps: int, nfc: int) -> dict[str, Any]:
+def record(variants: list[TimedVariant], steps: int, nfc: int) -> dict[str, Any]:
     """Times by variant, and what they are against compiled full computation."""
-    full = next(variant for variant in made if variant.name == "full, compiled")
+    full = next(variant for variant in variants if variant.name == "full, compiled")
     whole, step = statistics.median(full.generations_ms), statistics.median(full.steps_ms["FULL"])
     rows: dict[str, Any] = {}
-    for variant in made:
+    for variant in variants:
         generation = statistics.median(variant.generations_ms)
         rows[variant.name] = {
             "generation": figures(variant.generations_ms),

@@ -64,9 +64,9 @@ def programs(cached: rfc_fx.CachedModel, calls: Calls) -> dict[str, dict[str, in
 
     What `prepare` has computed for all steps at once is in neither.
     """
-    given: dict[str, tuple[Any, ...]] = {}
+    inputs: dict[str, tuple[Any, ...]] = {}
     hooks = [
-        program.run.register_forward_pre_hook(lambda _, arguments, phase=phase: given.setdefault(phase, arguments))
+        program.run.register_forward_pre_hook(lambda _, arguments, phase=phase: inputs.setdefault(phase, arguments))
         for phase, program in cached.programs.items()
     ]
     cached.reset()
@@ -74,13 +74,15 @@ def programs(cached: rfc_fx.CachedModel, calls: Calls) -> dict[str, dict[str, in
         cached(**call)
     for hook in hooks:
         hook.remove()
-    moved = {phase: inductor_bytes(cached.programs[phase].run, given[phase]) for phase in ("PREFIX", "FULL", "ESTIMATE") if phase in given}
+    moved = {
+        phase: inductor_bytes(cached.programs[phase].run, inputs[phase]) for phase in ("PREFIX", "FULL", "ESTIMATE") if phase in inputs
+    }
     plan = cached.plan()
     flops = {"FULL": plan.full_flops - plan.timestep_flops, "ESTIMATE": plan.estimate_flops - plan.timestep_flops}
     return {phase: {"flops": flops[phase], "bytes": moved[phase] + moved.get("PREFIX", 0)} for phase in flops if phase in moved}
 
 
-def inductor_bytes(program: Any, given: tuple[Any, ...]) -> int:
+def inductor_bytes(program: Any, inputs: tuple[Any, ...]) -> int:
     """Bytes that a program's kernels read and write, as Inductor counts.
 
     CompileCounts afresh, for what comes from a cache is not counted; what was compiled before is forgotten.
@@ -93,7 +95,7 @@ def inductor_bytes(program: Any, given: tuple[Any, ...]) -> int:
     try:
         with fresh_cache():
             compiled: Any = torch.compile(program, fullgraph=True)
-            compiled(*given)
+            compiled(*inputs)
     finally:
         log.setLevel(before)
     return int(metrics.num_bytes_accessed)

@@ -83,15 +83,15 @@ def measured(point: Point, settings: Settings) -> dict[str, Any]:
     torch._dynamo.reset()
     model, plan, device = dit_of(point), equal_gaps(settings.steps, settings.nfc), torch.device("cpu")
     calls = WORKLOADS["dit-s"].calls(model, point.batch, settings.steps)
-    made = [TimedVariant("full, compiled", torch.compile(model, fullgraph=True, backend=settings.backend))]
+    variants = [TimedVariant("full, compiled", torch.compile(model, fullgraph=True, backend=settings.backend))]
     for name, estimator in ESTIMATORS.items():
         cached = hoisted(model, calls, plan, estimator)
-        made.append(TimedVariant(name, torch.compile(cached, fullgraph=True, backend=settings.backend), cached))
-    counted = {variant.name: first_runs(variant, calls, plan.warmup, device).estimate_bytes for variant in made}
+        variants.append(TimedVariant(name, torch.compile(cached, fullgraph=True, backend=settings.backend), cached))
+    counted = {variant.name: first_runs(variant, calls, plan.warmup, device).estimate_bytes for variant in variants}
     for _ in range(settings.rounds):
-        for variant in made:
+        for variant in variants:
             variant.run(calls, device, count=True)
-    rows = record(made, settings.steps, settings.nfc)
+    rows = record(variants, settings.steps, settings.nfc)
     for name in ESTIMATORS:
         rows[name]["estimate_inductor_bytes"] = counted[name]
     return rows
@@ -136,11 +136,11 @@ def first_seconds(model: nn.Module, regional: bool | None, calls: Calls, backend
         return {"seconds": time.perf_counter() - start, "transform_seconds": transformed, "frames": frames() - before}
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(results: dict[str, Any]) -> str:
     """The axes and the compile times as tables."""
     head = " | ".join(f"{name} ESTIMATE ms | of full" for name in ESTIMATORS)
     lines = []
-    for name, rows in found["axes"].items():
+    for name, rows in results["axes"].items():
         lines += [f"| {name} | full ms | {head} |", "|---" * (2 + 2 * len(ESTIMATORS)) + "|"]
         for row in rows:
             cells = [f"{row['variants']['full, compiled']['FULL']['median_ms']:.2f}"]
@@ -149,7 +149,7 @@ def markdown(found: dict[str, Any]) -> str:
                 cells += [f"{variant['ESTIMATE']['median_ms']:.2f}", f"{variant['estimate_share_of_compiled_full']:.1%}"]
             lines.append(f"| {row[name]} | {' | '.join(cells)} |")
         lines.append("")
-    if rows := found["compile_time"]:
+    if rows := results["compile_time"]:
         ways = list(rows[0]["ways"])
         lines += [f"| blocks | {' | '.join(f'{way} s' for way in ways)} |", "|---" * (1 + len(ways)) + "|"]
         for row in rows:
@@ -195,12 +195,12 @@ def main(
     base = Point(tokens=16, width=32, depth=1) if quick else Point()
     settings = Settings(base=base, steps=steps, nfc=nfc, rounds=rounds, backend=backend)
     known: dict[Point, dict[str, Any]] = {}
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "settings": asdict(settings) | {"threads": torch.get_num_threads(), "versions": versions(), "protocol": __doc__},
         "axes": {name: axis(name, (QUICK if quick else AXES)[name], settings, known) for name in names},
         "compile_time": compile_times((1, 2) if quick else DEPTHS, 32 if quick else 64, backend) if compile_time else [],
     }
-    write_json(out / "scaling.json", found)
-    write_text(out / "scaling.md", markdown(found))
-    draw(found["axes"], out / "scaling.png")
-    print(markdown(found))
+    write_json(out / "scaling.json", results)
+    write_text(out / "scaling.md", markdown(results))
+    draw(results["axes"], out / "scaling.png")
+    print(markdown(results))

@@ -48,18 +48,18 @@ def variants(samples: int, backend: str) -> tuple[list[TimedVariant], list[dict[
     model, plan = WORKLOADS["digits"].model(), equal_gaps(STEPS, NFC)
     calls = WORKLOADS["digits"].calls(model, samples, STEPS)
     twin = rfc.eager.cached(model, rfc.Method(estimator=ESTIMATORS["RFE m=1"], schedule=plan))
-    made = [TimedVariant(FULL, torch.compile(model, fullgraph=True, backend=backend)), TimedVariant(TWIN, twin, twin)]
+    ways = [TimedVariant(FULL, torch.compile(model, fullgraph=True, backend=backend)), TimedVariant(TWIN, twin, twin)]
     for name, estimator in ESTIMATORS.items():
         cached = rfc_fx.transform(model, rfc.Method(estimator=estimator, schedule=plan), config=rfc_fx.Config(hoist=True))
         cached.prepare(timesteps_of(calls))
-        made.append(TimedVariant(name, torch.compile(cached, fullgraph=True, backend=backend), cached))
-    return made, calls
+        ways.append(TimedVariant(name, torch.compile(cached, fullgraph=True, backend=backend), cached))
+    return ways, calls
 
 
 def counts(variant: TimedVariant, first: Any) -> Record:
     """What has no spread."""
     plan = variant.cache.plan()
-    made = {
+    values = {
         "sites": len(plan.sites),
         "state_bytes": plan.state_bytes,
         "full_flops": plan.full_flops,
@@ -68,11 +68,11 @@ def counts(variant: TimedVariant, first: Any) -> Record:
         "graphs": first.frames,
     }
     if first.estimate_bytes is not None:
-        made |= {
+        values |= {
             "estimate_inductor_bytes": first.estimate_bytes,
             "estimate_bytes_per_state_byte": first.estimate_bytes / plan.state_bytes,
         }
-    return made
+    return values
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -90,10 +90,10 @@ def ratios(rounds: list[dict[str, dict[str, float]]], name: str) -> Record:
     }
 
 
-def one_round(made: list[TimedVariant], calls: list[dict[str, torch.Tensor]], device: torch.device) -> dict[str, dict[str, float]]:
+def one_round(ways: list[TimedVariant], calls: list[dict[str, torch.Tensor]], device: torch.device) -> dict[str, dict[str, float]]:
     """A generation of every variant: medians of its steps, and all of it."""
     times = {}
-    for variant in made:
+    for variant in ways:
         variant.steps_ms.clear()
         variant.run(calls, device, count=True)
         times[variant.name] = {phase: statistics.median(steps) for phase, steps in variant.steps_ms.items()}
@@ -104,15 +104,15 @@ def one_round(made: list[TimedVariant], calls: list[dict[str, torch.Tensor]], de
 def measured(samples: int, rounds: int, backend: str) -> Record:
     """Counts and ratios of this tree on this machine."""
     device = torch.device("cpu")
-    made, calls = variants(samples, backend)
-    first = {variant.name: first_runs(variant, calls, equal_gaps(STEPS, NFC).warmup, device) for variant in made}
-    taken = [one_round(made, calls, device) for _ in range(rounds)]
+    ways, calls = variants(samples, backend)
+    first = {variant.name: first_runs(variant, calls, equal_gaps(STEPS, NFC).warmup, device) for variant in ways}
+    taken = [one_round(ways, calls, device) for _ in range(rounds)]
     return {
         "settings": {"model": "digits", "samples": samples, "steps": STEPS, "nfc": NFC, "rounds": rounds, "backend": backend},
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "protocol": __doc__,
-        "counts": {variant.name: counts(variant, first[variant.name]) for variant in made if isinstance(variant.cache, rfc_fx.CachedModel)},
+        "counts": {variant.name: counts(variant, first[variant.name]) for variant in ways if isinstance(variant.cache, rfc_fx.CachedModel)},
         "ratios": {name: ratios(taken, name) for name in ESTIMATORS},
     }
 

@@ -53,7 +53,7 @@ def rows(seeds: int, nfc: int) -> list[dict[str, Any]]:
     model, scheduler = load_digits()
     steps = full_steps(equal_gaps(50, nfc), 50)
     whole = draw(model, scheduler, seeds)
-    found = []
+    cells = []
     for name, estimators in track(FAMILIES.items(), "estimators"):
         reference: Tensor | None = None
         for estimator in estimators:
@@ -64,7 +64,7 @@ def rows(seeds: int, nfc: int) -> list[dict[str, Any]]:
                 cached = rfc_fx.transform(model, rfc.Method(estimator=kept, schedule=rfc.Listed(full_steps=steps)))
                 samples = draw(cached, scheduler, seeds)
                 reference = samples if reference is None else reference
-                found.append(
+                cells.append(
                     {
                         "estimator": name,
                         "sketch": getattr(estimator, "sketch", None),
@@ -75,7 +75,7 @@ def rows(seeds: int, nfc: int) -> list[dict[str, Any]]:
                         "psnr_db": psnr(samples, whole),
                     }
                 )
-    return found
+    return cells
 
 
 def _name(dtype: torch.dtype | None) -> str:

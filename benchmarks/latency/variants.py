@@ -26,7 +26,7 @@ def variants(
     A step of most is decided by data (RCS, whose PREFIX is part of the step); "fixed steps" are listed beforehand. What is more than an
     estimator has a schedule of its own (`benchmarks.latency.methods`), and may be `refused` by a model.
     """
-    made = [TimedVariant("full, eager", model), TimedVariant("full, compiled", torch.compile(model, fullgraph=True))]
+    ways = [TimedVariant("full, eager", model), TimedVariant("full, compiled", torch.compile(model, fullgraph=True))]
     timesteps = timesteps_of(calls)
     for name in names:
         if name in WHOLE:
@@ -38,15 +38,15 @@ def variants(
                 continue
             twin = rfc.eager.cached(model, whole)
             hoisted.prepare(timesteps)
-            made.append(TimedVariant(f"{name}, eager twin", twin, twin))
-            made.append(TimedVariant(f"{name}, hoisted, compiled", torch.compile(hoisted, fullgraph=True), hoisted))
+            ways.append(TimedVariant(f"{name}, eager twin", twin, twin))
+            ways.append(TimedVariant(f"{name}, hoisted, compiled", torch.compile(hoisted, fullgraph=True), hoisted))
             continue
         method = rfc.Method(estimator=ESTIMATORS[name], schedule=plan)
         if isinstance(ESTIMATORS[name], rfc.Taylor | rfc.Reuse) or ESTIMATORS[name] == rfc.RFE(order=ESTIMATORS[name].orders):
             twin = rfc.eager.cached(model, method)
-            made.append(TimedVariant(f"{name}, eager twin", twin, twin))
+            ways.append(TimedVariant(f"{name}, eager twin", twin, twin))
             plain = rfc_fx.transform(model, method)
-            made.append(TimedVariant(f"{name}, compiled", torch.compile(plain, fullgraph=True), plain))
+            ways.append(TimedVariant(f"{name}, compiled", torch.compile(plain, fullgraph=True), plain))
         deciding = {"hoisted": method}
         if not ESTIMATORS[name].needs_input:  # the steps need no data where the method needs none
             steps = full_steps(plan, len(calls))
@@ -54,14 +54,14 @@ def variants(
         for how, of in deciding.items():
             hoisted = rfc_fx.transform(model, of, config=rfc_fx.Config(hoist=True))
             hoisted.prepare(timesteps)
-            made.append(TimedVariant(f"{name}, {how}, compiled", torch.compile(hoisted, fullgraph=True), hoisted))
+            ways.append(TimedVariant(f"{name}, {how}, compiled", torch.compile(hoisted, fullgraph=True), hoisted))
         if per_sample:
             alone = rfc_fx.transform(model, method, config=rfc_fx.Config(decision="per_sample"))
-            made.append(TimedVariant(f"{name}, per sample, compiled", torch.compile(alone, fullgraph=True), alone))
-    return made
+            ways.append(TimedVariant(f"{name}, per sample, compiled", torch.compile(alone, fullgraph=True), alone))
+    return ways
 
 
-def timed(made: list[TimedVariant], calls: Calls, where: torch.device, rounds: int) -> dict[str, str]:
+def timed(ways: list[TimedVariant], calls: Calls, where: torch.device, rounds: int) -> dict[str, str]:
     """Warm up, time in turns and audit; what a rival stumbles over is returned, and it is taken off the list."""
     refused: dict[str, str] = {}
     counted = partial(TimedVariant.run, calls=calls, device=where, count=True)
@@ -71,12 +71,12 @@ def timed(made: list[TimedVariant], calls: Calls, where: torch.device, rounds: i
         ("audit", partial(TimedVariant.audit, calls=calls)),
     ]
     for what, turn in turns:
-        for variant in track(list(made), what):
+        for variant in track(list(ways), what):
             try:
                 turn(variant)
             except Exception as error:
                 if not isinstance(variant.cache, Rival):
                     raise
                 refused[variant.name] = reason(error)
-                made.remove(variant)
+                ways.remove(variant)
     return refused

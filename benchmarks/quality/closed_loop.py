@@ -139,9 +139,9 @@ class Loop:
 
         known = self._thresholds.setdefault((sampler.name, self._kind(entry, sampler)), {})
         guess = known[min(known, key=lambda other: abs(other - budget))] if known else None
-        found = calibrated(measure, budget, low=entry.low, high=entry.high, guess=guess)
-        known[budget] = found.threshold
-        return make(found.threshold, facts), found
+        calibration = calibrated(measure, budget, low=entry.low, high=entry.high, guess=guess)
+        known[budget] = calibration.threshold
+        return make(calibration.threshold, facts), calibration
 
     def _moved(self, entry: Entry, method: Method, sampler: Sampler) -> Method:
         """The forecast and the full steps, as many as the method's, with which the error of the calibration samples is smallest."""
@@ -153,8 +153,8 @@ class Loop:
             return float(relative_l2(drawn, whole).log().mean().exp())
 
         begin = starts(len(placed.full_steps), sampler.steps, placed.full_steps)
-        found = best_placed(error, entry.forecasts or [method.estimator], begin, sampler.steps, most=entry.moved)
-        return at(method, found.forecast, replace(placed, full_steps=found.steps))
+        best = best_placed(error, entry.forecasts or [method.estimator], begin, sampler.steps, most=entry.moved)
+        return at(method, best.forecast, replace(placed, full_steps=best.steps))
 
     def _full(self, sampler: Sampler) -> Images:
         """The calibration samples in full computation, drawn once."""

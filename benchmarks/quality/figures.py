@@ -46,15 +46,15 @@ class QualityFigures:
 
     def over(self, name: str, other: str, *budgets: int, figure: str = "error") -> list[float]:
         """A figure over that of another method: at these budgets with 50 steps of DDIM, or at all where both were run."""
-        places = [(SAMPLER, budget) for budget in budgets] or self.budgets
-        pairs = [(cells.get(name), cells.get(other)) for cells in (cells_at(self.record, *place) for place in places)]
+        points = [(SAMPLER, budget) for budget in budgets] or self.budgets
+        pairs = [(cells.get(name), cells.get(other)) for cells in (cells_at(self.record, *point) for point in points)]
         return [float(a[figure] / b[figure]) for a, b in pairs if a is not None and b is not None]
 
     def over_better_rfc(self, name: str, figure: str) -> list[float]:
         """A figure over that of the order of RFC with less error, at every budget."""
         return [
             float(cells[name][figure] / min((cells[rfc] for rfc in PUBLISHED_RFC), key=lambda cell: float(cell["error"]))[figure])
-            for cells in (cells_at(self.record, *place) for place in self.budgets)
+            for cells in (cells_at(self.record, *point) for point in self.budgets)
         ]
 
     def best_published(self, sampler: str, budget: int) -> tuple[float, str] | None:
@@ -66,7 +66,7 @@ class QualityFigures:
 
     def best_published_over(self, name: str) -> list[float]:
         """Their least error over that of a method, at every budget."""
-        best = ((self.best_published(*place), self.interval(name, place[1], place[0])) for place in self.budgets)
+        best = ((self.best_published(*point), self.interval(name, point[1], point[0])) for point in self.budgets)
         return [published[0] / own[0] for published, own in best if published is not None and own is not None]
 
     def relation(self, figure: str) -> list[float]:

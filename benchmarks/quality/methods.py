@@ -259,17 +259,17 @@ def uniform_steps(steps: int, budget: int) -> list[int]:
         raise ValueError(f"uniform_steps: expected 3 <= budget <= steps, got {budget} of {steps}")
     for warmup in (2, 3):
         for interval in range(1, steps):
-            chosen = [*range(warmup), *range(warmup - 1 + interval, steps, interval)]
-            if len(chosen) == budget:
-                return chosen
+            listed = [*range(warmup), *range(warmup - 1 + interval, steps, interval)]
+            if len(listed) == budget:
+                return listed
     rest = budget - 2
     return [0, 1, *(1 + (i * (steps - 2)) // rest for i in range(1, rest + 1))]
 
 
-def chosen(names: Iterable[str]) -> list[Entry]:
+def entries_named(names: Iterable[str]) -> list[Entry]:
     """Entries by name, in the order of the table; KeyError for a name that is not in it."""
-    wanted = list(names)
-    for name in wanted:
+    named = list(names)
+    for name in named:
         if name not in METHODS:
             raise KeyError(name)
-    return [entry for entry in ENTRIES if entry.name in wanted]
+    return [entry for entry in ENTRIES if entry.name in named]

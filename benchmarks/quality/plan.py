@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import typer
 
-from benchmarks.quality.methods import METHODS, Entry, chosen
+from benchmarks.quality.methods import METHODS, Entry, entries_named
 from benchmarks.quality.methods import QUICK as QUICK_METHODS
 from benchmarks.quality.workloads import QUICK, SAMPLERS, Sampler
 
@@ -38,12 +38,12 @@ def planned(
     for text, known in ((samplers, SAMPLERS), (parts, ("closed", "forced"))):
         if unknown := [name for name in _list(text) if name not in known]:
             raise typer.BadParameter(f"{', '.join(unknown)}: expected of {'; '.join(known)}")
-    wanted = [int(budget) for budget in _list(nfc)]
+    budgets = [int(budget) for budget in _list(nfc)]
     of = [QUICK] if quick else [SAMPLERS[name] for name in _list(samplers)]
-    if wanted:
-        of = [sampler.at(wanted) for sampler in of]
+    if budgets:
+        of = [sampler.at(budgets) for sampler in of]
     try:
-        entries = chosen(_list(methods) or (QUICK_METHODS if quick else METHODS))
+        entries = entries_named(_list(methods) or (QUICK_METHODS if quick else METHODS))
     except KeyError as error:
         raise typer.BadParameter(f"{error.args[0]}: expected of {'; '.join(METHODS)}") from None
     if quick:

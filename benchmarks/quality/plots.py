@@ -91,8 +91,8 @@ def curves(record: Record, x: str, label: str) -> Figure:
     """Geometric-mean error of the main methods over `x`, a panel for each sampler; bars: the 95 % bootstrap interval."""
     samplers = {name: of for name, of in record["settings"]["samplers"].items() if any(c["sampler"] == name for c in record["cells"])}
     figure = Figure(figsize=(5.6 * len(samplers) + 2.4, 5.6))
-    for place, (sampler, settings) in enumerate(samplers.items()):
-        axes: Axes = figure.add_subplot(1, len(samplers), place + 1)
+    for index, (sampler, settings) in enumerate(samplers.items()):
+        axes: Axes = figure.add_subplot(1, len(samplers), index + 1)
         cells = [cell for cell in record["cells"] if cell["sampler"] == sampler]
         for name in [name for name in names_of(record, sampler) if kind(name) in MAIN_KINDS]:
             line = sorted((cell for cell in cells if cell["method"] == name), key=lambda cell: float(cell["nfc"]))
@@ -107,7 +107,7 @@ def curves(record: Record, x: str, label: str) -> Figure:
         axes.set_xlabel(label, fontsize=8)
         axes.grid(which="both", linewidth=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if place == 0:
+        if index == 0:
             axes.set_ylabel("relative L2 error against full computation of the same seeds (geometric mean)", fontsize=8)
     named = {name: handle for axes in figure.axes for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.axes[-1].legend(named.values(), named, fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
@@ -129,10 +129,10 @@ def grid(record: Record, arrays: Arrays, sampler: str, budget: int) -> Figure:
         y=1 - 0.1 / height,
     )
     figure.subplots_adjust(top=1 - 0.4 / height, bottom=0, hspace=0.06, wspace=0.02)
-    for place, (name, tiles) in enumerate({FULL: full, **drawn}.items()):
+    for index, (name, tiles) in enumerate({FULL: full, **drawn}.items()):
         apart = np.clip(BRIGHTER * np.abs(tiles.astype(int) - full), 0, 255).astype(np.uint8)
         for column, shown in enumerate((tiles, apart)):
-            axes: Axes = figure.add_subplot(1 + len(drawn), 2, 2 * place + column + 1)
+            axes: Axes = figure.add_subplot(1 + len(drawn), 2, 2 * index + column + 1)
             axes.imshow(strip(shown), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="equal")
             axes.set_xticks([])
             axes.set_yticks([])
@@ -174,16 +174,16 @@ def strip(tiles: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def heat(forced: Record) -> Figure:
     """Teacher-forced error over sites and steps, a panel for each estimator; white where a step is full."""
-    kept = forced["heat"]
-    panels = {name: np.array(rows, dtype=float) for name, rows in kept["errors"].items()}
+    shown = forced["heat"]
+    panels = {name: np.array(rows, dtype=float) for name, rows in shown["errors"].items()}
     figure = Figure(figsize=(11, 0.6 + len(panels) * (0.6 + 0.13 * len(forced["sites"]))), layout="constrained")
     finite = np.concatenate([panel[np.isfinite(panel)] for panel in panels.values()])
     scale = LogNorm(max(1e-4, float(np.quantile(finite, 0.01))), float(np.quantile(finite, 0.99)))
     image = None
-    for place, (name, panel) in enumerate(panels.items()):
-        axes: Axes = figure.add_subplot(len(panels), 1, place + 1)
+    for index, (name, panel) in enumerate(panels.items()):
+        axes: Axes = figure.add_subplot(len(panels), 1, index + 1)
         image = axes.imshow(panel, aspect="auto", norm=scale, cmap="viridis", interpolation="nearest")
-        axes.set_title(f"{name}, N = {kept['interval']}", fontsize=9, loc="left")
+        axes.set_title(f"{name}, N = {shown['interval']}", fontsize=9, loc="left")
         axes.set_yticks(range(len(forced["sites"])), [short(site) for site in forced["sites"]], fontsize=5)
         axes.set_ylabel("site", fontsize=8)
     figure.axes[-1].set_xlabel("step", fontsize=8)
@@ -202,8 +202,8 @@ def by_distance(forced: Record) -> Figure:
     """Teacher-forced error over the distance k, median over sites and steps, a panel for each interval."""
     intervals = forced["intervals"]
     figure = Figure(figsize=(3.4 * len(intervals) + 2.4, 3.8))
-    for place, interval in enumerate(intervals):
-        axes: Axes = figure.add_subplot(1, len(intervals), place + 1)
+    for index, interval in enumerate(intervals):
+        axes: Axes = figure.add_subplot(1, len(intervals), index + 1)
         for number, (name, rows) in enumerate(forced["errors"].items()):
             errors = rows[str(interval)]["median_by_k"]
             line = "-" if name.startswith(("RFE", "Proj")) else "--"

@@ -58,19 +58,19 @@ class Store:
     @classmethod
     def resumed(cls, out: Path, settings: Record) -> Store:
         """What the folder has of a run with the same settings; a new record where it has none. BadParameter where they differ."""
-        made = cls(out, settings)
-        where = out / f"{made.name}.json"
+        store = cls(out, settings)
+        where = out / f"{store.name}.json"
         if not where.exists():
-            return made
-        kept = json.loads(where.read_text())
-        other = [name for name in MUST_AGREE if kept["settings"].get(name) != rounded(settings[name])]
+            return store
+        record = json.loads(where.read_text())
+        other = [name for name in MUST_AGREE if record["settings"].get(name) != rounded(settings[name])]
         if other:
             raise typer.BadParameter(f"{where} was made with another {', '.join(other)}; run without --resume, or into another folder")
-        made.settings = settings | {"samplers": merged(kept["settings"]["samplers"], settings["samplers"])}
-        made.full, made.forced = kept["full"], kept["teacher_forced"]
-        made.cells = {key(cell["sampler"], cell["budget"], cell["method"]): cell for cell in kept["cells"]}
-        made.arrays = read_arrays(out / f"{made.name}.npz")
-        return made
+        store.settings = settings | {"samplers": merged(record["settings"]["samplers"], settings["samplers"])}
+        store.full, store.forced = record["full"], record["teacher_forced"]
+        store.cells = {key(cell["sampler"], cell["budget"], cell["method"]): cell for cell in record["cells"]}
+        store.arrays = read_arrays(out / f"{store.name}.npz")
+        return store
 
     def keep(self, sampler: str, budget: int, method: str, figures: Record, errors: Tensor | None, tiles: Tensor | None) -> None:
         """Take in a cell, or full computation, whose samples have no errors."""
@@ -85,15 +85,15 @@ class Store:
 
     def record(self, order: list[str]) -> Record:
         """All that is known, methods in the order of the table."""
-        places = {name: place for place, name in enumerate(order)}
-        cells = sorted(self.cells.values(), key=lambda c: (c["sampler"], -c["budget"], places.get(c["method"], len(places))))
-        made = {"settings": self.settings, "full": self.full, "cells": cells, "ratios": self.ratios(), "refused": self.refused}
-        whole: Record = rounded(made | {"teacher_forced": self.forced})
+        ranks = {name: rank for rank, name in enumerate(order)}
+        cells = sorted(self.cells.values(), key=lambda c: (c["sampler"], -c["budget"], ranks.get(c["method"], len(ranks))))
+        parts = {"settings": self.settings, "full": self.full, "cells": cells, "ratios": self.ratios(), "refused": self.refused}
+        whole: Record = rounded(parts | {"teacher_forced": self.forced})
         return whole
 
     def ratios(self) -> dict[str, dict[str, Record]]:
         """Errors against TaylorSeer's best order and against RFC's, at the same sampler and budget: sampler -> budget -> figures."""
-        found: dict[str, dict[str, Record]] = {}
+        ratios: dict[str, dict[str, Record]] = {}
         for sampler, budget in sorted({(cell["sampler"], cell["budget"]) for cell in self.cells.values()}, key=lambda at: (at[0], -at[1])):
             here = {cell["method"]: cell for cell in self.cells.values() if (cell["sampler"], cell["budget"]) == (sampler, budget)}
             row: Record = {"methods": {name: {} for name in here}}
@@ -106,8 +106,8 @@ class Store:
                 for name in here:
                     own, other = (self._errors(sampler, budget, which) for which in (name, best))
                     row["methods"][name][what] = list(ratio_of_geometric_means(own, other))
-            found.setdefault(sampler, {})[str(budget)] = row
-        return found
+            ratios.setdefault(sampler, {})[str(budget)] = row
+        return ratios
 
     def _errors(self, sampler: str, budget: int, method: str) -> Float[Tensor, " N"]:
         return torch.from_numpy(self.arrays[f"{key(sampler, budget, method)}/errors"])
@@ -127,13 +127,13 @@ class Store:
         return record
 
 
-def merged(kept: Record, now: Record) -> Record:
+def merged(before: Record, now: Record) -> Record:
     """Samplers of two runs, with the budgets of both."""
 
     def both(a: Record, b: Record) -> Record:
         return b | {name: sorted({*a[name], *b[name]}, reverse=True) for name in ("budgets", "shown")}
 
-    return {name: both(kept.get(name) or now[name], now.get(name) or kept[name]) for name in {**kept, **now}}
+    return {name: both(before.get(name) or now[name], now.get(name) or before[name]) for name in {**before, **now}}
 
 
 def as_csv(record: Record) -> str:
@@ -153,8 +153,8 @@ def read_arrays(where: Path) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays beside a record; none where the file is missing."""
     if not where.exists():
         return {}
-    with np.load(where) as kept:
-        return {name: kept[name] for name in kept.files}
+    with np.load(where) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def rounded(value: Any) -> Any:

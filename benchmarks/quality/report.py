@@ -53,7 +53,7 @@ TaylorSeer keeps its own uniform schedule; which order was best stands in the fi
         }
         heads = [record["settings"]["samplers"][sampler]["what"], *(f"NFC {budget}" for budget in budgets)]
         best = ["best TaylorSeer", *(row.get("taylorseer", "-").removeprefix("TaylorSeer ") for row in budgets.values())]
-        rows = [[name, *(bold_interval(*at) for at in places)] for name, places in known.items() if any(ratio for ratio, _ in places)]
+        rows = [[name, *(bold_interval(*at) for at in columns)] for name, columns in known.items() if any(ratio for ratio, _ in columns)]
         parts.append(table(heads, [best, *rows]))
     return "\n\n".join(parts)
 
@@ -129,12 +129,12 @@ def _pictures(settings: Record) -> str:
 
 def _taken(record: Record) -> dict[str, str]:
     """Of methods that choose among forecasts, which one at which budget."""
-    places: dict[str, dict[str, list[str]]] = {}
+    methods: dict[str, dict[str, list[str]]] = {}
     for cell in record["cells"]:
         if forecast := cell.get("forecast"):
             where = f"{cell['budget']} of {record['settings']['samplers'][cell['sampler']]['what']}"
-            places.setdefault(cell["method"], {}).setdefault(forecast, []).append(where)
-    return {name: "; ".join(f"{forecast} at {', '.join(at)}" for forecast, at in taken.items()) for name, taken in places.items()}
+            methods.setdefault(cell["method"], {}).setdefault(forecast, []).append(where)
+    return {name: "; ".join(f"{forecast} at {', '.join(at)}" for forecast, at in taken.items()) for name, taken in methods.items()}
 
 
 def _left_out(record: Record) -> str:

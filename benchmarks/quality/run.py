@@ -73,11 +73,11 @@ def closed_loop(loop: Loop, judge: Judge, plan: Plan, store: Store, done: Callab
                     done()
                     continue
                 try:
-                    method, found = loop.method(entry, sampler, budget)
+                    method, calibration = loop.method(entry, sampler, budget)
                     loop.told(f"{entry.name}, {sampler.name}, NFC {budget}")
                     more: dict[str, Any] = {}
-                    if found is not None:
-                        more = {"threshold": found.threshold, "calibrated_nfc": found.value, "measured": found.measured}
+                    if calibration is not None:
+                        more = {"threshold": calibration.threshold, "calibrated_nfc": calibration.value, "measured": calibration.measured}
                     if entry.forecasts:
                         more = {"forecast": named(method.estimator)}
                     keep(loop.draw(method, sampler), sampler, budget, entry.name, more)

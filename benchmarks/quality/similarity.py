@@ -51,8 +51,8 @@ def ssim(x: Images, reference: Images) -> PerSample:
 def _blurred(x: Images) -> Images:
     """The Gaussian-weighted mean around every place where the window fits."""
     side = min(WINDOW, *(length - (length + 1) % 2 for length in x.shape[2:]))
-    places = torch.arange(side, dtype=x.dtype, device=x.device) - side // 2
-    weights = torch.exp(-(places**2) / (2 * SIGMA**2))
+    offsets = torch.arange(side, dtype=x.dtype, device=x.device) - side // 2
+    weights = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     weights = weights / weights.sum()
     channels = x.shape[1]
     down = weights.reshape(1, 1, -1, 1).expand(channels, 1, -1, 1)

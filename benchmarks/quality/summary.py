@@ -46,20 +46,20 @@ def main_table(models: Models) -> str:
 def budget_table(models: Models) -> str:
     """Methods by sampler and budget, and the share of the better RFC's error; bold: the interval ends below 1."""
     samplers = {name: sampler["what"] for of in models.values() for name, sampler in of.record["settings"]["samplers"].items()}
-    places = dict.fromkeys(
+    points = dict.fromkeys(
         (sampler, budget) for sampler in samplers for of in models.values() for at, budget in of.budgets if at == sampler
     )
     rows = []
     for model, figures in models.items():
         for name in AT_EVERY_BUDGET:
-            ratios = [figures.interval(name, budget, sampler) for sampler, budget in places]
+            ratios = [figures.interval(name, budget, sampler) for sampler, budget in points]
             rows.append([f"{model}: {name}", *(NOTHING if ratio is None else f"{ratio[0]:.2f}" for ratio in ratios)])
-        best = [figures.best_published(*place) for place in places]
+        best = [figures.best_published(*point) for point in points]
         rows.append([f"{model}: best of the other published", *(NOTHING if of is None else "{:.2f} {}".format(*of) for of in best)])
-        ratios = [figures.interval(OURS, budget, sampler, "rfc") for sampler, budget in places]
+        ratios = [figures.interval(OURS, budget, sampler, "rfc") for sampler, budget in points]
         cells = (NOTHING if ratio is None else f"**{ratio[0]:.2f}**" if ratio[2] < 1 else f"{ratio[0]:.2f}" for ratio in ratios)
         rows.append([f"{model}: {OURS} against the better RFC", *cells])
-    return table(["", *(f"{samplers[sampler]}, NFC {budget}" for sampler, budget in places)], rows)
+    return table(["", *(f"{samplers[sampler]}, NFC {budget}" for sampler, budget in points)], rows)
 
 
 def ablation_table(models: Models) -> str:

@@ -69,7 +69,7 @@ class Sampler:
     """Budgets whose samples are shown side by side."""
     controlled: tuple[int, ...] = ()
     """Budgets of the methods that only stand in a table of parts or variants."""
-    scheduler: Callable[[Any], Any] = lambda given: given
+    scheduler: Callable[[Any], Any] = lambda scheduler: scheduler
     """Makes it from the model's own scheduler."""
 
     def judged_at(self, kind: str) -> tuple[int, ...]:
@@ -82,14 +82,14 @@ class Sampler:
         return replace(self, budgets=judged, shown=shown, controlled=controlled)
 
 
-def dpm_solver(given: Any) -> Any:
+def dpm_solver(scheduler: Any) -> Any:
     """DPM-Solver++ of second order, multistep (arXiv 2211.01095), on the same noise levels."""
     from diffusers import DPMSolverMultistepScheduler
 
-    kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
-    clipped = {"lambda_min_clipped": -5.1} if given.config["beta_schedule"] == "squaredcos_cap_v2" else {}  # as its documentation says
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+    clipped = {"lambda_min_clipped": -5.1} if scheduler.config["beta_schedule"] == "squaredcos_cap_v2" else {}  # as its documentation says
     return DPMSolverMultistepScheduler(
-        **{name: given.config[name] for name in kept}, **clipped, algorithm_type="dpmsolver++", solver_order=2
+        **{name: scheduler.config[name] for name in names}, **clipped, algorithm_type="dpmsolver++", solver_order=2
     )
 
 

@@ -120,7 +120,7 @@ def evaluate(model: Any, scheduler: Any, samples: int, console: Console) -> dict
 def model_card(figures: dict[str, float], steps: int, seed: int) -> str:
     """The model card: what it is, how it was made, and the measured evidence that it generates digits."""
     r, rate = RECIPE, RECIPE.learning_rate
-    wanted, real = figures["sample_accuracy"], figures["classifier_accuracy_on_held_out_digits"]
+    accuracy, real = figures["sample_accuracy"], figures["classifier_accuracy_on_held_out_digits"]
     return f"""# Digits, a small diffusion transformer
 
 A diffusers `DiTTransformer2DModel` (8 blocks, 4 heads of 32, 8x8 pixels, patch 1, 10 classes and a null class 10) trained on
@@ -129,7 +129,7 @@ seconds on a CPU, so every claim about feature caching can be checked on a train
 
 | figure | value |
 |---|---|
-| classifier reads the wanted class in samples (50 DDIM steps, CFG 1.5, {figures["samples"]:.0f} samples) | {wanted:.1%} |
+| classifier reads the wanted class in samples (50 DDIM steps, CFG 1.5, {figures["samples"]:.0f} samples) | {accuracy:.1%} |
 | the same classifier (SVM, trained on the training digits) on held-out real digits | {real:.1%} |
 | held-out noise-prediction loss (180 digits) | {figures["held_out_loss"]:.4f} |
 | the same loss on 180 training digits | {figures["training_digits_loss"]:.4f} |

@@ -81,8 +81,8 @@ def prediction_loss(model: Any, scheduler: Any, x: Images, y: Labels) -> Float[T
     """Mean squared error of the predicted noise or velocity; draws noise and timesteps from torch's default generator."""
     t = torch.randint(0, scheduler.config.num_train_timesteps, (len(x),))
     noise = torch.randn_like(x)
-    wanted = scheduler.get_velocity(x, noise, t) if scheduler.config.prediction_type == "v_prediction" else noise
-    return F.mse_loss(model(scheduler.add_noise(x, noise, t), t, y, return_dict=False)[0], wanted)
+    target = scheduler.get_velocity(x, noise, t) if scheduler.config.prediction_type == "v_prediction" else noise
+    return F.mse_loss(model(scheduler.add_noise(x, noise, t), t, y, return_dict=False)[0], target)
 
 
 @torch.no_grad()

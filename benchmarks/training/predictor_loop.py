@@ -64,17 +64,17 @@ def draw(model: Any, scheduler: Any, predictor: Predictor | None, steps: int) ->
     anchor, until = 0, 0
     hook = block_modules(model)[-1][1].register_forward_hook(lambda module, args, output: streams.append(output))
     try:
-        for place, t in enumerate(scheduler.timesteps):
+        for index, t in enumerate(scheduler.timesteps):
             x = torch.cat([latent, latent])
             output = moved = model(x, timestep=t.expand(len(both)), class_labels=both).sample
             rows.append((x, output))
-            if predictor is not None and place < until:
-                kept = len(streams)
+            if predictor is not None and index < until:
+                count = len(streams)
                 with skipping(model, predictor, lambda: streams[anchor], lambda h: None):  # noqa: B023
                     moved = model(x, timestep=t.expand(len(both)), class_labels=both).sample
-                del streams[kept:]
+                del streams[count:]
             else:
-                anchor, until = place, place + 1 + int(torch.randint(0, len(GAPS), ()))
+                anchor, until = index, index + 1 + int(torch.randint(0, len(GAPS), ()))
             cond, uncond = moved.chunk(2)
             latent = scheduler.step(uncond + CFG * (cond - uncond), t, latent).prev_sample
     finally:
@@ -83,28 +83,28 @@ def draw(model: Any, scheduler: Any, predictor: Predictor | None, steps: int) ->
     return Trajectories(x, torch.stack(streams), output, scheduler.timesteps.clone(), both)
 
 
-def loss_of(model: Any, predictor: Predictor, made: Trajectories) -> Tensor:
+def loss_of(model: Any, predictor: Predictor, trajectories: Trajectories) -> Tensor:
     """Squared error of the stream and of the output over BATCH random pairs of steps.
 
     The last step, where the stream is of another size, is full in every published list and is never a target.
     """
-    steps, rows = made.x.shape[:2]
+    steps, rows = trajectories.x.shape[:2]
     gap = torch.multinomial(torch.tensor(GAPS), BATCH, replacement=True) + 1
     row = torch.randint(0, rows, (BATCH,))
     step = torch.randint(1, steps - 1, (BATCH,))
     then = step - torch.minimum(gap, step)
-    found: list[Tensor] = []
-    with skipping(model, predictor, lambda: made.stream[then, row], found.append):
-        output = model(made.x[step, row], timestep=made.timesteps[step], class_labels=made.labels[row]).sample
-    stream = relative(found[0], made.stream[step, row], made.stream[then, row])
-    return stream + relative(output, made.output[step, row], made.output[then, row])
+    streams: list[Tensor] = []
+    with skipping(model, predictor, lambda: trajectories.stream[then, row], streams.append):
+        output = model(trajectories.x[step, row], timestep=trajectories.timesteps[step], class_labels=trajectories.labels[row]).sample
+    stream = relative(streams[0], trajectories.stream[step, row], trajectories.stream[then, row])
+    return stream + relative(output, trajectories.output[step, row], trajectories.output[then, row])
 
 
-def relative(got: Tensor, wanted: Tensor, before: Tensor) -> Tensor:
+def relative(prediction: Tensor, target: Tensor, before: Tensor) -> Tensor:
     """Mean over rows of |got - wanted|^2 / (|wanted - before| |wanted|): between absolute errors and those that make reuse 1."""
-    got, wanted, before = got.flatten(1), wanted.flatten(1), before.flatten(1)
-    scale = (wanted - before).norm(dim=1) * wanted.norm(dim=1)
-    mean: Tensor = ((got - wanted).square().sum(1) / scale).mean()
+    prediction, target, before = prediction.flatten(1), target.flatten(1), before.flatten(1)
+    scale = (target - before).norm(dim=1) * target.norm(dim=1)
+    mean: Tensor = ((prediction - target).square().sum(1) / scale).mean()
     return mean
 
 
@@ -133,22 +133,22 @@ def train(work: Path, minutes: float, blocks: int, seed: int, console: Console) 
     def share() -> float:
         return min(1.0, (time.monotonic() - started) / (60 * minutes))
 
-    kept: list[Trajectories] = []
+    trajectories: list[Trajectories] = []
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
         shown = bar.add_task("training", total=1.0)
         while share() < 1:
             torch.manual_seed(seed * 1_000_003 + rounds)  # the random numbers of a round depend on nothing before it
             steps = STEP_COUNTS[rounds % len(STEP_COUNTS)]
             follows = rounds >= len(STEP_COUNTS) and rounds // len(STEP_COUNTS) % 2 == 1
-            kept = [*kept[-KEPT + 1 :], draw(model, scheduler, ema if follows else None, steps)]
+            trajectories = [*trajectories[-KEPT + 1 :], draw(model, scheduler, ema if follows else None, steps)]
             if done == 0:
-                open_projections(predictor, kept[-1].stream[:-1])
+                open_projections(predictor, trajectories[-1].stream[:-1])
                 ema.load_state_dict(predictor.state_dict())
             losses = []
             for _ in range(round(USES * steps)):
                 for group in optimizer.param_groups:
                     group["lr"] = group["rate"] * min(1.0, (done + 1) / WARMUP) * (1 - share()) ** 0.5
-                loss = loss_of(model, predictor, kept[int(torch.randint(0, len(kept), ()))])
+                loss = loss_of(model, predictor, trajectories[int(torch.randint(0, len(trajectories), ()))])
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(predictor.parameters(), 1.0)
                 optimizer.step()

@@ -124,7 +124,7 @@ def evaluate(model: Any, scheduler: Any, samples: int, console: Console) -> dict
 def model_card(figures: dict[str, float], millions: float, steps: int, seed: int) -> str:
     """The model card: what it is, how it was made, and the measured evidence that it draws shapes."""
     r, rate = RECIPE, RECIPE.learning_rate
-    wanted, real = figures["sample_accuracy"], figures["classifier_accuracy_on_drawn_shapes"]
+    accuracy, real = figures["sample_accuracy"], figures["classifier_accuracy_on_drawn_shapes"]
     return f"""# Shapes, a diffusion transformer for pictures to look at
 
 A diffusers `DiTTransformer2DModel` (8 blocks, 6 heads of 32, {millions:.1f} M parameters, 32x32 RGB pixels, patch 4, 10 classes and a
@@ -134,7 +134,7 @@ to its pictures.
 
 | figure | value |
 |---|---|
-| classifier reads the wanted class in samples (50 DDIM steps, CFG {shapes.GUIDANCE:g}, {figures["samples"]:.0f} samples) | {wanted:.1%} |
+| classifier reads the wanted class in samples (50 DDIM steps, CFG {shapes.GUIDANCE:g}, {figures["samples"]:.0f} samples) | {accuracy:.1%} |
 | the same classifier (`benchmarks/classifier.py`) on 256 newly drawn pictures | {real:.1%} |
 | held-out velocity-prediction loss (256 newly drawn pictures) | {figures["held_out_loss"]:.4f} |
 
@@ -166,11 +166,11 @@ def main(
         train(work, out, steps, minutes, seed, bf16, console)
     model = DiTTransformer2DModel.from_pretrained(out, low_cpu_mem_usage=False).float().eval()
     with safe_open(out / "diffusion_pytorch_model.safetensors", "pt") as file:
-        made = file.metadata()
+        metadata = file.metadata()
     figures = evaluate(model, DDIMScheduler.from_pretrained(out), samples, console)
     console.print_json(data=figures)
     millions = sum(weight.numel() for weight in model.parameters()) / 1e6
-    (out / "README.md").write_text(model_card(figures, millions, int(made["steps"]), int(made["seed"])))
+    (out / "README.md").write_text(model_card(figures, millions, int(metadata["steps"]), int(metadata["seed"])))
 
 
 __all__: Sequence[str] = ("evaluate", "train")

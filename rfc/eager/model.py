@@ -25,7 +25,7 @@ from rfc.eager.token_wise import passages
 from rfc.estimators.predicted import predicted_by
 from rfc.granularity import block_modules, parse_granularity
 from rfc.method import Method
-from rfc.schedules.base import is_partial
+from rfc.phase import is_partial, phase_named
 from rfc.state import spec_of
 
 
@@ -65,12 +65,12 @@ class CachedEager(nn.Module):
             self._replaced = list(module_sites(model, self._now, tokens))
         else:
             self._replaced = list(spans(model, self._now, grain, method.probe))
-        if "VERIFY" in method.schedule.branches:
+        if any(phase_named(name).verifies for name in method.schedule.branches):
             _, last = block_modules(model)[-1]
             standing = next((call for module, call in self._replaced if module is last), None)
             self._replaced = [(module, call) for module, call in self._replaced if module is not last]
             self._replaced.append(verifier(last, self._now, standing))
-        if "REUSE" in method.schedule.branches:
+        if any(phase_named(name).reads_last for name in method.schedule.branches):
             self._replaced += passages(model, self._now)
         self._timestep = timestep_argument(model.forward)
         self._signature = inspect.signature(model.forward)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rfc.eager.blocks import Replaced
 from rfc.eager.run import Now, Run
 from rfc.eager.token_wise import Chooser, Scorer, choosers
-from rfc.schedules.base import is_partial
+from rfc.phase import is_partial
 from rfc.token_selection import Tokens
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rfc.bookkeeping import Direction, Generation, clock_tensors
 from rfc.method import Method
-from rfc.schedules.base import Phase
+from rfc.phase import PhaseName
 from rfc.state import Clock, State, spec_of, zeros
 
 
@@ -21,7 +21,7 @@ class Run:
     numbers: dict[str, Tensor]
     generation: Generation = field(default_factory=Generation)
     timestep: float | None = None
-    phase: Phase | None = None
+    phase: PhaseName | None = None
     clock: Clock | None = None
     watched: State | None = None
     """What the schedule keeps of what it watches."""
@@ -56,7 +56,7 @@ class Run:
             self.watched = self.watched if self.generation.shares_clock else None
         self.timestep, self.phase, self.clock, self.scores = timestep, None, None, {}
 
-    def decide(self, **seen: Tensor) -> Phase:
+    def decide(self, **seen: Tensor) -> PhaseName:
         """Decide at the first site of a step, before anything heavy has run; `seen`: its input I, and the stream where that is known."""
         if self.phase is None:
             device, self.tokens = seen["I"].device, seen["I"].shape[1]

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from rfc.eager.blocks import Block, Replaced
 from rfc.eager.run import Now, Run
 from rfc.granularity import block_modules, block_of
-from rfc.schedules.base import is_partial
+from rfc.phase import phase_named
 from rfc.token_selection import Operands, Place, Score, Tokens, aged, layers, renewed, take, token_score
 
 
@@ -120,11 +120,11 @@ def passages(model: nn.Module, now: Now) -> Iterator[Replaced]:
 
 def _pass(now: Now, block: Block, is_last: bool, *args: Any, **kwargs: Any) -> Any:
     run, streams = now.run, block.streams(args, kwargs)
-    phase = run.decide(I=streams["hidden_states"])
-    if phase == "REUSE":
+    phase = phase_named(run.decide(I=streams["hidden_states"]))
+    if phase.reads_last:
         return block.handed_on({**streams, "hidden_states": run.last} if is_last and run.last is not None else streams)
     output = block.compute(*args, **kwargs)
     returned = block.returned(streams, output)
-    if is_last and (phase == "FULL" or is_partial(phase)):
+    if is_last and phase.keeps_last:
         run.last = returned["hidden_states"]
     return output

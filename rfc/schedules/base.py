@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rfc.phase import PhaseName
 from rfc.state import Clock, SlotSpec, State
 
 Numbers = Mapping[str, Tensor]
@@ -26,19 +27,6 @@ Signal = Literal["I", "base"]
 
 Unit = Literal["step", "interval"]
 """What a forecast counts time in: steps, or intervals between neighbouring full steps, whatever their length."""
-
-Phase = str
-"""What a step does.
-
-FULL computes; ESTIMATE forecasts every site; VERIFY does so too, and computes a part to see how good that was; PARTIAL_1, PARTIAL_2, ...
-compute some tokens of the feed-forwards (`rfc.token_selection`), each its own share of them; REUSE takes the stream that left the last
-block in the latest step that was not REUSE itself.
-"""
-
-
-def is_partial(phase: Phase) -> bool:
-    """Whether the phase computes some tokens."""
-    return phase.startswith("PARTIAL_")
 
 
 class Schedule(ABC):
@@ -74,7 +62,7 @@ class Schedule(ABC):
         return False
 
     @property
-    def branches(self) -> tuple[Phase, ...]:
+    def branches(self) -> tuple[PhaseName, ...]:
         """The phases that the rule chooses from; FULL is the first."""
         return ("FULL", "ESTIMATE")
 

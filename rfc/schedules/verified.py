@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from rfc.schedules.base import Numbers, Phase, Schedule, checked_count, checked_threshold
+from rfc.phase import PhaseName
+from rfc.schedules.base import Numbers, Schedule, checked_count, checked_threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Verified(Schedule):
         return False
 
     @property
-    def branches(self) -> tuple[Phase, ...]:
+    def branches(self) -> tuple[PhaseName, ...]:
         return ("FULL", "ESTIMATE", "VERIFY")
 
     def numbers(self) -> dict[str, Tensor]:

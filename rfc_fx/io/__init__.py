@@ -1,1 +1,1 @@
-"""Files: presets, predictors, atomic writes."""
+"""Files: methods, predictors, atomic writes."""

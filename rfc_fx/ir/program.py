@@ -32,10 +32,6 @@ CLOCK_SPECS = [SlotSpec((), torch.float32)] * 3
 """Of k, N and n."""
 
 
-HOISTED_PHASES = ("INVARIANT", "TIMESTEP")
-"""Programs that run before the steps, or before a step (`rfc_fx.passes.hoist`)."""
-
-
 @dataclass(frozen=True)
 class Program:
     """A straight-line graph with fixed shapes. `arguments` says what to pass, in order; `results` what comes back."""

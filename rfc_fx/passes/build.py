@@ -21,8 +21,9 @@ from rfc_fx.errors import SignatureError
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import flops, value
+from rfc_fx.ir.phase import HOISTED_PHASES, PREFIX, step_phases
 from rfc_fx.ir.plan import Plan, SlotRow
-from rfc_fx.ir.program import HOISTED_PHASES, Argument, Program, unflatten
+from rfc_fx.ir.program import Argument, Program, unflatten
 from rfc_fx.passes.graft import capture_skipped, graft
 from rfc_fx.passes.guard import Guarded, guard
 from rfc_fx.passes.hoist import dependence
@@ -148,7 +149,7 @@ def build(
 def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, SlotSpec]) -> Plan:
     rows = [SlotRow(name, spec.shape, spec.dtype, prod(spec.shape) * spec.dtype.itemsize) for name, spec in slots.items()]
     cost = {phase: flops(program.graph.nodes) for phase, program in programs.items()}
-    shared = cost.get("PREFIX", 0) + cost.get("TIMESTEP", 0)
+    shared = cost.get(PREFIX, 0) + cost.get("TIMESTEP", 0)
     held = {phase: sum(value(node).nbytes for node in programs[phase].returned()) for phase in HOISTED_PHASES if phase in programs}
     return Plan(
         [site.name for site in guarded.sites],
@@ -159,8 +160,6 @@ def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, Sl
         invariant_flops=cost.get("INVARIANT", 0),
         invariant_bytes=held.get("INVARIANT", 0),
         timestep_flops=cost.get("TIMESTEP", 0),
-        phase_flops={
-            phase: flops + shared for phase, flops in cost.items() if phase not in (*HOISTED_PHASES, "PREFIX", "FULL", "ESTIMATE")
-        },
+        phase_flops={name: cost[name] + shared for name in step_phases(cost) if name not in ("FULL", "ESTIMATE")},
         timestep_bytes=held.get("TIMESTEP", 0),
     )

@@ -10,6 +10,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from rfc.phase import ESTIMATE
 from rfc.state import SlotSpec
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import aten, is_view, recall, remove_dead, value
@@ -154,7 +155,7 @@ class Builder:
         """Close the graph, drop what is unused and make it executable."""
         self.graph.output(tuple(outputs))
         self.graph.erase_node(self.anchor)
-        if self.phase == "ESTIMATE":
+        if self.phase == ESTIMATE.name:
             push_slices(self.graph)
         remove_dead(self.graph)
         unused = [key for key, node in self.arguments.items() if not node.users]

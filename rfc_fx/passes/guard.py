@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 import rfc
 from rfc.method import Method
+from rfc.phase import phase_named
 from rfc.state import Clock, SlotSpec
 from rfc_fx.ir.ops import aten, recall, select, value
 from rfc_fx.passes.outline import Outlined, graph_module
@@ -102,7 +103,7 @@ class Reference(fx.Interpreter):
         names = self.guarded.site_slots(site)
         estimator: rfc.Estimator = self.guarded.method.estimator
         own = {name: self.state[f"{site}.{name}"] for name in names}
-        if phase == "FULL":
+        if phase_named(phase).computes_sites:
             new = estimator.refresh(own, I, full if base is None else full - base, self.clock)
             self.state.update({f"{site}.{name}": tensor for name, tensor in new.items()})
             return full

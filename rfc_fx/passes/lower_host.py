@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from rfc.phase import ESTIMATE, FULL
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.program import Program
 from rfc_fx.passes.guard import Guarded
@@ -44,7 +45,7 @@ def lower_host(
     one_pass = pools and not regional and not guarded.method.estimator.reads_all_inputs and not guarded.tokens
     alone = {slot for slot in guarded.slots if slot.startswith(f"{SCHEDULE}.")}
     layout = Layout.pooled(guarded.slots, alone) if one_pass else Layout(guarded.slots)
-    phases = dict.fromkeys((*("FULL", "ESTIMATE"), *guarded.method.schedule.branches))
+    phases = dict.fromkeys((FULL.name, ESTIMATE.name, *guarded.method.schedule.branches))
     steps = [specialize(guarded, phase, hoisted=outside, writes=writes, layout=layout) for phase in phases]
     programs = with_prefix(guarded, steps, timestep, outside)
     if hoisted is not None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, fx
 
 from rfc.granularity import block_of
-from rfc.schedules.base import Phase, is_partial
+from rfc.phase import Phase, PhaseName, phase_named
 from rfc.state import Clock, SlotSpec, State
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.layout import Layout
@@ -29,7 +29,7 @@ Writes = Literal["in_place", "returned"]
 
 def specialize(
     guarded: Guarded,
-    phase: Phase,
+    name: PhaseName,
     *,
     writes: Writes = "in_place",
     hoisted: AbstractSet[fx.Node] = frozenset(),
@@ -43,9 +43,10 @@ def specialize(
     that work on each token for itself compute some, and write these to their state. REUSE begins behind the last block, with the stream
     that FULL and PARTIAL keep.
     """
+    phase = phase_named(name)
     shared = prefix_nodes(guarded)
     done = (shared | hoisted) - rematerialized(guarded, shared, hoisted)
-    step = _Step(guarded, phase, writes, Builder(guarded, phase, done, layout if phase != "FULL" else None))
+    step = _Step(guarded, phase, writes, Builder(guarded, name, done, None if phase.computes_sites else layout))
     step.watch()
     by_name = {site.name: site for site in guarded.sites}
     for node in guarded.module.graph.nodes:
@@ -53,7 +54,7 @@ def specialize(
             step.pass_site(node, by_name[node.kwargs["site"]])
         elif node.op == "output":
             return step.finish(node)
-        elif phase == "FULL" and node.op not in ("placeholder", "get_attr") and node not in done:
+        elif phase.computes_sites and node.op not in ("placeholder", "get_attr") and node not in done:
             step.compute(node)  # in the order of the model; an estimate is pulled by what it needs
     raise AssertionError("a guarded graph has an output")
 
@@ -69,13 +70,13 @@ class _Step:
         for site in guarded.tokens.values():
             if (attention := site.attention) is not None:
                 self.scored.setdefault(attention.call or attention.node, []).append(site)
-        if phase == "REUSE":
+        if phase.reads_last:
             build.env[guarded.last] = build.like(build.state(LAST)["x"], guarded.last)
 
     def watch(self) -> None:
         """Keep what the schedule watches, after the steps that it says."""
         schedule, watched = self.guarded.method.schedule, signals(self.guarded.watched, self.guarded.method)
-        if watched and (self.phase == "FULL" or schedule.remembers == "all steps"):
+        if watched and (self.phase.computes_sites or schedule.remembers == "all steps"):
             specs = {name: spec_of(node) for name, node in watched.items()}
 
             def seen(old: State, *tensors: Any) -> dict[str, Tensor]:
@@ -101,7 +102,7 @@ class _Step:
         I, base = build.get(site.I), None if site.base is None else build.get(site.base)
         specs = (spec_of(site.I), spec_of(site.output))
         slots = self.estimator.slots(*specs)
-        if self.phase == "FULL":
+        if self.phase.computes_sites:
             output = build.get(node.args[1])  # type: ignore[arg-type]
             O = output if base is None else build.graph.call_function(aten.sub.Tensor, (output, base))
             self.refresh(site.name, slots, self.estimator.refresh, [(I, specs[0]), (O, specs[1])])
@@ -112,7 +113,8 @@ class _Step:
         if isinstance(forecast := node.kwargs.get("forecast"), fx.Node):
             build.env[node] = build.like(build.get(forecast), site.output)
             return
-        held = self.partial(site, I, slots) if is_partial(self.phase) and site.name in self.guarded.tokens else build.state(site.name)
+        computes_some = self.phase.tokens_part is not None and site.name in self.guarded.tokens
+        held = self.partial(site, I, slots) if computes_some else build.state(site.name)
         O_hat = self.estimate(held, I, slots, specs)
         result = O_hat if base is None else build.graph.call_function(aten.add.Tensor, (base, O_hat))
         build.env[node] = build.like(result, site.output)
@@ -121,7 +123,7 @@ class _Step:
         """Compute some of a site's tokens, and write them and the ages; returns the site's state."""
         tokens, found = self.guarded.method.tokens, self.guarded.tokens[site.name]
         assert tokens is not None
-        count = tokens.count(self.phase, found.place)
+        count = tokens.count(self.phase.name, found.place)
         if count == 0:
             age = self.build.state(f"{site.name}.tokens")["age"]
             self.store(f"{site.name}.tokens", {"age": grown_older(self.build, age, self.guarded.slots[f"{site.name}.tokens.age"])})
@@ -171,10 +173,10 @@ class _Step:
         """The program with the model's outputs and what comes back beside them."""
         outputs = list(fx.node.map_arg(node.args[0], self.build.get))  # type: ignore[arg-type]
         results = [f"output:{i}" for i in range(len(outputs))]
-        if self.phase == "VERIFY":
+        if self.phase.verifies:
             outputs.append(_verified(self.build, self.guarded))
             results.append("decision")
-        if f"{LAST}.x" in self.guarded.slots and (self.phase == "FULL" or is_partial(self.phase)):
+        if f"{LAST}.x" in self.guarded.slots and self.phase.keeps_last:
             self.store(LAST, {"x": self.build.get(self.guarded.last)})
         if self.writes == "returned":
             outputs += [self.new[slot] for slot in self.guarded.slots if slot in self.new]

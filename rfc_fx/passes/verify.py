@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 
 from torch import fx
 
-from rfc.schedules.base import Phase, is_partial
+from rfc.phase import Phase
 from rfc_fx.errors import IllegalGraphError
 from rfc_fx.ir.ops import is_heavy, is_mutable, select
-from rfc_fx.ir.program import HOISTED_PHASES, Program
+from rfc_fx.ir.phase import BEFORE_DECISION, HOISTED_PHASES, PREFIX, step_phases
+from rfc_fx.ir.program import Program
 from rfc_fx.passes.guard import Guarded
 from rfc_fx.sites.state import LAST, SCHEDULE
 from rfc_fx.sites.token_axes import ATTENTION
@@ -68,11 +69,15 @@ def _full_writes_each_slot_once(guarded: Guarded, programs: dict[str, Program]) 
 
 def _phases_write_what_is_theirs(guarded: Guarded, programs: dict[str, Program]) -> Violations:
     """FULL all of it, PARTIAL what a computed token leaves and the last block's stream, the others nothing."""
-    for phase, program in programs.items():
+    phases = step_phases(programs)
+    for name, program in programs.items():
+        phase = phases.get(name)
+        if phase is not None and phase.computes_sites:
+            continue
         written = {slot for slot in program.written() if not slot.startswith(f"{SCHEDULE}.")}
-        wanted = _renewed(guarded, phase) if is_partial(phase) else set()
-        if phase != "FULL" and written != wanted:
-            yield f"{phase} writes {', '.join(sorted(written ^ wanted))} " + ("too" if written - wanted else "not")
+        expected = _renewed(guarded, phase) if phase is not None and phase.tokens_part is not None else set()
+        if written != expected:
+            yield f"{name} writes {', '.join(sorted(written ^ expected))} " + ("too" if written - expected else "not")
 
 
 def _renewed(guarded: Guarded, phase: Phase) -> set[str]:
@@ -81,7 +86,7 @@ def _renewed(guarded: Guarded, phase: Phase) -> set[str]:
     for site in guarded.tokens.values():
         assert tokens is not None
         found.add(f"{site.name}.tokens.age")
-        if tokens.count(phase, site.place):
+        if tokens.count(phase.name, site.place):
             found |= {f"{site.name}.{name}" for name in guarded.site_slots(site.name)}
     return found
 
@@ -89,51 +94,53 @@ def _renewed(guarded: Guarded, phase: Phase) -> set[str]:
 def _what_is_watched_is_kept_when_the_schedule_says(guarded: Guarded, programs: dict[str, Program]) -> Violations:
     kept = {slot for slot in guarded.slots if slot.startswith(f"{SCHEDULE}.")}
     always = guarded.method.schedule.remembers == "all steps"
-    for phase, program in programs.items():
+    phases = step_phases(programs)
+    for name, program in programs.items():
         written = kept & set(program.written())
-        wanted = kept if phase == "FULL" or (always and phase not in (*HOISTED_PHASES, "PREFIX")) else set()
-        if written != wanted:
-            yield f"{phase} writes {', '.join(sorted(written)) or 'nothing'} of the schedule's slots"
+        is_kept = name in phases and (always or phases[name].computes_sites)
+        if written != (kept if is_kept else set()):
+            yield f"{name} writes {', '.join(sorted(written)) or 'nothing'} of the schedule's slots"
 
 
 def _skipped_steps_do_no_site_work(guarded: Guarded, programs: dict[str, Program]) -> Violations:
-    for phase in (p for p in programs if p in ("ESTIMATE", "REUSE") or is_partial(p)):
-        for node in programs[phase].graph.nodes:
+    for name, phase in step_phases(programs).items():
+        for node in () if phase.computes_sites or phase.verifies else programs[name].graph.nodes:
             if node.op == "call_module":
-                yield f"{node.name} in {phase} is the work of a site"
+                yield f"{node.name} in {name} is the work of a site"
 
 
 def _tokens_are_computed_one_by_one(guarded: Guarded, programs: dict[str, Program]) -> Violations:
     outside = sum(node.target is ATTENTION for node in programs["ESTIMATE"].graph.nodes)
-    for phase in filter(is_partial, programs):
-        if sum(node.target is ATTENTION for node in programs[phase].graph.nodes) > outside:
-            yield f"{phase} computes attention, in which every token meets every other"
+    for name, phase in step_phases(programs).items():
+        attentions = sum(node.target is ATTENTION for node in programs[name].graph.nodes)
+        if phase.tokens_part is not None and attentions > outside:
+            yield f"{name} computes attention, in which every token meets every other"
 
 
 def _reuse_begins_behind_the_last_block(guarded: Guarded, programs: dict[str, Program]) -> Violations:
-    if "REUSE" in programs:
-        for slot in programs["REUSE"].read():
+    for name, phase in step_phases(programs).items():
+        for slot in programs[name].read() if phase.reads_last else ():
             if not slot.startswith(f"{LAST}."):
-                yield f"REUSE reads {slot}"
+                yield f"{name} reads {slot}"
 
 
 def _skipped_steps_read_every_site(guarded: Guarded, programs: dict[str, Program]) -> Violations:
-    skipped = (program for phase, program in programs.items() if phase not in (*HOISTED_PHASES, "PREFIX", "FULL"))
-    read = {slot.rpartition(".")[0] for program in skipped for slot in program.read()}
+    skipped = [name for name, phase in step_phases(programs).items() if not phase.computes_sites]
+    read = {slot.rpartition(".")[0] for name in skipped for slot in programs[name].read()}
     for site in guarded.sites:
         if site.name not in read:
             yield f"site {site.name} is remembered but never estimated"
 
 
 def _prefix_precedes_all_sites(guarded: Guarded, programs: dict[str, Program]) -> Violations:
-    for node in programs["PREFIX"].graph.nodes if "PREFIX" in programs else ():
+    for node in programs[PREFIX].graph.nodes if PREFIX in programs else ():
         if node.op == "call_module":
             yield f"{node.name} runs before the decision"
 
 
 def _what_is_carried_was_computed(guarded: Guarded, programs: dict[str, Program]) -> Violations:
     known: set[str] = set()
-    for phase in sorted(programs, key=[*HOISTED_PHASES, "PREFIX", *programs].index):
+    for phase in sorted(programs, key=[*BEFORE_DECISION, *programs].index):
         for kind, name in programs[phase].arguments:
             if kind == "carry" and name not in known:
                 yield f"{phase} reads {name}, which no program before it computes"

@@ -18,8 +18,9 @@ from rfc.conditioning import ConditioningGroups, group_name
 from rfc.method import Method, programs_of
 from rfc.storage import kept_like
 from rfc_fx.errors import RFCError
+from rfc_fx.ir.phase import HOISTED_PHASES
 from rfc_fx.ir.plan import Plan
-from rfc_fx.ir.program import CLOCK, HOISTED_PHASES, RunnableProgram
+from rfc_fx.ir.program import CLOCK, RunnableProgram
 from rfc_fx.runtime import summary as show
 from rfc_fx.runtime.context import Context, Step, new_context, records
 from rfc_fx.runtime.dynamo import skip_own_frame

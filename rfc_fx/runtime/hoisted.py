@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rfc.conditioning import Seen
-from rfc_fx.ir.program import HOISTED_PHASES, Argument
+from rfc_fx.ir.phase import HOISTED_PHASES
+from rfc_fx.ir.program import Argument
 
 if TYPE_CHECKING:
     from rfc_fx.ir.program import RunnableProgram

@@ -27,7 +27,9 @@ def cached_model(model: nn.Module, method: Any, config: Config) -> CachedModel:
     if isinstance(model, CachedModel):
         raise TypeError("transform: the model is transformed already; pass its .model to transform it in another way")
     if not isinstance(method, Method):
-        raise TypeError(f"transform: method must be an rfc method such as rfc.RFC(tau=0.1) or a preset's .json file, got {method!r}")
+        raise TypeError(
+            f"transform: method must be an rfc method such as rfc.RFC(tau=0.1) or the path of a method file (.json), got {method!r}"
+        )
     if not isinstance(config, Config):
         raise TypeError(f"transform: config must be a rfc_fx.Config such as rfc_fx.Config(granularity='block'), got {config!r}")
     try:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from rfc.bookkeeping import Generation
 from rfc.method import Method
-from rfc.schedules.base import Phase, is_partial
+from rfc.phase import PhaseName, is_partial, phase_named
 from rfc_fx.ir.plan import Plan
 
 
@@ -29,17 +29,9 @@ def mib(count: float) -> str:
     return f"{count / 2**20:.2f} MiB"
 
 
-MARKS: dict[Phase, str] = {"FULL": "#", "ESTIMATE": ".", "VERIFY": "v", "REUSE": "-"}
-"""One character for each phase; for PARTIAL its number, + above 9."""
-
-
-WORDS: dict[Phase, str] = {"FULL": "full", "ESTIMATE": "estimated", "VERIFY": "verified", "REUSE": "reused"}
-
-
-def mark(phase: Phase) -> str:
+def mark(phase: PhaseName) -> str:
     """The character that a phase is drawn as."""
-    number = phase.rpartition("_")[2]
-    return MARKS[phase] if phase in MARKS else number if len(number) == 1 else "+"
+    return phase_named(phase).mark
 
 
 def pattern(generation: Generation) -> str:
@@ -47,9 +39,9 @@ def pattern(generation: Generation) -> str:
     return "".join(map(mark, generation.phases))
 
 
-def legend(phases: Sequence[Phase]) -> str:
+def legend(phases: Sequence[PhaseName]) -> str:
     """What the characters of a pattern mean."""
-    words = [f"{MARKS[phase]} {WORDS[phase]}" for phase in phases if phase in MARKS]
+    words = [f"{mark(phase)} {phase_named(phase).word}" for phase in phases if not is_partial(phase)]
     digits = [mark(phase) for phase in phases if is_partial(phase)]
     return ", ".join([*words[:1], *([f"{digits[0]} to {digits[-1]} some tokens"] if digits else []), *words[1:]])
 

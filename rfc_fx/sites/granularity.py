@@ -10,6 +10,7 @@ import torch
 
 from rfc.granularity import GranularityName
 from rfc.method import Method
+from rfc.phase import phase_named
 from rfc.state import SlotSpec
 from rfc.storage import STORED, stored_anew
 from rfc_fx.capture.export import Captured
@@ -46,7 +47,7 @@ def _sites(captured: Captured, granularity: str, method: Method) -> Found:
         granularity,
         needs_input=method.estimator.needs_input or method.tokens is not None,
         probe=method.probe,
-        verifies="VERIFY" in method.schedule.branches,
+        verifies=any(phase_named(name).verifies for name in method.schedule.branches),
     )
 
 

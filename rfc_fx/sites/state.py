@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from torch import fx
 
 from rfc.method import Method
-from rfc.schedules.base import is_partial
+from rfc.phase import is_partial, phase_named
 from rfc.state import SlotSpec
 from rfc.token_selection import check_tokens
 from rfc_fx.errors import NoSiteError
@@ -20,7 +20,7 @@ SCHEDULE = "schedule"
 
 
 LAST = "last"
-"""Owner of the slot with the stream that left the last block, for phase REUSE."""
+"""Owner of the slot with the stream that left the last block, for phases that begin behind it (REUSE)."""
 
 
 def state_slots(sites: Sequence[Site], watched: Site, method: Method) -> dict[str, SlotSpec]:
@@ -32,7 +32,7 @@ def state_slots(sites: Sequence[Site], watched: Site, method: Method) -> dict[st
         slots |= {f"{site.name}.{name}": spec for name, spec in method.estimator.slots(I, O).items()}
         if site.name in found and tokens is not None:
             slots |= {f"{site.name}.tokens.{name}": spec for name, spec in tokens.slots(*I.shape[:2]).items()}
-    if "REUSE" in method.schedule.branches:
+    if any(phase_named(name).reads_last for name in method.schedule.branches):
         slots[f"{LAST}.x"] = spec_of(last_stream(site_values(sites), watched))
     seen = {name: spec_of(node) for name, node in signals(watched, method).items()}
     slots |= {f"{SCHEDULE}.{name}": spec for name, spec in method.schedule.slots(seen).items()}

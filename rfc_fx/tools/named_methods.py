@@ -12,7 +12,7 @@ from rfc.method import Method
 from rfc.placement.noise_levels import noise_levels
 from rfc.presets import PRESETS, preset
 from rfc_fx.errors import RFCError
-from rfc_fx.io.preset import read_preset
+from rfc_fx.io.method_file import read_method
 from rfc_fx.ir.config import Config
 from rfc_fx.tools.arguments import OptionError, imported
 from rfc_fx.tools.load import load_scheduler, locate
@@ -116,7 +116,7 @@ def taking(setting: str) -> list[str]:
 def new_method(name: str, arguments: MethodArguments) -> Method:
     """Return the method of that name, .json file or import path ("package.module:name"); OptionError for one that cannot be."""
     if name.endswith(".json"):
-        return read_preset(name)
+        return read_method(name)
     if ":" in name:
         return imported("--method", name, rfc.Method)
     if name not in METHODS:

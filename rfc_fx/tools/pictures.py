@@ -73,7 +73,7 @@ PRESET = "#999933"
 
 
 def label_of(method: str) -> str:
-    """The method's name as people write it; of a preset that of its file."""
+    """The method's name as people write it; of a method file that of the file."""
     return LABELS.get(method, Path(method).stem)
 
 
@@ -83,7 +83,7 @@ def color_of(method: str) -> str:
 
 
 NOTHING = (".", "-")
-"""Marks of the phases that compute no part of the blocks (`rfc_fx.runtime.summary.MARKS`)."""
+"""Marks of the phases that compute no part of the blocks (`rfc_fx.runtime.summary.mark`)."""
 
 
 PART = 0.4

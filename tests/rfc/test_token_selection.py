@@ -16,8 +16,8 @@ from torch import Tensor
 import rfc
 import rfc.eager
 from rfc import Clock, DuCa, Method, Phased, Reuse, Taylor, ToCa, Tokens
+from rfc.phase import is_partial
 from rfc.published import countdown
-from rfc.schedules.base import is_partial
 from rfc.token_selection import (
     Operands,
     Place,

@@ -13,7 +13,7 @@ import rfc_export
 import rfc_fx
 from rfc_export import ArtifactError
 from rfc_export.cli import app
-from rfc_fx.io.preset import PresetError, read_preset
+from rfc_fx.io.method_file import MethodFileError, read_method
 
 FEW = ["--steps", "6", "--classes", "3,8", "--seeds", "1"]
 
@@ -27,14 +27,14 @@ def test_generate_draws_with_a_method_named_by_its_import_path(tmp_path: Path) -
 
 
 def test_calibrate_finds_its_threshold_and_keeps_it_for_those_who_have_the_classes(tmp_path: Path) -> None:
-    out = tmp_path / "preset.json"
+    out = tmp_path / "method.json"
     result = CliRunner().invoke(app, ["calibrate", "digits", "--nfc", "4", "--method", "own_method:method", *FEW, "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert "gives NFC 4" in result.output
-    calibrated = read_preset(out, classes=[Cautious, Drift])
+    calibrated = read_method(out, classes=[Cautious, Drift])
     assert calibrated == method.with_threshold(json.loads(out.read_text())["measured"]["threshold"])
-    with pytest.raises(PresetError, match=r"own_method:Cautious is a class outside of rfc; import it yourself and pass it"):
-        read_preset(out)
+    with pytest.raises(MethodFileError, match=r"own_method:Cautious is a class outside of rfc; import it yourself and pass it"):
+        read_method(out)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def cache_dit_version() -> str | None:
     return metadata.version("cache-dit") if installed() else None
 
 
-def db_cache(model: nn.Module, calls: Calls, wanted: list[int], order: int | None = None) -> Attached:
+def db_cache(model: nn.Module, calls: Calls, planned: list[int], order: int | None = None) -> Attached:
     """DBCache with one leading block and a fixed mask of steps; with `order` its Taylor calibrator."""
     if not installed():
         raise RivalError(NOT_INSTALLED)
@@ -33,11 +33,11 @@ def db_cache(model: nn.Module, calls: Calls, wanted: list[int], order: int | Non
     for name in logging.root.manager.loggerDict:
         if name.lower().startswith("cache_dit"):
             logging.getLogger(name).setLevel(logging.WARNING)  # it logs a dozen lines for every model
-    mask = [int(step in set(wanted)) for step in range(len(calls))]
+    mask = [int(step in set(planned)) for step in range(len(calls))]
     config = cache_dit.DBCacheConfig(
         Fn_compute_blocks=1,
         Bn_compute_blocks=0,
-        max_warmup_steps=warmup(wanted),
+        max_warmup_steps=warmup(planned),
         steps_computation_mask=mask,
         steps_computation_policy="static",
         enable_separate_cfg=False,
@@ -74,4 +74,4 @@ def _adapted(model: nn.Module) -> Any:
 
 def warmup(full: list[int]) -> int:
     """Number of leading full steps."""
-    return next((place for place, step in enumerate(full) if place != step), len(full))
+    return next((index for index, step in enumerate(full) if index != step), len(full))

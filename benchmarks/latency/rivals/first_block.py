@@ -13,17 +13,17 @@ from benchmarks.latency.rivals.rival import Attached, RivalError
 from benchmarks.latency.workloads import Calls
 
 
-def first_block_cache(model: nn.Module, calls: Calls, wanted: list[int]) -> Attached:
+def first_block_cache(model: nn.Module, calls: Calls, planned: list[int]) -> Attached:
     """FirstBlockCache at the threshold that makes as many steps full as wanted; which ones cannot be chosen."""
     from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
 
     apply_first_block_cache(model, FirstBlockCacheConfig(threshold=0.0))
     head = next(hook for hook in cache_hooks(model) if hasattr(hook, "_should_compute_remaining_blocks"))
-    threshold, full = threshold_for(_changes(model, head, calls), len(wanted))
+    threshold, full = threshold_for(_changes(model, head, calls), len(planned))
     head.threshold = threshold
     note = f"threshold {threshold:.6g}"
-    if len(full) != len(wanted):
-        note = f"no threshold gives {len(wanted)} full steps, the closest ({threshold:.6g}) gives {len(full)}"
+    if len(full) != len(planned):
+        note = f"no threshold gives {len(planned)} full steps, the closest ({threshold:.6g}) gives {len(full)}"
     return Attached(
         begin=lambda: begin_generation(model),
         was_full=lambda: bool(head.state_manager.get_state().should_compute),

@@ -94,17 +94,17 @@ class Rival:
         storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in _tensors(self.attached.held())}
         return sum(storages.values())
 
-    def verdict(self, wanted: list[int], steps: int) -> list[str]:
+    def verdict(self, planned: list[int], steps: int) -> list[str]:
         """What there is to say of the extra generation."""
         assert self.counted is not None
         full = self.counted.full
         said = [self.attached.note] if self.attached.note else []
         if len(full) == steps:
             said.append(f"never skips: a middle block ran in all {steps} steps")
-        elif len(full) != len(wanted):
-            said.append(f"{len(full)} full steps counted, {len(wanted)} wanted")
-        elif full != wanted:
-            said.append(f"full steps {full}, ours {wanted}")
+        elif len(full) != len(planned):
+            said.append(f"{len(full)} full steps counted, {len(planned)} wanted")
+        elif full != planned:
+            said.append(f"full steps {full}, ours {planned}")
         if self.stats.phases != self.counted.phases:
             said.append(f"its own record says steps {self.stats.full} were full, a middle block ran in {full}")
         return said
@@ -124,17 +124,17 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def blocks_of(model: nn.Module) -> list[nn.ModuleList]:
-    found = [child for name, child in model.named_children() if isinstance(child, nn.ModuleList) and "block" in name]
-    if not found:
+    lists = [child for name, child in model.named_children() if isinstance(child, nn.ModuleList) and "block" in name]
+    if not lists:
         raise RivalError(f"{type(model).__name__}: no list of blocks among its children")
-    return found
+    return lists
 
 
 def middle_layer(model: nn.Module) -> nn.Module:
     """The projection to queries in the middle block: it runs if and only if the block's attention does."""
     blocks = blocks_of(model)[0]
-    found: nn.Module = next(module for name, module in blocks[len(blocks) // 2].named_modules() if name.endswith("to_q"))
-    return found
+    layer: nn.Module = next(module for name, module in blocks[len(blocks) // 2].named_modules() if name.endswith("to_q"))
+    return layer
 
 
 def _tensors(held: object, seen: set[int] | None = None) -> Iterator[Tensor]:

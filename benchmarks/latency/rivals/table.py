@@ -23,25 +23,25 @@ RECOMPILE_LIMIT = 256
 """For all of dynamo while rivals run: with the default of 8 some of them fall back to the interpreter."""
 
 
-def rivals(model: nn.Module, calls: Calls, wanted: list[int]) -> tuple[list[TimedVariant], dict[str, str]]:
-    """Every rival, eager and compiled, with `wanted` as its full steps where it lets one choose; and why others could not be made."""
-    made: list[TimedVariant] = []
+def rivals(model: nn.Module, calls: Calls, planned: list[int]) -> tuple[list[TimedVariant], dict[str, str]]:
+    """Every rival, eager and compiled, with `planned` as its full steps where it lets one choose; and why others could not be made."""
+    variants: list[TimedVariant] = []
     refused: dict[str, str] = {}
     for name, attach in RIVALS.items():
         for how in ("eager", "compiled"):
             try:
                 patched = copied(model)
-                rival = Rival(patched, attach(patched, calls, wanted), compiles=how == "compiled")
+                rival = Rival(patched, attach(patched, calls, planned), compiles=how == "compiled")
             except Exception as error:
                 refused[f"{name}, {how}"] = reason(error)
             else:
-                made.append(TimedVariant(f"{name}, {how}", rival, rival))
-    return made, refused
+                variants.append(TimedVariant(f"{name}, {how}", rival, rival))
+    return variants, refused
 
 
 RIVALS: dict[str, Callable[[nn.Module, Calls, list[int]], Attached]] = {
     "cache-dit DBCache": db_cache,
-    "cache-dit DBCache+TaylorSeer": lambda model, calls, wanted: db_cache(model, calls, wanted, order=1),
+    "cache-dit DBCache+TaylorSeer": lambda model, calls, planned: db_cache(model, calls, planned, order=1),
     "diffusers FirstBlockCache": first_block_cache,
     "diffusers TaylorSeerCache": taylor_seer,
 }

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 import rfc
-from rfc_fx.io.preset import write_preset
+from rfc_fx.io.method_file import write_method
 from rfc_fx.tools import options
 from rfc_fx.tools.arguments import dtype_named, parse_classes
 from rfc_fx.tools.calibrate import LISTS, Calibrated, Goal, check_calibratable, named
@@ -63,7 +63,7 @@ def calibrate(
     measured = calibrated.measured
     settings = {"model": source.name, "steps": steps, "seeds": source.seeds, "groups": len(source.groups), "asked": goal.text}
     reached = {"nfc": measured.nfc, "psnr_db": measured.psnr_db if isfinite(measured.psnr_db) else None, "error": measured.error}
-    write_preset(out, calibrated.method, settings | {"threshold": calibrated.threshold, **reached})
+    write_method(out, calibrated.method, settings | {"threshold": calibrated.threshold, **reached})
     typer.echo(
         f"{method}: {_result(calibrated)} gives NFC {measured.nfc:.2f} of {steps}, PSNR {measured.psnr_db:.1f} dB, error "
         f"{measured.error:.2g} over {len(source.seeds)} x {len(source.groups)} samples ({calibrated.tried} tried)\n{out}"

@@ -136,9 +136,9 @@ def test_a_later_step_that_writes_over_an_output_is_found() -> None:
         def reset(self) -> None:
             place.zero_()
 
-    found = checks.generation(lambda **_: (place.add_(1),), Caching(), calls)
-    assert found.kept == "step 1 overwrote the output of step 0"
-    assert [float(clone[0]) for clone in found.clones] == [1, 2, 3, 4, 5, 6]
+    outputs = checks.generation(lambda **_: (place.add_(1),), Caching(), calls)
+    assert outputs.validity == "step 1 overwrote the output of step 0"
+    assert [float(clone[0]) for clone in outputs.clones] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_nested_time_limit_keeps_the_outer_one() -> None:

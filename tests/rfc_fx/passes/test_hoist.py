@@ -14,8 +14,8 @@ from tolerances import INDUCTOR, PREPARED, SAME_GRAPH
 import rfc
 import rfc_fx
 from rfc_fx.ir.ops import is_heavy
+from rfc_fx.ir.phase import HOISTED_PHASES
 from rfc_fx.ir.plan import Level
-from rfc_fx.ir.program import HOISTED_PHASES
 from rfc_fx.passes.hoist import hoist, levels
 from rfc_fx.passes.prefix import prefix_nodes
 from rfc_fx.runtime import hoisted as ahead

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import rfc
 import rfc.eager
 import rfc_fx
-from rfc.schedules.base import is_partial
+from rfc.phase import is_partial
 from rfc.token_selection import Place
 from rfc_fx.errors import IllegalGraphError, NoSiteError, RFCError
 from rfc_fx.passes.verify import verify_programs

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import rfc
 import rfc_fx
 import rfc_fx.tools.calibrate as calibrate_module
-from rfc_fx.io.preset import PresetError, read_preset, write_preset
+from rfc_fx.io.method_file import MethodFileError, read_method, write_method
 from rfc_fx.tools.calibrate import CalibrationError, Goal, calibrate, named
 from rfc_fx.tools.cli import app
 
@@ -144,12 +144,12 @@ def test_what_cannot_be_calibrated_is_said(method: rfc.Method, goal: dict[str, f
     [rfc.NewtonRCS(), rfc.RFC(), rfc.TeaCache(), rfc.FirstBlockCache(), rfc.DiCache(), rfc.SpeCa()],
     ids=lambda method: method.name,
 )
-def test_a_preset_gives_the_same_method_to_transform(method: rfc.Method, tmp_path: Path) -> None:
+def test_a_method_file_gives_the_same_method_to_transform(method: rfc.Method, tmp_path: Path) -> None:
     chosen = method.with_threshold(0.25)
-    write_preset(tmp_path / "sub" / "preset.json", chosen, {"nfc": 3.5})
-    assert json.loads((tmp_path / "sub" / "preset.json").read_text())["measured"] == {"nfc": 3.5}
+    write_method(tmp_path / "sub" / "method.json", chosen, {"nfc": 3.5})
+    assert json.loads((tmp_path / "sub" / "method.json").read_text())["measured"] == {"nfc": 3.5}
     model, kwargs = FAMILIES["dit"]()
-    named = rfc_fx.transform(model, tmp_path / "sub" / "preset.json", example_inputs=kwargs)
+    named = rfc_fx.transform(model, tmp_path / "sub" / "method.json", example_inputs=kwargs)
     plain = rfc_fx.transform(model, chosen, example_inputs=kwargs)
     assert named.method == chosen
     assert named.plan().sites == plain.plan().sites
@@ -158,28 +158,28 @@ def test_a_preset_gives_the_same_method_to_transform(method: rfc.Method, tmp_pat
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "not a preset"),
-        ("[]", "expected a preset of schema version 1 with a method, got version None"),
+        ("{", "no JSON"),
+        ("[]", "expected a method file of schema version 1, as rfc-fx calibrate writes it, got version None"),
         ('{"schema_version": 2, "method": {}}', "got version 2"),
         ('{"schema_version": 1, "method": {"estimator": {"type": "Magic"}, "schedule": {}}}', "method.estimator: type must be one of"),
     ],
 )
-def test_a_file_that_is_no_preset_is_refused(text: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "preset.json").write_text(text)
-    with pytest.raises(PresetError, match=r"preset\.json") as error:
-        read_preset(tmp_path / "preset.json")
+def test_a_file_without_a_method_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "method.json").write_text(text)
+    with pytest.raises(MethodFileError, match=r"method\.json") as error:
+        read_method(tmp_path / "method.json")
     assert said in str(error.value)
-    with pytest.raises(PresetError, match="cannot be read: No such file"):
-        read_preset(tmp_path / "none.json")
+    with pytest.raises(MethodFileError, match="cannot be read: No such file"):
+        read_method(tmp_path / "none.json")
 
 
-def test_the_command_writes_a_preset_that_generate_takes(tmp_path: Path) -> None:
-    out = tmp_path / "preset.json"
+def test_the_command_writes_a_method_file_that_generate_takes(tmp_path: Path) -> None:
+    out = tmp_path / "method.json"
     few = ["--steps", "6", "--classes", "3,8", "--seeds", "1"]
     result = CliRunner().invoke(app, ["calibrate", "digits", "--nfc", "4", "--lists", "4", *few, "--out", str(out)])
     assert result.exit_code == 0, result.output
     kept = json.loads(out.read_text())
-    assert f"log-snr: {named(read_preset(out).estimator)}, full steps 0, " in result.output
+    assert f"log-snr: {named(read_method(out).estimator)}, full steps 0, " in result.output
     assert f"(4 tried)\n{out}" in result.output
     assert kept["measured"]["nfc"] == 4
     given = ["generate", "--method", str(out), "--no-compile", *few, "--out", str(tmp_path / "drawn")]
@@ -190,11 +190,11 @@ def test_the_command_writes_a_preset_that_generate_takes(tmp_path: Path) -> None
 
 
 def test_the_command_finds_a_threshold_too(tmp_path: Path) -> None:
-    few = ["--steps", "6", "--classes", "3", "--seeds", "1", "--out", str(tmp_path / "preset.json")]
+    few = ["--steps", "6", "--classes", "3", "--seeds", "1", "--out", str(tmp_path / "method.json")]
     result = CliRunner().invoke(app, ["calibrate", "digits", "--nfc", "4", "--method", "rfc", *few])
     assert result.exit_code == 0, result.output
     assert "rfc: threshold" in result.output
-    assert json.loads((tmp_path / "preset.json").read_text())["measured"]["threshold"] > 0
+    assert json.loads((tmp_path / "method.json").read_text())["measured"]["threshold"] > 0
 
 
 def test_the_command_says_what_is_missing_in_one_line() -> None:

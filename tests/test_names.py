@@ -1,0 +1,69 @@
+"""Every name of the packages that a docstring, comment, message or README mentions exists."""
+
+import importlib
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NAME = re.compile(r"(?<![\w./-])(?:rfc|rfc_fx|rfc_export|benchmarks)(?:\.[A-Za-z_]\w*)+")
+FILES = ("json", "md", "py", "toml", "egg")
+"""Endings of files, such as rfc.json, which are no names."""
+TEXT = {tokenize.STRING, tokenize.COMMENT} | {getattr(tokenize, kind) for kind in ("FSTRING_MIDDLE",) if hasattr(tokenize, kind)}
+
+
+def sources() -> list[Path]:
+    return [path for folder in ("rfc", "rfc_fx", "export/rfc_export", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def documents() -> list[Path]:
+    return [*sorted(ROOT.glob("*.md")), *(ROOT / folder / "README.md" for folder in ("rfc", "rfc_fx", "export", "benchmarks"))]
+
+
+def mentioned() -> Iterator[tuple[str, Path]]:
+    for path in sources():
+        with path.open("rb") as file:
+            for token in tokenize.tokenize(file.readline):
+                if token.type in TEXT:
+                    yield from ((name, path) for name in NAME.findall(token.string))
+    for path in filter(Path.exists, documents()):
+        yield from ((name, path) for name in NAME.findall(path.read_text()))
+
+
+def exists(name: str) -> bool:
+    """Whether the name is a module, or an attribute of one."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError as error:
+            if not (error.name and name.startswith(error.name)):
+                return True  # behind a library that is not installed here
+            continue
+        for part in parts[count:]:
+            fields = getattr(value, "__dataclass_fields__", {})
+            if not hasattr(value, part) and part not in fields:
+                return False
+            value = getattr(value, part, None)  # type: ignore[assignment]
+        return True
+    return False
+
+
+def test_every_name_in_text_exists() -> None:
+    names: dict[str, set[str]] = {}
+    for name, path in mentioned():
+        if name.rpartition(".")[2] not in FILES:
+            names.setdefault(name, set()).add(str(path.relative_to(ROOT)))
+    assert len(names) > 50
+    missing = {name: sorted(paths) for name, paths in names.items() if not exists(name)}
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("name", "there"), [("rfc.RFC", True), ("rfc_fx.passes.build.build", True), ("rfc.magnitude", False), ("rfc.no.x", False)]
+)
+def test_a_name_that_is_not_there_is_seen(name: str, there: bool) -> None:
+    assert exists(name) == there
