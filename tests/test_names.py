@@ -35,21 +35,20 @@ def mentioned() -> Iterator[tuple[str, Path]]:
 
 def exists(name: str) -> bool:
     """Whether the name is a module, or an attribute of one."""
-    parts = name.split(".")
-    for count in range(len(parts), 0, -1):
-        try:
-            value = importlib.import_module(".".join(parts[:count]))
-        except ModuleNotFoundError as error:
-            if not (error.name and name.startswith(error.name)):
-                return True  # behind a library that is not installed here
-            continue
-        for part in parts[count:]:
-            fields = getattr(value, "__dataclass_fields__", {})
-            if not hasattr(value, part) and part not in fields:
-                return False
-            value = getattr(value, part, None)  # type: ignore[assignment]
-        return True
-    return False
+    first, *parts = name.split(".")
+    value: object = importlib.import_module(first)
+    path = first
+    for part in parts:
+        path += f".{part}"
+        if not hasattr(value, part):  # otherwise an import of a folder of data would take the place of the attribute
+            if part in getattr(value, "__dataclass_fields__", {}):
+                return True
+            try:
+                importlib.import_module(path)
+            except ModuleNotFoundError as error:
+                return not (error.name and path.startswith(error.name))  # behind a library that is not installed here
+        value = getattr(value, part)
+    return True
 
 
 def test_every_name_in_text_exists() -> None:
