@@ -5,6 +5,7 @@ import re
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,19 +35,21 @@ def mentioned() -> Iterator[tuple[str, Path]]:
 
 
 def exists(name: str) -> bool:
-    """Whether the name is a module, or an attribute of one."""
-    first, *parts = name.split(".")
-    value: object = importlib.import_module(first)
-    path = first
+    """Whether the name is an attribute of a package, or a module in it."""
+    root, *parts = name.split(".")
+    value: Any = importlib.import_module(root)
+    path = root
     for part in parts:
-        path += f".{part}"
-        if not hasattr(value, part):  # otherwise an import of a folder of data would take the place of the attribute
-            if part in getattr(value, "__dataclass_fields__", {}):
-                return True
+        path = f"{path}.{part}"
+        if part in getattr(value, "__dataclass_fields__", {}):
+            return True
+        if not hasattr(value, part):
+            if not hasattr(value, "__path__"):
+                return False
             try:
                 importlib.import_module(path)
             except ModuleNotFoundError as error:
-                return not (error.name and path.startswith(error.name))  # behind a library that is not installed here
+                return error.name != path  # True behind a library that is not installed here
         value = getattr(value, part)
     return True
 

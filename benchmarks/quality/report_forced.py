@@ -40,7 +40,7 @@ def forced_section(forced: Record, model: str) -> str:
 
 ![Error over sites and steps]({model}-heat.png)
 
-How outputs move with inputs (mean over sites, and from the lowest to the highest site; definitions in `benchmarks/relation.py`):""",
+How outputs move with inputs (mean over sites, and from the lowest to the highest site; definitions in `quality/relation.py`):""",
             table(["figure", *(f"N = {interval}" for interval in intervals)], relations),
         ]
     )

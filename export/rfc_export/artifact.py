@@ -36,6 +36,10 @@ def check_place(path: Path, *, overwrite: bool = False) -> None:
     if path.exists() and (path.suffix == ".pt2") == path.is_dir():
         kind = "folder" if path.is_dir() else "file"
         raise ExportError(f"export: {path} is a {kind}; a path that ends in .pt2 becomes a file, any other a folder; pass another path")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        reason = "may not be written to" if parent.is_dir() else "is a file"
+        raise ExportError(f"export: {path} cannot be written: {parent} {reason}; pass another path")
 
 
 @contextmanager

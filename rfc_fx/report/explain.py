@@ -37,6 +37,14 @@ COLORS = {"work of a site": "#f4a582", "guard": "#92c5de", "other heavy operatio
 FORMATS = (".svg", ".png", ".pdf")
 
 
+def check_picture(path: str | Path) -> None:
+    """RFCError where no picture can have this path: another format, or no such folder."""
+    if (suffix := Path(path).suffix) not in FORMATS:
+        raise RFCError(f"draw: {path}: must end in one of {', '.join(FORMATS)}, got {suffix or 'no ending'}")
+    if not Path(path).parent.is_dir():
+        raise RFCError(f"draw: {path}: cannot be written: there is no folder {Path(path).parent}; make it, or pass another path")
+
+
 @dataclass(frozen=True)
 class Explanation:
     """What `transform` makes of a model; printable, and drawable block by block."""
@@ -84,8 +92,7 @@ class Explanation:
         """
         from matplotlib.figure import Figure
 
-        if (suffix := Path(path).suffix) not in FORMATS:
-            raise RFCError(f"draw: {path}: must end in one of {', '.join(FORMATS)}, got {suffix or 'no ending'}")
+        check_picture(path)
         block = block if block is not None else block_of(self.found.sites[0].name)
         nodes = [node for node in self.guarded.module.graph.nodes if _drawn(node) and _within(path_of(node), block)]
         if not nodes:

@@ -50,7 +50,7 @@ class _OneLineErrors(TyperGroup):
 def _parser_error(error: Any) -> str:
     """What the parser says, and where the options are explained."""
     command = getattr(getattr(error, "ctx", None), "info_name", None)
-    text = one_line(Exception(error.format_message())).replace("Value error, ", "").rstrip(".")
+    text = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
     return f"{text}; see rfc-fx {f'{command} ' if command and error.ctx.parent else ''}--help"
 
 

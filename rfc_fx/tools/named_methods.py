@@ -125,7 +125,11 @@ def new_method(name: str, arguments: MethodArguments) -> Method:
         arguments = replace(arguments, tau=DIGITS_TAU)
     settings = {key: value for key in METHODS[name].settings if (value := getattr(arguments, key)) is not None}
     try:
-        return METHODS[name].make(**settings) if arguments.preset is None else preset(name, arguments.preset, **settings)
+        if arguments.preset is None:
+            return METHODS[name].make(**settings)
+        if name not in PRESETS:
+            raise OptionError(f"--preset: {name} has no published settings; pass --method with one of {', '.join(PRESETS)}")
+        return preset(name, arguments.preset, **settings)
     except ValueError as error:
         raise OptionError(re.sub("^preset: ", "--preset: ", str(error))) from error
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.testing
+from drawing import largest_difference, predictions
 from families import FAMILIES, moved, sample
 from tolerances import INDUCTOR
 
@@ -20,25 +21,16 @@ def _fresh_dynamo() -> Any:
     torch._dynamo.reset()
 
 
-def run(model: Any, kwargs: dict[str, Any], steps: int) -> list[torch.Tensor]:
-    with torch.no_grad():
-        return [sample(model(**moved(kwargs, i, steps))) for i in range(steps)]
-
-
-def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
-    return max(float((x - y).norm() / y.norm()) for x, y in zip(a, b, strict=True))
-
-
 def use_in_every_way(cached: rfc_fx.CachedModel, compiled: Any, plain: rfc_fx.CachedModel, kwargs: dict[str, Any]) -> float:
     """Two generations, another seed, another number of steps, another tau, guidance off for a while: two contexts."""
-    worst = same(run(compiled, kwargs, 9), run(plain, kwargs, 9))
-    worst = max(worst, same(run(compiled, kwargs, 9), run(plain, kwargs, 9)))
+    worst = largest_difference(predictions(compiled, kwargs, 9), predictions(plain, kwargs, 9))
+    worst = max(worst, largest_difference(predictions(compiled, kwargs, 9), predictions(plain, kwargs, 9)))
     seeded = {**kwargs, "hidden_states": torch.randn_like(kwargs["hidden_states"])}
-    worst = max(worst, same(run(compiled, seeded, 7), run(plain, seeded, 7)))
+    worst = max(worst, largest_difference(predictions(compiled, seeded, 7), predictions(plain, seeded, 7)))
     cached.method = plain.method = rfc.RFC(tau=0.15)
-    worst = max(worst, same(run(compiled, kwargs, 12), run(plain, kwargs, 12)))
+    worst = max(worst, largest_difference(predictions(compiled, kwargs, 12), predictions(plain, kwargs, 12)))
     with cached.cache_context("uncond"), plain.cache_context("uncond"):
-        worst = max(worst, same(run(compiled, kwargs, 9), run(plain, kwargs, 9)))
+        worst = max(worst, largest_difference(predictions(compiled, kwargs, 9), predictions(plain, kwargs, 9)))
     return worst
 
 
@@ -59,9 +51,9 @@ def test_law_5_a_fixed_schedule_needs_two_frames() -> None:
     cached = rfc_fx.transform(model, rfc.TaylorSeer(interval=3, order=1))
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
-    run(compiled, kwargs, 12)
+    predictions(compiled, kwargs, 12)
     cached.method = rfc.TaylorSeer(interval=5, order=1)
-    run(compiled, kwargs, 12)
+    predictions(compiled, kwargs, 12)
     assert counter.frame_count == 2
 
 
@@ -102,7 +94,7 @@ def test_law_2_inductor_agrees_with_the_uncompiled_programs(dispatch: Any) -> No
     model, kwargs = FAMILIES["dit"]()
     cached, plain = (rfc_fx.transform(model, rfc.RFC(tau=0.3, order=2), config=rfc_fx.Config(dispatch=dispatch)) for _ in range(2))
     compiled = torch.compile(cached, fullgraph=True)
-    assert same(run(compiled, kwargs, 9), run(plain, kwargs, 9)) <= INDUCTOR
+    assert largest_difference(predictions(compiled, kwargs, 9), predictions(plain, kwargs, 9)) <= INDUCTOR
     assert cached.stats.phases == plain.stats.phases
     assert {"FULL", "ESTIMATE"} == set(cached.stats.phases[3:])
 

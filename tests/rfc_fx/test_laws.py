@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawing import difference, generation
 from families import FAMILIES, moved, sample
 from tolerances import ROUNDED_STATE, SAME_GRAPH
 from torch import Tensor, nn
@@ -46,11 +47,6 @@ def strings(count: int, seed: int = 0) -> list[str]:
 
 
 @torch.no_grad()
-def generation(model: Any, kwargs: dict[str, Any], steps: int = STEPS) -> Tensor:
-    return torch.stack([sample(model(**moved(kwargs, i, steps))) for i in range(steps)])
-
-
-@torch.no_grad()
 def reference(cached: rfc_fx.CachedModel, kwargs: dict[str, Any], phases: str) -> Tensor:
     """The guarded graph run node by node with the given phases."""
     guarded = cached.guarded
@@ -65,10 +61,6 @@ def reference(cached: rfc_fx.CachedModel, kwargs: dict[str, Any], phases: str) -
         now = rfc.Listed(full_steps=[0, i] if phase == "F" else [0])
         bookkeeping.decide(now, now.numbers(), None, None)
     return torch.stack(outputs)
-
-
-def difference(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 @pytest.mark.parametrize("granularity", ["module", "block", "stack"])

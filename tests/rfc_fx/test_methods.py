@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch._dynamo.testing
 from diffusers import DDIMScheduler
-from families import FAMILIES, moved, sample
+from drawing import difference, generation
+from families import FAMILIES
 from pairwise import rotated
 from tolerances import INDUCTOR, SAME_GRAPH
-from torch import Tensor
 
 import rfc
 import rfc.eager
@@ -65,19 +65,10 @@ MADE = {name: cache(lambda build=build: build(layers=BLOCKS)) for name, build in
 """One model of each family: no test here changes it."""
 
 
-@torch.no_grad()
-def generation(model: Any, kwargs: dict[str, Any], steps: int = STEPS) -> Tensor:
-    return torch.stack([sample(model(**moved(kwargs, i, steps))) for i in range(steps)])
-
-
 def close(a: list[float | None], b: list[float | None]) -> bool:
     """The same numbers up to rounding (of differences of numbers near 1, too), None where the other has None."""
     near = [x is y if x is None or y is None else abs(x - y) <= SAME_GRAPH * (1 + abs(y)) for x, y in zip(a, b, strict=True)]
     return all(near)
-
-
-def difference(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 @pytest.mark.parametrize(("family", "method"), pairs(FAMILIES, METHODS))

@@ -3,8 +3,10 @@
 import copy
 import pickle
 import threading
+from functools import partial
 from typing import Any
 
+import drawing
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -15,10 +17,7 @@ import rfc
 import rfc.eager
 import rfc_fx
 
-
-@torch.no_grad()
-def generation(model: Any, kwargs: dict[str, Any], steps: int = 8) -> Tensor:
-    return torch.stack([sample(model(**moved(kwargs, i, steps))) for i in range(steps)])
+generation = partial(drawing.generation, steps=8)
 
 
 def dit(method: Any = None, **config: Any) -> tuple[nn.Module, rfc_fx.CachedModel, dict[str, Any]]:
@@ -172,14 +171,14 @@ def test_a_new_shape_gets_programs_of_its_own_and_the_oldest_go_first() -> None:
 
 def test_weights_that_change_or_move_are_seen() -> None:
     model, cached, kwargs = dit(method=rfc.FullCompute())
-    generation(cached, kwargs, 2)
+    generation(cached, kwargs, steps=2)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.5)
-    assert torch.equal(generation(cached, kwargs, 2), generation(model, kwargs, 2))
+    assert torch.equal(generation(cached, kwargs, steps=2), generation(model, kwargs, steps=2))
     cached.to(torch.bfloat16)
     half = {**kwargs, "hidden_states": kwargs["hidden_states"].bfloat16()}
-    assert torch.equal(generation(cached, half, 2), generation(model, half, 2))
+    assert torch.equal(generation(cached, half, steps=2), generation(model, half, steps=2))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -203,7 +202,7 @@ def test_it_works_under_inference_mode_and_outside_it_in_turn() -> None:
 
 def test_summary_tells_what_was_computed_and_what_it_held() -> None:
     _, cached, kwargs = dit(method=rfc.TaylorSeer(interval=4, order=1))
-    generation(cached, kwargs, 10)
+    generation(cached, kwargs, steps=10)
     text = str(cached.summary())
     assert "DiTTransformer2DModel: TaylorSeer (Taylor(), Every(interval=4))" in text
     assert "##...#...#" in text
@@ -227,11 +226,11 @@ PLACED = rfc.Chebyshev(nfc=4, num_steps=10)
 @pytest.mark.parametrize("steps", [8, 12])
 def test_a_generation_of_another_length_than_its_full_steps_are_for_warns_once(steps: int, dispatch: Any) -> None:
     _, cached, kwargs = dit(method=PLACED, dispatch=dispatch)
-    generation(cached, kwargs, 10)
+    generation(cached, kwargs, steps=10)
     cached.reset()  # says nothing
 
     def another() -> None:
-        generation(cached, kwargs, steps)
+        generation(cached, kwargs, steps=steps)
         cached.reset()
 
     with pytest.warns(rfc_fx.StepsMismatchWarning, match=r"steps, but the full steps were placed for one of 10"):
@@ -328,7 +327,7 @@ def test_a_call_to_warm_up_changes_nothing(method: Any) -> None:
 
 def test_another_threshold_needs_no_new_programs_and_another_estimator_is_refused() -> None:
     _, cached, kwargs = dit(method=rfc.RFC(tau=1e-9))
-    generation(cached, kwargs, 3)
+    generation(cached, kwargs, steps=3)
     programs = cached.programs
     cached.method = rfc.RFC(tau=0.5)
     generation(cached, kwargs)
@@ -370,7 +369,7 @@ def test_an_uncompiled_call_that_fails_leaves_no_half_written_generation() -> No
     with torch.no_grad(), pytest.raises(Exception, match=r"."):
         cached(**{**kwargs, "hidden_states": torch.randn(2, 4, 8, 7)})
     assert torch.equal(generation(cached, kwargs), expected)
-    assert torch.equal(generation(model, kwargs, 2), generation(rfc_fx.transform(model, rfc.FullCompute()), kwargs, 2))
+    assert torch.equal(generation(model, kwargs, steps=2), generation(rfc_fx.transform(model, rfc.FullCompute()), kwargs, steps=2))
 
 
 class TwoTimes(nn.Module):

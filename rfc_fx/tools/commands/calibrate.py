@@ -12,7 +12,7 @@ from rich.console import Console
 import rfc
 from rfc_fx.io.method_file import write_method
 from rfc_fx.tools import options
-from rfc_fx.tools.arguments import dtype_named, parse_classes
+from rfc_fx.tools.arguments import OptionError, dtype_named, parse_classes
 from rfc_fx.tools.calibrate import LISTS, Calibrated, Goal, check_calibratable, named
 from rfc_fx.tools.calibrate import calibrate as search
 from rfc_fx.tools.named_methods import METHODS, MethodArguments, new_method
@@ -22,9 +22,9 @@ from rfc_fx.tools.sources import load_source
 
 def calibrate(
     model: options.SourceArgument = "digits",
-    nfc: Annotated[float | None, typer.Option(help="mean number of full computations of a generation")] = None,
-    psnr: Annotated[float | None, typer.Option(help="smallest PSNR in dB against full computation")] = None,
-    max_error: Annotated[float | None, typer.Option(help="largest ||x - x_full|| / ||x_full||, geometric mean over samples")] = None,
+    nfc: Annotated[float | None, typer.Option(min=1, help="mean number of full computations of a generation")] = None,
+    psnr: Annotated[float | None, typer.Option(min=0, help="smallest PSNR in dB against full computation")] = None,
+    max_error: Annotated[float | None, typer.Option(min=0, help="largest ||x - x_full|| / ||x_full||, geometric mean over samples")] = None,
     method: Annotated[str, typer.Option(help=f"log-snr, chebyshev, or one with a threshold, of {', '.join(METHODS)}")] = "log-snr",
     order: options.Order = None,
     steps: options.Steps = 50,
@@ -41,6 +41,10 @@ def calibrate(
 ) -> None:
     """Find a method's full steps or threshold for a number of full computations, or for most savings within a bound on quality."""
     goal = Goal(nfc=nfc, psnr=psnr, max_error=max_error)
+    if nfc is not None and nfc > steps:
+        raise OptionError(f"--nfc must be at most --steps ({steps}), got {nfc:g}")
+    if out.suffix != ".json" or out.is_dir():
+        raise OptionError(f"--out {out}: expected a file that ends in .json, as --method of generate takes it")
     uncalibrated = new_method(method, MethodArguments(order=order, num_steps=steps, model=model))
     check_calibratable(uncalibrated)  # before anything is loaded
     labels = parse_classes(classes)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from rfc_fx.report.explain import check_picture
 from rfc_fx.tools import options
 from rfc_fx.tools.arguments import dtype_named, new_config
 from rfc_fx.tools.inputs import load_with_inputs
@@ -32,6 +33,8 @@ def inspect(
     instance = new_method(method, MethodArguments(order=order, preset=preset))
     config = new_config(granularity=granularity, state_dtype=state_dtype, state_budget=state_budget)
     check_granularity({method: instance}, config)
+    if draw is not None:
+        check_picture(draw)
     transformer, inputs = load_with_inputs(model, dtype_named(dtype), device)
     console = Console(soft_wrap=True)
     for part in inspect_model(transformer, inputs, instance, config, block, draw):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from command import invoke, said
 from families import FAMILIES, moved
+from small_digits import first_blocks
 
 import rfc
 import rfc_fx
@@ -22,7 +23,6 @@ from benchmarks.latency.rivals.rival import Attached, Rival, RivalError, copied
 from benchmarks.latency.tables import markdown
 from benchmarks.latency.timing import TimedVariant
 from benchmarks.latency.variants import timed, variants
-from rfc_fx.zoo import load_digits
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results" / "latency"
 CPU = torch.device("cpu")
@@ -35,20 +35,14 @@ def traced_only(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 
-def three_blocks() -> Any:
-    model = load_digits()[0]
-    model.transformer_blocks = model.transformer_blocks[:3]
-    return model
-
-
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """The record of a small run on the first three blocks of the digits model, and its folder."""
+    """The record of a small run on the first two blocks of the digits model, and its folder."""
     out = tmp_path_factory.mktemp("latency")
     asked = {"model": "digits", "methods": "Taylor m=1", "steps": STEPS, "nfc": NFC, "rounds": 1, "out": out}
     with pytest.MonkeyPatch.context() as patch, torch._dynamo.config.patch(recompile_limit=8):
         traced_only(patch)
-        patch.setitem(latency.WORKLOADS, "digits", replace(latency.WORKLOADS["digits"], model=three_blocks))
+        patch.setitem(latency.WORKLOADS, "digits", replace(latency.WORKLOADS["digits"], model=lambda: first_blocks(2)[0]))
         names = ("cache-dit DBCache", "diffusers FirstBlockCache")
         patch.setattr(table, "RIVALS", {name: table.RIVALS[name] for name in names})
         torch._dynamo.reset()
@@ -237,7 +231,7 @@ def test_taylorseer_gets_the_interval_that_gives_the_number_of_full_steps() -> N
 
 @pytest.mark.parametrize("name", ["TeaCache", "DiCache"])
 def test_a_data_driven_method_is_timed_at_the_planned_full_steps(name: str) -> None:
-    plan, model = equal_gaps(8, 3), three_blocks()
+    plan, model = equal_gaps(8, 3), first_blocks(2)[0]
     cached = rfc_fx.transform(model, WHOLE[name](plan, 8))
     for step in range(8):
         timestep = torch.full((2,), 999 - 100 * step)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from command import invoke, said
 from scipy.ndimage import gaussian_filter
+from small_digits import first_blocks
 from torch import Tensor
 
 import rfc
@@ -295,17 +296,11 @@ class Pooled:
         return x.flatten(1)[:, :10]
 
 
-def three_blocks() -> tuple[Any, Any]:
-    model, scheduler = load_digits()
-    model.transformer_blocks = model.transformer_blocks[:3]
-    return model, scheduler
-
-
 @pytest.fixture(scope="module")
 def small() -> Iterator[None]:
-    """Three blocks of the digits model, made-up real pictures and a classifier that knows nothing."""
+    """Two blocks of the digits model, made-up real pictures and a classifier that knows nothing."""
     real = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    workload = replace(quality_workloads.WORKLOADS["digits"], load=three_blocks, real=lambda: real)
+    workload = replace(quality_workloads.WORKLOADS["digits"], load=lambda: first_blocks(2), real=lambda: real)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(quality_workloads.WORKLOADS, "digits", workload)
         patch.setattr(quality, "classifier", lambda name: Pooled())

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import drawing
 import pytest
 import torch
 from families import FAMILIES, moved, sample
@@ -16,6 +18,8 @@ import rfc.eager
 from rfc.encoding import decode_method, encode_method
 from rfc.predictor import CONFIG, WEIGHTS
 from rfc_fx.zoo import DIGITS_PREDICTOR, load_digits
+
+predictions = partial(drawing.predictions, steps=5)
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +38,6 @@ def folder(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "predictor"))
 
 
-def run(model: Any, kwargs: dict[str, Any], steps: int = 5) -> list[torch.Tensor]:
-    with torch.no_grad():
-        return [sample(model(**moved(kwargs, i, steps))) for i in range(steps)]
-
-
 def test_the_method_is_a_value_with_the_published_list_of_steps(made: Path) -> None:
     method = rfc.DisCa(predictor=made, full_steps=[0, 7, 2, 4])
     assert method == rfc.DisCa(predictor=str(made), full_steps=(0, 2, 4, 7))
@@ -53,7 +52,7 @@ def test_the_method_goes_through_json_and_the_twin_of_what_comes_back_is_the_sam
     method = rfc.DisCa(predictor=made, full_steps=(0, 2, 3))
     back = decode_method(json.loads(json.dumps(encode_method(method))))
     assert (back.estimator, back.schedule, back.granularity) == (method.estimator, method.schedule, "output")
-    for a, b in zip(*(run(rfc.eager.cached(model, one), kwargs) for one in (method, back)), strict=True):
+    for a, b in zip(*(predictions(rfc.eager.cached(model, one), kwargs) for one in (method, back)), strict=True):
         assert torch.equal(a, b)
 
 
@@ -80,7 +79,7 @@ def test_a_skipped_step_of_the_twin_is_the_formula_and_all_full_is_the_model(dit
         sample(twin(**first))
         assert torch.equal(sample(twin(**second)), wanted)
     every = rfc.eager.cached(model, rfc.DisCa(predictor=made, full_steps=range(5)))
-    assert all(map(torch.equal, run(every, kwargs), run(model, kwargs)))
+    assert all(map(torch.equal, predictions(every, kwargs), predictions(model, kwargs)))
 
 
 def whole_first(model: Any) -> Any:

@@ -1,24 +1,23 @@
 """A model that is changed after it was captured is captured anew; one that a graph would misrepresent is refused."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import drawing
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
-from families import FAMILIES, moved, sample
+from families import FAMILIES
 from torch import Tensor, nn
 
 import rfc
 import rfc_fx
 from rfc_fx.errors import CaptureError
 
+generation = partial(drawing.generation, steps=8)
+
 METHODS = {"rfc": rfc.RFC(tau=0.3), "fora": rfc.FORA(interval=3)}
-
-
-@torch.no_grad()
-def generation(model: Any, kwargs: dict[str, Any]) -> Tensor:
-    return torch.stack([sample(model(**moved(kwargs, i))) for i in range(8)])
 
 
 class LowRank(nn.Module):

@@ -1,12 +1,15 @@
 """DisCa in the guarded graph: a predictor's operations are the estimate, and every form of the method gives the same numbers."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import drawing
 import pytest
 import torch
 import torch._dynamo.testing
-from families import FAMILIES, moved, sample
+from drawing import difference, largest_difference
+from families import FAMILIES, moved
 from predictors import random_predictor
 from tolerances import SAME_GRAPH
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,6 +26,7 @@ from rfc_fx.zoo import DIGITS_PREDICTOR, digits_noise, load_digits, sample_digit
 pytestmark = pytest.mark.usefixtures("captured_once")
 
 STEPS, FULL = 6, (0, 1, 4)
+predictions = partial(drawing.predictions, steps=STEPS)
 
 LAYERS, BLOCKS = 2, 1
 
@@ -36,42 +40,33 @@ def dit(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return model, kwargs, random_predictor(model, tmp_path_factory.mktemp("predictor"), 16, BLOCKS)
 
 
-def run(model: Any, kwargs: dict[str, Any], steps: int = STEPS) -> list[torch.Tensor]:
-    with torch.no_grad():
-        return [sample(model(**moved(kwargs, i, steps))) for i in range(steps)]
-
-
-def difference(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
-    return max(float((x - y).norm() / y.norm()) for x, y in zip(a, b, strict=True))
-
-
 @pytest.mark.parametrize("family", ["dit", "pixart", pytest.param("wan", marks=pytest.mark.slow)])
 def test_laws_1_and_2_all_full_is_the_model_and_twin_guarded_host_and_cond_agree(family: str, tmp_path: Path) -> None:
     model, kwargs = FAMILIES[family](layers=LAYERS)
     folder = random_predictor(model, tmp_path, CHANNELS[family], BLOCKS)
     method, every = rfc.DisCa(predictor=folder, full_steps=FULL), rfc.DisCa(predictor=folder, full_steps=range(STEPS))
-    real, twin = run(model, kwargs), run(rfc.eager.cached(model, method), kwargs)
-    assert difference(twin, real) > 0.01  # the predictor is random: skipped steps are far off
+    real, twin = predictions(model, kwargs), predictions(rfc.eager.cached(model, method), kwargs)
+    assert largest_difference(twin, real) > 0.01  # the predictor is random: skipped steps are far off
     host = rfc_fx.transform(model, method)
-    assert difference(run(host, kwargs), twin) == 0
+    assert largest_difference(predictions(host, kwargs), twin) == 0
     assert host.stats.phases == ["FULL" if step in FULL else "ESTIMATE" for step in range(STEPS)]
-    assert difference(run(host, kwargs), twin) == 0  # a second generation
-    assert difference(reference(host, kwargs), twin) <= SAME_GRAPH
+    assert largest_difference(predictions(host, kwargs), twin) == 0  # a second generation
+    assert largest_difference(reference(host, kwargs), twin) <= SAME_GRAPH
     host.method = every
-    assert difference(run(host, kwargs), real) == 0
+    assert largest_difference(predictions(host, kwargs), real) == 0
     cond = rfc_fx.transform(model, method, config=rfc_fx.Config(dispatch="cond"))
-    assert difference(run(cond, kwargs), twin) <= SAME_GRAPH
+    assert largest_difference(predictions(cond, kwargs), twin) <= SAME_GRAPH
     cond.method = every
-    assert difference(run(cond, kwargs), real) == 0
+    assert largest_difference(predictions(cond, kwargs), real) == 0
 
 
 @pytest.mark.parametrize("how", [{"hoist": True}, {"regional": True}, {"decision": "per_sample"}], ids=str)
 def test_law_2_what_is_hoisted_shared_or_decided_alone_is_the_same(dit: Any, how: Any) -> None:
     model, kwargs, folder = dit
     method = rfc.DisCa(predictor=folder, full_steps=FULL)
-    twin = run(rfc.eager.cached(model, method), kwargs)
+    twin = predictions(rfc.eager.cached(model, method), kwargs)
     cached = rfc_fx.transform(model, method, config=rfc_fx.Config(**how))
-    assert difference(run(cached, kwargs), twin) <= SAME_GRAPH * LAYERS  # a batch of one may meet other kernels
+    assert largest_difference(predictions(cached, kwargs), twin) <= SAME_GRAPH * LAYERS  # a batch of one may meet other kernels
 
 
 @torch.no_grad()
@@ -83,7 +78,7 @@ def reference(cached: rfc_fx.CachedModel, kwargs: dict[str, Any]) -> list[torch.
         named = {name: moved(kwargs, i, STEPS)[argument] for name, argument in cached.compiled.captured.names.items()}
         clock = clock_tensors(bookkeeping.clock(schedule), torch.device("cpu"))
         phase = bookkeeping.decide(schedule, schedule.numbers(), None, None)
-        outputs.append(Reference(cached.guarded, state, clock).run(phase, *named.values())[0])
+        outputs.append(Reference(cached.guarded, state, clock).predictions(phase, *named.values())[0])
     return outputs
 
 
@@ -100,7 +95,7 @@ def test_law_5_one_frame_per_phase_without_a_break_whatever_the_list(dit: Any, d
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
     for steps in (FULL, (0, 5)):
         cached.method = plain.method = rfc.DisCa(predictor=folder, full_steps=steps)
-        assert difference(run(compiled, kwargs), run(plain, kwargs)) <= SAME_GRAPH
+        assert largest_difference(predictions(compiled, kwargs), predictions(plain, kwargs)) <= SAME_GRAPH
         assert cached.stats.phases == plain.stats.phases
     assert counter.frame_count == (2 if dispatch == "host" else 1)
     assert not torch._dynamo.utils.counters["graph_break"]
@@ -127,7 +122,7 @@ def test_law_6_a_skipped_step_runs_the_predictors_blocks_and_none_of_the_models(
         assert not any(node.target is recall for node in nodes)
     assert not cached.programs["ESTIMATE"].written()
     assert [row.name for row in cached.plan().slots] == ["stack.O"]
-    run(cached, kwargs, 1)
+    predictions(cached, kwargs, steps=1)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         cached(**moved(kwargs, 2, STEPS))
         cached(**moved(kwargs, 3, STEPS))
@@ -151,7 +146,7 @@ def test_law_7_the_predictors_weights_are_the_only_new_ones_and_follow_the_model
     other = rfc_fx.transform(half, cached.method)
     args = {**kwargs, "hidden_states": kwargs["hidden_states"].bfloat16()}
     twin = rfc.eager.cached(half, cached.method)
-    assert difference([x.float() for x in run(other, args)], [x.float() for x in run(twin, args)]) == 0
+    assert largest_difference([x.float() for x in predictions(other, args)], [x.float() for x in predictions(twin, args)]) == 0
 
 
 def test_another_predictor_needs_another_transformation(dit: Any, tmp_path: Path) -> None:
@@ -165,11 +160,11 @@ def test_another_predictor_needs_another_transformation(dit: Any, tmp_path: Path
 def test_a_model_that_was_changed_is_captured_anew_with_its_predictor(dit: Any) -> None:
     model, kwargs = FAMILIES["dit"](layers=LAYERS)
     cached = rfc_fx.transform(model, rfc.DisCa(predictor=dit[2], full_steps=FULL))
-    run(cached, kwargs)
+    predictions(cached, kwargs)
     cached.reset()
     model.to(torch.float64)
     args = {**kwargs, "hidden_states": kwargs["hidden_states"].double()}
-    assert difference(run(cached, args), run(rfc.eager.cached(model, cached.method), args)) == 0
+    assert largest_difference(predictions(cached, args), predictions(rfc.eager.cached(model, cached.method), args)) == 0
 
 
 def test_a_predictor_of_another_model_is_refused_in_one_line(dit: Any, tmp_path: Path) -> None:
@@ -202,5 +197,5 @@ def test_the_shipped_predictor_is_nearer_to_full_computation_than_reuse_of_the_o
         rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(full_steps=full), granularity="output"),
     )
     got = [sample_digits(rfc.eager.cached(model, method), scheduler, labels, noise, steps=8) for method in methods]
-    errors = [float((one - wanted).norm() / wanted.norm()) for one in got]
+    errors = [difference(one, wanted) for one in got]
     assert errors[0] < errors[1]

@@ -1,12 +1,15 @@
 """Hoisting: nothing of the result changes, work moves out of the steps, and what was computed ahead is never used for other inputs."""
 
+from functools import partial
 from typing import Any
 
 import diffusers
+import drawing
 import pipelines
 import pytest
 import torch
 import torch._dynamo.testing
+from drawing import difference, largest_difference
 from families import FAMILIES, moved, sample
 from pipelines import PIPELINES
 from tolerances import INDUCTOR, PREPARED, SAME_GRAPH
@@ -22,20 +25,12 @@ from rfc_fx.runtime import hoisted as ahead
 from rfc_fx.runtime.sampler import LEADING
 
 STEPS = 8
+predictions = partial(drawing.predictions, steps=STEPS)
 METHODS = {"dit": rfc.TaylorSeer(interval=3, order=1), "sd3": rfc.RFC(tau=0.3), "wan": rfc.RFC(tau=0.3)}
 
 
 def timesteps(kwargs: dict[str, Any], steps: int = STEPS) -> torch.Tensor:
     return torch.stack([moved(kwargs, i, steps)["timestep"].flatten()[0] for i in range(steps)])
-
-
-def run(model: Any, kwargs: dict[str, Any], steps: int = STEPS) -> list[torch.Tensor]:
-    with torch.no_grad():
-        return [sample(model(**moved(kwargs, i, steps))) for i in range(steps)]
-
-
-def largest(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
-    return max(float((x - y).norm() / y.norm()) for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("family", METHODS)
@@ -44,11 +39,11 @@ def test_hoisted_programs_give_the_same_bits_and_prepared_ones_the_same_numbers(
     plain = rfc_fx.transform(model, METHODS[family])
     hoisted = rfc_fx.transform(model, METHODS[family], config=rfc_fx.Config(hoist=True))
     again = {**kwargs, "hidden_states": kwargs["hidden_states"] * 1.1}
-    expected = [*run(plain, kwargs), *run(plain, again)]
-    assert all(map(torch.equal, [*run(hoisted, kwargs), *run(hoisted, again)], expected))
+    expected = [*predictions(plain, kwargs), *predictions(plain, again)]
+    assert all(map(torch.equal, [*predictions(hoisted, kwargs), *predictions(hoisted, again)], expected))
     hoisted.reset()
     hoisted.prepare(timesteps(kwargs))
-    assert largest([*run(hoisted, kwargs), *run(hoisted, again)], expected) < PREPARED
+    assert largest_difference([*predictions(hoisted, kwargs), *predictions(hoisted, again)], expected) < PREPARED
     assert hoisted.stats.phases == plain.stats.phases
 
 
@@ -97,12 +92,12 @@ def test_invariants_are_computed_once_per_generation_and_prepared_timesteps_neve
     model, kwargs = FAMILIES["pixart"]()
     cached = rfc_fx.transform(model, rfc.TaylorSeer(interval=3, order=1), config=rfc_fx.Config(hoist=True))
     ran = counted(monkeypatch, cached)
-    run(cached, kwargs)
+    predictions(cached, kwargs)
     assert ran.count("INVARIANT") == 1
     assert ran.count("TIMESTEP") == STEPS
     ran.clear()
     cached.prepare(timesteps(kwargs))
-    run(cached, kwargs)
+    predictions(cached, kwargs)
     assert ran == ["INVARIANT"]
 
 
@@ -123,19 +118,19 @@ def test_a_changed_conditioning_is_never_missed(change: str) -> None:
                 elif i == 3:
                     text = text * 1.5
                 results[hoisted].append(sample(cached(**{**moved(kwargs, i, STEPS), "encoder_hidden_states": text})))
-    assert largest(results[True], results[False]) < PREPARED
+    assert largest_difference(results[True], results[False]) < PREPARED
 
 
 def test_weights_changed_between_generations_are_seen() -> None:
     model, kwargs = FAMILIES["sd3"]()
     cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(hoist=True))
     cached.prepare(timesteps(kwargs))
-    run(cached, kwargs)
+    predictions(cached, kwargs)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.data.mul_(1.05)  # as merging an adapter does, unseen by version counters
-    expected = run(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)
-    assert largest(run(cached, kwargs), expected) < PREPARED
+    expected = predictions(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)
+    assert largest_difference(predictions(cached, kwargs), expected) < PREPARED
 
 
 @pytest.mark.parametrize("host_knows", [True, False])
@@ -143,12 +138,12 @@ def test_steps_in_another_order_or_at_other_timesteps_compute_their_own(host_kno
     """`host_knows` False: as on a GPU, where the timestep comes to the host only with the decision."""
     monkeypatch.setattr(ahead, "_on_host", lambda tensor: host_knows)
     model, kwargs = FAMILIES["dit"]()
-    expected = run(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)
+    expected = predictions(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)
     for order in (timesteps(kwargs), timesteps(kwargs)[::2], timesteps(kwargs) + 1, timesteps(kwargs)[:3]):
         cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(hoist=True))
         cached.prepare(order)
         for _ in range(2):
-            assert largest(run(cached, kwargs), expected) < PREPARED
+            assert largest_difference(predictions(cached, kwargs), expected) < PREPARED
             assert len(cached.stats.phases) == STEPS
 
 
@@ -170,8 +165,8 @@ def test_work_that_cannot_be_batched_is_done_step_by_step(monkeypatch: pytest.Mo
     model, kwargs = FAMILIES["dit"]()
     cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(hoist=True))
     cached.prepare(timesteps(kwargs))
-    expected = run(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)
-    assert largest(run(cached, kwargs), expected) < SAME_GRAPH
+    expected = predictions(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)
+    assert largest_difference(predictions(cached, kwargs), expected) < SAME_GRAPH
 
 
 @pytest.mark.usefixtures("no_recompiles")
@@ -185,7 +180,7 @@ def test_every_program_is_one_frame_whatever_is_prepared() -> None:
     for steps in (None, timesteps(kwargs), timesteps(kwargs, 5), None):
         compiled.prepare(steps)
         cached.reset()
-        assert largest(run(compiled, kwargs), run(plain, kwargs)) < PREPARED
+        assert largest_difference(predictions(compiled, kwargs), predictions(plain, kwargs)) < PREPARED
     assert counter.frame_count == len(cached.programs) == 5
     assert not torch._dynamo.utils.counters["graph_break"]
 
@@ -198,7 +193,7 @@ def test_compiled_by_inductor_with_repeated_blocks_shared() -> None:
     cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(hoist=True, regional=True))
     cached.prepare(timesteps(kwargs))
     compiled = torch.compile(cached, fullgraph=True)
-    assert largest(run(compiled, kwargs), run(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)) < INDUCTOR
+    assert largest_difference(predictions(compiled, kwargs), predictions(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)) < INDUCTOR
 
 
 def test_prepare_refuses_timesteps_of_another_rank() -> None:
@@ -230,7 +225,7 @@ def test_a_model_that_follows_its_pipeline_computes_modulation_by_itself_in_lead
     images = [pipelines.run(pipe, arguments(0, 1))]
     ran.clear()  # in the very first generation, steps begin anew until it is known that the timestep rises
     images.append(pipelines.run(pipe, arguments(0, 1)))
-    assert float((images[0] - expected).norm() / expected.norm()) < PREPARED
+    assert difference(images[0], expected) < PREPARED
     assert torch.equal(*images)
     assert ran.count("TIMESTEP") == LEADING * len(cached.contexts)
     other = pipelines.run(pipe, arguments(0, 1), steps=6)
@@ -248,7 +243,7 @@ def test_what_has_no_scheduler_cannot_be_followed_and_a_strange_timestep_is_comp
     scheduler = diffusers.DDIMScheduler()
     scheduler.set_timesteps(7)
     cached.follow(scheduler)
-    assert largest(run(cached, kwargs), run(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)) < PREPARED
+    assert largest_difference(predictions(cached, kwargs), predictions(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)) < PREPARED
 
 
 class Turned(torch.nn.Module):

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, moved, sample
+from drawing import difference, generation
+from families import FAMILIES, moved
 from tolerances import INDUCTOR
 
 import rfc
@@ -35,11 +36,6 @@ def transformed(family: str, method: rfc.Method, layers: int = LAYERS) -> tuple[
     return regional, straight, kwargs
 
 
-def run(model: Any, kwargs: dict[str, Any]) -> torch.Tensor:
-    with torch.no_grad():
-        return torch.stack([sample(model(**moved(kwargs, i))) for i in range(10)])
-
-
 def calls(cached: rfc_fx.CachedModel, phase: str) -> list[str]:
     return [str(node.target) for node in cached.programs[phase].run.graph.nodes if node.op == "call_module"]
 
@@ -54,7 +50,7 @@ def calls(cached: rfc_fx.CachedModel, phase: str) -> list[str]:
 def test_regions_change_no_bit_of_any_output(family: str, method: str) -> None:
     regional, straight, kwargs = transformed(family, METHODS[method])
     assert len(calls(regional, "ESTIMATE")) >= 2
-    assert torch.equal(run(regional, kwargs), run(straight, kwargs))
+    assert torch.equal(generation(regional, kwargs), generation(straight, kwargs))
     assert regional.stats.phases == straight.stats.phases
     assert {"FULL", "ESTIMATE"} == set(regional.stats.phases)
 
@@ -79,14 +75,14 @@ def test_a_program_in_which_no_block_repeats_stays_as_it_is() -> None:
 
 def test_regions_read_weights_live() -> None:
     regional, straight, kwargs = transformed("dit", METHODS["rfc"])
-    before = run(regional, kwargs)
+    before = generation(regional, kwargs)
     with torch.no_grad():
         for parameter in regional.model.parameters():
             parameter.mul_(1.01)
     regional.reset()
-    after = run(regional, kwargs)
+    after = generation(regional, kwargs)
     assert not torch.equal(before, after)
-    assert torch.equal(after, run(straight, kwargs))
+    assert torch.equal(after, generation(straight, kwargs))
 
 
 def regions_compiled(layers: int) -> tuple[int, list[int]]:
@@ -98,7 +94,7 @@ def regions_compiled(layers: int) -> tuple[int, list[int]]:
         return module
 
     regional, straight, kwargs = transformed("dit", METHODS["rfc"], layers)
-    assert torch.equal(run(torch.compile(regional, fullgraph=True, backend=backend), kwargs), run(straight, kwargs))
+    assert torch.equal(generation(torch.compile(regional, fullgraph=True, backend=backend), kwargs), generation(straight, kwargs))
     return len(seen), seen
 
 
@@ -113,8 +109,8 @@ def test_law_5_with_regions_and_what_is_compiled_does_not_grow_with_depth() -> N
 @pytest.mark.compile
 def test_inductor_writes_state_through_a_region() -> None:
     regional, straight, kwargs = transformed("dit", METHODS["rfc"], layers=3)
-    got, expected = run(torch.compile(regional, fullgraph=True), kwargs), run(straight, kwargs)
-    assert float((got - expected).norm() / expected.norm()) <= INDUCTOR
+    got, expected = generation(torch.compile(regional, fullgraph=True), kwargs), generation(straight, kwargs)
+    assert difference(got, expected) <= INDUCTOR
     for (name, state), (_, other) in zip(regional._contexts.items(), straight._contexts.items(), strict=True):
         for slot in state.state:
             torch.testing.assert_close(state.state[slot], other.state[slot], rtol=1e-3, atol=1e-4, msg=f"{name[0]}: {slot}")
@@ -129,7 +125,7 @@ def test_a_block_whose_weights_share_memory_stays_inline() -> None:
     cached = rfc_fx.transform(model, METHODS["rfc"], example_inputs=moved(kwargs, 0), config=rfc_fx.Config(regional=True))
     assert calls(cached, "ESTIMATE") == ["block_0"] * (LAYERS - 1)  # reads neither
     assert not any(target.startswith("block_") for target in calls(cached, "FULL"))
-    run(torch.compile(cached, fullgraph=True, backend="eager"), kwargs)
+    generation(torch.compile(cached, fullgraph=True, backend="eager"), kwargs)
 
 
 def test_a_weight_used_twice_in_a_block_is_one_argument() -> None:
@@ -137,5 +133,5 @@ def test_a_weight_used_twice_in_a_block_is_one_argument() -> None:
     for block in model.transformer_blocks:
         block.attn1.to_k.weight = block.attn1.to_q.weight
     regional, straight = (rfc_fx.transform(model, METHODS["rfc"], config=rfc_fx.Config(regional=flag)) for flag in (True, False))
-    assert torch.equal(run(torch.compile(regional, fullgraph=True, backend="eager"), kwargs), run(straight, kwargs))
+    assert torch.equal(generation(torch.compile(regional, fullgraph=True, backend="eager"), kwargs), generation(straight, kwargs))
     assert calls(regional, "FULL") == ["block_0"] * (LAYERS - 1)

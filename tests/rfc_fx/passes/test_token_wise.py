@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
+import drawing
 import pytest
 import torch
 import torch._dynamo.testing
+from drawing import difference
 from families import FAMILIES, moved, sample
 from tolerances import INDUCTOR, PREPARED, SAME_GRAPH
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ from rfc_fx.sites.token_wise import attention_of, work_of
 pytestmark = pytest.mark.usefixtures("captured_once")
 
 STEPS = 12
+generation = partial(drawing.generation, steps=STEPS)
 
 METHODS: dict[str, rfc.Method] = {
     "toca": rfc.ToCa(num_steps=STEPS, ratio=0.2),
@@ -40,15 +43,6 @@ COMPILED = {("dit", "duca", "eager"), ("flux", "toca", "eager")}
 
 MADE = {name: cache(build) for name, build in FAMILIES.items()}
 """One model of each family: no test here changes it."""
-
-
-@torch.no_grad()
-def generation(model: Any, kwargs: dict[str, Any], steps: int = STEPS) -> Tensor:
-    return torch.stack([sample(model(**moved(kwargs, i, steps))) for i in range(steps)])
-
-
-def difference(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 def some_tokens(ratio: float, steps: list[str], **settings: Any) -> rfc.Method:
@@ -77,7 +71,7 @@ def test_token_wise_steps_are_those_of_the_twin(family: str, method: str) -> Non
 def test_what_the_state_holds_is_what_the_twin_holds(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
     twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, METHODS[method])
-    generation(twin, kwargs, 9), generation(graph, kwargs, 9)
+    generation(twin, kwargs, steps=9), generation(graph, kwargs, steps=9)
     (run,), (context,) = twin._runs.values(), graph._contexts.values()
     for name, site in graph.guarded.tokens.items():
         (kept,) = (kept for module, kept in run.kept.items() if name == module or name.startswith(f"{module}."))
@@ -96,7 +90,7 @@ def test_what_the_state_holds_is_what_the_twin_holds(family: str, method: str) -
 def test_with_all_tokens_every_feed_forward_is_recomputed_from_the_reused_attention(family: str) -> None:
     model, kwargs = MADE[family]()
     phases = ["FULL", *["PARTIAL_1"] * 3, "FULL", "PARTIAL_1"]
-    got = generation(rfc_fx.transform(model, some_tokens(1.0, phases)), kwargs, len(phases))
+    got = generation(rfc_fx.transform(model, some_tokens(1.0, phases)), kwargs, steps=len(phases))
     attentions = [module for module in model.modules() if hasattr(module, "to_q")]
     kept: dict[nn.Module, Any] = {}
     computed = {module: module.forward for module in attentions}
@@ -122,7 +116,7 @@ def test_with_no_token_a_partial_step_is_reuse(family: str) -> None:
     phases = ["FULL", "PARTIAL_1", "PARTIAL_1", "FULL", "PARTIAL_1", "PARTIAL_1"]
     none = rfc_fx.transform(model, some_tokens(0.0, phases))
     fora = rfc_fx.transform(model, rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(full_steps=[0, 3])))
-    assert torch.equal(generation(none, kwargs, 6), generation(fora, kwargs, 6))
+    assert torch.equal(generation(none, kwargs, steps=6), generation(fora, kwargs, steps=6))
     assert none.plan().share("PARTIAL_1") == none.plan().estimate_share
 
 
@@ -131,7 +125,7 @@ def test_law_1_full_steps_are_the_model_bit_for_bit(family: str) -> None:
     model, kwargs = MADE[family]()
     for method in (rfc.ToCa(interval=1, num_steps=1), rfc.DuCa(interval=1, num_steps=1)):  # beyond the list all steps are full
         cached = rfc_fx.transform(model, method)
-        assert torch.equal(generation(cached, kwargs, 4), generation(model, kwargs, 4))
+        assert torch.equal(generation(cached, kwargs, steps=4), generation(model, kwargs, steps=4))
         assert cached.stats.phases == ["FULL"] * 4
 
 
@@ -150,7 +144,7 @@ def test_law_9_a_result_never_depends_on_an_earlier_generation(method: str) -> N
     model, kwargs = MADE["flux"]()
     expected = generation(rfc_fx.transform(model, METHODS[method]), kwargs)
     used = rfc_fx.transform(model, METHODS[method])
-    generation(used, {**kwargs, "hidden_states": torch.full_like(kwargs["hidden_states"], float("nan"))}, 5)
+    generation(used, {**kwargs, "hidden_states": torch.full_like(kwargs["hidden_states"], float("nan"))}, steps=5)
     assert torch.equal(generation(used, kwargs), expected)
 
 
@@ -206,7 +200,7 @@ def test_law_5_one_frame_per_program_and_none_for_another_table(family: str, met
     for again in (chosen, chosen, wider, shorter):
         cached.method = plain.method = again
         steps = len(again.schedule.phases)
-        assert difference(generation(compiled, kwargs, steps), generation(plain, kwargs, steps)) <= SAME_GRAPH
+        assert difference(generation(compiled, kwargs, steps=steps), generation(plain, kwargs, steps=steps)) <= SAME_GRAPH
         assert cached.stats.phases == list(again.schedule.phases)
     assert counter.frame_count == len(chosen.schedule.branches)
     assert not torch._dynamo.utils.counters["graph_break"]

@@ -228,8 +228,12 @@ def test_psnr_is_infinite_for_equal_images_and_counts_a_range_of_two():
         (["--method", "magic"], f"{NAMES}, a .json file of calibrate or package.module:name, got magic"),
         (["--method", "magcache"], "its ratios belong to a model; pass --preset with one of flux.1-dev, hunyuanvideo"),
         (["--method", "magcache", "--preset", "sd3"], "--preset: magcache was published with settings for flux.1-dev, hunyuanvideo"),
+        (["--preset", "flux.1-dev"], "--preset: log-snr has no published settings; pass --method"),
         (["--method", "disca"], "the predictor was trained for another model"),
-        (["--method", "newton", "--preset", "flux.1-dev"], "--preset: method must be one of fora, taylorseer, hicache"),
+        (
+            ["--method", "newton", "--preset", "flux.1-dev"],
+            "--preset: newton has no published settings; pass --method with one of fora",
+        ),
         (["--method", "teacache", "--threshold", "-1"], "threshold must be a number >= 0"),
         (["--method", "teacache", "--tau", "1"], "--tau: not a setting of teacache; rfc, projective, newton have it"),
         (["--threshold", "1"], "--threshold: not a setting of taylorseer, rfc, log-snr; teacache, first-block, dicache"),
