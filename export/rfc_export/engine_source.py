@@ -149,15 +149,15 @@ def engine_source(name: str, engine: Engine, classes: list[int] | None, seeds: l
         raise ArtifactError(
             f"{name}: sampler.kind is digits, which needs a latent of shape (2 N, 1, 8, 8), got {tuple(shape)}; export again"
         )
-    chosen = list(range(facts.null_class)) if classes is None else classes
-    if wrong := [label for label in chosen if not 0 <= label < facts.null_class]:
+    labels = list(range(facts.null_class)) if classes is None else classes
+    if wrong := [label for label in labels if not 0 <= label < facts.null_class]:
         raise ExportError(f"{name}: --classes must lie in 0-{facts.null_class - 1}, got {', '.join(map(str, wrong))}")
     return EngineSource(
         name=name,
         model=engine,
         scheduler=scheduler,
         facts=facts,
-        classes=chosen,
+        classes=labels,
         seeds=seeds,
         cfg=facts.cfg if cfg is None else cfg,
     )
