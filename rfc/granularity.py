@@ -11,7 +11,7 @@ GranularityName = Literal["module", "block", "stack"]
 
 
 class Granularity(NamedTuple):
-    """What one estimate stands for."""
+    """Extent of one estimate."""
 
     kind: Literal["module", "block", "stack", "output", "blocks"]
     blocks: slice = slice(None)

@@ -105,7 +105,7 @@ def sketch(I: Float[Tensor, "N *S D"], every: int, per: Per) -> Float[Tensor, ".
 
 
 def sketch_spec(I: SlotSpec, every: int, per: Per) -> SlotSpec:
-    """What `sketch` makes of a tensor that looks like I."""
+    """Shape and dtype of the sketch of a tensor like I."""
     axis = sketch_axis(I.shape, per)
     return I._replace(shape=tuple(-(-length // every) if i == axis else length for i, length in enumerate(I.shape)))
 

@@ -24,7 +24,7 @@ from rfc.schedules.base import checked_count
 from rfc.state import Clock, SlotSpec, State
 
 Score = Literal["attention", "value", "random"]
-"""What a token's score is: the attention it receives, how small its value is (V-caching), or a number drawn from its place."""
+"""Scores of a token: the attention it receives, how small its value is (V-caching), or a number drawn from its place."""
 
 Grid = tuple[int, int]
 """Rows and columns of tokens."""
@@ -37,13 +37,13 @@ POINTS = 64
 
 
 class Place(NamedTuple):
-    """Where a feed-forward stands."""
+    """Position of a feed-forward in the model, and its tokens."""
 
     layer: int
     layers: int
     tokens: int
     grid: Grid | None
-    """How its tokens lie, where cells of four neighbours are known."""
+    """Rows and columns of its tokens, where cells of four neighbours are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class Tokens:
         return int(self.share(phase, place.layer, place.layers) * place.tokens + 1e-6)
 
     def grid_of(self, tokens: int) -> Grid | None:
-        """How so many tokens of the latent lie: as `grid` says, frame by frame, else as a square; None where there are no cells."""
+        """Rows and columns of the latent's tokens: `grid`, frame by frame, else a square; None where there are no cells."""
         if self.bonus == 0:
             return None
         if self.grid is not None:
@@ -114,7 +114,7 @@ class Tokens:
         return (side, side) if side * side == tokens and side % 2 == 0 else None
 
     def slots(self, samples: int, tokens: int) -> dict[str, SlotSpec]:
-        """What a feed-forward keeps beside its output."""
+        """State of a feed-forward beside its output."""
         spec = SlotSpec((samples, tokens), torch.float32)
         return {"age": spec} if self.score == "random" else {"age": spec, "score": spec}
 
@@ -135,14 +135,14 @@ def _check_number(name: str, value: float, low: float, high: float) -> None:
 
 
 def layers(names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Which layer the block of each named site is, and of how many; what lies in no block is in none."""
+    """Layer of each named site's block, and the number of layers; sites outside of blocks are left out."""
     blocks = {name: block for name in names if (block := block_of(name))}
     order = {block: i for i, block in enumerate(dict.fromkeys(blocks.values()))}
     return {name: (order[block], len(order)) for name, block in blocks.items()}
 
 
 class Operands(NamedTuple):
-    """What attention is computed from."""
+    """Operands of an attention."""
 
     q: Float[Tensor, "N H Q D"]
     k: Float[Tensor, "N H K D"]

@@ -55,7 +55,7 @@ def draw_all(source: EngineSource, steps: int, tick: Tick, warmed: Tick = lambda
 
 
 def run_summary(of: Comparison, engine: Engine) -> dict[str, Any]:
-    """What was drawn and decided, and what it took, with units in the names."""
+    """Settings, decisions and times of a drawing, with units in the names."""
     source, row, manifest = of.source, of.rows[0], engine.manifest
     entry = decisions(of, row) | {"engine": side(row.eager), "state_mib": row.state_bytes / 2**20}
     return {
@@ -83,7 +83,7 @@ def run_summary(of: Comparison, engine: Engine) -> dict[str, Any]:
 
 
 def run_notes(of: Comparison, engine: Engine) -> list[str]:
-    """What a reader must know to read the pictures right."""
+    """Caveats of the pictures, one line each."""
     source = of.source
     assert isinstance(source, EngineSource)
     notes = []

@@ -29,7 +29,7 @@ HIDDEN = "hidden_states"
 
 
 class DigitsFacts(BaseModel):
-    """What is needed to draw digits: the scheduler's configuration, guidance, and the label of "no class"."""
+    """Facts for drawing digits: the scheduler's configuration, guidance, and the label of "no class"."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -93,7 +93,7 @@ class EngineSource:
     seeds: list[int]
     cfg: float
     generations: dict[str, Generation] = field(default_factory=dict)
-    """What the latest draw did, by batch."""
+    """Records of the latest draw, by batch."""
 
     @property
     def groups(self) -> list[str]:

@@ -60,11 +60,11 @@ def compare(engine: StepModel, model: StepModel, calls: Sequence[Mapping[str, An
     """Run both over the same calls, each from a fresh beginning."""
     outputs = []
     records: list[Generation] = []
-    for one in (engine, model):
-        one.reset()
-        outputs.append([_first(one(**call)).detach().clone() for call in calls])
-        records.append(one.stats)
-        one.reset()
+    for runner in (engine, model):
+        runner.reset()
+        outputs.append([_first(runner(**call)).detach().clone() for call in calls])
+        records.append(runner.stats)
+        runner.reset()
     errors = [float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)) for a, b in zip(*outputs, strict=True)]
     return Parity(list(records[0].phases), list(records[1].phases), errors)
 

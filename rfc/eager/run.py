@@ -15,7 +15,7 @@ from rfc.state import Clock, State, spec_of, zeros
 
 @dataclass
 class Run:
-    """What all sites of one step share."""
+    """State that all sites of one step share."""
 
     method: Method
     numbers: dict[str, Tensor]
@@ -24,7 +24,7 @@ class Run:
     phase: PhaseName | None = None
     clock: Clock | None = None
     watched: State | None = None
-    """What the schedule keeps of what it watches."""
+    """State of the schedule."""
 
     states: dict[tuple[str, int], State] = field(default_factory=dict)
     """One state per site and stream of tokens: joint attention has two outputs, each with its own input."""
@@ -39,7 +39,7 @@ class Run:
     tokens: int = 0
     """Number of tokens of the latent."""
     scores: dict[str, list[Tensor]] = field(default_factory=dict)
-    """What the attention of each block says in this step about the tokens of its streams (`rfc.eager.token_wise`)."""
+    """Scores of the tokens of each block's streams, by its attention in this step (`rfc.eager.token_wise`)."""
     token_states: dict[str, State] = field(default_factory=dict)
     """Ages and scores of each feed-forward's tokens."""
     last: Tensor | None = None

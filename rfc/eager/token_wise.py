@@ -107,7 +107,7 @@ class Chooser:
 
 
 def choosers(names: Iterable[str], tokens: Tokens) -> dict[str, Chooser]:
-    """What chooses the tokens of each named module."""
+    """A chooser for the tokens of each named module."""
     return {name: Chooser(name, tokens, *place) for name, place in layers(names).items()}
 
 

@@ -90,7 +90,7 @@ class Comparison:
         return {f"{side}_cached_{name}": value for name, value in ratios.items()}
 
     def notes(self) -> list[str]:
-        """What a reader must know to read the numbers right."""
+        """Caveats of the numbers, one line each."""
         return list(_notes(self))
 
 

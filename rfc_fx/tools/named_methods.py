@@ -66,7 +66,7 @@ def _dicache(*, threshold: float = 0.08, num_steps: int | None = None) -> Method
 def _magcache(**_: Any) -> Method:
     raise OptionError(
         f"--method magcache: its ratios belong to a model; pass --preset with one of {', '.join(PRESETS['magcache'])}, "
-        "or call rfc.MagCache(ratios=...) with those measured on yours"
+        "or --method package.module:name, an rfc.MagCache with the ratios that rfc.magnitude_ratios measures on yours"
     )
 
 

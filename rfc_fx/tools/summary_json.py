@@ -62,7 +62,7 @@ def _method(of: Comparison, row: Row) -> dict[str, Any]:
 
 
 def decisions(of: Comparison, row: Row) -> dict[str, Any]:
-    """What was decided in each generation, and on what grounds."""
+    """Decisions of each generation, with their errors and the threshold."""
     return {
         "settings": str(of.methods[row.method]) if row.method in of.methods else "every step in full",
         "threshold": of.methods[row.method].schedule.threshold if row.method in of.methods else None,

@@ -58,7 +58,7 @@ class Variant:
     method: str
     side: Side
     call: Any
-    """What stands where the transformer stood."""
+    """The callable in the place of the transformer."""
     cache: StepModel | CachedEager | None = None
     warmup_steps: int = 1
     warmup_s: float = 0.0
@@ -67,7 +67,7 @@ class Variant:
     images: dict[int, Tensor] = field(default_factory=dict)
     """Samples by seed, one per group."""
     records: dict[int, dict[str, Generation]] = field(default_factory=dict)
-    """What each seed's generation did, by context."""
+    """Record of each seed's generation, by context."""
 
     @property
     def timing(self) -> Timing:
@@ -75,7 +75,7 @@ class Variant:
 
     @property
     def granularity(self) -> str | None:
-        """What one estimate stood for, as far as a generation has shown it; None for a model without a cache."""
+        """Extent of one estimate, as far as a generation has shown it; None for a model without a cache."""
         if isinstance(self.cache, CachedEager):
             return self.cache.granularity
         return self.cache.compiled.found.granularity if isinstance(self.cache, CachedModel) else None

@@ -29,7 +29,7 @@ LOW, HIGH = 1e-3, 20.0
 
 
 LISTS = 60
-"""How many lists of full steps are drawn to find the best of them."""
+"""Lists of full steps that are drawn at most to find the best of them."""
 
 
 def forecasts(estimator: Estimator) -> tuple[Estimator, ...]:
@@ -38,7 +38,7 @@ def forecasts(estimator: Estimator) -> tuple[Estimator, ...]:
 
 
 class CalibrationError(RFCError):
-    """What was asked for cannot be reached, or the method has nothing to calibrate."""
+    """A goal that cannot be reached, or a method without anything to calibrate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Goal:
 
     @property
     def text(self) -> str:
-        """What was asked for, as people say it."""
+        """The goal in words."""
         if self.nfc is not None:
             return f"NFC {self.nfc:g}"
         return f"a PSNR of at least {self.psnr:g} dB" if self.psnr is not None else f"an error of at most {self.max_error:g}"
@@ -85,7 +85,7 @@ class Calibrated(NamedTuple):
     """None for a method that has none."""
     measured: Measured
     tried: int
-    """How many methods were measured."""
+    """Number of methods measured."""
 
 
 def check_calibratable(method: Method) -> None:

@@ -25,7 +25,7 @@ Report = Callable[[str], None]
 
 
 class Measured(NamedTuple):
-    """What a threshold gives, over the seeds."""
+    """Measurements of a method over the seeds."""
 
     nfc: float
     """Mean number of full computations of a generation."""
