@@ -50,21 +50,25 @@ class Seen:
 
     tensor: Tensor
     version: int | None
+    """None where nobody counts (inference tensors): `tensor` is then a copy, and compared by value."""
 
     @classmethod
     def now(cls, tensor: Tensor) -> Seen:
-        return cls(tensor, version(tensor))
+        count = version(tensor)
+        return cls(tensor.clone() if count is None else tensor, count)
 
     def equals(self, other: Tensor) -> bool:
         """Whether `other` has the same values, True at once for the same, unwritten object; if so, `other` is what was seen."""
         seen = self.tensor
-        if (None if seen.is_inference() else seen._version) != self.version:
-            return False
-        if seen is other:
-            return True
+        if self.version is not None:
+            if seen._version != self.version:
+                return False
+            if seen is other:
+                return True
         if (seen.shape, seen.dtype, seen.device) != (other.shape, other.dtype, other.device) or not torch.equal(seen, other):
             return False
-        self.tensor, self.version = other, version(other)
+        if (count := version(other)) is not None:
+            self.tensor, self.version = other, count
         return True
 
 
@@ -93,10 +97,13 @@ class ConditioningGroups:
     calls: int = 0
     evicted: int = 0
     warned: bool = False
+    made_room: bool = False
+    """Whether the latest `find` gave the number of a generation under way to another conditioning."""
 
     def find(self, tensors: Mapping[str, Tensor], is_over: Callable[[int], bool]) -> int:
         """Return the group of a call. `is_over(i)`: whether the generation of group i has ended, so that its number is free."""
         self.calls += 1
+        self.made_room = False
         for index, seen in enumerate(self.seen):
             if all_equal(seen, tensors):
                 self.used[index] = self.calls
@@ -116,6 +123,7 @@ class ConditioningGroups:
             self.used.append(0)
             return len(self.seen) - 1
         self.evicted += 1
+        self.made_room = True
         if self.evicted == MAX_GROUPS and not self.warned:
             self.warned = True
             warnings.warn(

@@ -46,7 +46,14 @@ def signature(arguments: Mapping[str, Any], model: nn.Module) -> tuple[tuple[Any
             parts.append((tuple(leaf.shape), leaf.dtype, leaf.device))
         else:
             parts.append(leaf if isinstance(leaf, PLAIN) else repr(leaf))
-    return (spec, *parts), leaves
+    return (spec, surroundings(), *parts), leaves
+
+
+def surroundings() -> tuple[Any, ...]:
+    """What is set around a call and changes what the model computes: autocast by device type, and the default type."""
+    kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    autocast = tuple(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in kinds)
+    return (*autocast, torch.get_default_dtype())
 
 
 PLAIN = (int, float, str, bool, type(None))
@@ -74,6 +81,7 @@ class CallPattern:
     """The same for every input of the programs."""
     conditioning: tuple[tuple[str, int], ...]
     timestep: int | None
+    surroundings: tuple[Any, ...]
 
     @classmethod
     def of(
@@ -98,11 +106,12 @@ class CallPattern:
             tuple(call.compiled.inputs(order)),  # type: ignore[arg-type]
             tuple((name, index[name.rpartition(".")[0]]) for name in call.conditioning),
             index.get(timestep) if timestep is not None else None,
+            surroundings(),
         )
 
     def match(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...] | None:
         """The arguments as written, if the call has this pattern."""
-        if len(args) != self.positional or tuple(kwargs) != self.named:
+        if len(args) != self.positional or tuple(kwargs) != self.named or surroundings() != self.surroundings:
             return None
         written = (*args, *kwargs.values())
         for value, kind in zip(written, self.kinds, strict=True):

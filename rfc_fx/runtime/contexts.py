@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
 
 from rfc.arguments import timestep_value
 from rfc.bookkeeping import Book
@@ -15,11 +16,14 @@ from rfc_fx.runtime.calls import Call, Key
 from rfc_fx.runtime.context import Context, new_context
 
 
-class _Here(threading.local):
-    """What calls of this thread belong to."""
+class _Here(NamedTuple):
+    """What calls belong to, as `contextvars` carry it to tasks and to `asyncio.to_thread`."""
 
     name: str | None = None
     sample: str = ""
+
+
+_NOWHERE = _Here()
 
 
 class Contexts:
@@ -29,7 +33,7 @@ class Contexts:
         self._make = make
         self._contexts: dict[tuple[str, Key], Context] = {}
         self._groups: dict[tuple[Key, str], ConditioningGroups] = {}
-        self._here = _Here()
+        self._here: ContextVar[_Here] = ContextVar("rfc_fx", default=_NOWHERE)
         self.latest: Context | None = None
         """The one that was used last."""
         self.sign = 1
@@ -43,7 +47,7 @@ class Contexts:
 
     def of(self, call: Call) -> Context:
         """The context of a call, which is allocated at its first."""
-        here = self._here
+        here = self._here.get()
         name = (here.name if here.name is not None else self._group(call)) + here.sample
         context = self._contexts.get((name, call.key))
         if context is None:
@@ -53,7 +57,7 @@ class Contexts:
 
     def _group(self, call: Call) -> str:
         """Name of a call outside `named`: conditional and unconditional calls get a context each."""
-        sample = self._here.sample
+        sample = self._here.get().sample
 
         def is_over(index: int) -> bool:
             context = self._contexts.get((group_name(index) + sample, call.key))
@@ -62,20 +66,23 @@ class Contexts:
         groups = self._groups.get((call.key, sample))
         if groups is None:
             groups = self._groups[call.key, sample] = ConditioningGroups()
-        return group_name(groups.find(call.conditioning, is_over))
+        name = group_name(groups.find(call.conditioning, is_over))
+        if groups.made_room and (context := self._contexts.get((name + sample, call.key))) is not None:
+            context.end()  # what another conditioning left is no beginning of this one
+        return name
 
     @contextmanager
     def named(self, name: str) -> Iterator[None]:
-        """Calls inside use the context of this name; per thread, may be nested."""
-        before, self._here.name = self._here.name, name
+        """Calls inside use the context of this name, in this thread or task and those it starts; may be nested."""
+        token = self._here.set(self._here.get()._replace(name=name))
         try:
             yield
         finally:
-            self._here.name = before
+            self._here.reset(token)
 
     def turn_to_sample(self, index: int) -> None:
-        """Calls of this thread from here on are those of one sample of a batch."""
-        self._here.sample = f"[{index}]"
+        """Calls of this thread or task from here on are those of one sample of a batch."""
+        self._here.set(self._here.get()._replace(sample=f"[{index}]"))
 
     def reset(self) -> None:
         """End the generation of every context."""

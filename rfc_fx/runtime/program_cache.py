@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import count
@@ -24,6 +25,10 @@ log = logging.getLogger("rfc_fx")
 
 MAX_SIGNATURES = 8
 """Programs are kept for this many call signatures; the one used longest ago goes first, with its state."""
+
+
+_CAPTURES = threading.RLock()
+"""Held while a model is captured: torch.export works for one thread at a time."""
 
 
 class ProgramSource(Protocol):
@@ -67,6 +72,8 @@ class ProgramCache:
         self._keys = count()
         self._fingerprint: Fingerprint = ()
         self._last: Key | None = None
+        self._lock = threading.RLock()
+        """Held where sets are looked up or made; never while a step runs."""
 
     def __len__(self) -> int:
         return len(self._sets)
@@ -90,9 +97,13 @@ class ProgramCache:
             if written is None:
                 continue
             key = pattern.key
-            if not self._decided[key] or self._holds(key, [written[index] for index in pattern.leaves]):
-                return pattern.call(self._use(key), written)
-        return self._taken_apart(args, kwargs)
+            decided = self._decided.get(key)
+            if decided is None or (decided and not self._holds(key, [written[index] for index in pattern.leaves])):
+                continue
+            if (built := self._use(key)) is not None:
+                return pattern.call(built, written)
+        with _CAPTURES, self._lock:  # several threads may make the first call: one captures, the others wait
+            return self._taken_apart(args, kwargs)
 
     def _taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         arguments = named_arguments(self._call_signature, args, kwargs)
@@ -100,7 +111,9 @@ class ProgramCache:
         key = next((key for key in self._sets if self._shapes[key] == shape and self._holds(key, leaves)), None)
         if key is None:
             key = self._add(arguments, shape, leaves)
-        call = new_call(key, self._use(key), leaves, arguments, self._timestep)
+        built = self._use(key)
+        assert built is not None
+        call = new_call(key, built, leaves, arguments, self._timestep)
         if (pattern := CallPattern.of(call, arguments, self._timestep, args, kwargs)) is not None:
             self._patterns = [pattern, *self._patterns][:MAX_SIGNATURES]
         return call
@@ -126,12 +139,15 @@ class ProgramCache:
         """Whether the values that a forward read are in `leaves` what they were when this set was made."""
         return all(seen.equals(leaves[position]) for position, seen in self._decided[key].items())
 
-    def _use(self, key: Key) -> BuiltSet:
-        """The set of a key, which is now the one used last."""
+    def _use(self, key: Key) -> BuiltSet | None:
+        """The set of a key, which is now the one used last; None where another thread has dropped it."""
         if key != self._last:
-            self._sets.move_to_end(key)
-            self._last = key
-        return self._sets[key]
+            with self._lock:
+                if key not in self._sets:
+                    return None
+                self._sets.move_to_end(key)
+                self._last = key
+        return self._sets.get(key)
 
     def has_changed(self) -> bool:
         """Whether the model changed since capture: adapters, types, devices, modules."""
@@ -139,12 +155,15 @@ class ProgramCache:
 
     def drop(self) -> None:
         """Drop all programs and their state: they are captured anew."""
-        log.warning("%s was changed since it was captured; it is captured anew", self._name)
-        self._forget(list(self._sets))
+        with self._lock:
+            if self._sets:
+                log.warning("%s was changed since it was captured; it is captured anew", self._name)
+                self._forget(list(self._sets))
 
     def _forget(self, keys: Collection[Key]) -> None:
         for key in keys:
-            del self._sets[key], self._shapes[key], self._decided[key]
+            self._decided.pop(key)
+            del self._sets[key], self._shapes[key]
         self._patterns = [pattern for pattern in self._patterns if pattern.key not in keys]
         self._last = None
         self._on_drop(keys)

@@ -172,7 +172,7 @@ class StepModel(nn.Module):
 
     @contextmanager
     def cache_context(self, name: str, **where: Any) -> Iterator[None]:
-        """Name the state set that calls inside use, e.g. "cond" and "uncond"; per thread, may be nested.
+        """Name the state set that calls inside use, e.g. "cond" and "uncond"; per thread and task, may be nested.
 
         Without a name, calls with different conditioning get a state set each (`rfc.conditioning`). `where` (step_index, sigma, ...)
         is what pipelines tell caches that count by it; here the timestep says it.
