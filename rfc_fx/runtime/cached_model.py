@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, inference_mode, nn
 
 from rfc.bookkeeping import timestep_argument
-from rfc.estimators.predicted import predicted_by
 from rfc.method import Method
 from rfc.predictor import Predictor, PredictorError
+from rfc.published import predicted_by
 from rfc_fx.capture.export import named_arguments
 from rfc_fx.capture.fingerprint import Fingerprint, fingerprint
 from rfc_fx.capture.refusals import refuse
