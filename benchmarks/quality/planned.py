@@ -12,7 +12,7 @@ import torch
 
 import rfc
 from benchmarks.quality.trajectory import Trajectory
-from rfc.bookkeeping import Generation
+from rfc.generation import Generation
 from rfc.state import Clock, State, spec_of, zeros
 
 

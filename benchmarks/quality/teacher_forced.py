@@ -17,7 +17,7 @@ import rfc
 from benchmarks.quality.relation import Relation, relation
 from benchmarks.quality.trajectory import Trajectory, record
 from benchmarks.quality.workloads import FORCED, Bench, Lot, Sampler
-from rfc.bookkeeping import Generation
+from rfc.generation import Generation
 from rfc.state import Clock, State, spec_of, zeros
 
 WARMUP = 3

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from rfc.bookkeeping import Generation
+from rfc.generation import Generation
 from rfc_export.errors import ArtifactError, ExportError
 from rfc_export.manifest import Manifest
 from rfc_export.runtime import Engine

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rfc.bookkeeping import Direction, Generation, timestep_argument, timestep_value
+from rfc.arguments import timestep_argument, timestep_value
 from rfc.conditioning import ConditioningGroups, conditioning, group_name
 from rfc.eager.blocks import in_place, spans, verifier
 from rfc.eager.module_sites import module_sites
 from rfc.eager.predictor import predictions
 from rfc.eager.run import Now, Run
 from rfc.eager.token_wise import passages
+from rfc.generation import Direction, Generation
 from rfc.granularity import block_modules, parse_granularity
 from rfc.method import Method
 from rfc.phase import is_partial, phase_named

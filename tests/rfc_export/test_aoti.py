@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
+from digits_models import small_digits
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,7 +23,7 @@ from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetEr
 from rfc_export.manifest import MANIFEST, WEIGHTS
 from rfc_export.runtime import Engine
 from rfc_fx.tools.doctor import CompilerError
-from rfc_fx.zoo import DIGITS, digits_noise
+from rfc_fx.zoo import digits_noise
 
 pytestmark = pytest.mark.compile
 
@@ -37,13 +37,6 @@ Draw = Callable[[Any, int], Tensor]
 
 def error(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).norm() / expected.norm())
-
-
-def small_digits() -> nn.Module:
-    """The digits model with one block and random weights."""
-    config = json.loads((DIGITS / "config.json").read_text()) | {"num_layers": 1}
-    torch.manual_seed(0)
-    return DiTTransformer2DModel(**{key: value for key, value in config.items() if not key.startswith("_")}).eval()
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import NamedTuple
 
-from rfc.bookkeeping import Generation
 from rfc.estimators.base import Estimator
 from rfc.estimators.newton import Newton
 from rfc.estimators.relational import RFE
+from rfc.generation import Generation
 from rfc.method import Method
 from rfc.schedules.base import Schedule
 from rfc.schedules.fixed import Placed

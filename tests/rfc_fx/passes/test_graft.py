@@ -78,7 +78,7 @@ def reference(cached: rfc_fx.CachedModel, kwargs: dict[str, Any]) -> list[torch.
         named = {name: moved(kwargs, i, STEPS)[argument] for name, argument in cached.compiled.captured.names.items()}
         clock = clock_tensors(bookkeeping.clock(schedule), torch.device("cpu"))
         phase = bookkeeping.decide(schedule, schedule.numbers(), None, None)
-        outputs.append(Reference(cached.guarded, state, clock).predictions(phase, *named.values())[0])
+        outputs.append(Reference(cached.guarded, state, clock).run(phase, *named.values())[0])
     return outputs
 
 
