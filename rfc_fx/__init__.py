@@ -19,6 +19,7 @@ from rfc_fx.io.method_file import read_method, write_method
 from rfc_fx.io.predictor import write_predictor
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.plan import Plan
+from rfc_fx.passes.build import build
 from rfc_fx.report.explain import Explanation, explain
 from rfc_fx.runtime.cached_model import CachedModel
 from rfc_fx.runtime.cond_model import CondModel
@@ -75,7 +76,7 @@ def transform(
     """
     if isinstance(method, str | Path) and Path(method).suffix == ".json":
         method = read_method(method)
-    cached = cached_model(model, default_method(source) if method is None else method, config)
+    cached = cached_model(model, default_method(source) if method is None else method, config, build)
     if source is not None:
         cached.follow(source)
     if example_inputs is not None:

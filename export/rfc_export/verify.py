@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import rfc_fx
 from rfc_export.artifact import check_files, opened, read_manifest
-from rfc_export.drawing import Exportable, engine_source, exportable
+from rfc_export.engine_source import Exportable, engine_source, exportable
 from rfc_export.errors import ExportError
 from rfc_export.manifest import Manifest
 from rfc_export.methods import decode_method, dtype_of
@@ -69,7 +69,7 @@ class _CallRecorder:
         self.model.prepare(timesteps)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = named_arguments(self.model._signature, args, kwargs)
+        arguments = named_arguments(self.model.call_signature, args, kwargs)
         self.calls.append({name: value.clone() if isinstance(value, Tensor) else value for name, value in arguments.items()})
         return self.model(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Imports: the folders of a package as a drawing of what imports what, with the number of floors; `python -m rfc_fx.tools.imports`.
+"""Imports: the folders of a package as a drawing of what imports what, with the number of floors; `python -m rfc_fx.tools.imports --write`.
 
 A floor is a step of the longest chain of imports: a file on the ground floor imports no other file of the package.
 """
@@ -6,6 +6,7 @@ A floor is a step of the longest chain of imports: a file on the ground floor im
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import cache
@@ -81,5 +82,14 @@ def drawing(package: Path = PACKAGE) -> str:
     return "\n".join(lines)
 
 
+BEGIN, END = "<!-- imports: begin -->\n", "<!-- imports: end -->"
+
+
+def write(readme: Path = PACKAGE / "README.md") -> None:
+    """Put the drawing between its marks in the package's README."""
+    before, _, rest = readme.read_text().partition(BEGIN)
+    readme.write_text(f"{before}{BEGIN}{drawing()}\n{END}{rest.partition(END)[2]}")
+
+
 if __name__ == "__main__":
-    print(drawing())
+    write() if "--write" in sys.argv else print(drawing())

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rfc_fx.report.explain import check_picture
+from rfc_fx.report.drawing import check_picture
 from rfc_fx.tools import options
 from rfc_fx.tools.arguments import dtype_named, new_config
 from rfc_fx.tools.inputs import load_with_inputs

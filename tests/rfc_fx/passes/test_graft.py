@@ -18,7 +18,7 @@ import rfc
 import rfc.eager
 import rfc_fx
 from rfc.bookkeeping import clock_tensors
-from rfc_fx.ir.layout import zeros
+from rfc.state import zeros
 from rfc_fx.ir.ops import is_heavy, recall
 from rfc_fx.passes.guard import Reference
 from rfc_fx.zoo import DIGITS_PREDICTOR, digits_noise, load_digits, sample_digits
@@ -78,7 +78,7 @@ def reference(cached: rfc_fx.CachedModel, kwargs: dict[str, Any]) -> list[torch.
         named = {name: moved(kwargs, i, STEPS)[argument] for name, argument in cached.compiled.captured.names.items()}
         clock = clock_tensors(bookkeeping.clock(schedule), torch.device("cpu"))
         phase = bookkeeping.decide(schedule, schedule.numbers(), None, None)
-        outputs.append(Reference(cached.guarded, state, clock).predictions(phase, *named.values())[0])
+        outputs.append(Reference(cached.guarded, state, clock).run(phase, *named.values())[0])
     return outputs
 
 

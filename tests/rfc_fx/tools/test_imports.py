@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from rfc_fx.tools.imports import PACKAGE, drawing, floors, folders_of, graph_of, reduced
+from rfc_fx.tools.imports import BEGIN, END, PACKAGE, drawing, floors, folders_of, graph_of, reduced
 
 
 def test_the_drawing_in_the_readme_is_that_of_the_code() -> None:
     text = (PACKAGE / "README.md").read_text()
-    between = text.partition("<!-- imports: begin -->\n")[2].partition("<!-- imports: end -->")[0]
-    assert between.strip() == drawing(), "run python -m rfc_fx.tools.imports, and put what it prints into rfc_fx/README.md"
+    between = text.partition(BEGIN)[2].partition(END)[0]
+    assert between.strip() == drawing(), "run python -m rfc_fx.tools.imports --write"
 
 
 def test_floors_are_the_longest_chain_of_imports(tmp_path: Path) -> None:
