@@ -12,7 +12,7 @@ import torch._dynamo.testing
 
 from rfc_fx.capture.export import capture
 from rfc_fx.passes import build
-from rfc_fx.runtime.program_cache import signature
+from rfc_fx.runtime.calls import signature
 
 
 @contextmanager

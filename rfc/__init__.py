@@ -3,13 +3,13 @@
 Estimators forecast a site's output, schedules decide which steps are full, methods pair them, `rfc.eager.model` runs them by hooks.
 """
 
-from rfc.bookkeeping import Generation
 from rfc.estimators.aligned import Aligned
 from rfc.estimators.base import Estimator, combine
 from rfc.estimators.newton import Newton
 from rfc.estimators.predicted import Predicted
 from rfc.estimators.relational import RFE, Projective
 from rfc.estimators.taylor import Hermite, Reuse, Taylor
+from rfc.generation import Generation
 from rfc.method import Method
 from rfc.placement.chebyshev import Chebyshev, ChebyshevPlaced
 from rfc.placement.log_snr import LogSNR, LogSNRPlaced

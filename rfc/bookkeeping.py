@@ -1,12 +1,10 @@
-"""Where a generation stands, what it decided and what it did: the host's side of a schedule."""
+"""The bookkeeping of a generation: since, gap, anchors and total, the same lines for the host and for a compiled graph."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import ctypes
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,58 +13,72 @@ from rfc.phase import PhaseName
 from rfc.schedules.base import Numbers, Schedule, clock_at
 from rfc.state import Clock
 
-TIMESTEP_NAMES = ("timestep", "timesteps", "t", "sigma", "noise_level")
-"""Names by which denoising models call the argument that falls from noise to image during a generation."""
+
+class Counts(NamedTuple):
+    """Where a generation stands: plain numbers on the host, 0-d float32 tensors in a graph."""
+
+    since: Any = 0
+    """Steps since the last full one."""
+    gap: Any = 0
+    """Steps between the two latest full ones; 0 while there is only one."""
+    anchors: Any = 0
+    """Full steps so far."""
+    total: Any = 0.0
+    """The error that counts since the last full step, in float32."""
 
 
-@dataclass
-class Direction:
-    """Which way a sampler's timestep goes from noise to image, learned from its first calls.
-
-    Most fall (1000 to 0); some models are called with one that rises (0 to 1), which looks like a new generation at every step.
-    """
-
-    sign: int = 1
-    """1: the timestep falls; -1: it rises."""
-
-    def ends(self, generation: Generation, timestep: float | None) -> bool:
-        """Whether a call at `timestep` begins a new generation.
-
-        Two generations in a row that never left one timestep, each ended by a move against the direction, were none: the timestep
-        goes the other way, and the second takes the first in as its beginning. Other contexts hear of it at their next step.
-        """
-        if generation.before is not None and generation.step and generation.before.continues(generation.timestep, self):
-            generation.absorb()
-        if generation.continues(timestep, self):
-            return False
-        if generation.before is None or generation.moved:
-            return True
-        self.sign = -self.sign
-        generation.absorb()
-        return False
+def observe(counts: Counts, eps: Any, *, accumulates: bool) -> Counts:
+    """The counts with the error of a step; it counts from the first full step of the generation on."""
+    known, total = counts.anchors > 0, counts.total
+    if isinstance(total, Tensor):
+        total = total + torch.where(known, eps, torch.zeros_like(total)) if accumulates else torch.where(known, eps, total)
+    elif known:
+        total = float32(total + eps if accumulates else eps)
+    return counts._replace(total=total)
 
 
-@dataclass(kw_only=True)
-class Generation:
-    """One generation of one context; `decide` once per step, in order."""
+def advance(counts: Counts, is_full: Any) -> Counts:
+    """The counts after a step."""
+    k, gap, anchors, total = counts.since + 1, counts.gap, counts.anchors, counts.total
+    if not isinstance(is_full, Tensor):
+        return Counts(0, k if anchors else 0, anchors + 1, 0.0) if is_full else Counts(k, gap, anchors, total)
+    zero = torch.zeros_like(k)
+    return Counts(
+        torch.where(is_full, zero, k),
+        torch.where(is_full, torch.where(anchors > 0, k, zero), gap),
+        anchors + is_full.to(torch.float32),
+        torch.where(is_full, zero, total),
+    )
 
-    phases: list[PhaseName] = field(default_factory=list)
-    eps: list[float | None] = field(default_factory=list)
-    totals: list[float | None] = field(default_factory=list)
+
+def float32(value: float) -> float:
+    """The nearest float32 number. A sum of two of them, rounded once in float64 and once here, is their sum in float32."""
+    return ctypes.c_float(value).value
+
+
+ClockValues = tuple[float, float, float]
+"""(k, N, n) as host numbers; see `rfc.state.Clock`."""
+
+
+class Book(NamedTuple):
+    """What one generation did and where it stands, for one context. A value: every step makes a new one."""
+
+    phases: tuple[PhaseName, ...] = ()
+    eps: tuple[float | None, ...] = ()
+    totals: tuple[float | None, ...] = ()
     """The accumulated error at the moment of each decision, this step's eps included."""
-    since: int = 0
-    gap: int = 0
-    anchors: int = 0
-    total: float = 0.0
+    counts: Counts = Counts()
     timestep: float | None = None
-    moved: bool = False
+    has_moved: bool = False
     """Whether its steps were at more than one timestep; a sampler of second order calls twice at each."""
-    before: Generation | None = field(default=None, repr=False, compare=False)
-    """The one that ended when this began, if it never left one timestep: this may be its second step (`Direction`)."""
+    before: Book | None = None
+    """The generation that ended when this one began, if it never left one timestep: this may be its second step (`arrive`)."""
     shares_clock: bool = False
-    """Whether the first step counts on from the one before, as long as that is in doubt."""
-    could_skip: bool = False
-    """Whether the schedule that decided could have skipped a step by now."""
+    """While it is undecided whether this continues the generation before: whether its first step uses that one's clock."""
+    clock: ClockValues = (1.0, 0.0, 0.0)
+    """The clock of the latest step."""
+    restarts: tuple[str, ...] = ()
+    """Why steps were begun anew (`rfc_fx.runtime.decide`)."""
 
     @property
     def step(self) -> int:
@@ -78,130 +90,144 @@ class Generation:
         """Number of full computations so far."""
         return self.phases.count("FULL")
 
-    def continues(self, timestep: float | None, direction: Direction | None = None) -> bool:
-        """Whether a step at `timestep` can belong to this generation: noise never grows within one."""
-        sign = 1 if direction is None else direction.sign
-        return timestep is None or self.timestep is None or sign * timestep <= sign * self.timestep
 
-    def successor(self, schedule: Schedule) -> Generation:
-        """The generation that begins where the timestep moved against the direction.
-
-        Its first step is full in any case. Where the next one is too (a warm-up of 2 or more), what the first writes to the state is
-        written again before it is used; so it is written as if both generations were one, which is right if they are.
-        """
-        if self.moved or not self.step:
-            return Generation()
-        return Generation(before=self, shares_clock=schedule.warmup >= 2)
-
-    def absorb(self) -> None:
-        """Take the generation before in: it was the beginning of this one."""
-        before, self.before, self.moved = self.before, None, True
-        if before is None:
-            return
-        self.phases = before.phases + self.phases
-        self.eps = before.eps + self.eps
-        self.totals = before.totals + self.totals
-        if not self.shares_clock:  # the state begins at the second step, which was full
-            return
-        if len(self.phases) == before.step + 1:
-            self.gap = before.since + 1
-        self.anchors += before.anchors
-
-    def clock(self, schedule: Schedule) -> tuple[float, float, float]:
-        """(k, N, n) of the coming step, in the unit of the schedule; see `Clock`."""
-        if self.before is not None and self.shares_clock and not self.phases:
-            return self.before.clock(schedule)
-        if schedule.unit == "step":
-            return float(self.since + 1), float(self.gap), float(self.anchors)
-        return _timed(schedule, self.step, self.since + 1, self.gap, self.anchors)
-
-    def decide(self, schedule: Schedule, numbers: dict[str, Tensor], eps: float | None, timestep: float | None) -> PhaseName:
-        """Return the phase of the coming step and count it. `eps` is the schedule's error at this step, None without data."""
-        anchored = self.anchors > 0
-        known = eps is not None and anchored
-        self.since += 1
-        total = self.total
-        if known:
-            self.total = _counting(schedule, total, eps)
-        if not schedule.is_lagged:
-            total = self.total
-        if schedule.watches or schedule.is_lagged:
-            place = _place(schedule, numbers, self.step, self.since, total)
-        else:
-            place = _planned(schedule, self.step, self.since)
-        phase = schedule.branches[place]
-        self.phases.append(phase)
-        self.eps.append(eps if known else None)
-        self.totals.append(total if known or (anchored and schedule.is_lagged) else None)
-        if timestep is not None:
-            self._move_to(timestep)
-        self.could_skip = self.could_skip or schedule.can_skip(self.step)
-        if phase == "FULL":
-            self.gap = self.since if self.anchors else 0
-            self.anchors += 1
-            self.since, self.total = 0, 0.0
-        return phase
-
-    def follows(self, timestep: float, direction: Direction) -> bool:
-        """Whether the latest step, whose timestep was not known when it was decided, belonged to this generation; if so, it is noted."""
-        belonged = self.continues(timestep, direction)
-        if belonged:
-            self._move_to(timestep)
-        return belonged
-
-    def _move_to(self, timestep: float) -> None:
-        self.moved = self.moved or (self.timestep is not None and timestep != self.timestep)
-        self.timestep = timestep
-
-    def learn(self, schedule: Schedule, eps: float) -> None:
-        """Take in the error of the latest step, which was decided without it (`Schedule.is_lagged`)."""
-        was_full = self.phases[-1] == "FULL"
-        if self.anchors > was_full:
-            self.eps[-1] = eps
-            if not was_full:
-                self.total = _counting(schedule, self.total, eps)
-
-    def never_skipped(self) -> bool:
-        """Whether every step was full although the schedule could have skipped one."""
-        return self.could_skip and self.nfc == self.step
+def continues(book: Book, timestep: float | None, sign: int = 1) -> bool:
+    """Whether a step at `timestep` can belong to the generation: noise never grows within one. `sign` -1: the timestep rises."""
+    last = book.timestep
+    return timestep is None or last is None or sign * timestep <= sign * last
 
 
-def _counting(schedule: Schedule, total: float, eps: float | None) -> float:
-    """The error that counts after another one; in float32, as a compiled decision adds."""
-    return float(torch.tensor((total if schedule.accumulates else 0.0, eps)).sum())
+def successor(book: Book, schedule: Schedule) -> Book:
+    """The generation that begins where the timestep moved against the direction.
+
+    Its first step is full in any case. Where the next one is too (a warm-up of 2 or more), what the first writes to the state is
+    written again before it is used; so it is written as if both generations were one, which is right if they are.
+    """
+    if book.has_moved or not book.phases:
+        return Book()
+    return Book(before=book, shares_clock=schedule.warmup >= 2)
 
 
-def _place(schedule: Schedule, numbers: Numbers, step: int, since: int, total: float) -> int:
+def absorb(book: Book) -> Book:
+    """Take the generation before in: it was the beginning of this one."""
+    before = book.before
+    if before is None:
+        return book._replace(has_moved=True)
+    phases, counts = before.phases + book.phases, book.counts
+    if book.shares_clock:  # otherwise the state begins at the second step, which was full
+        gap = before.counts.since + 1 if len(phases) == before.step + 1 else counts.gap
+        counts = counts._replace(gap=gap, anchors=counts.anchors + before.counts.anchors)
+    return book._replace(
+        phases=phases,
+        eps=before.eps + book.eps,
+        totals=before.totals + book.totals,
+        counts=counts,
+        has_moved=True,
+        before=None,
+        restarts=before.restarts + book.restarts,
+    )
+
+
+class Arrival(NamedTuple):
+    """A call at a timestep, held against the generation so far."""
+
+    book: Book
+    sign: int
+    """The direction of the timestep: 1 where it falls from noise to image, -1 where it rises."""
+    begins: bool
+    """Whether the call begins a new generation, whose book this is."""
+
+
+def arrive(book: Book, schedule: Schedule, timestep: float | None, sign: int = 1) -> Arrival:
+    """Whether a call at `timestep` begins a new generation.
+
+    Two generations in a row that never left one timestep, each ended by a move against the direction, were none: the timestep goes
+    the other way, and the second takes the first in as its beginning. Other contexts hear of it at their next step.
+    """
+    if book.before is not None and book.phases and continues(book.before, book.timestep, sign):
+        book = absorb(book)
+    if continues(book, timestep, sign):
+        return Arrival(book, sign, False)
+    if book.before is None or book.has_moved:
+        return Arrival(successor(book, schedule), sign, True)
+    return Arrival(absorb(book), -sign, False)
+
+
+def clock_values(book: Book, schedule: Schedule) -> ClockValues:
+    """(k, N, n) of the coming step, in the unit of the schedule; see `Clock`."""
+    if book.before is not None and book.shares_clock and not book.phases:
+        return clock_values(book.before, schedule)
+    since, gap, anchors, _ = book.counts
+    if schedule.unit == "step":
+        return since + 1.0, float(gap), float(anchors)
+    return _timed(schedule, book.step, since + 1, gap, anchors)
+
+
+def count(book: Book, schedule: Schedule, numbers: Numbers, eps: float | None, timestep: float | None) -> Book:
+    """Decide the coming step by the schedule, and count it: its phase is the last of the book's.
+
+    `eps` is the schedule's error at this step, None without data; `numbers` are the schedule's thresholds.
+    """
+    counts, is_lagged = book.counts, schedule.is_lagged
+    known, before = eps is not None and counts.anchors > 0, counts.total
+    if known:
+        counts = observe(counts, eps, accumulates=schedule.accumulates)
+    total = before if is_lagged else counts.total
+    if is_lagged or schedule.watches:
+        index = _decided(schedule, numbers, book.step, counts.since + 1, total)
+    else:
+        index = _planned(schedule, book.step, counts.since + 1)
+    phase, last = schedule.branches[index], book.timestep
+    return Book(
+        (*book.phases, phase),
+        (*book.eps, eps if known else None),
+        (*book.totals, total if known or (is_lagged and counts.anchors > 0) else None),
+        advance(counts, phase == "FULL"),
+        last if timestep is None else timestep,
+        book.has_moved or (timestep is not None and last is not None and timestep != last),
+        book.before,
+        book.shares_clock,
+        clock_values(book, schedule),
+        book.restarts,
+    )
+
+
+def move_to(book: Book, timestep: float) -> Book:
+    """The book with the timestep of its latest step, which was not known when that was decided."""
+    return book._replace(timestep=timestep, has_moved=book.has_moved or (book.timestep is not None and timestep != book.timestep))
+
+
+def learn(book: Book, schedule: Schedule, eps: float) -> Book:
+    """The book with the error of its latest step, which was decided without it (`Schedule.is_lagged`)."""
+    was_full = book.phases[-1] == "FULL"
+    if book.counts.anchors <= was_full:
+        return book
+    counts = book.counts if was_full else observe(book.counts, eps, accumulates=schedule.accumulates)
+    return book._replace(eps=(*book.eps[:-1], eps), counts=counts)
+
+
+def never_skipped(book: Book, schedule: Schedule) -> bool:
+    """Whether every step was full although the schedule could have skipped one."""
+    return book.nfc == book.step and schedule.can_skip(book.step)
+
+
+def _decided(schedule: Schedule, numbers: Numbers, step: int, since: int, total: float) -> int:
     return int(schedule.phase(numbers, *torch.tensor([step, since, total], dtype=torch.float32).unbind()))
 
 
 @lru_cache(maxsize=4096)
 def _planned(schedule: Schedule, step: int, since: int) -> int:
     """The same for a rule that needs no data: what it says of a step, it says in every generation."""
-    return _place(schedule, schedule.numbers(), step, since, 0.0)
+    return _decided(schedule, schedule.numbers(), step, since, 0.0)
 
 
 @lru_cache(maxsize=4096)
-def _timed(schedule: Schedule, step: int, since: int, gap: int, anchors: int) -> tuple[float, float, float]:
+def _timed(schedule: Schedule, step: int, since: int, gap: int, anchors: int) -> ClockValues:
     """The clock of a schedule that counts in another unit than steps."""
     k, N, n = clock_at(schedule, schedule.numbers(), *torch.tensor([step, since, gap, anchors], dtype=torch.float32).unbind())
     return float(k), float(N), float(n)
 
 
-def clock_tensors(values: tuple[float, float, float], device: torch.device) -> Clock:
+def clock_tensors(values: ClockValues, device: torch.device) -> Clock:
     """The clock on a device."""
     return Clock.at(*values, device=device)
-
-
-def timestep_argument(forward: Callable[..., Any]) -> str | None:
-    """Name of the argument of `forward` that carries the timestep, None when no name says so."""
-    names = inspect.signature(forward).parameters
-    like = (name for name in names if "timestep" in name or name.endswith("_time"))
-    return next((name for name in TIMESTEP_NAMES if name in names), next(like, None))
-
-
-def timestep_value(value: Any) -> float | None:
-    """Largest timestep of a batch as a host number (a device tensor is read back), None when there is none."""
-    if isinstance(value, Tensor):
-        return float(value.detach().amax()) if value.numel() else None
-    return float(value) if isinstance(value, int | float) else None

@@ -1,4 +1,4 @@
-"""Streams: calls with different conditioning that take turns in one loop, told apart without being told."""
+"""Groups calls by conditioning, so that conditional and unconditional passes get separate caches without `cache_context`."""
 
 from __future__ import annotations
 
@@ -11,32 +11,37 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-MAX_STREAMS = 4
-"""More kinds of conditioning than this within one generation are not told apart: the one used longest ago makes room."""
+MAX_GROUPS = 4
+"""Largest number of conditionings that are told apart within one generation; the one used longest ago makes room."""
 
 
 class ConditioningChangesWarning(UserWarning):
     """The conditioning was another in so many calls of one generation that nothing can be cached."""
 
 
-def group_name(place: int) -> str:
-    """The context of a stream: "default", "default/2", ..."""
-    return "default" if place == 0 else f"default/{place + 1}"
+def group_name(index: int) -> str:
+    """The context of a group: "default", "default/2", ..."""
+    return "default" if index == 0 else f"default/{index + 1}"
 
 
 def conditioning(arguments: Mapping[str, Any], latent: str, timestep: str | None) -> dict[str, Tensor]:
-    """Return the tensors that say what is drawn: those that stay the same from step to step of one stream, by argument and position.
+    """Return the tensors that say what is drawn: those that stay the same from step to step of one group, by argument and position.
 
     Left out: the latent, the timestep and other vectors of floats (sigmas, guidance), and what a control network makes anew for each step.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in arguments.items():
         if name in (latent, timestep) or "control" in name or "timestep" in name:
             continue
         for i, leaf in enumerate(pytree.tree_leaves(value)):
             if isinstance(leaf, Tensor) and (leaf.dim() > 1 or not leaf.is_floating_point()):
-                found[f"{name}.{i}"] = leaf
-    return found
+                tensors[f"{name}.{i}"] = leaf
+    return tensors
+
+
+def version(tensor: Tensor) -> int | None:
+    """The number of times a tensor was written; None where nobody counts."""
+    return None if tensor.is_inference() else tensor._version
 
 
 @dataclass
@@ -48,61 +53,73 @@ class Seen:
 
     @classmethod
     def now(cls, tensor: Tensor) -> Seen:
-        return cls(tensor, None if tensor.is_inference() else tensor._version)
+        return cls(tensor, version(tensor))
 
     def equals(self, other: Tensor) -> bool:
-        """Whether `other` has the same values; True at once for the same, unwritten object."""
-        if Seen.now(self.tensor).version != self.version:
+        """Whether `other` has the same values, True at once for the same, unwritten object; if so, `other` is what was seen."""
+        seen = self.tensor
+        if (None if seen.is_inference() else seen._version) != self.version:
             return False
-        if self.tensor is other:
+        if seen is other:
             return True
-        kind = (other.shape, other.dtype, other.device)
-        return (self.tensor.shape, self.tensor.dtype, self.tensor.device) == kind and torch.equal(self.tensor, other)
+        if (seen.shape, seen.dtype, seen.device) != (other.shape, other.dtype, other.device) or not torch.equal(seen, other):
+            return False
+        self.tensor, self.version = other, version(other)
+        return True
+
+
+def all_equal(seen: Mapping[str, Seen], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether tensors of the same names have the values that were seen."""
+    if len(seen) != len(tensors):
+        return False
+    for name, tensor in tensors.items():
+        before = seen.get(name)
+        if before is None or not before.equals(tensor):
+            return False
+    return True
 
 
 @dataclass
 class ConditioningGroups:
-    """Numbers the streams of one loop: a conditional and an unconditional pass with separate calls are streams 0 and 1.
+    """Numbers the groups of one loop: a conditional and an unconditional pass with separate calls are groups 0 and 1.
 
-    Two calls belong to one stream when their conditioning has the same values; nothing is inferred from the order or the
+    Two calls belong to one group when their conditioning has the same values; nothing is inferred from the order or the
     number of calls, which are other as soon as guidance is off for a step.
     """
 
     seen: list[dict[str, Seen]] = field(default_factory=list)
     used: list[int] = field(default_factory=list)
-    """When each stream was last called, as a number of calls."""
+    """When each group was last called, as a number of calls."""
     calls: int = 0
     evicted: int = 0
     warned: bool = False
 
-    def find(self, given: Mapping[str, Tensor], over: Callable[[int], bool]) -> int:
-        """Return the stream of a call. `over(i)`: whether the generation of stream i has ended, so that its place is free."""
+    def find(self, tensors: Mapping[str, Tensor], is_over: Callable[[int], bool]) -> int:
+        """Return the group of a call. `is_over(i)`: whether the generation of group i has ended, so that its number is free."""
         self.calls += 1
-        place = next((i for i, seen in enumerate(self.seen) if self._matches(seen, given)), None)
-        if place is None:
-            place = self._place(over)
-        self.seen[place] = {name: Seen.now(tensor) for name, tensor in given.items()}
-        self.used[place] = self.calls
-        return place
+        for index, seen in enumerate(self.seen):
+            if all_equal(seen, tensors):
+                self.used[index] = self.calls
+                return index
+        index = self._free(is_over)
+        self.seen[index] = {name: Seen.now(tensor) for name, tensor in tensors.items()}
+        self.used[index] = self.calls
+        return index
 
-    @staticmethod
-    def _matches(seen: dict[str, Seen], given: Mapping[str, Tensor]) -> bool:
-        return seen.keys() == given.keys() and all(seen[name].equals(tensor) for name, tensor in given.items())
-
-    def _place(self, over: Callable[[int], bool]) -> int:
-        for i in range(len(self.seen)):
-            if over(i):
+    def _free(self, is_over: Callable[[int], bool]) -> int:
+        for index in range(len(self.seen)):
+            if is_over(index):
                 self.evicted = 0
-                return i
-        if len(self.seen) < MAX_STREAMS:
+                return index
+        if len(self.seen) < MAX_GROUPS:
             self.seen.append({})
             self.used.append(0)
             return len(self.seen) - 1
         self.evicted += 1
-        if self.evicted == MAX_STREAMS and not self.warned:
+        if self.evicted == MAX_GROUPS and not self.warned:
             self.warned = True
             warnings.warn(
-                f"the conditioning took more than {2 * MAX_STREAMS} values within one generation, so nothing can be skipped; "
+                f"the conditioning took more than {2 * MAX_GROUPS} values within one generation, so nothing can be skipped; "
                 "wrap the calls that belong together in model.cache_context(name)",
                 ConditioningChangesWarning,
                 stacklevel=2,
@@ -110,5 +127,5 @@ class ConditioningGroups:
         return min(range(len(self.used)), key=self.used.__getitem__)
 
     def forget(self) -> None:
-        """Drop the references to conditioning tensors; the places stay."""
+        """Drop the references to conditioning tensors; the numbers stay."""
         self.seen = [{} for _ in self.seen]

@@ -19,6 +19,7 @@ from rfc_fx.io.method_file import read_method, write_method
 from rfc_fx.io.predictor import write_predictor
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.plan import Plan
+from rfc_fx.passes.build import build
 from rfc_fx.report.explain import Explanation, explain
 from rfc_fx.runtime.cached_model import CachedModel
 from rfc_fx.runtime.cond_model import CondModel
@@ -66,16 +67,15 @@ def transform(
 ) -> CachedModel:
     """Return `model` with every residual branch behind a guard: computed in full, or estimated from its cache.
 
-    `method`: an rfc method or a method file's path (.json); None: `rfc.LogSNR` at the noise levels of `source` as they stand, else
-    `rfc.RFC()`.
+    `method`: an rfc method or the path of a method file (.json); None: `rfc.LogSNR` at the noise levels of `source`, else `rfc.RFC()`.
     `example_inputs`: arguments of one call, captured now (`passes.build`); None: the first call is. `source`: a pipeline or scheduler, held
-    weakly, whose timesteps every generation has (`CachedModel.follow`).
+    weakly, read as it stands; every generation has its timesteps (`CachedModel.follow`).
 
     Raises TypeError or ValueError for wrong arguments, and, now or in the first call, CaptureError, NoSiteError and StateBudgetError.
     """
     if isinstance(method, str | Path) and Path(method).suffix == ".json":
         method = read_method(method)
-    cached = cached_model(model, default_method(source) if method is None else method, config)
+    cached = cached_model(model, default_method(source) if method is None else method, config, build)
     if source is not None:
         cached.follow(source)
     if example_inputs is not None:

@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 import rfc
-from rfc.bookkeeping import Generation
+from rfc.generation import Generation
 from rfc.method import Method
 from rfc_fx.zoo import DIGITS_PREDICTOR
 

@@ -12,8 +12,8 @@ import torch
 
 import rfc
 from benchmarks.quality.trajectory import Trajectory
-from rfc.bookkeeping import Generation
 from rfc.eager.run import spec_of, zeros
+from rfc.generation import Generation
 from rfc.state import Clock, State
 
 

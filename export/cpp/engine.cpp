@@ -30,15 +30,10 @@ bool Schedule::full(float step, float k, float total) const {
 }
 
 bool Generation::decide(const Schedule& schedule, float eps) {
-  since += 1;
-  if (anchors > 0) total += eps;
-  const bool full = schedule.full(static_cast<float>(phases.size()), since, total);
+  counts = observe(counts, eps);
+  const bool full = schedule.full(static_cast<float>(phases.size()), counts.since + 1, counts.total);
   phases += full ? 'F' : 'E';
-  if (full) {
-    gap = anchors > 0 ? since : 0;
-    anchors += 1;
-    since = total = 0;
-  }
+  counts = advance(counts, full);
   return full;
 }
 
@@ -108,9 +103,9 @@ at::Tensor Engine::run(const Tensors& arguments) {
   if (generation_.phases.empty() && programs_.count("INVARIANT")) run_program("INVARIANT");
   if (programs_.count("TIMESTEP")) run_program("TIMESTEP");
   float* clock = values_.at(key("clock", "clock")).data_ptr<float>();
-  clock[0] = generation_.since + 1;
-  clock[1] = generation_.gap;
-  clock[2] = generation_.anchors;
+  clock[0] = generation_.counts.since + 1;
+  clock[1] = generation_.counts.gap;
+  clock[2] = generation_.counts.anchors;
   eps_ = 0;
   if (programs_.count("PREFIX")) run_program("PREFIX");
   return run_program(generation_.decide(schedule_, eps_) ? "FULL" : "ESTIMATE");

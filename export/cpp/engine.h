@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "artifact.h"
+#include "bookkeeping.h"
 
 namespace torch::inductor {
 class AOTIModelPackageLoader;
@@ -33,7 +34,7 @@ class Schedule {
 // What a generation did, and where it stands.
 struct Generation {
   std::string phases;  // a letter for each step: F for FULL, E for ESTIMATE
-  float since = 0, gap = 0, anchors = 0, total = 0;
+  Counts counts;
   double timestep = std::numeric_limits<double>::infinity();
 
   // Take the decision of the coming step and count it; `eps` is not a number where nothing was measured.

@@ -18,7 +18,7 @@ import rfc_fx
 from rfc.eager.model import cached
 from rfc_export.runtime import Engine
 from rfc_export.verify import RecordedGeneration, Verdict, cached_like, parity_over
-from rfc_fx.runtime.driver import StepModel
+from rfc_fx.runtime.step_model import StepModel
 from rfc_fx.tools.compare import Timing
 
 READS = ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__", "__index__", "equal")

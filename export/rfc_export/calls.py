@@ -18,7 +18,7 @@ from rfc_export.specs import CallSpec, LeafSpec
 from rfc_fx.capture.export import named_arguments
 from rfc_fx.errors import SignatureError
 from rfc_fx.passes.build import CompiledSet
-from rfc_fx.runtime.program_cache import PLAIN
+from rfc_fx.runtime.calls import PLAIN
 
 RETURN_DICT = "return_dict"
 """The argument by which diffusers' models are told how to wrap what they return; an engine does either."""

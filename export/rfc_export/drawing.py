@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rfc.bookkeeping import Generation
+from rfc.generation import Generation
 from rfc_export.errors import ArtifactError, ExportError
 from rfc_export.manifest import MANIFEST, WEIGHTS, Manifest
 from rfc_export.runtime import Engine

@@ -69,7 +69,7 @@ def export(
     compiled = cached.compiled
     maker.check(compiled.device)
     arguments = _arguments(cached, example_inputs)
-    call = call_spec(compiled, arguments, cached._signature, cached._timestep)
+    call = call_spec(compiled, arguments, cached.call_signature, cached.timestep_argument)
     if RETURN_DICT in call.parameters and compiled.captured.outputs.type is tuple and RETURN_DICT not in arguments:
         raise ExportError("export: captured with return_dict=False; transform anew with example inputs, without return_dict")
     weights = Weights.of(compiled)
@@ -91,7 +91,7 @@ def export(
             schema_version=1,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             model=ModelSpec(
-                model_class=cached._name,
+                model_class=cached.model_name,
                 config=_plain_config(cached.model),
                 dtype=name_of(_dtype(cached.model)),
                 weights_sha256=files[WEIGHTS].sha256,
@@ -157,7 +157,7 @@ def _cached(
     if example_inputs is not None:
         args, kwargs = args_and_kwargs(example_inputs)
         model.trace(*args, **kwargs)
-    elif not len(model._sets):
+    elif not len(model.cache):
         raise ExportError("export: nothing was captured yet; pass example_inputs, the arguments of one call")
     return model
 
@@ -166,7 +166,7 @@ def _arguments(cached: rfc_fx.CachedModel, example_inputs: Mapping[str, Any] | t
     if example_inputs is None:
         raise ExportError("export: pass example_inputs, the arguments of one call that the engine is for")
     args, kwargs = args_and_kwargs(example_inputs)
-    return named_arguments(cached._signature, args, kwargs)
+    return named_arguments(cached.call_signature, args, kwargs)
 
 
 def _refuse_lost_state(layout: Layout, programs: Mapping[str, Portable], maker: Backend) -> None:

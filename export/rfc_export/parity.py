@@ -10,12 +10,12 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from rfc.bookkeeping import Generation
+from rfc.generation import Generation
 from rfc.method import Method
 from rfc_export.errors import ExportError
 from rfc_export.runtime import Engine
 from rfc_fx.capture.export import latent_argument
-from rfc_fx.runtime.driver import StepModel
+from rfc_fx.runtime.step_model import StepModel
 
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest relative error ||engine - model|| / ||model|| of a step: other kernels round in another order, and estimates extrapolate that."""

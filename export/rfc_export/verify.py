@@ -69,7 +69,7 @@ class _CallRecorder:
         self.model.prepare(timesteps)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = named_arguments(self.model._signature, args, kwargs)
+        arguments = named_arguments(self.model.call_signature, args, kwargs)
         self.calls.append({name: value.clone() if isinstance(value, Tensor) else value for name, value in arguments.items()})
         return self.model(*args, **kwargs)
 

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rfc.bookkeeping import Direction, Generation, timestep_argument, timestep_value
+from rfc.arguments import timestep_argument, timestep_value
 from rfc.conditioning import ConditioningGroups, conditioning, group_name
 from rfc.eager.blocks import Replaced, in_place, spans, verifier
 from rfc.eager.predictor import predictions
 from rfc.eager.run import Now, Run, spec_of
 from rfc.eager.token_wise import Chooser, Scorer, choosers, passages
 from rfc.estimators.predicted import predicted_by
+from rfc.generation import Direction, Generation
 from rfc.granularity import block_modules, parse_granularity
 from rfc.method import Method
 from rfc.phase import is_partial, phase_named

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rfc.bookkeeping import Direction, Generation, clock_tensors
+from rfc.bookkeeping import clock_tensors
+from rfc.generation import Direction, Generation
 from rfc.method import Method
 from rfc.phase import PhaseName
 from rfc.state import Clock, SlotSpec, State

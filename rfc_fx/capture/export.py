@@ -17,7 +17,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 
-from rfc.bookkeeping import timestep_argument
+from rfc.arguments import timestep_argument
 from rfc_fx.capture.clean import clean
 from rfc_fx.capture.with_values import Concrete, trace
 from rfc_fx.errors import CaptureError, NestedGraphError

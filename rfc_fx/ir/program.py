@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -147,6 +147,46 @@ class ProgramSet(Protocol):
         ...
 
 
-def unflatten(outputs: Sequence[Tensor], spec: pytree.TreeSpec) -> object:
-    """Rebuild what the model's forward returns."""
-    return pytree.tree_unflatten(list(outputs), spec)
+class BuiltSet(ProgramSet, Protocol):
+    """A set that was built from a model, in this process."""
+
+    @property
+    def programs(self) -> Mapping[str, Program]:
+        """By phase."""
+        ...
+
+    @property
+    def guarded(self) -> Any:
+        """The guarded graph (`rfc_fx.passes.guard.Guarded`)."""
+        ...
+
+    @property
+    def whole_plan(self) -> Plan:
+        """The plan with what other granularities and types would take, and what depends on what."""
+        ...
+
+    @property
+    def decided(self) -> Collection[int]:
+        """Flat arguments whose values the model's forward read: the programs are for these values."""
+        ...
+
+    @property
+    def step(self) -> CondStep | None:
+        """One step as one graph, for `dispatch="cond"`."""
+        ...
+
+
+CondStep = Callable[[Sequence[Tensor], dict[str, Tensor], Tensor, Tensor, Mapping[str, Tensor]], tuple[Tensor, ...]]
+"""(inputs, state, progress, log, numbers) -> flat outputs; writes state, progress and log."""
+
+
+def unflattener(spec: pytree.TreeSpec) -> Callable[[Sequence[Tensor]], Any]:
+    """What rebuilds the model's return value; one flat object is built at once, without a walk over the tree."""
+    if spec.is_leaf():
+        return lambda outputs: outputs[0]
+    if not all(child.is_leaf() for child in spec.children()):
+        return lambda outputs: pytree.tree_unflatten(list(outputs), spec)
+    if spec.type is tuple:
+        return tuple
+    context, rebuild = spec.context, pytree.SUPPORTED_NODES[spec.type].unflatten_fn
+    return lambda outputs: rebuild(outputs, context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -23,7 +23,7 @@ from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import flops, value
 from rfc_fx.ir.phase import HOISTED_PHASES, PREFIX, step_phases
 from rfc_fx.ir.plan import Plan, SlotRow
-from rfc_fx.ir.program import Argument, Program, unflatten
+from rfc_fx.ir.program import Argument, CondStep, Program, unflattener
 from rfc_fx.passes.graft import capture_skipped, graft
 from rfc_fx.passes.guard import Guarded, guard
 from rfc_fx.passes.hoist import dependence
@@ -73,6 +73,16 @@ class CompiledSet:
         """Whether step numbers and decisions are state of the graph."""
         return isinstance(self.lowered, Cond)
 
+    @property
+    def decided(self) -> Collection[int]:
+        """Flat arguments whose values the model's forward read: the programs are for these values."""
+        return self.captured.decided
+
+    @property
+    def step(self) -> CondStep | None:
+        """One step as one graph, for `dispatch="cond"`."""
+        return self.lowered.step if isinstance(self.lowered, Cond) else None
+
     @cached_property
     def whole_plan(self) -> Plan:
         """The plan with what other granularities and types would take, and what depends on what."""
@@ -86,14 +96,11 @@ class CompiledSet:
 
     def unflatten(self, outputs: Sequence[Tensor]) -> Any:
         """What the model's forward returns."""
-        if self._is_tuple:
-            return tuple(outputs)
-        return unflatten(outputs, self.captured.outputs)
+        return self._unflatten(outputs)
 
     @cached_property
-    def _is_tuple(self) -> bool:
-        spec = self.captured.outputs
-        return spec.type is tuple and all(child.is_leaf() for child in spec.children())
+    def _unflatten(self) -> Callable[[Sequence[Tensor]], Any]:
+        return unflattener(self.captured.outputs)
 
     def inputs(self, leaves: list[Any]) -> list[Tensor]:
         """The tensor arguments in the order of the placeholders."""

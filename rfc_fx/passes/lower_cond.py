@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rfc.bookkeeping import advance, observe
 from rfc.schedules.base import Numbers, clock_at
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import base_of
-from rfc_fx.ir.program import Argument, Program
-from rfc_fx.ir.progress import LOG_STEPS, RESTART, progress_slots
+from rfc_fx.ir.program import CLOCK, Argument, CondStep, Program
+from rfc_fx.ir.progress import LOG_STEPS, Progress, progress_slots
 from rfc_fx.passes.guard import Guarded
 from rfc_fx.passes.prefix import with_prefix
 from rfc_fx.passes.specialize import specialize
@@ -26,8 +27,7 @@ class Cond:
 
     programs: dict[str, Program]
     layout: Layout
-    step: Callable[[Sequence[Tensor], dict[str, Tensor], Tensor, Tensor, Numbers], tuple[Tensor, ...]]
-    """(inputs, state, progress, log, numbers) -> flat outputs; writes state, progress and log."""
+    step: CondStep
 
 
 def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program], Program] = lambda program: program) -> Cond:
@@ -58,23 +58,25 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
     def step(inputs: Sequence[Tensor], state: dict[str, Tensor], progress: Tensor, log: Tensor, numbers: Numbers) -> tuple[Tensor, ...]:
         values: dict[Argument, Tensor] = {("input", name): inputs[i] for i, name in enumerate(places)}
         values |= {("state", slot): state[slot] for slot in slots}
-        now = progress[5] if when is None else inputs[when].max().to(torch.float32)
-        begins = (now > progress[5]) | (progress[RESTART] > 0) | (progress[0] == 0)  # noise grew, or a reset
-        held = torch.where(begins, torch.zeros_like(progress[:5]), progress[:5])
-        number, since, gap, anchors, total = held.unbind()
-        k = since + 1
-        values["clock", "clock"] = torch.stack(list(clock_at(schedule, numbers, number, k, gap, anchors)))
-        known = anchors > 0
-        eps = torch.zeros_like(total)
+        last = Progress.unbind(progress)
+        now = last.timestep if when is None else inputs[when].max().to(torch.float32)
+        begins = (now > last.timestep) | (last.restart > 0) | (last.step == 0)  # noise grew, or a reset
+        held = torch.where(begins, torch.zeros_like(progress), progress)
+        before = Progress.unbind(held)
+        counts = before.counts
+        k = counts.since + 1
+        values[CLOCK] = torch.stack(list(clock_at(schedule, numbers, before.step, k, counts.gap, counts.anchors)))
+        known = counts.anchors > 0
+        eps = torch.zeros_like(k)
         if first is not None:
             shared = first.module(*arguments(first, values))
             eps = torch.where(known, shared[0][0], eps)
             for name, tensor in zip(first.results[1:], shared[1:], strict=True):
                 # contiguous: Inductor may lay an operand of torch.cond out otherwise than it told the branches
                 values["carry", name.removeprefix("carry:")] = tensor.contiguous()
-        before, total = total, total + eps if schedule.accumulates else torch.where(known, eps, total)
-        weighed = before if schedule.is_lagged else total
-        is_full = decide(numbers, number, k, weighed)
+        observed = observe(counts, eps, accumulates=schedule.accumulates)
+        weighed = counts.total if schedule.is_lagged else observed.total
+        is_full = decide(numbers, before.step, k, weighed)
 
         def compute() -> tuple[Tensor, ...]:
             results = full.module(*arguments(full, values))
@@ -95,13 +97,10 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
             results = program.module(*arguments(program, values))
             for name, new in zip(program.results[outputs:], results[outputs:], strict=True):
                 state[name.removeprefix("state:")].copy_(new)
-        ran = is_full.to(torch.float32)
-        row = torch.stack([ran, torch.where(known, eps, torch.full_like(eps, float("nan"))), weighed]).reshape(1, 3)
-        log.index_copy_(0, number.clamp(max=LOG_STEPS - 1).long().reshape(1), row)
-        gap = torch.where(is_full, torch.where(known, k, torch.zeros_like(k)), gap)
-        zero = torch.zeros_like(k)
-        after = [number + 1, torch.where(is_full, zero, k), gap, anchors + ran, torch.where(is_full, zero, total), now, zero]
-        progress.copy_(torch.stack(after))
+        row = torch.stack([is_full.to(torch.float32), torch.where(known, eps, torch.full_like(eps, float("nan"))), weighed]).reshape(1, 3)
+        log.index_copy_(0, before.step.clamp(max=LOG_STEPS - 1).long().reshape(1), row)
+        after = Progress(before.step + 1, *advance(observed, is_full), timestep=now, restart=torch.zeros_like(k))
+        progress.copy_(after.stack())
         return tuple(results[:outputs])
 
     step.__code__ = step.__code__.replace()  # its own code object: torch.compile counts recompiles per code object

@@ -16,6 +16,7 @@ from rfc.granularity import block_of
 from rfc.method import Method
 from rfc_fx.capture.export import args_and_kwargs
 from rfc_fx.ir.config import Config
+from rfc_fx.passes.build import build
 from rfc_fx.passes.guard import Guarded
 from rfc_fx.report.drawing import draw
 from rfc_fx.runtime.cached_model import CachedModel
@@ -85,7 +86,7 @@ def explain(
     `model`: what `rfc_fx.transform` returned (explained as it stands), or a model with the `example_inputs` of one call, which is captured
     with `method` (None: `rfc.RFC()`) and `config` and not run. Raises what `transform` raises, RFCError where nothing was captured.
     """
-    cached = model if isinstance(model, CachedModel) else cached_model(model, method or RFC(), config)
+    cached = model if isinstance(model, CachedModel) else cached_model(model, method or RFC(), config, build)
     if example_inputs is not None:
         args, kwargs = args_and_kwargs(example_inputs)
         cached.trace(*args, **kwargs)

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import nn
+from torch import Tensor, nn
 
 from rfc_fx.errors import RFCError
-from rfc_fx.ir.program import unflatten
-from rfc_fx.passes.build import CompiledSet
-from rfc_fx.passes.lower_cond import Cond
+from rfc_fx.ir.program import BuiltSet
 from rfc_fx.runtime.cached_model import CachedModel
+from rfc_fx.runtime.context import Context
 
 
 class CondModel(CachedModel):
@@ -21,6 +20,11 @@ class CondModel(CachedModel):
     There the programs have to exist beforehand: pass `example_inputs` to `transform`, or call the model once.
     """
 
+    _prepared: Context | None = None
+    """The context of the call that comes."""
+    _thresholds: dict[str, Tensor]
+    """The schedule's numbers on its device."""
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step; see `CachedModel.forward`."""
         if not torch.compiler.is_compiling():
@@ -28,24 +32,23 @@ class CondModel(CachedModel):
         with torch.no_grad():
             context = self._prepared
             if context is None:
-                raise RFCError("dispatch='cond': nothing captured yet; pass example_inputs to rfc_fx.transform or call the model once")
-            compiled, state, numbers = context.compiled, context.state, self._here_numbers
-            assert isinstance(compiled, CompiledSet)
-            assert isinstance(compiled.lowered, Cond)
-            names = tuple(self._signature.parameters)
-            given = dict(zip(names, args, strict=False)) | kwargs
-            leaves = pytree.tree_leaves({name: given[name] for name in names if name in given})
-            inputs = compiled.inputs(leaves)
-            outputs = compiled.lowered.step(inputs, state, state["progress"], state["log"], numbers)
-            return unflatten(outputs, compiled.captured.outputs)
+                way = "pass example_inputs to rfc_fx.transform or call the model once"
+                raise RFCError(f"{self.model_name}: dispatch='cond': nothing captured yet; {way}")
+            compiled: BuiltSet = context.compiled  # type: ignore[assignment]
+            assert compiled.step is not None
+            state = context.state
+            names = tuple(self.call_signature.parameters)
+            arguments = dict(zip(names, args, strict=False)) | kwargs
+            leaves = pytree.tree_leaves({name: arguments[name] for name in names if name in arguments})
+            outputs = compiled.step(compiled.inputs(leaves), state, state["progress"], state["log"], self._thresholds)
+            return compiled.unflatten(outputs)
 
     @torch.compiler.disable
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Have programs and state for this call ready; torch.compile calls it through the lazy-module protocol."""
-        if self._may_have_changed:
-            self._forget_if_changed()
-        self._prepared, _ = self._enter(args, kwargs)
-        self._here_numbers = self._numbers_on(self._prepared.compiled.device)
+        self.driver.look_at_the_model()
+        self._prepared = self.driver.contexts.of(self.cache.recognise(args, kwargs))
+        self._thresholds = self.driver.numbers_on(self._prepared.compiled.device)
 
     def _initialize_hook(self, *_: Any) -> None:
         """Marks a module that has to see arguments before it is compiled (torch's lazy-module protocol)."""

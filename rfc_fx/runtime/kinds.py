@@ -10,14 +10,14 @@ from rfc.method import Method
 from rfc.storage import stored_anew
 from rfc_fx.capture.refusals import refuse
 from rfc_fx.ir.config import Config
-from rfc_fx.runtime.cached_model import CachedModel
+from rfc_fx.runtime.cached_model import Build, CachedModel
 from rfc_fx.runtime.cond_model import CondModel
 from rfc_fx.runtime.per_sample import PerSampleModel
 from rfc_fx.sites.granularity import granularities_for
 
 
-def cached_model(model: nn.Module, method: Any, config: Config) -> CachedModel:
-    """The cached model of a method and a configuration, before anything is captured.
+def cached_model(model: nn.Module, method: Any, config: Config, build: Build) -> CachedModel:
+    """The cached model of a method and a configuration, before anything is captured; `build` makes its programs.
 
     Raises TypeError for arguments of another type and for a transformed model, ValueError where the method has another granularity than the
     configuration, CaptureError for a model that a graph cannot stand for.
@@ -38,4 +38,4 @@ def cached_model(model: nn.Module, method: Any, config: Config) -> CachedModel:
         raise ValueError(f"transform: {error}") from None
     refuse(model)
     kind = CondModel if config.dispatch == "cond" else PerSampleModel if config.decision == "per_sample" else CachedModel
-    return kind(model, method if config.state_dtype is None else stored_anew(method, config.state_dtype), config)
+    return kind(model, method if config.state_dtype is None else stored_anew(method, config.state_dtype), config, build)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ from rfc_fx.capture.refusals import refuse
 from rfc_fx.errors import SignatureError
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.plan import Plan
-from rfc_fx.runtime.cached_model import CachedModel
+from rfc_fx.runtime.cached_model import Build, CachedModel
+from rfc_fx.runtime.calls import Key, signature
 from rfc_fx.runtime.dynamo import skip_own_frame
-from rfc_fx.runtime.program_cache import signature
 
 
 class PerSampleModel(CachedModel):
@@ -27,19 +27,20 @@ class PerSampleModel(CachedModel):
     No sample's result depends on its batch mates, to the last bit. Contexts are named `default[0]`, `default[1]`, ...
     """
 
-    def __init__(self, model: nn.Module, method: Method, config: Config) -> None:
-        super().__init__(model, method, config)
-        self._wholes: dict[Any, Whole] = {}
+    def __init__(self, model: nn.Module, method: Method, config: Config, build: Build) -> None:
+        super().__init__(model, method, config, build)
+        self._joins: dict[Any, Join] = {}
+        """How results go together, by call signature."""
 
     @skip_own_frame
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step of every sample; see `CachedModel.forward`."""
-        whole, samples = self._samples(args, kwargs)
+        join, samples = self._samples(args, kwargs)
         results = []
-        for place, arguments in enumerate(samples):
-            self._turn_to(place)
+        for index, arguments in enumerate(samples):
+            self._turn_to(index)
             results.append(super().forward(**arguments))
-        return self._join(whole, results)
+        return self._join(join, results)
 
     def trace(self, *args: Any, **kwargs: Any) -> Plan:
         """Capture for these arguments without running a step; return the plan, which is that of one sample."""
@@ -48,35 +49,29 @@ class PerSampleModel(CachedModel):
         return super().trace(**samples[0])
 
     @torch.compiler.disable
-    def _samples(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Whole, list[dict[str, Any]]]:
+    def _samples(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Join, list[dict[str, Any]]]:
         """The samples of a call, and how their results go together."""
-        if self._may_have_changed:
-            self._forget_if_changed()
-        arguments = named_arguments(self._signature, args, kwargs)
-        count = batch_size(arguments, type(self.model).__name__)
+        self.driver.look_at_the_model()
+        arguments = named_arguments(self.call_signature, args, kwargs)
+        count = batch_size(arguments, self.model_name)
         shape, _ = signature(arguments, self.model)
-        if (found := self._wholes.get(shape)) is None:
+        if (join := self._joins.get(shape)) is None:
             refuse(self.model)
-            found = self._wholes[shape] = whole(self.model, arguments, count)
-        return found, [sample(arguments, place, count) for place in range(count)]
+            join = self._joins[shape] = learned_join(self.model, arguments, count)
+        return join, [sample(arguments, index, count) for index in range(count)]
 
     @torch.compiler.disable
-    def _turn_to(self, place: int | None) -> None:
-        """Calls from here on are those of one sample; per thread."""
-        self._here.sample = place
+    def _turn_to(self, index: int) -> None:
+        self.driver.contexts.turn_to_sample(index)
 
-    def _own(self, name: str) -> str:
-        return f"{name}[{self._here.sample}]"
-
-    def _forget_if_changed(self) -> bool:
-        changed = super()._forget_if_changed()
-        if changed:
-            self._wholes.clear()
-        return changed
+    def _forget(self, keys: Collection[Key]) -> None:
+        super()._forget(keys)
+        if not len(self.cache):
+            self._joins.clear()
 
     @torch.compiler.disable
-    def _join(self, whole: Whole, results: list[Any]) -> Any:
-        return whole.join(results)
+    def _join(self, join: Join, results: list[Any]) -> Any:
+        return join(results)
 
 
 AGREE = {torch.float16: 2e-2, torch.bfloat16: 5e-2, torch.float32: 1e-3, torch.float64: 1e-6}
@@ -93,7 +88,7 @@ def batch_size(arguments: Mapping[str, Any], name: str) -> int:
     raise SignatureError(f"{name}: decision='per_sample' needs a latent with samples in its first axis, got {type(latent).__name__}")
 
 
-def sample(arguments: Mapping[str, Any], place: int, count: int) -> dict[str, Any]:
+def sample(arguments: Mapping[str, Any], index: int, count: int) -> dict[str, Any]:
     """The arguments of one sample of `count`, as a batch of one.
 
     Tensors whose first axis, and lists whose length, is `count` are cut; all else (positions, scales) belongs to every sample.
@@ -101,38 +96,38 @@ def sample(arguments: Mapping[str, Any], place: int, count: int) -> dict[str, An
 
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value[place : place + 1] if value.dim() and value.shape[0] == count else value
+            return value[index : index + 1] if value.dim() and value.shape[0] == count else value
         if isinstance(value, Mapping):
             return {key: cut(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             per_sample = len(value) == count and not any(isinstance(v, Tensor) and v.dim() and v.shape[0] == count for v in value)
-            return type(value)(value[place : place + 1] if per_sample else [cut(item) for item in value])
+            return type(value)(value[index : index + 1] if per_sample else [cut(item) for item in value])
         return value
 
     return {key: cut(value) for key, value in arguments.items()}
 
 
 @dataclass(frozen=True)
-class Whole:
+class Join:
     """How the results of samples become the result of their batch: found out once per call signature, by running the model itself."""
 
     count: int
     spec: pytree.TreeSpec
-    listed: bool
+    is_list: bool
     """The model returns a list with an entry per sample, not one tensor."""
 
-    def join(self, results: list[Any]) -> Any:
+    def __call__(self, results: list[Any]) -> Any:
         """The batch's result, from those of the samples in order."""
         flat = [pytree.tree_leaves(result) for result in results]
-        leaves = [leaf for one in flat for leaf in one] if self.listed else [_together(parts) for parts in zip(*flat, strict=True)]
+        leaves = [leaf for one in flat for leaf in one] if self.is_list else [_concatenated(parts) for parts in zip(*flat, strict=True)]
         return pytree.tree_unflatten(leaves, self.spec)
 
 
-def _together(parts: tuple[Any, ...]) -> Any:
+def _concatenated(parts: tuple[Any, ...]) -> Any:
     return torch.cat(parts) if isinstance(parts[0], Tensor) and parts[0].dim() else parts[0]
 
 
-def whole(model: nn.Module, arguments: Mapping[str, Any], count: int) -> Whole:
+def learned_join(model: nn.Module, arguments: Mapping[str, Any], count: int) -> Join:
     """Run the model on a batch and on its samples, once; SignatureError when the samples alone do not give the batch's result.
 
     That is so where a model mixes its samples, or where an argument that belongs to all samples happens to be `count` long.
@@ -140,22 +135,25 @@ def whole(model: nn.Module, arguments: Mapping[str, Any], count: int) -> Whole:
     name = type(model).__name__
     with torch.no_grad():
         batch = model(**arguments)
-        alone = [model(**sample(arguments, place, count)) for place in range(count)] if count > 1 else [batch]
+        alone = [model(**sample(arguments, index, count)) for index in range(count)] if count > 1 else [batch]
     expected, spec = pytree.tree_flatten(batch)
     single = pytree.tree_leaves(alone[0])
-    found = Whole(count, spec, listed=len(expected) != len(single))
+    join = Join(count, spec, is_list=len(expected) != len(single))
     if len(expected) not in (len(single), count * len(single)):
-        raise SignatureError(f"{name}: {count} samples give {len(expected)} results and one gives {len(single)}; use decision='batch'")
-    for whole_leaf, joined in zip(expected, pytree.tree_leaves(found.join(alone)), strict=True):
-        if not isinstance(whole_leaf, Tensor):
+        raise SignatureError(
+            f"{name}: decision='per_sample': a batch of {count} returns {len(expected)} tensors and a batch of one {len(single)}; "
+            f"expected {len(single)} or {count * len(single)}; use decision='batch'"
+        )
+    for whole, joined in zip(expected, pytree.tree_leaves(join(alone)), strict=True):
+        if not isinstance(whole, Tensor):
             continue
-        same = whole_leaf.shape == joined.shape
-        share = float((whole_leaf - joined).abs().max() / whole_leaf.abs().max().clamp(min=1e-30)) if same else float("inf")
-        if not share <= AGREE.get(whole_leaf.dtype, AGREE[torch.float32]):
+        same = whole.shape == joined.shape
+        share = float((whole - joined).abs().max() / whole.abs().max().clamp(min=1e-30)) if same else float("inf")
+        if not share <= AGREE.get(whole.dtype, AGREE[torch.float32]):
             long = [key for key, value in arguments.items() for t in pytree.tree_leaves(value) if isinstance(t, Tensor) and len(t) == count]
             raise SignatureError(
                 f"{name}: decision='per_sample': the {count} samples alone give another result than in their batch (largest difference "
                 f"{share:.1e} of the largest output): the model mixes its samples, or one of {', '.join(dict.fromkeys(long))} belongs "
                 f"to all samples and is {count} long by chance; call with another batch size, or use decision='batch'"
             )
-    return found
+    return join

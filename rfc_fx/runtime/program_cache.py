@@ -1,205 +1,150 @@
-"""Programs by call signature."""
+"""Program cache: the program sets of a model by call signature, made at the first call and dropped when the model changes."""
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import inference_mode, nn
 
-from rfc.conditioning import Seen, conditioning
-from rfc_fx.errors import SignatureError
-from rfc_fx.ir.program import ProgramSet
-from rfc_fx.passes.build import CompiledSet
+from rfc.conditioning import Seen
+from rfc_fx.capture.export import named_arguments
+from rfc_fx.capture.fingerprint import Fingerprint, fingerprint
+from rfc_fx.capture.refusals import refuse
+from rfc_fx.errors import RFCError
+from rfc_fx.ir.program import BuiltSet
+from rfc_fx.runtime.calls import Call, CallPattern, Key, new_call, signature
 
-
-def signature(arguments: Mapping[str, Any], model: nn.Module) -> tuple[tuple[Any, ...], list[Any]]:
-    """Return what a set of programs is fixed to (names, shapes, dtypes, devices, plain values) and the flat arguments.
-
-    Raises SignatureError for gradients: cached steps write their state in place and cannot be differentiated.
-    """
-    leaves, spec = pytree.tree_flatten(dict(arguments))
-    parts: list[Any] = []
-    for leaf in leaves:
-        if isinstance(leaf, Tensor):
-            if leaf.requires_grad:
-                raise SignatureError(
-                    f"{type(model).__name__}: an argument of shape {tuple(leaf.shape)} requires grad; "
-                    "feature caching is for sampling: call under torch.no_grad() with detached tensors"
-                )
-            parts.append((tuple(leaf.shape), leaf.dtype, leaf.device))
-        else:
-            parts.append(leaf if isinstance(leaf, int | float | str | bool | type(None)) else repr(leaf))
-    return (spec, *parts), leaves
+log = logging.getLogger("rfc_fx")
 
 
 MAX_SIGNATURES = 8
 """Programs are kept for this many call signatures; the one used longest ago goes first, with its state."""
 
 
-Key = int
-"""A number of its own for every set: cheap to look up in every step."""
+class ProgramSource(Protocol):
+    """Where a driver has its programs from."""
+
+    def recognise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """The call with the programs for it."""
+        ...
+
+    def has_changed(self) -> bool:
+        """Whether what the programs were made from is no longer what it was."""
+        ...
+
+    def drop(self) -> None:
+        """Drop all programs, and the state that goes with them."""
+        ...
 
 
 class ProgramCache:
-    """What was compiled, by signature; the one used last is the last."""
+    """The program sets of one model, by call signature; the one used last is the last.
 
-    def __init__(self) -> None:
-        self._compiled: OrderedDict[Key, CompiledSet] = OrderedDict()
+    `make` builds the set for the arguments of a call; `on_drop` hears of the keys whose sets are gone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        call_signature: inspect.Signature,
+        timestep: str | None,
+        make: Callable[[Mapping[str, Any]], BuiltSet],
+        on_drop: Callable[[Collection[Key]], None],
+    ) -> None:
+        self._model, self._name = model, type(model).__name__
+        self._call_signature, self._timestep = call_signature, timestep
+        self._make, self._on_drop = make, on_drop
+        self._sets: OrderedDict[Key, BuiltSet] = OrderedDict()
         self._shapes: dict[Key, Any] = {}
-        self._fixed: dict[Key, dict[int, Seen]] = {}
-        self._numbers = count()
+        self._decided: dict[Key, dict[int, Seen]] = {}
+        """Flat arguments whose values the model's forward read, as they were."""
+        self._patterns: list[CallPattern] = []
+        self._keys = count()
+        self._fingerprint: Fingerprint = ()
+        self._last: Key | None = None
 
     def __len__(self) -> int:
-        return len(self._compiled)
+        return len(self._sets)
 
-    def find(self, shape: Any, leaves: list[Any]) -> Key | None:
-        """The set for a signature and, where a forward reads values, for the values in `leaves`; None when it must be made."""
-        return next((key for key in self._compiled if self._shapes[key] == shape and self.holds(key, leaves)), None)
-
-    def holds(self, key: Key, leaves: list[Any]) -> bool:
-        """Whether the values that a forward read are in `leaves` what they were when this set was made."""
-        fixed = self._fixed[key]
-        if not all(seen.equals(leaves[position]) for position, seen in fixed.items()):
-            return False
-        self._fixed[key] = {position: Seen.now(leaves[position]) for position in fixed}
-        return True
-
-    def get(self, key: Key) -> CompiledSet:
-        """Return a set."""
-        return self._compiled[key]
-
-    def add(self, shape: Any, leaves: list[Any], compiled: CompiledSet) -> Key:
-        """Keep a new set."""
-        key = next(self._numbers)
-        self._compiled[key], self._shapes[key] = compiled, shape
-        self._fixed[key] = {position: Seen.now(leaves[position]) for position in compiled.captured.decided}
-        return key
-
-    def use(self, key: Key) -> CompiledSet:
-        """Return a set and count it as the one used last."""
-        self._compiled.move_to_end(key)
-        return self._compiled[key]
-
-    def evict(self) -> list[Key]:
-        """Drop the sets used longest ago that are too many; return their keys."""
-        dropped = []
-        while len(self._compiled) > MAX_SIGNATURES:
-            key, _ = self._compiled.popitem(last=False)
-            del self._fixed[key], self._shapes[key]
-            dropped.append(key)
-        return dropped
-
-    def clear(self) -> None:
-        """Drop all."""
-        for held in (self._compiled, self._fixed, self._shapes):
-            held.clear()
+    def __iter__(self) -> Iterator[BuiltSet]:
+        return iter(self._sets.values())
 
     @property
-    def latest(self) -> CompiledSet | None:
-        """The set used last."""
-        return next(reversed(self._compiled.values()), None)
+    def latest(self) -> BuiltSet:
+        """The set used last. RFCError when nothing was captured."""
+        if not self._sets:
+            raise RFCError(f"{self._name}: nothing captured yet; pass example_inputs to rfc_fx.transform or call the model once")
+        return next(reversed(self._sets.values()))
 
+    def recognise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """The call with its programs; one that is written as an earlier one was, and differs in values alone, is recognised at once."""
+        if self._model.training:
+            raise RFCError(f"{self._name} is in training mode; call .eval() first: dropout is not part of a cached step")
+        for pattern in self._patterns:
+            written = pattern.match(args, kwargs)
+            if written is None:
+                continue
+            key = pattern.key
+            if not self._decided[key] or self._holds(key, [written[index] for index in pattern.leaves]):
+                return pattern.call(self._use(key), written)
+        return self._taken_apart(args, kwargs)
 
-PLAIN = (int, float, str, bool, type(None))
+    def _taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        arguments = named_arguments(self._call_signature, args, kwargs)
+        shape, leaves = signature(arguments, self._model)
+        key = next((key for key in self._sets if self._shapes[key] == shape and self._holds(key, leaves)), None)
+        if key is None:
+            key = self._add(arguments, shape, leaves)
+        call = new_call(key, self._use(key), leaves, arguments, self._timestep)
+        if (pattern := CallPattern.of(call, arguments, self._timestep, args, kwargs)) is not None:
+            self._patterns = [pattern, *self._patterns][:MAX_SIGNATURES]
+        return call
 
+    def _add(self, arguments: Mapping[str, Any], shape: Any, leaves: list[Any]) -> Key:
+        if self.has_changed():
+            self.drop()
+        refuse(self._model)
+        if self._sets:
+            log.warning("%s: new call signature, capturing programs number %d", self._name, len(self._sets) + 1)
+        else:
+            self._fingerprint = fingerprint(self._model)
+        with inference_mode(False):
+            built = self._make(arguments)
+        key = next(self._keys)
+        self._sets[key], self._shapes[key] = built, shape
+        self._decided[key] = {position: Seen.now(leaves[position]) for position in built.decided}
+        if len(self._sets) > MAX_SIGNATURES:
+            self._forget([next(iter(self._sets))])
+        return key
 
-@dataclass(frozen=True)
-class Call:
-    """The arguments of one call, and the programs for them."""
+    def _holds(self, key: Key, leaves: list[Any]) -> bool:
+        """Whether the values that a forward read are in `leaves` what they were when this set was made."""
+        return all(seen.equals(leaves[position]) for position, seen in self._decided[key].items())
 
-    key: Key
-    compiled: ProgramSet
-    leaves: list[Any]
-    """The flat arguments, in the order of the signature."""
-    conditioning: dict[str, Tensor]
-    timestep: Any
+    def _use(self, key: Key) -> BuiltSet:
+        """The set of a key, which is now the one used last."""
+        if key != self._last:
+            self._sets.move_to_end(key)
+            self._last = key
+        return self._sets[key]
 
+    def has_changed(self) -> bool:
+        """Whether the model changed since capture: adapters, types, devices, modules."""
+        return len(self._sets) > 0 and fingerprint(self._model) != self._fingerprint
 
-@dataclass(frozen=True)
-class CallPattern:
-    """How a call was written and what its arguments were, but for the values of tensors."""
+    def drop(self) -> None:
+        """Drop all programs and their state: they are captured anew."""
+        log.warning("%s was changed since it was captured; it is captured anew", self._name)
+        self._forget(list(self._sets))
 
-    key: Key
-    positional: int
-    named: tuple[str, ...]
-    kinds: tuple[Any, ...]
-    """Of every argument as written: (shape, dtype, device), or a plain value as it is."""
-    order: tuple[int, ...]
-    """Where the flat arguments stand among those written."""
-    conditioning: tuple[tuple[str, int], ...]
-    timestep: int | None
-
-    @classmethod
-    def of(
-        cls, call: Call, arguments: Mapping[str, Any], timestep: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> CallPattern | None:
-        """The form of a call; None where arguments lie inside others, whose insides would have to be looked at each time.
-
-        `timestep`: name of the argument that carries it.
-        """
-        written = [*args, *kwargs.values()]
-        if not all(isinstance(value, (Tensor, *PLAIN)) for value in written):
-            return None
-        names = list(arguments)
-        order = (*(range(len(args))), *(len(args) + list(kwargs).index(name) for name in names[len(args) :]))
-        place = dict(zip(names, order, strict=True))
-        return cls(
-            call.key,
-            len(args),
-            tuple(kwargs),
-            tuple(_kind(value) for value in written),
-            order,
-            tuple((name, place[name.rpartition(".")[0]]) for name in call.conditioning),
-            place.get(timestep) if timestep is not None else None,
-        )
-
-    def match(self, compiled: ProgramSet, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
-        """The call, if it has this form."""
-        if len(args) != self.positional or tuple(kwargs) != self.named:
-            return None
-        written = (*args, *kwargs.values())
-        for value, kind in zip(written, self.kinds, strict=True):
-            if isinstance(value, Tensor):
-                if type(kind) is not tuple or value.requires_grad:
-                    return None
-                shape, dtype, device = kind
-                if value.shape != shape or value.dtype is not dtype or value.device != device:
-                    return None
-            elif type(value) is not type(kind) or value != kind:
-                return None
-        return Call(
-            self.key,
-            compiled,
-            [written[place] for place in self.order],
-            {name: written[place] for name, place in self.conditioning},
-            None if self.timestep is None else written[self.timestep],
-        )
-
-
-def _kind(value: Any) -> Any:
-    return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
-
-
-def new_call(key: Key, compiled: ProgramSet, leaves: list[Any], arguments: Mapping[str, Any], timestep: str | None) -> Call:
-    """A call that was taken apart."""
-    when = arguments.get(timestep) if timestep is not None else None
-    return Call(key, compiled, leaves, conditioning(arguments, compiled.latent, timestep), when)
-
-
-def ends(timestep: Tensor) -> tuple[float, float]:
-    """Smallest and largest timestep of a batch as host numbers; one transfer where it lies on a device."""
-    if timestep.numel() <= FEW:
-        values = timestep.detach().flatten().tolist()
-        return float(min(values)), float(max(values))
-    low, high = torch.stack(torch.aminmax(timestep.detach())).tolist()
-    return float(low), float(high)
-
-
-FEW = 64
-"""Numbers that are compared faster in Python than by a reduction."""
+    def _forget(self, keys: Collection[Key]) -> None:
+        for key in keys:
+            del self._sets[key], self._shapes[key], self._decided[key]
+        self._patterns = [pattern for pattern in self._patterns if pattern.key not in keys]
+        self._last = None
+        self._on_drop(keys)

@@ -1,4 +1,4 @@
-"""Readback: a few numbers on their way from the device to the host, read when they are needed and not before."""
+"""Readback: a few numbers on their way from the device to the host, waited for when they are needed and not before."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from torch import Tensor
 
 
 class Readback:
-    """One message at a time. On a CUDA device it travels through pinned memory: posting waits for nothing, reading for the message."""
+    """One readback at a time. On a CUDA device it goes through pinned memory: starting waits for nothing, `wait` for the copy."""
 
     def __init__(self) -> None:
-        self._held: Tensor | None = None
+        self.pending = False
+        """Whether numbers are under way or have not been taken."""
+        self.timestep_unchecked = False
+        """The pending readback carries a timestep the host has not checked."""
+        self.expected_timestep: float | None = None
+        """Prepared timestep the step ran with."""
+        self._numbers: Tensor | None = None
         self._pinned: Tensor | None = None
         self._event: torch.cuda.Event | None = None
 
-    @property
-    def is_full(self) -> bool:
-        """Whether a message has not been read yet."""
-        return self._held is not None
-
-    def post(self, numbers: Tensor) -> None:
-        """Send the numbers, (n,); an unread message is lost."""
+    def start(self, numbers: Tensor, *, timestep_unchecked: bool = False, expected_timestep: float | None = None) -> None:
+        """Copy the numbers, (n,), to the host; numbers that nobody waited for are lost."""
+        self.pending, self.timestep_unchecked, self.expected_timestep = True, timestep_unchecked, expected_timestep
         if not numbers.is_cuda:
-            self._held = numbers
+            self._numbers = numbers
             return
         if self._pinned is None:
             with torch.inference_mode(False):
@@ -31,17 +33,17 @@ class Readback:
         assert self._event is not None
         self._pinned.copy_(numbers, non_blocking=True)
         self._event.record(torch.cuda.current_stream(numbers.device))
-        self._held = self._pinned
+        self._numbers = self._pinned
 
-    def read(self) -> list[float]:
-        """Wait for the message and take it out."""
-        assert self._held is not None
+    def wait(self) -> list[float]:
+        """Wait for the numbers and take them."""
+        assert self._numbers is not None
         if self._event is not None:
             self._event.synchronize()
-        numbers: list[float] = self._held.tolist()
-        self._held = None
+        numbers: list[float] = self._numbers.tolist()
+        self.discard()
         return numbers
 
-    def empty(self) -> None:
-        """Lose an unread message."""
-        self._held = None
+    def discard(self) -> None:
+        """Lose the numbers."""
+        self.pending, self._numbers = False, None

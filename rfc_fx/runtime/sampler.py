@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import rfc
 from rfc.method import Method
-
-if TYPE_CHECKING:
-    from rfc_fx.runtime.context import Step
-import logging
 
 log = logging.getLogger("rfc_fx")
 
@@ -55,16 +52,8 @@ class Following:
             raise TypeError(f"follow: expected a pipeline with a scheduler, or a scheduler, got {type(source).__name__}")
         self._source = weakref.ref(source)
 
-    def decided(self, step: Step) -> None:
-        """After the leading steps of a generation, note the timesteps that the others will have."""
-        context = step.context
-        name = context.compiled.timestep
-        done = context.generation.step
-        if done == LEADING and step.timestep is not None and name is not None and "TIMESTEP" in context.compiled.programs:
-            context.ahead.coming = self.coming(step.timestep, done - 1, step.values["input", name].dtype)
-
-    def coming(self, timestep: float, place: int, dtype: torch.dtype) -> Tensor | None:
-        """The timesteps of a generation whose step `place` has this one, as the model is called with them; None where unknown."""
+    def timesteps(self, timestep: float, step: int, dtype: torch.dtype) -> Tensor | None:
+        """The timesteps of a generation whose step number `step` has this one, as the model is called with them; None where unknown."""
         timesteps = getattr(self._scheduler(), "timesteps", None)
         if not isinstance(timesteps, Tensor):
             return None
@@ -72,9 +61,10 @@ class Following:
         with torch.inference_mode(False):
             for read in READINGS:
                 called = read(timesteps.detach().cpu(), dtype, most)
-                if found := (called.double() == timestep).nonzero().flatten().tolist():  # several where a sampler calls twice per step
-                    at = next((one for one in found if one >= place), found[-1])
-                    return called[max(0, at - place) :].clone()
+                matches = (called.double() == timestep).nonzero().flatten().tolist()  # several where a sampler calls twice per step
+                if matches:
+                    index = next((match for match in matches if match >= step), matches[-1])
+                    return called[max(0, index - step) :].clone()
         log.info("follow: the model is called with timestep %g, which is none of the scheduler's; computed step by step", timestep)
         return None
 

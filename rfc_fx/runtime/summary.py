@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rfc.bookkeeping import Generation
+from rfc.generation import Generation
 from rfc.method import Method
 from rfc.phase import PhaseName, is_partial, phase_named
 from rfc_fx.ir.plan import Plan
@@ -76,8 +77,15 @@ class Summary:
         )
         return (
             f"{len(self.plan.sites)} sites; state {mib(self.plan.state_bytes)} per context, {mib(self.held_bytes)} held; "
-            f"an estimated step costs {self.plan.estimate_share:.2%} of a full step's FLOPs" + (f", {costs}" if costs else "")
+            f"an estimated step costs {self.plan.estimate_share:.2%} of a full step's FLOPs"
+            + (f", {costs}" if costs else "")
+            + self._restarts()
         )
+
+    def _restarts(self) -> str:
+        """How often steps began anew, by reason; nothing where none did."""
+        counts = Counter(reason for generation in self.contexts.values() for reason in generation.restarts)
+        return "".join(f"; {count} x a step began anew: {reason}" for reason, count in counts.items())
 
     def __rich__(self) -> Table:
         return self.table()

@@ -1,10 +1,10 @@
-"""Warned: what a generation shows to be wrong with the settings, said once for each model."""
+"""Warnings: settings that a generation shows to be wrong, each said once for a model."""
 
 from __future__ import annotations
 
 import warnings
 
-from rfc.bookkeeping import Generation
+from rfc.bookkeeping import Book, never_skipped
 from rfc.schedules.base import Schedule
 
 
@@ -23,16 +23,20 @@ class Warned:
         self._name = name
         self._said: set[type[Warning]] = set()
 
-    def at_the_end(self, record: Generation, schedule: Schedule) -> None:
+    def at_the_end(self, record: Book, schedule: Schedule) -> None:
         """Say what was wrong with a generation that has ended."""
-        if record.never_skipped():
+        if never_skipped(record, schedule):
             self._once(
                 NothingSkippedWarning,
                 f"all {record.step} steps of a generation were computed in full although {schedule} "
                 "could skip; raise its threshold, or check that one generation reaches one context",
             )
-        if record.moved:  # otherwise it may be the beginning of one whose timestep rises
+        if record.has_moved:  # otherwise it may be the beginning of one whose timestep rises
             self.of_length(schedule, record.step)
+
+    def of_step(self, schedule: Schedule, step: int) -> None:
+        """Warn where a generation has come to more steps than its full steps were placed for."""
+        self.of_length(schedule, step, " or more")
 
     def of_length(self, schedule: Schedule, steps: int, more: str = "") -> None:
         """Warn where full steps were placed for generations of another length than `steps` (or `more`)."""

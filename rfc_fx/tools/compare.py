@@ -16,13 +16,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import rfc_fx
-from rfc.bookkeeping import Generation
 from rfc.eager.model import CachedEager, cached
+from rfc.generation import Generation
 from rfc.method import Method
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config
 from rfc_fx.runtime.cached_model import CachedModel
-from rfc_fx.runtime.driver import StepModel
+from rfc_fx.runtime.step_model import StepModel
 from rfc_fx.runtime.summary import pattern
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.sites.granularity import granularities_for

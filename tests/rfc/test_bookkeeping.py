@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rfc import RCS, Every, Generation, Listed
-from rfc.bookkeeping import Direction, clock_tensors, timestep_argument, timestep_value
+from rfc.arguments import timestep_argument, timestep_value
+from rfc.bookkeeping import clock_tensors
+from rfc.generation import Direction
 
 EVERY = Every(interval=3, warmup=2)
 RULE = RCS(tau=0.5, warmup=2)

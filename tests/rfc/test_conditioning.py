@@ -12,13 +12,13 @@ from torch import Tensor
 import rfc
 import rfc.eager
 import rfc_fx
-from rfc.conditioning import MAX_STREAMS, ConditioningChangesWarning, ConditioningGroups, conditioning
+from rfc.conditioning import MAX_GROUPS, ConditioningChangesWarning, ConditioningGroups, conditioning
 
 Made = Callable[[], Any]
 STEPS = 10
 
 
-def never(place: int) -> bool:
+def never(index: int) -> bool:
     return False
 
 
@@ -26,41 +26,41 @@ def text(seed: int) -> dict[str, Tensor]:
     return {"text": torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(seed))}
 
 
-def test_the_same_object_and_equal_values_are_one_stream() -> None:
-    streams, cond, uncond = ConditioningGroups(), text(0), text(1)
-    assert [streams.find(given, never) for given in (cond, uncond, cond, text(0), uncond, text(1))] == [0, 1, 0, 0, 1, 1]
+def test_the_same_object_and_equal_values_are_one_group() -> None:
+    groups, cond, uncond = ConditioningGroups(), text(0), text(1)
+    assert [groups.find(given, never) for given in (cond, uncond, cond, text(0), uncond, text(1))] == [0, 1, 0, 0, 1, 1]
 
 
 def test_a_tensor_written_in_place_is_another_conditioning() -> None:
-    streams, cond = ConditioningGroups(), text(0)
-    assert streams.find(cond, never) == 0
+    groups, cond = ConditioningGroups(), text(0)
+    assert groups.find(cond, never) == 0
     cond["text"].mul_(2)
-    assert streams.find(cond, never) == 1
+    assert groups.find(cond, never) == 1
 
 
-def test_an_ended_generation_makes_room_and_keeps_the_number_of_streams() -> None:
-    streams = ConditioningGroups()
+def test_an_ended_generation_makes_room_and_keeps_the_number_of_groups() -> None:
+    groups = ConditioningGroups()
     for seed in range(10):
-        assert streams.find(text(seed), lambda place: True) == 0
+        assert groups.find(text(seed), lambda index: True) == 0
 
 
 def test_reset_forgets_the_tensors() -> None:
-    streams = ConditioningGroups()
-    streams.find(text(0), never)
-    streams.forget()
-    assert streams.seen == [{}]
+    groups = ConditioningGroups()
+    groups.find(text(0), never)
+    groups.forget()
+    assert groups.seen == [{}]
 
 
 def test_conditioning_that_never_settles_warns_once() -> None:
-    streams = ConditioningGroups()
-    for seed in range(2 * MAX_STREAMS - 1):
-        streams.find(text(seed), never)
+    groups = ConditioningGroups()
+    for seed in range(2 * MAX_GROUPS - 1):
+        groups.find(text(seed), never)
     with pytest.warns(ConditioningChangesWarning, match="wrap the calls that belong together in model.cache_context"):
-        streams.find(text(99), never)
+        groups.find(text(99), never)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for seed in range(20, 40):
-            assert streams.find(text(seed), never) < MAX_STREAMS
+            assert groups.find(text(seed), never) < MAX_GROUPS
 
 
 def test_what_a_control_network_or_the_sampler_makes_for_each_step_is_no_conditioning() -> None:

@@ -31,7 +31,7 @@ from rfc_export.onnx.writer import value_name
 from rfc_export.parity import TOLERANCE, compare
 from rfc_export.parity import moved as moved_call
 from rfc_export.portable import Portable
-from rfc_export.runtime import _Doubled
+from rfc_export.runtime import EngineContext
 from rfc_export.specs import TensorSpec
 
 pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
@@ -136,10 +136,10 @@ def test_full_writes_beside_the_old_state_and_the_two_change_places(onnx_digits:
     seen: list[tuple[int, ...]] = []
     for call in calls(digits_inputs):
         engine(**call)
-        context = engine._last
+        context = engine.driver.contexts.latest
         assert context is not None
         read = {name: tensor.data_ptr() for name, tensor in context.state.items()}
-        assert not set(read.values()) & {tensor.data_ptr() for tensor in context.doubled.other.values()}
+        assert not set(read.values()) & {tensor.data_ptr() for tensor in context.beside.values()}
         seen.append(tuple(read.values()))
         if engine.stats.phases[-1] == "ESTIMATE":  # its session reads the state where it lies
             bound = engine.programs["ESTIMATE"].call._bound
@@ -158,7 +158,7 @@ def test_state_that_does_not_change_places_is_found(
 
     engine = rfc_export.load(onnx_digits)
     check_parity(engine, twin, digits_inputs)
-    monkeypatch.setattr(_Doubled, "flip", lambda self, context, returned: None)
+    monkeypatch.setattr(EngineContext, "ran", lambda self, phase: None)
     with pytest.raises(ExportError, match=r"of the engine is off by|the engine decided"):
         check_parity(rfc_export.load(onnx_digits), twin, digits_inputs)
 

@@ -177,7 +177,7 @@ def test_a_generation_never_depends_on_an_earlier_one(build: Callable[..., pipel
             given = dict(call)
             arguments = prompt(given.pop("prompt", 0), given.pop("samples", 1))
             assert torch.equal(run(pipe, arguments, **given), expected[calls.index(call)])
-    assert len(model._sets) == len({str(result.shape) for result in expected})
+    assert len(model.cache) == len({str(result.shape) for result in expected})
 
 
 @pytest.mark.slow
@@ -186,7 +186,7 @@ def test_programs_of_many_resolutions_are_bounded_and_those_that_went_come_back(
     expected = run(pipe, prompt(), steps=5)
     for width in range(1, MAX_SIGNATURES + 1):
         run(pipe, prompt(), steps=2, width=8 * width, height=8)
-    assert len(model._sets) == len(model._contexts) == MAX_SIGNATURES
+    assert len(model.cache) == len(model.driver.contexts) == MAX_SIGNATURES
     assert torch.equal(run(pipe, prompt(), steps=5), expected)
 
 
@@ -276,7 +276,7 @@ def test_one_step_generations_are_told_apart_by_the_reset_of_diffusers() -> None
     for seed in range(5):
         got = run(pipe, prompt(seed), seed=seed, steps=1)
         assert phases(model) == {"default": "F"}
-        assert all(context.fresh for context in model._contexts.values())
+        assert all(context.has_ended for context in model.driver.contexts)
     assert torch.equal(got, fresh(pipelines.pixart_sigma, prompt=4, seed=4, steps=1))
 
 

@@ -45,7 +45,7 @@ def test_positional_and_named_arguments_are_the_same_call() -> None:
         named = cached(**kwargs).sample
         placed = cached(kwargs["hidden_states"], kwargs["timestep"], kwargs["class_labels"]).sample
     assert torch.equal(named, placed)
-    assert len(cached._sets) == 1
+    assert len(cached.cache) == 1
 
 
 def test_example_inputs_capture_at_once_and_plan_speaks_before_the_first_run() -> None:
@@ -165,7 +165,7 @@ def test_a_new_shape_gets_programs_of_its_own_and_the_oldest_go_first() -> None:
                 torch.randn(rows, 4, 8, 8), timestep=torch.full((rows,), 5), class_labels=torch.zeros(rows, dtype=torch.long)
             ).sample
         assert out.shape[0] == rows
-    assert len(cached._sets) == len(cached._contexts) == MAX_SIGNATURES
+    assert len(cached.cache) == len(cached.driver.contexts) == MAX_SIGNATURES
     assert kwargs["hidden_states"].shape[0] == 2
 
 
@@ -392,4 +392,4 @@ def test_one_tensor_passed_for_two_arguments_is_two_arguments_in_later_calls() -
     cached = rfc_fx.transform(model, rfc.RFC(tau=0.0), example_inputs={"hidden_states": x, "timestep": t, "sigma": t})
     for timestep, sigma in ((t, t), (t, t - 0.25), (t - 0.25, t)):
         assert torch.equal(cached(x, timestep, sigma), model(x, timestep, sigma))
-    assert len(cached._sets) == 1
+    assert len(cached.cache) == 1

@@ -19,10 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 import rfc_fx
-from rfc.bookkeeping import Generation
 from rfc.estimators.base import Estimator
 from rfc.estimators.newton import Newton
 from rfc.estimators.relational import RFE
+from rfc.generation import Generation
 from rfc.method import Method
 from rfc.schedules.base import Schedule
 from rfc.schedules.fixed import Placed

@@ -16,9 +16,9 @@ from tolerances import FORECAST
 from torch import Tensor
 
 from rfc import AnchorChange, Clock, DiCache, FirstBlockCache, Method, ProbeChange, Reuse, Schedule, StepChange, TeaCache
-from rfc.bookkeeping import Direction
 from rfc.eager.model import cached
 from rfc.eager.run import Run
+from rfc.generation import Direction
 from rfc.schedules.change import relative_change
 from rfc.state import SlotSpec
 

@@ -72,7 +72,7 @@ def test_what_the_state_holds_is_what_the_twin_holds(family: str, method: str) -
     model, kwargs = MADE[family]()
     twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, METHODS[method])
     generation(twin, kwargs, steps=9), generation(graph, kwargs, steps=9)
-    (run,), (context,) = twin._runs.values(), graph._contexts.values()
+    (run,), (context,) = twin._runs.values(), graph.driver.contexts
     for name, site in graph.guarded.tokens.items():
         (kept,) = (kept for module, kept in run.kept.items() if name == module or name.startswith(f"{module}."))
         assert site.place.tokens == kept["age"].shape[1]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 import rfc
 import rfc.eager
 import rfc_fx
-from rfc_fx.runtime import program_cache as calls
+from rfc_fx.runtime import calls
 from rfc_fx.runtime.cached_model import CachedModel
+from rfc_fx.runtime.driver import Driver
 from rfc_fx.runtime.readback import Readback
 
 STEPS = 10
@@ -36,19 +37,19 @@ def generation(model: Any, steps: int = STEPS, kwargs: dict[str, Any] = KWARGS) 
 
 
 class Runs:
-    """Counts the runs of each program, and notes when mail is read."""
+    """The runs of each program, and the readbacks that are waited for, in order."""
 
     def __init__(self, cached: CachedModel, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[str] = []
         for phase, program in cached.programs.items():
             program.run.register_forward_pre_hook(lambda *_, phase=phase: self.events.append(phase))
-        read = Readback.read
+        wait = Readback.wait
 
-        def noted(mail: Readback) -> list[float]:
-            self.events.append("read")
-            return read(mail)
+        def noted(readback: Readback) -> list[float]:
+            self.events.append("wait")
+            return wait(readback)
 
-        monkeypatch.setattr(Readback, "read", noted)
+        monkeypatch.setattr(Readback, "wait", noted)
 
 
 def test_speculation_changes_no_bit_and_runs_estimate_before_the_decision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,8 +65,8 @@ def test_speculation_changes_no_bit_and_runs_estimate_before_the_decision(monkey
     assert phases == plain.stats.phases
     warm = method.schedule.warmup
     assert {*phases[warm:]} == {"FULL", "ESTIMATE"}
-    sequence = [["PREFIX", "read", "FULL"]] * warm
-    sequence += [["PREFIX", "ESTIMATE", "read"] + (["FULL"] if phase == "FULL" else []) for phase in phases[warm:]]
+    sequence = [["PREFIX", "wait", "FULL"]] * warm
+    sequence += [["PREFIX", "ESTIMATE", "wait"] + (["FULL"] if phase == "FULL" else []) for phase in phases[warm:]]
     assert runs.events == [event for events in sequence for event in events]
 
 
@@ -88,8 +89,8 @@ def test_lagged_decisions_are_those_of_the_errors_before(monkeypatch: pytest.Mon
         total = 0.0 if phase == "FULL" else total + (eps[i] or 0.0)
     assert phases == expected
     assert {*phases[3:]} == {"FULL", "ESTIMATE"}
-    assert runs.events[:2] == ["PREFIX", "FULL"]  # what is posted is read in the step after
-    assert runs.events[2:] == [event for phase in phases[1:] for event in ("read", "PREFIX", phase)]
+    assert runs.events[:2] == ["PREFIX", "FULL"]  # the readback is waited for in the step after
+    assert runs.events[2:] == [event for phase in phases[1:] for event in ("wait", "PREFIX", phase)]
 
 
 @pytest.mark.parametrize("family", ["dit", "flux"])
@@ -121,7 +122,7 @@ def test_what_a_lagged_decision_misses_is_the_first_step_after_a_full_one() -> N
 @pytest.fixture
 def _unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The timestep lies on a device, as far as the model can tell."""
-    monkeypatch.setattr(CachedModel, "_knows_timestep", lambda self, step: "PREFIX" not in step.context.compiled.programs)
+    monkeypatch.setattr(Driver, "_seen_timestep", lambda self, context, inputs: None)
 
 
 @pytest.mark.usefixtures("_unseen")
@@ -137,7 +138,7 @@ def test_a_lagged_model_that_cannot_see_the_timestep_says_when_it_missed_a_new_g
 
 @pytest.mark.usefixtures("_unseen")
 def test_a_lagged_model_that_cannot_see_the_timestep_checks_the_prepared_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rfc_fx.runtime.hoisted._on_host", lambda tensor: False)
+    monkeypatch.setattr("rfc_fx.runtime.hoisting._on_host", lambda tensor: False)
     cached = rfc_fx.transform(MODEL, some_tau(lagged=True), example_inputs=KWARGS, config=rfc_fx.Config(hoist=True))
     coming = [float(moved(KWARGS, i, STEPS)["timestep"][0]) for i in range(STEPS)]
     cached.prepare(coming)
@@ -148,7 +149,7 @@ def test_a_lagged_model_that_cannot_see_the_timestep_checks_the_prepared_ones(mo
         generation(cached)
 
 
-def test_lagged_is_a_property_of_the_programs_state() -> None:
+def test_a_method_cannot_become_lagged_between_steps() -> None:
     cached = rfc_fx.transform(MODEL, rfc.RFC(tau=0.1), example_inputs=KWARGS)
     with pytest.raises(rfc_fx.RFCError, match="transform again"):
         cached.method = rfc.Method(estimator=rfc.RFC(tau=0.1).estimator, schedule=rfc.RCS(tau=0.1, lagged=True))
@@ -177,7 +178,7 @@ def taken_apart(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(1)
         return of(*given)
 
-    monkeypatch.setattr("rfc_fx.runtime.cached_model.new_call", noted)
+    monkeypatch.setattr("rfc_fx.runtime.program_cache.new_call", noted)
     return seen
 
 
@@ -223,7 +224,7 @@ def test_a_tensor_given_twice_does_not_hide_which_one_is_the_timestep() -> None:
     cached = rfc_fx.transform(model, rfc.FullCompute())
     h, t, c = (KWARGS[name] for name in ("hidden_states", "timestep", "class_labels"))
     cached(h, t, t, c)
-    call = cached._recognise((h, t + 1, t, c), {})
+    call = cached.cache.recognise((h, t + 1, t, c), {})
     assert call.timestep is t
 
 
@@ -235,6 +236,6 @@ def test_a_recognised_call_is_checked_for_gradients() -> None:
 
 
 @pytest.mark.parametrize("count", [1, calls.FEW, calls.FEW + 1])
-def test_ends_of_a_batch_of_timesteps(count: int) -> None:
+def test_the_smallest_and_largest_timestep_of_a_batch(count: int) -> None:
     timestep = torch.linspace(3, 7, count) if count > 1 else torch.tensor([5.0])
-    assert calls.ends(timestep) == (float(timestep.min()), float(timestep.max()))
+    assert calls.timestep_ends(timestep) == (float(timestep.min()), float(timestep.max()))

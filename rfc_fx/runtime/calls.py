@@ -1,0 +1,140 @@
+"""Calls: the arguments of one call taken apart, and recognised when a later call is written in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from rfc.conditioning import conditioning
+from rfc_fx.errors import SignatureError
+from rfc_fx.ir.program import ProgramSet
+
+Key = int
+"""Integer id of a program set; cheaper to hash than a call signature."""
+
+
+class Call(NamedTuple):
+    """The arguments of one call, and the programs for them."""
+
+    key: Key
+    compiled: ProgramSet
+    inputs: list[Tensor]
+    """The tensors that programs read, in the order of `ProgramSet.placeholders`."""
+    conditioning: dict[str, Tensor]
+    timestep: Any
+
+
+def signature(arguments: Mapping[str, Any], model: nn.Module) -> tuple[tuple[Any, ...], list[Any]]:
+    """Return what a set of programs is fixed to (names, shapes, dtypes, devices, plain values) and the flat arguments.
+
+    Raises SignatureError for gradients: cached steps write their state in place and cannot be differentiated.
+    """
+    leaves, spec = pytree.tree_flatten(dict(arguments))
+    parts: list[Any] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            if leaf.requires_grad:
+                raise SignatureError(
+                    f"{type(model).__name__}: an argument of shape {tuple(leaf.shape)} requires grad; "
+                    "feature caching is for sampling: call under torch.no_grad() with detached tensors"
+                )
+            parts.append((tuple(leaf.shape), leaf.dtype, leaf.device))
+        else:
+            parts.append(leaf if isinstance(leaf, PLAIN) else repr(leaf))
+    return (spec, *parts), leaves
+
+
+PLAIN = (int, float, str, bool, type(None))
+"""Types of arguments that are constants of a program set."""
+
+
+def new_call(key: Key, compiled: ProgramSet, leaves: list[Any], arguments: Mapping[str, Any], timestep: str | None) -> Call:
+    """A call that was taken apart."""
+    when = arguments.get(timestep) if timestep is not None else None
+    return Call(key, compiled, compiled.inputs(leaves), conditioning(arguments, compiled.latent, timestep), when)
+
+
+@dataclass(frozen=True)
+class CallPattern:
+    """How a call was written and what its arguments were, but for the values of tensors."""
+
+    key: Key
+    positional: int
+    named: tuple[str, ...]
+    kinds: tuple[Any, ...]
+    """Of every argument as written: (shape, dtype, device), or a plain value as it is."""
+    leaves: tuple[int, ...]
+    """Index among the arguments as written, for every flat argument in the order of the signature."""
+    inputs: tuple[int, ...]
+    """The same for every input of the programs."""
+    conditioning: tuple[tuple[str, int], ...]
+    timestep: int | None
+
+    @classmethod
+    def of(
+        cls, call: Call, arguments: Mapping[str, Any], timestep: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> CallPattern | None:
+        """The pattern of a call; None where arguments lie inside others, whose insides would have to be looked at each time.
+
+        `timestep`: name of the argument that carries it.
+        """
+        written = [*args, *kwargs.values()]
+        if not all(isinstance(value, (Tensor, *PLAIN)) for value in written):
+            return None
+        names = list(arguments)
+        order = [*range(len(args)), *(len(args) + list(kwargs).index(name) for name in names[len(args) :])]
+        index = dict(zip(names, order, strict=True))
+        return cls(
+            call.key,
+            len(args),
+            tuple(kwargs),
+            tuple((value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value for value in written),
+            tuple(order),
+            tuple(call.compiled.inputs(order)),  # type: ignore[arg-type]
+            tuple((name, index[name.rpartition(".")[0]]) for name in call.conditioning),
+            index.get(timestep) if timestep is not None else None,
+        )
+
+    def match(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """The arguments as written, if the call has this pattern."""
+        if len(args) != self.positional or tuple(kwargs) != self.named:
+            return None
+        written = (*args, *kwargs.values())
+        for value, kind in zip(written, self.kinds, strict=True):
+            if isinstance(value, Tensor):
+                if type(kind) is not tuple or value.requires_grad:
+                    return None
+                shape, dtype, device = kind
+                if value.shape != shape or value.dtype is not dtype or value.device != device:
+                    return None
+            elif type(value) is not type(kind) or value != kind:
+                return None
+        return written
+
+    def call(self, compiled: ProgramSet, written: Sequence[Any]) -> Call:
+        """The call of these arguments."""
+        return Call(
+            self.key,
+            compiled,
+            [written[index] for index in self.inputs],
+            {name: written[index] for name, index in self.conditioning},
+            None if self.timestep is None else written[self.timestep],
+        )
+
+
+def timestep_ends(timestep: Tensor) -> tuple[float, float]:
+    """Smallest and largest timestep of a batch as host numbers; one transfer where it lies on a device."""
+    if timestep.numel() > FEW:
+        low, high = torch.stack(torch.aminmax(timestep.detach())).tolist()
+        return float(low), float(high)
+    values = timestep.tolist() if timestep.dim() == 1 else timestep.flatten().tolist()
+    return float(min(values)), float(max(values))
+
+
+FEW = 64
+"""Numbers that are compared faster in Python than by a reduction."""
