@@ -3,6 +3,7 @@
 Estimators forecast a site's output, schedules decide which steps are full, methods pair them, `rfc.eager.model` runs them by hooks.
 """
 
+from rfc.eager.recording import magnitude_ratios
 from rfc.estimators.aligned import Aligned
 from rfc.estimators.base import Estimator, combine
 from rfc.estimators.newton import Newton
@@ -13,7 +14,7 @@ from rfc.generation import Generation
 from rfc.method import Method
 from rfc.placement.chebyshev import Chebyshev, ChebyshevPlaced
 from rfc.placement.log_snr import LogSNR, LogSNRPlaced
-from rfc.placement.magcache import MagCache, MagnitudePlaced, magnitude_ratios
+from rfc.placement.magcache import MagCache, MagnitudePlaced
 from rfc.predictor import PredictorError
 from rfc.presets import PRESETS, preset
 from rfc.published import (

@@ -1,4 +1,4 @@
-"""GranularityName: what one estimate stands for, and which block a module lies in."""
+"""Granularity: what one estimate stands for, and which block a module lies in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GranularityName = Literal["module", "block", "stack"]
 
 
 class Granularity(NamedTuple):
-    """What one estimate stands for."""
+    """Extent of one estimate."""
 
     kind: Literal["module", "block", "stack", "output", "blocks"]
     blocks: slice = slice(None)
@@ -19,14 +19,14 @@ class Granularity(NamedTuple):
 
 
 def parse_granularity(text: str, *more: str) -> Granularity:
-    """Return "module", "block", "stack", "output" (of all blocks, itself) or "blocks[a:b]" as a grain; ValueError for anything else.
+    """Return "module", "block", "stack", "output" (of all blocks, itself) or "blocks[a:b]", parsed; ValueError for anything else.
 
     `more`: what else the caller takes, for the message.
     """
     if text in (*get_args(GranularityName), "output"):
         return Granularity(text)  # type: ignore[arg-type]
-    if isinstance(text, str) and (found := re.fullmatch(r"blocks\[(-?\d+)?:(-?\d+)?\]", text)):
-        first, last = (None if part is None else int(part) for part in found.groups())
+    if isinstance(text, str) and (match := re.fullmatch(r"blocks\[(-?\d+)?:(-?\d+)?\]", text)):
+        first, last = (None if part is None else int(part) for part in match.groups())
         return Granularity("blocks", slice(first, last))
     known = ", ".join((*get_args(GranularityName), "output", "blocks[a:b] (such as blocks[1:])", *more))
     raise ValueError(f"granularity must be one of {known}, got {text!r}")
@@ -41,13 +41,13 @@ def block_of(path: str) -> str:
 
 def block_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The repeated blocks with attention, in the order in which they run; ValueError when there is none."""
-    found: list[tuple[str, nn.Module]] = []
+    blocks: list[tuple[str, nn.Module]] = []
     for name, children in model.named_children():
         if isinstance(children, nn.ModuleList):
-            found += [(f"{name}.{i}", block) for i, block in enumerate(children) if block_attention(block) is not None]
-    if not found:
+            blocks += [(f"{name}.{i}", block) for i, block in enumerate(children) if block_attention(block) is not None]
+    if not blocks:
         raise ValueError(f"{type(model).__name__}: no list of blocks with attention (to_q) found to cache")
-    return found
+    return blocks
 
 
 def block_attention(block: nn.Module) -> nn.Module | None:

@@ -21,7 +21,7 @@ class Method:
     estimator: Estimator
     schedule: Schedule
     granularity: str | None = None
-    """What one estimate stands for ("module", "block", "stack", "output", "blocks[1:]"); None leaves the choice open."""
+    """Extent of one estimate ("module", "block", "stack", "output", "blocks[1:]"); None leaves the choice open."""
     probe: int = 0
     """Leading blocks that every step computes, so that what they add to the stream is the input I; 0: I is the first site's own."""
     tokens: Tokens | None = None
@@ -44,6 +44,15 @@ class Method:
     def __repr__(self) -> str:
         return expression(self)
 
+    def __str__(self) -> str:
+        """Name and settings that are not at their defaults, such as "RFC(tau=0.2)", for tables and messages; long lists are left out."""
+        parts = [expression(part) for part in (self.schedule, self.estimator)]
+        if self.name == "Method":
+            return f"Method({', '.join(text if len(text) <= 90 else text.partition('(')[0] for text in parts)})"
+        schedule, estimator = (text.partition("(")[2].removesuffix(")") for text in parts)
+        settings = [schedule] if estimator in schedule else [schedule, estimator]  # RFC: both have one order
+        return f"{self.name}({', '.join(text if len(text) <= 90 else '...' for text in settings if text)})"
+
     def with_schedule(self, schedule: Schedule) -> Method:
         """The method with another schedule."""
         return replace(self, schedule=schedule)
@@ -62,7 +71,7 @@ class Method:
 
 
 def programs_of(method: Method) -> tuple[Any, ...]:
-    """What the programs are made from: methods for which this is equal run on the same ones."""
+    """Parts of a method that its programs are made from: methods of equal parts run on the same programs."""
     return method.estimator, method.schedule.in_graph, method.granularity, method.probe, method.tokens
 
 

@@ -107,10 +107,10 @@ def load_predictor(model: nn.Module, folder: Path, sha256: str) -> Predictor:
 
     Raises PredictorError where it is missing, was changed since the method was made, or was trained for another model.
     """
-    found = checksum(folder)
-    if found != sha256:
+    digest = checksum(folder)
+    if digest != sha256:
         raise PredictorError(
-            f"{folder / WEIGHTS}: SHA-256 {found[:12]}..., the method was made for {sha256[:12]}...: the file was changed; "
+            f"{folder / WEIGHTS}: SHA-256 {digest[:12]}..., the method was made for {sha256[:12]}...: the file was changed; "
             "make the method anew"
         )
     config = read_config(folder)
@@ -127,17 +127,17 @@ def load_predictor(model: nn.Module, folder: Path, sha256: str) -> Predictor:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise PredictorError(f"{folder / WEIGHTS}: no safetensors file, or one that is cut off: {error}") from error
-    wanted = predictor.state_dict()
-    if strange := sorted(set(tensors) ^ set(wanted)):
-        where = "not in the file" if strange[0] in wanted else "in the file, but of no such block"
+    expected = predictor.state_dict()
+    if strange := sorted(set(tensors) ^ set(expected)):
+        where = "not in the file" if strange[0] in expected else "in the file, but of no such block"
         raise PredictorError(f"{folder / WEIGHTS}: {strange[0]} is {where}; the predictor was trained for another model")
     for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
+        if tensor.shape != expected[name].shape:
             raise PredictorError(
-                f"{folder / WEIGHTS}: {name}: expected shape {tuple(wanted[name].shape)} for this model's blocks, got "
+                f"{folder / WEIGHTS}: {name}: expected shape {tuple(expected[name].shape)} for this model's blocks, got "
                 f"{tuple(tensor.shape)}; the predictor was trained for another model"
             )
-    fitting = {name: tensor.to(wanted[name].device, wanted[name].dtype) for name, tensor in tensors.items()}
+    fitting = {name: tensor.to(expected[name].device, expected[name].dtype) for name, tensor in tensors.items()}
     predictor.load_state_dict(fitting, assign=True)
     return predictor.eval().requires_grad_(False)
 

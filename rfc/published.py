@@ -13,13 +13,14 @@ from rfc.estimators.predicted import Predicted
 from rfc.estimators.relational import RFE
 from rfc.estimators.taylor import Hermite, Reuse, Taylor
 from rfc.method import Method
-from rfc.predictor import checksum
+from rfc.predictor import PredictorError, checksum
 from rfc.schedules.base import checked_count
 from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
 from rfc.schedules.fixed import Every, Listed, Phased
 from rfc.schedules.rcs import RCS
 from rfc.schedules.verified import Verified
-from rfc.token_selection import Tokens, countdown
+from rfc.storage import Stored
+from rfc.token_selection import Tokens
 
 
 def FullCompute() -> Method:
@@ -180,6 +181,24 @@ def _phases(interval: int, num_steps: int, tokens: Tokens, alternates: bool) -> 
     return Phased(phases=phases, branches=("FULL", *tokens.phases, *(("REUSE",) if alternates else ())), period=float(interval))
 
 
+def countdown(interval: int, num_steps: int) -> list[int]:
+    """Steps left until the next full one, at each step; 0: it is full (the schedule of ToCa's and DuCa's code for DiT).
+
+    `left` counts down to 0. The first step is full, and then those that the interval in force divides: at one that does, it becomes
+    round(interval / (1 + 0.4 - 0.8 left / num_steps)), but 2 where 0.2 <= left / num_steps < 0.4. The released code has the first layer
+    decide before that and the others after, so that for N = 4 to 7 of 50 steps 17, 14, 13 and 14 are full in the first layer, which is what
+    tables call full, and 14, 11, 10 and 8 in all layers, which is what it costs. Here a step is full when all its layers are.
+    """
+    now, remaining = interval, []
+    for left in reversed(range(num_steps)):
+        is_first = left == num_steps - 1
+        if is_first or left % now == 0:
+            sensitive = int(0.2 * num_steps) <= left < int(0.4 * num_steps)
+            now = 2 if sensitive else max(1, round(interval / (1.4 - 0.8 * left / num_steps)))
+        remaining.append(0 if is_first else left % now)
+    return remaining
+
+
 def DisCa(*, predictor: str | Path | None, full_steps: Sequence[int] | None = None, interval: int = 2, warmup: int = 1) -> Method:
     """Full steps by a list, or every `interval`-th; between them a predictor in the place of the blocks (arXiv 2602.05449).
 
@@ -190,3 +209,19 @@ def DisCa(*, predictor: str | Path | None, full_steps: Sequence[int] | None = No
     schedule = Every(interval=interval, warmup=warmup) if full_steps is None else Listed(full_steps=full_steps)
     folder, sha256 = ("", "") if predictor is None else (str(predictor), checksum(Path(predictor)))
     return Method(estimator=Predicted(folder=folder, sha256=sha256), schedule=schedule, granularity="output", name="DisCa")
+
+
+def predicted_by(method: Method) -> Predicted | None:
+    """The method's estimator, where it is a predictor; PredictorError where the method asks what no predictor can."""
+    estimator = method.estimator
+    outputs = estimator.outputs if isinstance(estimator, Stored) else None
+    estimator = estimator.estimator if isinstance(estimator, Stored) else estimator
+    if not isinstance(estimator, Predicted):
+        return None
+    if outputs is not None:
+        raise PredictorError(
+            f"DisCa: the cache is the predictor's input and stays in the model's type, got outputs={outputs}; leave it None"
+        )
+    if method.granularity != "output":
+        raise PredictorError(f"DisCa: a predictor stands in for all blocks, granularity 'output', got {method.granularity!r}")
+    return estimator

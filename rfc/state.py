@@ -52,6 +52,17 @@ class SlotSpec(NamedTuple):
     dtype: torch.dtype
 
 
+def spec_of(tensor: Tensor) -> SlotSpec:
+    """Shape and dtype of a tensor."""
+    return SlotSpec(tuple(tensor.shape), tensor.dtype)
+
+
+def zeros(slots: Mapping[str, SlotSpec], device: torch.device) -> dict[str, Tensor]:
+    """Allocate state: fixed shapes, fixed addresses, usable inside and outside inference mode."""
+    with torch.inference_mode(False):
+        return {name: torch.zeros(spec.shape, dtype=spec.dtype, device=device) for name, spec in slots.items()}
+
+
 def inner(a: Float[Tensor, "N *S D"], b: Float[Tensor, "N *S D"], per: Per) -> Float[Tensor, "..."]:
     """<a, b> in float32, reduced per sample, per token or over the whole tensor; reduced axes keep length 1."""
     return (a.float() * b.float()).sum(dim=reduced_axes(a.dim(), per), keepdim=True)
@@ -94,7 +105,7 @@ def sketch(I: Float[Tensor, "N *S D"], every: int, per: Per) -> Float[Tensor, ".
 
 
 def sketch_spec(I: SlotSpec, every: int, per: Per) -> SlotSpec:
-    """What `sketch` makes of a tensor that looks like I."""
+    """Shape and dtype of the sketch of a tensor like I."""
     axis = sketch_axis(I.shape, per)
     return I._replace(shape=tuple(-(-length // every) if i == axis else length for i, length in enumerate(I.shape)))
 
@@ -120,5 +131,5 @@ def shifted_differences(new: Float[Tensor, "*S"], old: list[Float[Tensor, "*S"]]
     if len(old) == 1:
         return [new]
     changes = [(new.float() - old[0].float()).to(new.dtype), *old[1:-1]]
-    kept = [torch.where(clock.n > i, change, torch.zeros_like(change)) for i, change in enumerate(changes)]
-    return [new, *kept]
+    differences = [torch.where(clock.n > i, change, torch.zeros_like(change)) for i, change in enumerate(changes)]
+    return [new, *differences]

@@ -57,24 +57,24 @@ class Stored(Estimator):
     def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
         if self.outputs is not None and I.dtype != O.dtype:
             raise TypeError(f"Stored: outputs needs sites whose input and output have one type, got {I.dtype} and {O.dtype}; leave it None")
-        kept: dict[str, SlotSpec] = {}
+        slots: dict[str, SlotSpec] = {}
         for name, spec in self.estimator.slots(I, O).items():
             dtype = self._dtype(name, spec.dtype)
-            kept[name] = spec._replace(dtype=dtype)
+            slots[name] = spec._replace(dtype=dtype)
             if dtype in SCALED:
-                kept[name + _SCALE] = SlotSpec(scalar_shape(spec.shape, "token"), torch.float32)
-        return kept
+                slots[name + _SCALE] = SlotSpec(scalar_shape(spec.shape, "token"), torch.float32)
+        return slots
 
     def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
         fresh = self.estimator.refresh(_decoded(old), I, O, clock)
-        kept: dict[str, Tensor] = {}
+        state: dict[str, Tensor] = {}
         for name, X in fresh.items():
             dtype = self._dtype(name, O.dtype if name.startswith(("O", "dO")) else X.dtype)
             if dtype in SCALED:
-                kept[name], kept[name + _SCALE] = scaled(X, dtype)
+                state[name], state[name + _SCALE] = scaled(X, dtype)
             else:
-                kept[name] = X.to(dtype)
-        return kept
+                state[name] = X.to(dtype)
+        return state
 
     def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
         return self.estimator.coefficients(_decoded(state), I, clock)
@@ -83,9 +83,9 @@ class Stored(Estimator):
         O_hat = self.estimator.estimate(_decoded(state), I, clock)
         return O_hat if self.outputs is None else O_hat.to(I.dtype)
 
-    def _dtype(self, name: str, given: torch.dtype) -> torch.dtype:
-        wanted = self.outputs if name == "O" else self.differences if name.startswith(("dO", "dI")) else None
-        return wanted if wanted is not None and wanted.itemsize < given.itemsize else given
+    def _dtype(self, name: str, own: torch.dtype) -> torch.dtype:
+        smaller = self.outputs if name == "O" else self.differences if name.startswith(("dO", "dI")) else None
+        return smaller if smaller is not None and smaller.itemsize < own.itemsize else own
 
 
 def _decoded(state: State) -> dict[str, Tensor]:

@@ -24,29 +24,26 @@ from rfc.schedules.base import checked_count
 from rfc.state import Clock, SlotSpec, State
 
 Score = Literal["attention", "value", "random"]
-"""What a token's score is: the attention it receives, how small its value is (V-caching), or a number drawn from its place."""
-
+"""Scores of a token: the attention it receives, how small its value is (V-caching), or a number drawn from its place."""
 
 Grid = tuple[int, int]
 """Rows and columns of tokens."""
 
-
 QUERIES = 1024
 """So many rows of an attention map are made at a time."""
-
 
 POINTS = 64
 """Places in a part of the steps over which its ratio is averaged."""
 
 
 class Place(NamedTuple):
-    """Where a feed-forward stands."""
+    """Position of a feed-forward in the model, and its tokens."""
 
     layer: int
     layers: int
     tokens: int
     grid: Grid | None
-    """How its tokens lie, where cells of four neighbours are known."""
+    """Rows and columns of its tokens, where cells of four neighbours are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +78,10 @@ class Tokens:
             _check_number(name, getattr(self, name), -inf, inf)
         checked_count("Tokens", "parts", self.parts, 1)
         if self.grid is not None:
-            given = tuple(self.grid) if isinstance(self.grid, Iterable) else ()
-            if len(given) != 2 or not all(isinstance(length, int) and length > 0 and length % 2 == 0 for length in given):
+            grid = tuple(self.grid) if isinstance(self.grid, Iterable) else ()
+            if len(grid) != 2 or not all(isinstance(length, int) and length > 0 and length % 2 == 0 for length in grid):
                 raise ValueError(f"Tokens: grid must be two even numbers, rows and columns of tokens, got {self.grid!r}")
-            object.__setattr__(self, "grid", given)
+            object.__setattr__(self, "grid", grid)
 
     @property
     def phases(self) -> tuple[PhaseName, ...]:
@@ -108,7 +105,7 @@ class Tokens:
         return int(self.share(phase, place.layer, place.layers) * place.tokens + 1e-6)
 
     def grid_of(self, tokens: int) -> Grid | None:
-        """How so many tokens of the latent lie: as `grid` says, frame by frame, else as a square; None where there are no cells."""
+        """Rows and columns of the latent's tokens: `grid`, frame by frame, else a square; None where there are no cells."""
         if self.bonus == 0:
             return None
         if self.grid is not None:
@@ -117,14 +114,14 @@ class Tokens:
         return (side, side) if side * side == tokens and side % 2 == 0 else None
 
     def slots(self, samples: int, tokens: int) -> dict[str, SlotSpec]:
-        """What a feed-forward keeps beside its output."""
+        """State of a feed-forward beside its output."""
         spec = SlotSpec((samples, tokens), torch.float32)
         return {"age": spec} if self.score == "random" else {"age": spec, "score": spec}
 
-    def choose(self, kept: State, place: Place, count: int, period: Tensor, clock: Clock) -> Int[Tensor, "N k"]:
+    def choose(self, state: State, place: Place, count: int, period: Tensor, clock: Clock) -> Int[Tensor, "N k"]:
         """The `count` tokens with the highest scores; `period` is N, what ages are measured in."""
-        age = kept["age"]
-        s = kept["score"] if "score" in kept else random_score(place.tokens, place.layer, clock).expand_as(age)
+        age = state["age"]
+        s = state["score"] if "score" in state else random_score(place.tokens, place.layer, clock).expand_as(age)
         total = s + self.freshness * age / period
         if place.grid is not None:
             total = with_bonus(total, self.bonus, place.grid)
@@ -138,14 +135,14 @@ def _check_number(name: str, value: float, low: float, high: float) -> None:
 
 
 def layers(names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Which layer the block of each named site is, and of how many; what lies in no block is in none."""
+    """Layer of each named site's block, and the number of layers; sites outside of blocks are left out."""
     blocks = {name: block for name in names if (block := block_of(name))}
     order = {block: i for i, block in enumerate(dict.fromkeys(blocks.values()))}
     return {name: (order[block], len(order)) for name, block in blocks.items()}
 
 
 class Operands(NamedTuple):
-    """What attention is computed from."""
+    """Operands of an attention."""
 
     q: Float[Tensor, "N H Q D"]
     k: Float[Tensor, "N H K D"]
@@ -205,55 +202,37 @@ def with_bonus(score: Float[Tensor, "N T"], bonus: float, grid: Grid) -> Float[T
     return raised.reshape(cells.shape).transpose(3, 4).reshape(score.shape)
 
 
-def take(X: Float[Tensor, "N T *D"], chosen: Int[Tensor, "N k"]) -> Float[Tensor, "N k *D"]:
+def take(X: Float[Tensor, "N T *D"], indices: Int[Tensor, "N k"]) -> Float[Tensor, "N k *D"]:
     """The rows of the chosen tokens."""
-    return X[_samples(chosen), chosen]
+    return X[_samples(indices), indices]
 
 
-def put(X: Float[Tensor, "N T *D"], chosen: Int[Tensor, "N k"], rows: Float[Tensor, "N k *D"]) -> Float[Tensor, "N T *D"]:
+def put(X: Float[Tensor, "N T *D"], indices: Int[Tensor, "N k"], rows: Float[Tensor, "N k *D"]) -> Float[Tensor, "N T *D"]:
     """X with other rows for the chosen tokens."""
-    return X.index_put((_samples(chosen), chosen), rows)
+    return X.index_put((_samples(indices), indices), rows)
 
 
-def _samples(chosen: Int[Tensor, "N k"]) -> Int[Tensor, "N 1"]:
-    return torch.arange(len(chosen), device=chosen.device).unsqueeze(-1)
+def _samples(indices: Int[Tensor, "N k"]) -> Int[Tensor, "N 1"]:
+    return torch.arange(len(indices), device=indices.device).unsqueeze(-1)
 
 
-def renewed(estimator: Estimator, old: State, chosen: Int[Tensor, "N k"], I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
+def renewed(estimator: Estimator, old: State, indices: Int[Tensor, "N k"], I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
     """The state of a site with what its chosen tokens, whose rows I and O are, would leave."""
-    rows = estimator.refresh({name: take(X, chosen) for name, X in old.items()}, I, O, clock)
-    return {name: put(old[name], chosen, row) for name, row in rows.items()}
+    rows = estimator.refresh({name: take(X, indices) for name, X in old.items()}, I, O, clock)
+    return {name: put(old[name], indices, row) for name, row in rows.items()}
 
 
-def aged(age: Float[Tensor, "N T"], chosen: Int[Tensor, "N k"] | None = None) -> Float[Tensor, "N T"]:
-    """The age of every token after a PARTIAL step: 0 for the chosen, one more for the others."""
+def aged(age: Float[Tensor, "N T"], indices: Int[Tensor, "N k"] | None = None) -> Float[Tensor, "N T"]:
+    """The age of every token after a PARTIAL step: 0 for the computed ones, one more for the others."""
     older = age + 1
-    return older if chosen is None else put(older, chosen, torch.zeros_like(chosen, dtype=age.dtype))
-
-
-def countdown(interval: int, steps: int) -> list[int]:
-    """Steps left until the next full one, at each step; 0: it is full (the schedule of ToCa's and DuCa's code for DiT).
-
-    `left` counts down to 0. The first step is full, and then those that the interval in force divides: at one that does, it becomes
-    round(interval / (1 + 0.4 - 0.8 left / steps)), but 2 where 0.2 steps <= left < 0.4 steps. The released code has the first layer decide
-    before that and the others after, so that for N = 4 to 7 of 50 steps 17, 14, 13 and 14 are full in the first layer, which is what tables
-    call full, and 14, 11, 10 and 8 in all layers, which is what it costs. Here a step is full when all its layers are.
-    """
-    now, found = interval, []
-    for left in reversed(range(steps)):
-        is_first = left == steps - 1
-        if is_first or left % now == 0:
-            sensitive = int(0.2 * steps) <= left < int(0.4 * steps)
-            now = 2 if sensitive else max(1, round(interval / (1.4 - 0.8 * left / steps)))
-        found.append(0 if is_first else left % now)
-    return found
+    return older if indices is None else put(older, indices, torch.zeros_like(indices, dtype=age.dtype))
 
 
 def check_tokens(estimator: Estimator, phases: Iterable[PhaseName], tokens: Tokens | None) -> None:
     """Raise ValueError for PARTIAL phases that `tokens` does not speak of, and for an estimator whose state is more than the output."""
     partial = [phase for phase in phases if is_partial(phase)]
-    known = () if tokens is None else tokens.phases
-    if unknown := [phase for phase in partial if phase not in known]:
-        raise ValueError(f"tokens: {', '.join(unknown)} of the schedule is none of its phases: {', '.join(known) or 'tokens is None'}")
+    own = () if tokens is None else tokens.phases
+    if unknown := [phase for phase in partial if phase not in own]:
+        raise ValueError(f"tokens: {', '.join(unknown)} of the schedule is none of its phases: {', '.join(own) or 'tokens is None'}")
     if partial and estimator.orders:
         raise ValueError(f"tokens: PARTIAL steps put computed tokens among those of the last output, no forecast, got {estimator!r}")

@@ -17,3 +17,18 @@ def invoke(main: Callable[..., Any], *arguments: object) -> Result:
 def said(result: Result) -> str:
     """What a command printed, without the frame around errors and the breaks of lines."""
     return " ".join(result.output.replace("│", " ").split())
+
+
+def run(app: Typer, *arguments: object) -> Result:
+    """Run an application with its commands; a defect raises."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def one_line_error(app: Typer, *arguments: object) -> str:
+    """Stderr of a command of rfc-fx that must fail as a user's error does."""
+    result = run(app, *arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("rfc-fx: error: ")
+    return str(line)

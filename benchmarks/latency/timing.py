@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from benchmarks.latency.workloads import Calls
 from rfc_fx.runtime.step_model import StepModel
-from rfc_fx.tools.compare import force_all_phases, steps_to_warm_up
+from rfc_fx.tools.variants import force_all_phases, steps_to_warm_up
 
 READS = ("tolist", "item", "__bool__", "__float__", "__int__", "__index__", "equal", "cpu", "numpy")
 """Calls of torch that wait for a value of a tensor."""

@@ -20,8 +20,8 @@ from benchmarks.quality.planned import planned_steps
 from benchmarks.quality.similarity import relative_l2
 from benchmarks.quality.trajectory import Trajectory, record
 from benchmarks.quality.workloads import CALIBRATED, FORCED, Bench, Images, Lot, Sampler
+from rfc.eager.recording import ratios_of
 from rfc.method import Method, programs_of
-from rfc.placement.magcache import ratios_of
 from rfc_fx.ir.ops import flops
 from rfc_fx.runtime.summary import pattern
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning

@@ -12,9 +12,8 @@ import torch
 
 import rfc
 from benchmarks.quality.trajectory import Trajectory
-from rfc.eager.run import spec_of, zeros
 from rfc.generation import Generation
-from rfc.state import Clock, State
+from rfc.state import Clock, State, spec_of, zeros
 
 
 def planned_steps(trajectory: Trajectory, tau: float, where: Literal["first", "all"], warmup: int = 3) -> list[int]:

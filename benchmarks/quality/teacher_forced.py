@@ -17,9 +17,8 @@ import rfc
 from benchmarks.quality.relation import Relation, relation
 from benchmarks.quality.trajectory import Trajectory, record
 from benchmarks.quality.workloads import FORCED, Bench, Lot, Sampler
-from rfc.eager.run import spec_of, zeros
 from rfc.generation import Generation
-from rfc.state import Clock, State
+from rfc.state import Clock, State, spec_of, zeros
 
 WARMUP = 3
 

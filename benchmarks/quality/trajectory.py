@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import rfc.eager
 from benchmarks.quality.workloads import Bench, Lot, Sampler
-from rfc.placement.magcache import RecordingReuse
+from rfc.eager.recording import RecordingReuse
 
 Pair = tuple[Tensor, Tensor]
 """I and O of one site at one step, (N, T, D): conditional samples, then unconditional ones."""

@@ -133,10 +133,10 @@ def open(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], device
         except RuntimeError as error:
             raise ArtifactError(f"{where} cannot be loaded: {str(error).splitlines()[0]}; export again") from error
         _check_metadata(where, loader.get_metadata(), device)
-        wanted = list(loader.get_constant_fqns())
-        if lost := [name for name in wanted if name not in spec.weights or spec.weights[name] not in weights]:
-            raise ArtifactError(f"{where} asks for weights that are not there: {', '.join(lost[:3])}; export again")
-        own = {name: weights[spec.weights[name]] for name in wanted}
+        names = list(loader.get_constant_fqns())
+        if missing := [name for name in names if name not in spec.weights or spec.weights[name] not in weights]:
+            raise ArtifactError(f"{where} asks for weights that are not there: {', '.join(missing[:3])}; export again")
+        own = {name: weights[spec.weights[name]] for name in names}
         loader.load_constants(own, False, True, True)
         runners[phase] = _Runner(loader, own)
     return runners

@@ -52,38 +52,38 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     check_place(path, overwrite=overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     except OSError as error:
         raise ExportError(f"export: {path} cannot be written: {error.strerror or error}; pass another path") from error
     try:
-        yield made
-        _move(made, path)
+        yield staging
+        _move(staging, path)
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise ExportError(f"export: {path} could not be written, nothing was left there: {why}") from error
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
-def _move(made: Path, path: Path) -> None:
-    made.chmod(0o755)  # mkdtemp and safetensors keep others out
-    for file in made.iterdir():
+def _move(staging: Path, path: Path) -> None:
+    staging.chmod(0o755)  # mkdtemp and safetensors keep others out
+    for file in staging.iterdir():
         file.chmod(0o644)
     if path.suffix == ".pt2":
-        one = made.with_name(made.name + ".zip")
+        packed = staging.with_name(staging.name + ".zip")
         try:
-            with zipfile.ZipFile(one, "w", zipfile.ZIP_STORED) as archive:
-                for file in sorted(made.iterdir()):
+            with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+                for file in sorted(staging.iterdir()):
                     archive.write(file, f"rfc/{file.name}")
-            os.replace(one, path)
+            os.replace(packed, path)
         finally:
-            one.unlink(missing_ok=True)
+            packed.unlink(missing_ok=True)
         return
     old = path.with_name(f".{path.name}-old-{os.getpid()}")
     if path.exists():
         os.replace(path, old)
     try:
-        os.replace(made, path)
+        os.replace(staging, path)
     except OSError:
         if old.exists():
             os.replace(old, path)
@@ -142,25 +142,25 @@ def read_manifest(folder: Path) -> Manifest:
     if where.stat().st_size > MOST_MANIFEST_BYTES:
         raise ArtifactError(f"{where}: {where.stat().st_size} bytes, more than any manifest has")
     try:
-        given = json.loads(where.read_text(encoding="utf-8"))
+        record = json.loads(where.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where}: no JSON: {error}; copy the artefact again") from error
-    version = given.get("schema_version") if isinstance(given, dict) else None
-    if isinstance(given, dict) and "schema_version" in given and type(version) is not int:
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if isinstance(record, dict) and "schema_version" in record and type(version) is not int:
         raise ArtifactError(f"{where}: schema_version: expected {SCHEMA_VERSION}, got {version!r}")
     if isinstance(version, int) and version != SCHEMA_VERSION:
         how = "update rfc-fx" if version > SCHEMA_VERSION else "export the model again with this rfc-fx"
         raise ArtifactError(f"{where}: schema version {version}, this rfc-fx reads {SCHEMA_VERSION}; {how}")
     try:
-        return Manifest.model_validate(given)
+        return Manifest.model_validate(record)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "manifest"
-        said = first["msg"].removeprefix("Value error, ")
+        message = first["msg"].removeprefix("Value error, ")
         if first["type"] != "value_error" or first["loc"]:  # the whole manifest is no answer
             got = repr(first.get("input"))
-            said += f", got {got if len(got) < 80 else got[:77] + '...'}"
-        raise ArtifactError(f"{where}: {field}: {said}") from error
+            message += f", got {got if len(got) < 80 else got[:77] + '...'}"
+        raise ArtifactError(f"{where}: {field}: {message}") from error
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -172,7 +172,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise ArtifactError(f"{path}: {what}; copy the artefact again")
         if (size := path.stat().st_size) != spec.bytes:
             raise ArtifactError(f"{path}: {size} bytes, expected {spec.bytes}: the file is cut off or another; copy the artefact again")
-        if (found := sha256(path)) != spec.sha256:
+        if (checksum := sha256(path)) != spec.sha256:
             raise ArtifactError(
-                f"{path}: SHA-256 {found[:12]}..., expected {spec.sha256[:12]}...: the file was changed; copy the artefact again"
+                f"{path}: SHA-256 {checksum[:12]}..., expected {spec.sha256[:12]}...: the file was changed; copy the artefact again"
             )

@@ -19,7 +19,7 @@ from rfc.eager.model import cached
 from rfc_export.runtime import Engine
 from rfc_export.verify import RecordedGeneration, Verdict, cached_like, parity_over
 from rfc_fx.runtime.step_model import StepModel
-from rfc_fx.tools.compare import Timing
+from rfc_fx.tools.variants import Timing
 
 READS = ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__", "__index__", "equal")
 """Calls by which the host looks at a tensor's values."""

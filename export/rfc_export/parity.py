@@ -26,7 +26,7 @@ MOST_STEPS = 24
 
 @dataclass(frozen=True)
 class Parity:
-    """What a comparison over a few steps found."""
+    """Phases of an engine and of its model over the same steps, and how far their outputs differ."""
 
     phases: list[str]
     expected_phases: list[str]
@@ -60,11 +60,11 @@ def compare(engine: StepModel, model: StepModel, calls: Sequence[Mapping[str, An
     """Run both over the same calls, each from a fresh beginning."""
     outputs = []
     records: list[Generation] = []
-    for one in (engine, model):
-        one.reset()
-        outputs.append([_first(one(**call)).detach().clone() for call in calls])
-        records.append(one.stats)
-        one.reset()
+    for runner in (engine, model):
+        runner.reset()
+        outputs.append([_first(runner(**call)).detach().clone() for call in calls])
+        records.append(runner.stats)
+        runner.reset()
     errors = [float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)) for a, b in zip(*outputs, strict=True)]
     return Parity(list(records[0].phases), list(records[1].phases), errors)
 
@@ -81,29 +81,29 @@ def check_parity(engine: Engine, model: StepModel, arguments: Mapping[str, Any])
     calls = [moved(arguments, step, steps, engine.manifest.call.timestep) for step in range(steps)]
     try:
         engine.method = model.method = short
-        found = compare(engine, model, calls)
+        parity = compare(engine, model, calls)
     finally:
         engine.method = model.method = own
     tolerance = TOLERANCE.get(engine.manifest.model.dtype, TOLERANCE["float32"])
-    if found.phases != found.expected_phases:
-        raise ExportError(f"export: the engine decided {found.phases}, the model {found.expected_phases}; nothing was written")
-    if not found.worst <= tolerance:
-        step = found.errors.index(found.worst)
+    if parity.phases != parity.expected_phases:
+        raise ExportError(f"export: the engine decided {parity.phases}, the model {parity.expected_phases}; nothing was written")
+    if not parity.worst <= tolerance:
+        step = parity.errors.index(parity.worst)
         raise ExportError(
-            f"export: step {step} ({found.phases[step]}) of the engine is off by {found.worst:.1e} of the model's output, at most "
+            f"export: step {step} ({parity.phases[step]}) of the engine is off by {parity.worst:.1e} of the model's output, at most "
             f"{tolerance:g} is rounding; nothing was written"
         )
-    return found
+    return parity
 
 
 def steps_to_check(method: Method) -> int:
     """Enough steps for every phase, a full step after a skipped one and a skipped one after that, if the schedule comes to them soon."""
     generation, numbers = Generation(), method.schedule.numbers()
-    wanted = [False, True, False]
+    remaining = [False, True, False]
     for step in range(MOST_STEPS):
         is_full = generation.decide(method.schedule, numbers, 0.0, None) == "FULL"
-        if wanted and is_full is wanted[0]:
-            wanted.pop(0)
-        if not wanted and {*generation.phases} >= {*method.schedule.branches}:
+        if remaining and is_full is remaining[0]:
+            remaining.pop(0)
+        if not remaining and {*generation.phases} >= {*method.schedule.branches}:
             return step + 1
     return MOST_STEPS

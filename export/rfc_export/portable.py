@@ -53,11 +53,11 @@ class Weights:
     @classmethod
     def of(cls, compiled: CompiledSet) -> Weights:
         """The names of a model's parameters and buffers, and of the constants of its graph."""
-        found = cls()
+        weights = cls()
         model = compiled.captured.model
         for name, tensor in (*model.named_parameters(), *model.named_buffers(), *compiled.captured.constants.items()):
-            found.names.setdefault(id(tensor), name)
-        return found
+            weights.names.setdefault(id(tensor), name)
+        return weights
 
     def name(self, target: str, tensor: Tensor) -> str:
         """The name of a tensor that a graph reads, noted for the file."""
@@ -159,8 +159,8 @@ class CondStep(nn.Module):
         for phase, program in cond.programs.items():
             self.add_module(phase, program.module)
 
-    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        inputs, rest = given[: self._inputs], list(given[self._inputs :])
+    def forward(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        inputs, rest = arguments[: self._inputs], list(arguments[self._inputs :])
         held = [rest.pop(0) for _ in range(len(self._slots) + 2)]
         *slots, progress, log = [tensor.clone() for tensor in held] if self._returns else held
         state = dict(zip(self._slots, slots, strict=True))

@@ -32,20 +32,20 @@ def built_with() -> dict[str, str]:
 
 def check_target(where: str, manifest: Manifest, device: torch.device) -> None:
     """TargetError where the artefact is for another kind of device, processor, GPU or, for machine code, version of torch."""
-    wanted = manifest.target
-    if device.type != wanted.device:
-        raise TargetError(f"{where}: built for {wanted.device}, asked to run on {device}; export again with device={device.type!r}")
+    built_for = manifest.target
+    if device.type != built_for.device:
+        raise TargetError(f"{where}: built for {built_for.device}, asked to run on {device}; export again with device={device.type!r}")
     if manifest.backend == "onnx":  # its files are portable
         return
     here = target_of(device)
     if device.type == "cpu":
-        if here.name != wanted.name:
-            raise TargetError(f"{where}: built for {wanted.name} processors, this one is {here.name}; export again on such a machine")
-        if _rank(wanted.cpu_isa) > _rank(here.cpu_isa):
-            raise TargetError(f"{where}: built with {wanted.cpu_isa} instructions, this processor has {here.cpu_isa}; export again here")
-    elif here.compute_capability != wanted.compute_capability:
+        if here.name != built_for.name:
+            raise TargetError(f"{where}: built for {built_for.name} processors, this one is {here.name}; export again on such a machine")
+        if _rank(built_for.cpu_isa) > _rank(here.cpu_isa):
+            raise TargetError(f"{where}: built with {built_for.cpu_isa} instructions, this processor has {here.cpu_isa}; export again here")
+    elif here.compute_capability != built_for.compute_capability:
         raise TargetError(
-            f"{where}: built for {wanted.name} (compute capability {wanted.compute_capability}), this is {here.name} "
+            f"{where}: built for {built_for.name} (compute capability {built_for.compute_capability}), this is {here.name} "
             f"({here.compute_capability}); export again here"
         )
     if manifest.backend == "aoti":
@@ -55,7 +55,7 @@ def check_target(where: str, manifest: Manifest, device: torch.device) -> None:
 
 
 def _rank(name: str | None) -> int:
-    known = [one for one in INSTRUCTION_SETS if name and one in name.upper()]
+    known = [instructions for instructions in INSTRUCTION_SETS if name and instructions in name.upper()]
     return INSTRUCTION_SETS.index(known[-1]) if known else 0
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import rfc_fx
 from rfc_export.artifact import check_files, opened, read_manifest
-from rfc_export.drawing import Exportable, engine_source, exportable
+from rfc_export.engine_source import Exportable, engine_source, exportable
 from rfc_export.errors import ExportError
 from rfc_export.manifest import Manifest
 from rfc_export.methods import decode_method, dtype_of

@@ -41,13 +41,13 @@ def in_place(replaced: Sequence[Replaced]) -> Iterator[None]:
 def spans(model: nn.Module, now: Now, grain: Granularity, probe: int) -> Iterator[Replaced]:
     """Replacements for blocks: each alone, or some or all of them as one. ValueError where the range chooses none."""
     blocks = block_modules(model)
-    chosen = blocks[grain.blocks]
-    if not chosen:
+    cached_blocks = blocks[grain.blocks]
+    if not cached_blocks:
         raise ValueError(f"{type(model).__name__}: granularity {grain.blocks} chooses none of the {len(blocks)} blocks")
     if probe >= len(blocks):
         raise ValueError(f"{type(model).__name__}: a probe of {probe} blocks leaves none of the {len(blocks)} to skip")
     probed = Probe(now)
-    groups = [[block] for block in chosen] if grain.kind == "block" else [chosen]
+    groups = [[block] for block in cached_blocks] if grain.kind == "block" else [cached_blocks]
     for group in groups:
         first = blocks.index(group[0])
         parts = [Block(module, module.forward) for _, module in group]
@@ -56,7 +56,7 @@ def spans(model: nn.Module, now: Now, grain: Granularity, probe: int) -> Iterato
             yield part.module, partial(span.forward, i)
         if not probe and (attention := block_attention(parts[0].module)) is not None:
             yield attention, partial(span.enter, attention.forward)
-    for i, (_, module) in enumerate(blocks[: min(probe, blocks.index(chosen[0]))]):
+    for i, (_, module) in enumerate(blocks[: min(probe, blocks.index(cached_blocks[0]))]):
         yield module, partial(probed.forward, Block(module, module.forward), i == 0)
 
 
@@ -75,8 +75,8 @@ class Block:
 
     def streams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         """The streams that a call hands over, the latent's first."""
-        given = inspect.signature(type(self.module).forward).bind(self.module, *args, **kwargs).arguments
-        return {name: value for name in STREAMS if isinstance(value := given.get(name), Tensor)}
+        arguments = inspect.signature(type(self.module).forward).bind(self.module, *args, **kwargs).arguments
+        return {name: value for name in STREAMS if isinstance(value := arguments.get(name), Tensor)}
 
     def returned(self, streams: dict[str, Tensor], output: Any) -> dict[str, Tensor]:
         """The streams that come back, told apart by what they are closest to."""
@@ -218,7 +218,7 @@ def verifier(last: nn.Module, now: Now, replaced: Callable[..., Any] | None) -> 
             finally:
                 run.is_verifying = False
             x, x_real = (block.returned(streams, output)["hidden_states"].float() for output in (drafted, real))
-            run.found = float(((x - x_real).abs() / (x_real.abs() + 1e-10)).mean())
+            run.verified_error = float(((x - x_real).abs() / (x_real.abs() + 1e-10)).mean())
         return drafted
 
     return last, forward

@@ -8,10 +8,8 @@ model is untouched.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,16 +17,17 @@ from torch import Tensor, nn
 
 from rfc.arguments import timestep_argument, timestep_value
 from rfc.conditioning import ConditioningGroups, conditioning, group_name
-from rfc.eager.blocks import Replaced, in_place, spans, verifier
+from rfc.eager.blocks import in_place, spans, verifier
+from rfc.eager.module_sites import module_sites
 from rfc.eager.predictor import predictions
-from rfc.eager.run import Now, Run, spec_of
-from rfc.eager.token_wise import Chooser, Scorer, choosers, passages
-from rfc.estimators.predicted import predicted_by
+from rfc.eager.run import Now, Run
+from rfc.eager.token_wise import passages
 from rfc.generation import Direction, Generation
 from rfc.granularity import block_modules, parse_granularity
 from rfc.method import Method
 from rfc.phase import is_partial, phase_named
-from rfc.token_selection import Tokens
+from rfc.published import predicted_by
+from rfc.state import spec_of
 
 
 def cached(model: nn.Module, method: Method, granularity: str | None = None) -> CachedEager:
@@ -40,81 +39,6 @@ def cached(model: nn.Module, method: Method, granularity: str | None = None) -> 
     if not isinstance(method, Method):
         raise TypeError(f"cached: method must be an rfc method such as rfc.RFC(tau=0.1), got {method!r}")
     return CachedEager(model, method, granularity or method.granularity or "module")
-
-
-@dataclass
-class _Site:
-    """A module, or a parallel pair of modules, whose output is computed or estimated."""
-
-    name: str
-    now: Now
-    compute: Callable[..., Any]
-    scorer: Scorer | None = None
-    chooser: Chooser | None = None
-
-    @property
-    def run(self) -> Run:
-        return self.now.run
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.run.is_verifying:
-            return self.compute(*args, **kwargs)
-        inputs = self.inputs(args, kwargs)
-        phase = self.run.decide(I=inputs[0])
-        if phase == "FULL":
-            compute = partial(self.compute, *args, **kwargs)
-            output = compute() if self.scorer is None else self.scorer.compute(self.run, compute, inputs)
-            outputs = output if isinstance(output, tuple) else (output,)
-            for stream, (I, O) in enumerate(zip(inputs, outputs, strict=False)):
-                self.refresh(stream, I, O)
-            if self.chooser is not None:
-                self.chooser.keep(self.run, inputs[0])
-            return output
-        if is_partial(phase) and self.chooser is not None:
-            self.chooser.compute(self.run, self.compute, inputs[0])
-        estimates = tuple(self.estimate(stream, inputs[stream]) for stream in self.run.streams(self.name))
-        return estimates if len(estimates) > 1 else estimates[0]
-
-    @staticmethod
-    def inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        named = [kwargs[name] for name in ("hidden_states", "encoder_hidden_states") if name in kwargs]
-        return [value for value in (*args, *named) if isinstance(value, Tensor)]
-
-    def refresh(self, stream: int, I: Tensor, O: Tensor) -> None:
-        self.run.refresh(self.name, stream, I, O)
-
-    def estimate(self, stream: int, I: Tensor) -> Tensor:
-        return self.run.estimate(self.name, stream, I)
-
-
-@dataclass
-class _ParallelSite(_Site):
-    """Attention and MLP side by side that share their input and leave through one projection (FLUX's single blocks).
-
-    On a skipped step the two inner modules return uninitialised tensors of the right shape, and the projection the estimate.
-    """
-
-    I: Tensor | None = None
-    width: int = 0
-
-    def enter_attention(self, *args: Any, **kwargs: Any) -> Any:
-        self.I = self.inputs(args, kwargs)[0]
-        if self.run.is_verifying or self.run.decide(I=self.I) == "FULL":
-            return self.compute(*args, **kwargs)
-        return torch.empty_like(self.I)
-
-    def enter_mlp(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return forward(x) if self.run.is_verifying or self.run.decide(I=x) == "FULL" else x.new_empty(*x.shape[:-1], self.width)
-
-    def leave(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        assert self.I is not None
-        if self.run.is_verifying:
-            return forward(x)
-        if self.run.phase == "FULL":
-            O = forward(x)
-            self.refresh(0, self.I, O)
-            return O
-        return self.estimate(0, self.I)
 
 
 class CachedEager(nn.Module):
@@ -139,7 +63,7 @@ class CachedEager(nn.Module):
         if (predicted := predicted_by(method)) is not None:
             self._replaced = list(predictions(model, self._now, predicted))
         elif grain.kind == "module":
-            self._replaced = list(_sites(model, self._now, tokens))
+            self._replaced = list(module_sites(model, self._now, tokens))
         else:
             self._replaced = list(spans(model, self._now, grain, method.probe))
         if any(phase_named(name).verifies for name in method.schedule.branches):
@@ -212,44 +136,3 @@ class CachedEager(nn.Module):
             if name == "model":
                 raise
             return getattr(self.model, name)
-
-
-def _sites(model: nn.Module, now: Now, tokens: Tokens | None) -> Iterator[Replaced]:
-    """Attention modules (they project to queries), feed-forward modules, and parallel blocks of both.
-
-    In repeated blocks, where the model has them: what stands before the blocks may never see the latent.
-    """
-    found = list(_modules(model))
-    chooser = {} if tokens is None else choosers([name for name, _ in found], tokens)
-    for name, module in found:
-        children = dict(module.named_children())
-        if children.keys() >= _PARALLEL:
-            attention, mlp, projection = children["attn"], children["proj_mlp"], children["proj_out"]
-            width = getattr(mlp, "out_features", None)
-            if not isinstance(width, int):
-                raise ValueError(f"{name}.proj_mlp: expected a linear layer with out_features, got {type(mlp).__name__}")
-            site = _ParallelSite(name, now, attention.forward, width=width)
-            yield attention, site.enter_attention
-            yield mlp, partial(site.enter_mlp, mlp.forward)
-            yield projection, partial(site.leave, projection.forward)
-        elif hasattr(module, "to_q"):
-            scorer = None if tokens is None or tokens.score == "random" else Scorer(name, module, tokens.score)
-            yield module, _Site(name, now, module.forward, scorer)
-        else:
-            yield module, _Site(name, now, module.forward, chooser=chooser.get(name))
-
-
-_PARALLEL = {"attn", "proj_mlp", "proj_out"}
-
-
-def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    inside: set[int] = set()
-    modules = list(model.named_modules())
-    repeated = [(name, module) for name, module in modules if any(part.isdigit() for part in name.split("."))]
-    for name, module in repeated or modules:
-        children = dict(module.named_children())
-        is_parallel = children.keys() >= _PARALLEL
-        if id(module) not in inside and (is_parallel or hasattr(module, "to_q") or type(module).__name__ == "FeedForward"):
-            parts = [children[part] for part in _PARALLEL] if is_parallel else [module]
-            inside |= {id(one) for part in parts for one in part.modules()}
-            yield name, module

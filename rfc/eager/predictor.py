@@ -41,10 +41,10 @@ def predict(predictor: Predictor, block: Block, cache: Tensor, args: tuple[Any, 
 
 
 def _stream(block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    found = block.streams(args, kwargs)
-    if "hidden_states" not in found:
+    streams = block.streams(args, kwargs)
+    if "hidden_states" not in streams:
         raise PredictorError(f"DisCa: {type(block.module).__name__} is called without hidden_states, the stream that a predictor forecasts")
-    return found["hidden_states"]
+    return streams["hidden_states"]
 
 
 def _one_stream(where: str, output: Any) -> Tensor:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rfc.bookkeeping import clock_tensors
 from rfc.generation import Direction, Generation
 from rfc.method import Method
 from rfc.phase import PhaseName
-from rfc.state import Clock, SlotSpec, State
+from rfc.state import Clock, State, spec_of, zeros
 
 
 @dataclass
 class Run:
-    """What all sites of one step share."""
+    """State that all sites of one step share."""
 
     method: Method
     numbers: dict[str, Tensor]
@@ -26,7 +25,7 @@ class Run:
     phase: PhaseName | None = None
     clock: Clock | None = None
     watched: State | None = None
-    """What the schedule keeps of what it watches."""
+    """State of the schedule."""
 
     states: dict[tuple[str, int], State] = field(default_factory=dict)
     """One state per site and stream of tokens: joint attention has two outputs, each with its own input."""
@@ -35,22 +34,22 @@ class Run:
 
     is_verifying: bool = False
     """Whether the last block is computed once more, to see how good its estimate was."""
-    found: float | None = None
-    """The error that was found; it counts from the next step on."""
+    verified_error: float | None = None
+    """Error of the verified draft; it counts from the next step on."""
 
     tokens: int = 0
     """Number of tokens of the latent."""
     scores: dict[str, list[Tensor]] = field(default_factory=dict)
-    """What the attention of each block says in this step about the tokens of its streams (`rfc.eager.token_wise`)."""
-    kept: dict[str, State] = field(default_factory=dict)
+    """Scores of the tokens of each block's streams, by its attention in this step (`rfc.eager.token_wise`)."""
+    token_states: dict[str, State] = field(default_factory=dict)
     """Ages and scores of each feed-forward's tokens."""
     last: Tensor | None = None
     """The latent's stream as it left the last block when that ran the last time."""
 
     def begin(self, timestep: float | None, shapes: tuple[Any, ...], direction: Direction) -> None:
-        if self.found is not None and self.generation.step:
-            self.generation.learn(self.method.schedule, self.found)
-        self.found = None
+        if self.verified_error is not None and self.generation.step:
+            self.generation.learn(self.method.schedule, self.verified_error)
+        self.verified_error = None
         if shapes != self.shapes:
             self.generation, self.watched, self.shapes = Generation(), None, shapes
         elif direction.ends(self.generation, timestep):
@@ -99,11 +98,3 @@ class Now:
     """The run that the current call belongs to."""
 
     run: Run
-
-
-def spec_of(tensor: Tensor) -> SlotSpec:
-    return SlotSpec(tuple(tensor.shape), tensor.dtype)
-
-
-def zeros(slots: dict[str, SlotSpec], device: torch.device) -> dict[str, Tensor]:
-    return {name: torch.zeros(spec.shape, dtype=spec.dtype, device=device) for name, spec in slots.items()}

@@ -30,9 +30,9 @@ class _Seen(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention and self.operands is None:
-            given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
-            self.operands = Operands(given["query"], given["key"], given["value"], given.get("attn_mask"))
-            self.scale = given.get("scale")
+            arguments = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+            self.operands = Operands(arguments["query"], arguments["key"], arguments["value"], arguments.get("attn_mask"))
+            self.scale = arguments.get("scale")
         return func(*args, **kwargs)
 
 
@@ -77,37 +77,37 @@ class Chooser:
 
     def keep(self, run: Run, I: Tensor) -> None:
         """After a full step: no token has an age, and each has a score."""
-        kept: dict[str, Tensor] = {"age": I.new_zeros(I.shape[:2], dtype=torch.float32)}
+        state: dict[str, Tensor] = {"age": I.new_zeros(I.shape[:2], dtype=torch.float32)}
         if self.tokens.score != "random":
-            kept["score"] = self._score(run, I.shape[1])
-        run.kept[self.name] = kept
+            state["score"] = self._score(run, I.shape[1])
+        run.token_states[self.name] = state
 
     def _score(self, run: Run, count: int) -> Tensor:
-        found = [i for i, score in enumerate(run.scores.get(block_of(self.name), [])) if score.shape[1] == count]
-        if not found:
+        layers = [i for i, score in enumerate(run.scores.get(block_of(self.name), [])) if score.shape[1] == count]
+        if not layers:
             raise ValueError(f"{self.name}: no attention of its {count} tokens to themselves before it in its block could score them")
-        return run.scores[block_of(self.name)][found[-1] if "context" in self.name else found[0]]
+        return run.scores[block_of(self.name)][layers[-1] if "context" in self.name else layers[0]]
 
     def compute(self, run: Run, compute: Callable[[Tensor], Tensor], I: Tensor) -> None:
         """Compute the tokens that the step's phase wants, and put them into the state."""
         assert run.phase is not None
         assert run.clock is not None
-        kept, site = run.kept[self.name], (self.name, 0)
+        state, site = run.token_states[self.name], (self.name, 0)
         grid = self.tokens.grid_of(I.shape[1]) if I.shape[1] == run.tokens else None
         place = Place(self.layer, self.layers, I.shape[1], grid)
         count = self.tokens.count(run.phase, place)
         if count == 0:
-            run.kept[self.name] = {**kept, "age": aged(kept["age"])}
+            run.token_states[self.name] = {**state, "age": aged(state["age"])}
             return
         period = run.numbers["period"].to(I.device)
-        chosen = self.tokens.choose(kept, place, count, period, run.clock)
-        rows = take(I, chosen)
-        run.states[site] = renewed(run.method.estimator, run.states[site], chosen, rows, compute(rows), run.clock)
-        run.kept[self.name] = {**kept, "age": aged(kept["age"], chosen)}
+        indices = self.tokens.choose(state, place, count, period, run.clock)
+        rows = take(I, indices)
+        run.states[site] = renewed(run.method.estimator, run.states[site], indices, rows, compute(rows), run.clock)
+        run.token_states[self.name] = {**state, "age": aged(state["age"], indices)}
 
 
 def choosers(names: Iterable[str], tokens: Tokens) -> dict[str, Chooser]:
-    """What chooses the tokens of each named module."""
+    """A chooser for the tokens of each named module."""
     return {name: Chooser(name, tokens, *place) for name, place in layers(names).items()}
 
 

@@ -78,8 +78,8 @@ def history_slots(X: str, spec: SlotSpec, orders: int) -> dict[str, SlotSpec]:
 
 def check_order(where: str, order: int, low: int, high: int | None = None) -> None:
     if isinstance(order, bool) or not isinstance(order, int) or order < low or (high is not None and order > high):
-        wanted = f"an integer from {low} to {high}" if high is not None else f"an integer of at least {low}"
-        raise ValueError(f"{where}: order must be {wanted}, got {order!r}")
+        bounds = f"an integer from {low} to {high}" if high is not None else f"an integer of at least {low}"
+        raise ValueError(f"{where}: order must be {bounds}, got {order!r}")
 
 
 class Remembered(Estimator):

@@ -43,8 +43,8 @@ class Newton(Estimator):
         for i, before in enumerate(self._history(old, "O")[:-1]):
             difference = ((fresh[i].float() - before.float()) / ages[i]).to(O.dtype)
             fresh.append(torch.where(clock.n > i, difference, torch.zeros_like(difference)))
-        known = torch.arange(self.order, device=O.device) < clock.n
-        return {**named("O", fresh), "ages": torch.where(known, ages, torch.zeros_like(ages))}
+        is_known = torch.arange(self.order, device=O.device) < clock.n
+        return {**named("O", fresh), "ages": torch.where(is_known, ages, torch.zeros_like(ages))}
 
     def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
         c = [clock.k]

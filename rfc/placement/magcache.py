@@ -1,22 +1,15 @@
-"""MagCache: full steps placed by measured magnitude ratios, and their measurement."""
+"""MagCache: full steps placed by measured magnitude ratios."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
-
-from rfc.estimators.base import Coefficients
 from rfc.estimators.taylor import Reuse
 from rfc.method import Method
 from rfc.placement.base import PlacedBySettings
 from rfc.schedules.base import NoiseLevels, checked_count
-from rfc.schedules.fixed import Every
-from rfc.state import Clock, SlotSpec, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,48 +74,3 @@ def MagCache(
     """
     schedule = MagnitudePlaced(ratios=ratios, threshold=threshold, max_skip=max_skip, retention=retention, num_steps=num_steps)
     return Method(estimator=Reuse(), schedule=schedule, granularity="stack", name="MagCache")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordingReuse(Reuse):
-    """Takes down what every site receives and returns, in the order in which the sites run; every step must be full."""
-
-    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list, compare=False, repr=False)
-
-    def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
-        return {}
-
-    def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
-        self.pairs.append((I.detach().clone(), O.detach().clone()))
-        return {}
-
-    def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
-        raise NotImplementedError("every recorded step is full")
-
-    def method(self) -> Method:
-        """Full computation with this record."""
-        return Method(estimator=self, schedule=Every(interval=1, warmup=1), name="FullCompute")
-
-
-def magnitude_ratios(model: nn.Module, generate: Callable[[nn.Module], Any]) -> list[float]:
-    """Measure the `ratios` of `rfc.MagCache` for a model, over one generation in full computation.
-
-    `generate(model)` draws with the model it receives, such as `lambda model: sample(model, scheduler, noise)`; each of its calls is a
-    step. Raises ValueError where it calls nothing, and where the model has no list of blocks with attention.
-    """
-    from rfc.eager.model import cached  # the twin stands on the methods
-
-    recorder = RecordingReuse()
-    generate(cached(model, recorder.method(), "stack"))
-    if not recorder.pairs:
-        raise ValueError("magnitude_ratios: generate did not call the model that it received")
-    return ratios_of([residual for _, residual in recorder.pairs])
-
-
-def ratios_of(residuals: Sequence[Tensor]) -> list[float]:
-    """|r(t)| / |r(t-1)| of the stack's residuals r from one step to the next, per token, mean over tokens and samples; first 1.
-
-    MagCache's calibration (arXiv 2506.09045, its released code).
-    """
-    norms = [residual.float().norm(dim=-1) for residual in residuals]
-    return [1.0, *(float((now / before).mean()) for before, now in pairwise(norms))]

@@ -23,10 +23,10 @@ Numbers = Mapping[str, Tensor]
 Watched = Mapping[str, Tensor]
 
 Signal = Literal["I", "base"]
-"""What a schedule can watch at the first site: its input I, or the stream that its residual is added to."""
+"""Signals of the first site: its input I, or the stream that its residual is added to."""
 
 Unit = Literal["step", "interval"]
-"""What a forecast counts time in: steps, or intervals between neighbouring full steps, whatever their length."""
+"""Units of time of a forecast: steps, or intervals between neighbouring full steps, whatever their length."""
 
 
 class Schedule(ABC):
@@ -43,12 +43,12 @@ class Schedule(ABC):
 
     @property
     def watches(self) -> tuple[Signal, ...]:
-        """What of the first site the rule looks at before every decision; nothing when it needs no data."""
+        """Signals of the first site that the rule reads before every decision; empty where it needs no data."""
         return ()
 
     @property
     def remembers(self) -> Literal["full steps", "all steps"]:
-        """After which steps `refresh` takes in what is watched."""
+        """Steps after which `refresh` takes in the signals."""
         return "full steps"
 
     @property
@@ -110,20 +110,20 @@ class Schedule(ABC):
 
     @property
     def unit(self) -> Unit:
-        """What the clock of the estimator counts in."""
+        """Unit of the estimator's clock."""
         return "step"
 
     @property
     def in_graph(self) -> tuple[Any, ...]:
-        """What of the rule the programs are made from; all else may change between steps."""
+        """Parts of the rule that the programs are made from; all else may change between steps."""
         return (type(self), self.watches, self.remembers, self.accumulates, self.is_lagged, self.branches)
 
     def slots(self, watched: Mapping[str, SlotSpec]) -> dict[str, SlotSpec]:
-        """Return what the rule keeps of the watched tensors."""
+        """Return the state that the rule keeps of the signals."""
         return {}
 
     def refresh(self, old: State, watched: Watched, clock: Clock) -> dict[str, Tensor]:
-        """Return what is kept after a step (`remembers`)."""
+        """Return the state after a step (`remembers`)."""
         return {}
 
     def error(self, watched: Watched, state: State, clock: Clock) -> Tensor:

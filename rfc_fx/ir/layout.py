@@ -73,9 +73,3 @@ def _own_storage(view: Tensor) -> Tensor:
     bits = view.view(torch.uint8) if view.dtype.itemsize == 1 else view  # not every exchange knows eight-bit floats
     shared: Tensor = torch.from_dlpack(bits)  # type: ignore[attr-defined]
     return shared.view(view.dtype)
-
-
-def zeros(slots: Mapping[str, SlotSpec], device: torch.device) -> dict[str, Tensor]:
-    """Allocate state: fixed shapes, fixed addresses, usable inside and outside inference mode."""
-    with torch.inference_mode(False):
-        return {name: torch.zeros(spec.shape, dtype=spec.dtype, device=device) for name, spec in slots.items()}

@@ -3,190 +3,26 @@
 from __future__ import annotations
 
 import statistics
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from math import inf, log10
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-import rfc_fx
-from rfc.eager.model import CachedEager, cached
 from rfc.generation import Generation
 from rfc.method import Method
-from rfc_fx.errors import RFCError
-from rfc_fx.ir.config import Config
-from rfc_fx.runtime.cached_model import CachedModel
 from rfc_fx.runtime.step_model import StepModel
 from rfc_fx.runtime.summary import pattern
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
-from rfc_fx.sites.granularity import granularities_for
-from rfc_fx.tools.sources import Source, Tick
-
-FULL = "full"
-"""Name of the row without caching."""
-
+from rfc_fx.tools.sources import Source
+from rfc_fx.tools.variants import FULL, Settings, Variant, misplaced, variants
 
 DATA_RANGE = 2.0
 """Pixels are in [-1, 1]."""
-
-
-Side = Literal["eager", "graph", "engine"]
-"""eager: the model itself, or the twin. graph: what torch.compile gets, the model or what `transform` made of it. engine: exported."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to compare: `steps` per generation; in each of `rounds` rounds every seed is a generation of every variant."""
-
-    steps: int = 50
-    rounds: int = 1
-    compile: bool = True
-    config: Config = Config(regional=True)
-    """Of the graph side; full computation is compiled as torch.compile does it. The eager twin takes the granularity alone: it decides for
-    the batch and keeps its state in the model's type."""
-
-
-class Timing(NamedTuple):
-    """Milliseconds per generation over the counted generations."""
-
-    median_ms: float
-    min_ms: float
-    max_ms: float
-
-
-@dataclass(kw_only=True)
-class Variant:
-    """One way to draw the samples, and what was seen of it."""
-
-    method: str
-    side: Side
-    call: Any
-    """What stands where the transformer stood."""
-    cache: StepModel | CachedEager | None = None
-    warmup_steps: int = 1
-    warmup_s: float = 0.0
-    """Seconds of the first, short generation: capture and compilation, where the variant needs them."""
-    times_ms: list[float] = field(default_factory=list)
-    images: dict[int, Tensor] = field(default_factory=dict)
-    """Samples by seed, one per group."""
-    records: dict[int, dict[str, Generation]] = field(default_factory=dict)
-    """What each seed's generation did, by context."""
-
-    @property
-    def timing(self) -> Timing:
-        return Timing(statistics.median(self.times_ms), min(self.times_ms), max(self.times_ms))
-
-    @property
-    def granularity(self) -> str | None:
-        """What one estimate stood for, as far as a generation has shown it; None for a model without a cache."""
-        if isinstance(self.cache, CachedEager):
-            return self.cache.granularity
-        return self.cache.compiled.found.granularity if isinstance(self.cache, CachedModel) else None
-
-    @property
-    def samples(self) -> Float[Tensor, "N C H W"]:
-        """All samples, groups outermost."""
-        return torch.stack(list(self.images.values()), dim=1).flatten(0, 1)
-
-    def warm_up(self, source: Source, device: torch.device) -> None:
-        """A short generation in which every program runs."""
-        start = time.perf_counter()
-        with force_all_phases(self.cache) if isinstance(self.cache, StepModel) else nullcontext():
-            source.draw(self.call, source.seeds[0], self.warmup_steps, lambda: None)
-        _wait(device)
-        self.warmup_s = time.perf_counter() - start
-
-    def run(self, source: Source, seed: int, steps: int, tick: Tick, device: torch.device) -> None:
-        """One counted generation: a sample of every group."""
-        if self.cache is not None:
-            self.cache.reset()
-        _wait(device)
-        start = time.perf_counter()
-        images = source.draw(self.call, seed, steps, tick)
-        _wait(device)
-        self.times_ms.append((time.perf_counter() - start) * 1e3)
-        self.images[seed] = images
-        if self.cache is not None:
-            self.records[seed] = dict(self.cache.contexts)
-
-
-@contextmanager
-def force_all_phases(cached: StepModel) -> Iterator[None]:
-    """Temporarily use a schedule that reaches every phase in a few steps."""
-    method = cached.method
-    cached.method = method.exercised()
-    try:
-        yield
-    finally:
-        cached.method = method
-
-
-def misplaced(method: Method, steps: int) -> str | None:
-    """The note where full steps were placed for generations of another length."""
-    schedule = method.schedule
-    if not schedule.is_placed or schedule.num_steps == steps:
-        return None
-    return f"its full steps were placed for generations of {schedule.num_steps} steps, these have {steps}"
-
-
-def steps_to_warm_up(method: Method, most: int) -> int:
-    """Steps in which the exercised method reaches every phase, and two steps after the warm-up; at most `most`."""
-    schedule, generation = method.schedule.exercised(), Generation()
-    numbers, least = schedule.numbers(), min(schedule.warmup + 2, most)
-    for step in range(1, most + 1):
-        generation.decide(schedule, numbers, 0.0, None)
-        if step >= least and {*generation.phases} >= {*schedule.branches}:
-            return step
-    return least
-
-
-def configs(methods: Mapping[str, Method], config: Config) -> dict[str, Config]:
-    """The configuration of each method: a method with a granularity of its own keeps it beside methods that leave it open.
-
-    ValueError where every method has its own granularity, and one has another than the configuration's.
-    """
-    is_open = {name: method.granularity is None for name, method in methods.items()}
-    own = replace(config, granularity=None)
-    by_method = {name: config if is_open[name] or not any(is_open.values()) else own for name in methods}
-    for name, method in methods.items():
-        granularities_for(by_method[name], method)
-    return by_method
-
-
-def variants(source: Source, methods: Mapping[str, Method], settings: Settings) -> list[Variant]:
-    """Full computation and every method, on the eager side and on the graph's."""
-    plain = source.model
-    graph: Callable[[nn.Module], Any] = (lambda model: torch.compile(model, fullgraph=True)) if settings.compile else (lambda model: model)
-    made = [Variant(method=FULL, side="eager", call=plain)]
-    if settings.compile:
-        made.append(Variant(method=FULL, side="graph", call=graph(plain)))
-    config_of = configs(methods, settings.config)
-    for name, method in methods.items():
-        short = steps_to_warm_up(method, settings.steps)
-        twin = _twin(plain, name, method, config_of[name])
-        transformed = rfc_fx.transform(plain, method, config=config_of[name])
-        made.append(Variant(method=name, side="eager", call=twin, cache=twin, warmup_steps=short))
-        made.append(Variant(method=name, side="graph", call=graph(transformed), cache=transformed, warmup_steps=short))
-    return made
-
-
-def _twin(model: nn.Module, name: str, method: Method, config: Config) -> CachedEager:
-    """The eager twin of the same granularity; of modules, where it cannot have that one and the method leaves it open."""
-    own = method.granularity
-    candidates = [own] if own is not None else list(dict.fromkeys((config.granularity or "module", "module")))
-    for granularity in candidates:
-        try:
-            return cached(model, method, granularity)
-        except ValueError as error:
-            if granularity == candidates[-1]:
-                raise RFCError(f"{name}: the eager twin cannot be made: {error}") from error
-    raise AssertionError("there is a granularity to try")
 
 
 class Reporter(Protocol):
@@ -254,34 +90,34 @@ class Comparison:
         return {f"{side}_cached_{name}": value for name, value in ratios.items()}
 
     def notes(self) -> list[str]:
-        """What a reader must know to read the numbers right."""
+        """Caveats of the numbers, one line each."""
         return list(_notes(self))
 
 
 def compare(source: Source, methods: Mapping[str, Method], settings: Settings, report: Reporter) -> Comparison:
     """Warm every variant up once, then draw every seed with all of them in turns, in one process."""
-    made = variants(source, methods, settings)
+    every = variants(source, methods, settings)
     device = next(source.model.parameters()).device
     with torch.no_grad(), warnings.catch_warnings():
         for said_in_notes in (NothingSkippedWarning, StepsMismatchWarning):
             warnings.simplefilter("ignore", said_in_notes)
-        for variant in made:
+        for variant in every:
             report.warming(variant)
             variant.warm_up(source, device)
         before = _graphs_compiled()
         for round in range(settings.rounds):
             for seed in source.seeds:
-                for variant in made:
+                for variant in every:
                     report.running(variant, round, seed)
                     variant.run(source, seed, settings.steps, report.step, device)
         compiled = _graphs_compiled() - before
-    rows = [_row(name, made, source) for name in (FULL, *methods)]
+    rows = [_row(name, every, source) for name in (FULL, *methods)]
     return Comparison(source=source, methods=methods, settings=settings, rows=rows, graphs_compiled_while_counting=compiled)
 
 
-def _row(name: str, made: list[Variant], source: Source) -> Row:
-    reference = made[0].samples
-    sides = {variant.side: variant for variant in made if variant.method == name}
+def _row(name: str, variants: list[Variant], source: Source) -> Row:
+    reference = variants[0].samples
+    sides = {variant.side: variant for variant in variants if variant.method == name}
     eager, graph = sides["eager"], sides.get("graph")
     at_twin = psnr(eager.samples, reference)
     at_graph = at_twin if graph is None else psnr(graph.samples, reference)
@@ -295,11 +131,6 @@ def psnr(x: Float[Tensor, "N C H W"], reference: Float[Tensor, "N C H W"]) -> fl
     """10 log10(range^2 / mean squared error) in dB over all pixels of all samples, clamped to [-1, 1]; inf when equal."""
     error = float((x.double().clamp(-1, 1) - reference.double().clamp(-1, 1)).square().mean())
     return inf if error == 0 else 10 * log10(DATA_RANGE**2 / error)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _graphs_compiled() -> int:

@@ -8,8 +8,9 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from rfc_fx.tools import pictures
-from rfc_fx.tools.compare import FULL, Comparison, Row, Settings, Variant
+from rfc_fx.tools.compare import Comparison, Row
 from rfc_fx.tools.output import progress, time_cell
+from rfc_fx.tools.variants import FULL, Settings, Variant
 
 
 class ComparisonProgress:

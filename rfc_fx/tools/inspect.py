@@ -40,27 +40,27 @@ def inspect_model(
 
     Raises RFCError when the model has no site at this granularity, `block` is in no site's path, or the picture cannot be written.
     """
-    chosen = rfc_fx.transform(model, method, example_inputs=inputs, config=config)
-    granularity = chosen.compiled.found.granularity
-    wanted = _block_to_show(chosen, block)
-    graph = _block_graph(chosen, wanted)
+    transformed = rfc_fx.transform(model, method, example_inputs=inputs, config=config)
+    granularity = transformed.compiled.found.granularity
+    block_path = _block_to_show(transformed, block)
+    graph = _block_graph(transformed, block_path)
     if draw is not None:
-        explain(chosen).draw(draw, _place(wanted))
-    made: dict[str, CachedModel] = {granularity: chosen}
+        explain(transformed).draw(draw, _module_path(block_path))
+    by_granularity: dict[str, CachedModel] = {granularity: transformed}
     reasons: dict[str, str] = {}
     for other in get_args(GranularityName) if method.granularity is None else ():
         if other != granularity:
             try:
-                made[other] = rfc_fx.transform(
+                by_granularity[other] = rfc_fx.transform(
                     model, method, example_inputs=inputs, config=replace(config, granularity=other, state_budget=None)
                 )
             except RFCError as error:
                 reasons[other] = one_line(error)
-    yield _sites(chosen, granularity)
-    yield _rejections(chosen)
-    yield _dependence(chosen)
-    yield _state(chosen)
-    yield _granularities(made, reasons, chosen.method)
+    yield _sites(transformed, granularity)
+    yield _rejections(transformed)
+    yield _dependence(transformed)
+    yield _state(transformed)
+    yield _granularities(by_granularity, reasons, transformed.method)
     yield graph
 
 
@@ -81,8 +81,8 @@ def _rejections(model: CachedModel) -> RenderableType:
     table = Table(title=f"{len(rejected)} rejected", title_justify="left")
     table.add_column("branch", no_wrap=True)
     table.add_column("why")
-    for one in rejected:
-        table.add_row(escape(one.where), escape(one.why))
+    for rejection in rejected:
+        table.add_row(escape(rejection.where), escape(rejection.why))
     return table
 
 
@@ -94,8 +94,8 @@ def _dependence(model: CachedModel) -> Table:
         table.add_column(column, justify="left" if column == "on" else "right", no_wrap=True)
     for row in model.plan().dependence:
         ahead = str(row.hoistable) if row.level is not Level.LATENT else "-"
-        kept = show.mib(row.kept_bytes) + (" a step" if row.level is Level.TIMESTEP else "") if row.kept_bytes else "-"
-        table.add_row(names[row.level], str(row.operations), f"{row.flops / 1e6:,.2f}", show.mib(row.weight_bytes), ahead, kept)
+        kept_size = show.mib(row.kept_bytes) + (" a step" if row.level is Level.TIMESTEP else "") if row.kept_bytes else "-"
+        table.add_row(names[row.level], str(row.operations), f"{row.flops / 1e6:,.2f}", show.mib(row.weight_bytes), ahead, kept_size)
     return table
 
 
@@ -113,14 +113,14 @@ def _state(model: CachedModel) -> Table:
     return table
 
 
-def _granularities(made: dict[str, CachedModel], reasons: dict[str, str], method: Method) -> Table:
+def _granularities(by_granularity: dict[str, CachedModel], reasons: dict[str, str], method: Method) -> Table:
     table = Table(title=f"state per context and cost by granularity, {method}", title_justify="left")
     more = [phase for phase in method.schedule.branches if phase not in ("FULL", "ESTIMATE")]
     for column in ("granularity", "sites", "bytes", "state", "in bfloat16", "in int8", "FLOPs share", *more):
         table.add_column(column, justify="left" if column == "granularity" else "right", no_wrap=column == "granularity")
-    for name in sorted((*made, *reasons), key=lambda name: (*get_args(GranularityName), name).index(name)):
-        if name in made:
-            plan = made[name].plan()
+    for name in sorted((*by_granularity, *reasons), key=lambda name: (*get_args(GranularityName), name).index(name)):
+        if name in by_granularity:
+            plan = by_granularity[name].plan()
             by_type = plan.alternatives.get(name, {})
             smaller = (show.mib(by_type[dtype]) if dtype in by_type else "-" for dtype in (torch.bfloat16, torch.int8))
             shares = (f"{plan.share(phase):.2%}" for phase in ("ESTIMATE", *more))
@@ -135,17 +135,17 @@ def _block_to_show(model: CachedModel, block: str | None) -> str:
     return block if block is not None else block_of(first) or first
 
 
-def _place(wanted: str) -> str | None:
+def _module_path(block_path: str) -> str | None:
     """The module path to show; None for a site that is more than a block."""
-    return None if wanted == "stack" or wanted.startswith("blocks[") else wanted
+    return None if block_path == "stack" or block_path.startswith("blocks[") else block_path
 
 
-def _block_graph(model: CachedModel, wanted: str) -> Text:
-    text = guarded_text(model.guarded, _place(wanted))
+def _block_graph(model: CachedModel, block_path: str) -> Text:
+    text = guarded_text(model.guarded, _module_path(block_path))
     if not text:
         sites = [site.name for site in model.compiled.found.sites]
-        raise RFCError(f"--block {wanted}: no operation of the graph lies there; sites lie at {', '.join(sites[:4])} ...")
-    return Text(f"guarded graph of {wanted}\n{text}")
+        raise RFCError(f"--block {block_path}: no operation of the graph lies there; sites lie at {', '.join(sites[:4])} ...")
+    return Text(f"guarded graph of {block_path}\n{text}")
 
 
 def _dimensions(size: tuple[int, ...]) -> str:

@@ -15,8 +15,8 @@ from rfc_fx.errors import RFCError
 from rfc_fx.io.method_file import read_method
 from rfc_fx.ir.config import Config
 from rfc_fx.tools.arguments import OptionError, imported
-from rfc_fx.tools.compare import configs
 from rfc_fx.tools.load import load_scheduler, locate
+from rfc_fx.tools.variants import configs
 from rfc_fx.zoo import DIGITS_PREDICTOR
 
 DIGITS_TAU = 0.15
@@ -66,7 +66,7 @@ def _dicache(*, threshold: float = 0.08, num_steps: int | None = None) -> Method
 def _magcache(**_: Any) -> Method:
     raise OptionError(
         f"--method magcache: its ratios belong to a model; pass --preset with one of {', '.join(PRESETS['magcache'])}, "
-        "or call rfc.MagCache(ratios=...) with those measured on yours"
+        "or --method package.module:name, an rfc.MagCache with the ratios that rfc.magnitude_ratios measures on yours"
     )
 
 

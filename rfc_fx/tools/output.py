@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rfc_fx.tools import pictures
 from rfc_fx.tools.arguments import OptionError
-from rfc_fx.tools.compare import Comparison, Timing
+from rfc_fx.tools.compare import Comparison
+from rfc_fx.tools.variants import Timing
 
 PICTURES = ("images.png", "schedule.png", "summary.json")
 

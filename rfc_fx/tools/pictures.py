@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from rfc_fx.tools.compare import FULL, Comparison, Row
+from rfc_fx.tools.compare import Comparison, Row
+from rfc_fx.tools.variants import FULL
 
 ENGINE = "engine"
 """Name of the row of an exported model."""

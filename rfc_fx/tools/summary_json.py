@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from rfc_fx.runtime.summary import pattern
-from rfc_fx.tools.compare import DATA_RANGE, FULL, Comparison, Row, Variant
+from rfc_fx.tools.compare import DATA_RANGE, Comparison, Row
+from rfc_fx.tools.variants import FULL, Variant
 
 
 def summary(of: Comparison) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def _method(of: Comparison, row: Row) -> dict[str, Any]:
 
 
 def decisions(of: Comparison, row: Row) -> dict[str, Any]:
-    """What was decided in each generation, and on what grounds."""
+    """Decisions of each generation, with their errors and the threshold."""
     return {
         "settings": str(of.methods[row.method]) if row.method in of.methods else "every step in full",
         "threshold": of.methods[row.method].schedule.threshold if row.method in of.methods else None,

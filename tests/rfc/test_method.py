@@ -6,8 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import rfc
 from rfc import FORA, RCS, RFC, RFE, Every, FullCompute, Method, Projective, Reuse, Taylor, TaylorSeer
+from rfc.method import programs_of
 
 METHODS: list[Method] = [FullCompute(), FORA(), TaylorSeer(), RFC(), Method(estimator=Projective(), schedule=RCS(tau=0.2))]
 
@@ -32,13 +36,81 @@ def test_defaults_are_the_published_settings() -> None:
     assert RFC() == RFC(tau=0.1, order=1, warmup=3)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=repr)
+PUBLISHED: list[Method] = [
+    *METHODS,
+    rfc.TaylorSeerLite(order=1),
+    rfc.HiCache(sigma=0.3),
+    rfc.DeltaDiT(first=2, last=5),
+    rfc.NewtonRCS(),
+    rfc.SpeCa(num_steps=28),
+    rfc.TeaCache(coefficients=[2.0, 0.5], num_steps=28),
+    rfc.FirstBlockCache(blocks=8, tail=1),
+    rfc.DiCache(depth=2),
+    rfc.MagCache(ratios=[1.0, 1.2, 0.9]),
+    rfc.ToCa(interval=3, grid=(4, 8)),
+    rfc.DuCa(parts=2),
+    rfc.DisCa(predictor=None, full_steps=(0, 2)),
+    rfc.Chebyshev(nfc=5, num_steps=20),
+]
+every_method = pytest.mark.parametrize("method", PUBLISHED, ids=lambda method: method.name)
+
+
+@every_method
 def test_a_method_is_a_value_that_can_be_copied_pickled_and_hashed(method: Method) -> None:
-    assert isinstance(method, Method)
     assert method == copy.deepcopy(method) == pickle.loads(pickle.dumps(method))
     assert hash(method) == hash(copy.deepcopy(method))
     with pytest.raises(AttributeError):
-        method.tau = 1  # type: ignore[attr-defined]
+        method.name = "other"  # type: ignore[misc]
+
+
+@every_method
+def test_the_repr_of_a_method_is_the_call_that_makes_it(method: Method) -> None:
+    assert eval(repr(method), vars(rfc)) == method
+
+
+@every_method
+def test_an_exercised_method_runs_on_the_same_programs_and_comes_to_every_phase(method: Method) -> None:
+    exercised = method.exercised()
+    assert programs_of(exercised) == programs_of(method)
+    generation, numbers = rfc.Generation(), exercised.schedule.numbers()
+    phases = [generation.decide(exercised.schedule, numbers, 0.0, None) for _ in range(16)]
+    assert {*phases} == {*method.schedule.branches}
+    skipped = [step for step, phase in enumerate(phases) if phase != "FULL"]
+    assert "FULL" in phases[skipped[0] : skipped[-1]]
+
+
+@every_method
+@given(threshold=st.floats(0, 100))
+def test_a_threshold_is_changed_where_there_is_one_and_refused_by_name_where_there_is_none(method: Method, threshold: float) -> None:
+    schedule = method.schedule
+    if schedule.threshold is None:
+        with pytest.raises(ValueError, match=f"^{type(schedule).__name__} decides without a threshold$"):
+            method.with_threshold(threshold)
+    else:
+        changed = method.with_threshold(threshold)
+        assert changed.schedule.threshold == threshold
+        assert changed.with_threshold(schedule.threshold) == method
+        assert programs_of(changed) == programs_of(method)
+
+
+def test_a_number_of_full_steps_is_changed_where_the_schedule_places_that_many() -> None:
+    method = rfc.Chebyshev(nfc=5, num_steps=20)
+    assert (method.schedule.nfc, method.with_nfc(7).schedule.nfc, method.with_nfc(None).schedule.nfc) == (5, 7, 6)
+    assert method.with_nfc(7) == rfc.Chebyshev(nfc=7, num_steps=20)
+    assert programs_of(method.with_nfc(7)) == programs_of(method)
+    for other in (FORA(), rfc.MagCache(ratios=[1.0, 0.9])):
+        assert other.schedule.nfc is None
+        with pytest.raises(ValueError, match=f"^{type(other.schedule).__name__} does not place a number of full steps$"):
+            other.with_nfc(3)
+
+
+def test_a_method_is_shown_by_its_name_and_settings() -> None:
+    assert str(RFC(tau=0.2)) == "RFC(tau=0.2)"
+    assert str(RFC(tau=0.2, order=2)) == "RFC(tau=0.2, order=2)"
+    assert str(TaylorSeer(order=3)) == "TaylorSeer(interval=4, order=3)"
+    assert str(rfc.LogSNR(lambdas=(-1.0, 0.0, 1.0), nfc=2)) == "LogSNR(num_steps=3, nfc=2, damping=0.5)"
+    assert str(rfc.ToCa()) == "ToCa(...)"
+    assert str(Method(estimator=Reuse(), schedule=Every(interval=2))) == "Method(Every(interval=2), Reuse())"
 
 
 @pytest.mark.parametrize(

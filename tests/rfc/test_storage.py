@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -37,10 +37,13 @@ def walk(seed: int, dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Te
     return [(normal(seed + i, 2, 6, 8).to(dtype), normal(seed + 10 + i, 2, 6, 5).to(dtype)) for i in range(4)]
 
 
-@pytest.mark.parametrize("outputs", [None, torch.bfloat16, torch.int8], ids=str)
-@pytest.mark.parametrize("differences", [None, *STORED], ids=str)
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@settings(max_examples=30)
+@given(
+    differences=st.sampled_from([None, *STORED]),
+    outputs=st.sampled_from([None, torch.bfloat16, torch.int8]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
 def test_slots_announce_what_refresh_returns_and_the_estimate_has_the_models_type(
     estimator: Estimator, differences: Any, outputs: Any, dtype: torch.dtype
 ) -> None:

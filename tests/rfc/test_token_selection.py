@@ -17,12 +17,12 @@ import rfc
 import rfc.eager
 from rfc import Clock, DuCa, Method, Phased, Reuse, Taylor, ToCa, Tokens
 from rfc.phase import is_partial
+from rfc.published import countdown
 from rfc.token_selection import (
     Operands,
     Place,
     aged,
     attention_received,
-    countdown,
     layers,
     put,
     random_score,
@@ -333,7 +333,7 @@ def test_a_state_with_all_its_tokens_renewed_is_that_of_a_full_step(estimator: r
 
 def ages(twin: rfc.eager.model.CachedEager) -> list[Tensor]:
     (run,) = twin._runs.values()
-    return [kept["age"] for kept in run.kept.values()]
+    return [state["age"] for state in run.token_states.values()]
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from digits_models import small_digits
 from torch import Tensor, nn
 
 import rfc
@@ -44,6 +45,14 @@ def draw() -> Draw:
     """Draw one digit in 50 steps."""
     scheduler = load_digits()[1]
     return lambda model, seed: sample_digits(model, scheduler, torch.tensor([3]), digits_noise([seed]))
+
+
+@pytest.fixture(scope="session")
+def onnx_small(digits_inputs: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model as ONNX, for tests of files and manifests. Copy it before you change it."""
+    pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
+    path = tmp_path_factory.mktemp("engines") / "onnx-small"
+    return rfc_export.export(small_digits(), path, backend="onnx", example_inputs=digits_inputs, method=METHOD)
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from digits_models import small_digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 import rfc
 import rfc_export
@@ -34,9 +35,9 @@ Change = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture
-def folder(onnx_digits: Path, tmp_path: Path) -> Path:
+def folder(onnx_small: Path, tmp_path: Path) -> Path:
     """A copy to damage."""
-    return shutil.copytree(onnx_digits, tmp_path / "engine")
+    return shutil.copytree(onnx_small, tmp_path / "engine")
 
 
 @pytest.fixture
@@ -190,7 +191,7 @@ def test_a_link_is_no_file_of_an_artefact(folder: Path, tmp_path: Path) -> None:
         (setting("files.weights/safetensors.bytes", 1.0), "bytes: "),
     ],
 )
-def test_a_manifest_that_is_not_one_is_refused_with_its_field(folder: Path, change: Change, text: str) -> None:
+def test_an_invalid_manifest_is_refused_with_its_field(folder: Path, change: Change, text: str) -> None:
     data = manifest_of(folder)
     data["files"] = {name.replace(".", "/"): spec for name, spec in data["files"].items()}
     change(data)
@@ -212,7 +213,7 @@ def test_a_manifest_that_is_not_one_is_refused_with_its_field(folder: Path, chan
         ('{"schema_version": 1}', "Field required"),
     ],
 )
-def test_what_is_no_manifest_is_refused(folder: Path, text: str, said: str) -> None:
+def test_text_that_is_no_manifest_is_refused(folder: Path, text: str, said: str) -> None:
     (folder / MANIFEST).write_text(text)
     refused(folder, said)
     (folder / MANIFEST).write_bytes(b"\xff\xfe" + text.encode())
@@ -284,11 +285,11 @@ def watched() -> Iterator[list[str]]:
 @given(data=st.data())
 @settings(max_examples=40)
 def test_no_change_of_a_single_field_raises_anything_else_or_opens_a_file_elsewhere(
-    data: st.DataObject, onnx_digits: Path, tmp_path_factory: pytest.TempPathFactory, watched: list[str]
+    data: st.DataObject, onnx_small: Path, tmp_path_factory: pytest.TempPathFactory, watched: list[str]
 ) -> None:
     folder = tmp_path_factory.mktemp("mutated")
     try:
-        for path in onnx_digits.iterdir():
+        for path in onnx_small.iterdir():
             os.link(path, folder / path.name)
         whole = manifest_of(folder)
         place: Any = whole
@@ -315,23 +316,23 @@ def test_no_change_of_a_single_field_raises_anything_else_or_opens_a_file_elsewh
 
 
 @pytest.fixture
-def archive(onnx_digits: Path, tmp_path: Path) -> Path:
+def archive(onnx_small: Path, tmp_path: Path) -> Path:
     """The same in one file."""
     path = tmp_path / "engine.pt2"
     with writing(path) as folder:
-        shutil.copytree(onnx_digits, folder, dirs_exist_ok=True)
+        shutil.copytree(onnx_small, folder, dirs_exist_ok=True)
     return path
 
 
 def test_one_file_is_the_same_engine_and_leaves_nothing_unpacked(
-    archive: Path, onnx_digits: Path, digits_inputs: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Path, onnx_small: Path, digits_inputs: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     with torch.no_grad():
         engine = rfc_export.load(archive)
         assert len(list((tmp_path / "tmp").iterdir())) == 1
-        assert torch.equal(engine(**digits_inputs).sample, rfc_export.load(onnx_digits)(**digits_inputs).sample)
+        assert torch.equal(engine(**digits_inputs).sample, rfc_export.load(onnx_small)(**digits_inputs).sample)
     engine.close()
     assert not list((tmp_path / "tmp").iterdir())
 
@@ -375,7 +376,7 @@ def entries(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["engine", "engine.pt2"])
-def test_what_is_there_is_replaced_whole_or_not_at_all(name: str, tmp_path: Path) -> None:
+def test_an_artefact_is_replaced_whole_or_not_at_all(name: str, tmp_path: Path) -> None:
     path = tmp_path / "new" / name
     written(path)
     before = entries(path.parent)
@@ -390,7 +391,7 @@ def test_what_is_there_is_replaced_whole_or_not_at_all(name: str, tmp_path: Path
         assert entries(path) == {MANIFEST: b"new", "new.onnx": b"new"}
 
 
-def test_what_is_no_artefact_is_not_replaced(tmp_path: Path) -> None:
+def test_files_and_folders_that_are_no_artefact_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     (tmp_path / "file").write_text("mine")
@@ -444,9 +445,9 @@ def test_a_full_disk_leaves_what_was_there(name: str, old: bool, point: str, tmp
 
 
 @pytest.fixture(scope="module")
-def cached(digits: nn.Module, digits_inputs: dict[str, Tensor]) -> rfc_fx.CachedModel:
+def cached(digits_inputs: dict[str, Tensor]) -> rfc_fx.CachedModel:
     """Captured once."""
-    return rfc_fx.transform(digits, rfc.RFC(tau=0.15), example_inputs=digits_inputs)
+    return rfc_fx.transform(small_digits(), rfc.RFC(tau=0.15), example_inputs=digits_inputs)
 
 
 @pytest.mark.parametrize("limit", [1 << 20, 1 << 10])
@@ -468,7 +469,7 @@ def test_a_failure_at_any_stage_leaves_nothing(
     stage: str,
     cached: rfc_fx.CachedModel,
     digits_inputs: dict[str, Tensor],
-    onnx_digits: Path,
+    onnx_small: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -476,7 +477,7 @@ def test_a_failure_at_any_stage_leaves_nothing(
     from rfc_export.backends import Built
 
     def build(programs: Any, weights: Any, folder: Path, device: Any, report: Any) -> dict[str, Built]:
-        for path in onnx_digits.glob("*.onnx"):
+        for path in onnx_small.glob("*.onnx"):
             shutil.copy(path, folder)
         if stage == "build":
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -493,7 +494,7 @@ def test_a_failure_at_any_stage_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_manifest_reads_as_it_was_written(onnx_digits: Path) -> None:
-    data = manifest_of(onnx_digits)
+def test_a_manifest_reads_as_it_was_written(onnx_small: Path) -> None:
+    data = manifest_of(onnx_small)
     assert json.loads(json.dumps(Manifest.model_validate(copy.deepcopy(data)).model_dump(mode="json"))) == data
-    assert set(data["files"]) == {path.name for path in onnx_digits.iterdir()} - {MANIFEST}
+    assert set(data["files"]) == {path.name for path in onnx_small.iterdir()} - {MANIFEST}

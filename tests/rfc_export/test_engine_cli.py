@@ -2,15 +2,15 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 import torch
-from click.testing import Result
-from diffusers import DDIMScheduler, DiTTransformer2DModel
+from digits_models import digits_folder
 from PIL import Image
-from typer.testing import CliRunner
 
 import rfc
 import rfc_export
@@ -18,10 +18,10 @@ import rfc_fx
 from rfc_export import ExportError, cli
 from rfc_export import drawing as running
 from rfc_export.artifact import read_manifest
-from rfc_export.manifest import MANIFEST
+from rfc_export.manifest import MANIFEST, WEIGHTS
 from rfc_export.parity import TOLERANCE
 from rfc_fx.tools.load import load_scheduler, load_transformer
-from rfc_fx.zoo import digits_noise, sample_digits
+from rfc_fx.zoo import DIGITS, digits_noise, sample_digits
 
 pytestmark = pytest.mark.onnx
 
@@ -29,8 +29,7 @@ TAU, STEPS = 0.3, 12
 FILES = ["images.png", "schedule.png", "summary.json"]
 
 
-def run(*arguments: Any) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=False)
+run, one_line_error = partial(command.run, cli.app), partial(command.one_line_error, cli.app)
 
 
 def ran(*arguments: Any) -> str:
@@ -39,32 +38,9 @@ def ran(*arguments: Any) -> str:
     return result.stdout
 
 
-def one_line_error(*arguments: Any) -> str:
-    """Stderr of a command that must fail as a user's error does."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("rfc-fx: error: ")
-    return str(line)
-
-
-def tiny(folder: Path, seed: int = 0) -> Path:
-    """A random model in the layout of the digits model."""
-    torch.manual_seed(seed)
-    shape = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8, "patch_size": 2, "norm_num_groups": 1}
-    model = DiTTransformer2DModel(in_channels=1, out_channels=1, num_embeds_ada_norm=10, **shape)
-    with torch.no_grad():  # modulation that does something: it is zero in a new model
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    DDIMScheduler(clip_sample=False).save_config(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory.mktemp("models") / "model")
+    return digits_folder(tmp_path_factory.mktemp("models") / "model", noise=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +83,7 @@ def test_an_engine_of_digits_knows_its_call_and_its_sampler(engine: Path) -> Non
     assert not {"INVARIANT", "TIMESTEP"} & set(manifest.programs)
 
 
-def test_a_model_of_other_shape_is_exported_for_so_many_samples_or_not_at_all(model: Path, tmp_path: Path) -> None:
+def test_a_batch_repeats_the_inputs_of_one_sample_or_is_refused(model: Path, tmp_path: Path) -> None:
     alone = shutil.copytree(model, tmp_path / "alone")
     (alone / "scheduler_config.json").unlink()
     found = running.exportable(str(alone), torch.float32, torch.device("cpu"), 3)
@@ -165,10 +141,10 @@ def test_another_threshold_is_another_schedule(engine: Path, tmp_path: Path) -> 
     assert "were full with" in " ".join(printed.split())
 
 
-def test_what_cannot_be_drawn_is_refused_on_one_line(engine: Path, onnx_digits: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_drawn_is_refused_on_one_line(engine: Path, onnx_small: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    text = one_line_error("run", onnx_digits, "--out", out)
-    assert f"pipe.transformer = rfc_export.load('{onnx_digits}')" in text
+    text = one_line_error("run", onnx_small, "--out", out)
+    assert f"pipe.transformer = rfc_export.load('{onnx_small}')" in text
     assert "--classes must lie in 0-9, got 10" in one_line_error("run", engine, "--classes", "10", "--out", out)
     assert "--classes must be a list" in one_line_error("run", engine, "--classes", "three", "--out", out)
     assert "--steps must be at most 1000" in one_line_error("run", engine, "--steps", "1001", "--out", out)
@@ -189,7 +165,7 @@ def test_what_cannot_be_drawn_is_refused_on_one_line(engine: Path, onnx_digits: 
         ({"scheduler": {"beta_schedule": "steep"}}, "sampler.scheduler: no DDIM scheduler"),
     ],
 )
-def test_a_sampler_that_is_none_is_refused(engine: Path, tmp_path: Path, sampler: dict[str, Any], text: str) -> None:
+def test_an_invalid_sampler_is_refused_with_its_field(engine: Path, tmp_path: Path, sampler: dict[str, Any], text: str) -> None:
     folder = shutil.copytree(engine, tmp_path / "engine")
     data = json.loads((folder / MANIFEST).read_text())
     data["sampler"] |= sampler
@@ -210,7 +186,7 @@ def test_verify_looks_at_everything_and_compares_a_whole_generation(engine: Path
 
 
 def test_verify_names_the_step_at_which_another_model_differs(engine: Path, tmp_path: Path) -> None:
-    result = run("verify", engine, "--model", tiny(tmp_path / "other", seed=1))
+    result = run("verify", engine, "--model", digits_folder(tmp_path / "other", seed=1, noise=0.1))
     assert result.exit_code == 1
     assert "parity    step 0 (FULL): the output is off by" in result.stderr
 
@@ -251,13 +227,15 @@ def test_bench_of_an_unknown_model_times_the_engine_alone(engine: Path) -> None:
     assert "eager twin" not in printed
 
 
-def test_the_shipped_model_is_recognised_by_its_weights(engine: Path, onnx_digits: Path) -> None:
-    assert running.is_shipped(onnx_digits, read_manifest(onnx_digits))
-    assert not running.is_shipped(engine, read_manifest(engine))
+def test_the_shipped_model_is_recognised_by_its_weights(engine: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(engine)
+    assert not running.is_shipped(engine, manifest)
+    shutil.copy(DIGITS / "diffusion_pytorch_model.safetensors", tmp_path / WEIGHTS)
+    assert running.is_shipped(tmp_path, manifest)
 
 
-def test_bench_refuses_engines_that_do_other_work(engine: Path, onnx_digits: Path) -> None:
-    assert "differ in method" in one_line_error("bench", engine, onnx_digits)
+def test_bench_refuses_engines_that_do_other_work(engine: Path, onnx_small: Path) -> None:
+    assert "differ in method" in one_line_error("bench", engine, onnx_small)
     assert "'--rounds': Input should be" in one_line_error("bench", engine, "--rounds", 0)
 
 
@@ -290,7 +268,7 @@ def test_a_bad_option_of_export_is_one_line(model: Path, tmp_path: Path, argumen
     assert not list(tmp_path.iterdir())
 
 
-def test_export_refuses_a_place_before_it_works(engine: Path, tmp_path: Path) -> None:
+def test_export_refuses_a_path_before_it_loads_the_model(engine: Path, tmp_path: Path) -> None:
     text = one_line_error("export", "no/such-model", "--backend", "onnx", "--out", engine)
     assert "exists; pass another path, or overwrite=True (--overwrite)" in text
     (tmp_path / "mine").touch()

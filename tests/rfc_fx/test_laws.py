@@ -16,7 +16,7 @@ import rfc
 import rfc.eager
 import rfc_fx
 from rfc.bookkeeping import clock_tensors
-from rfc_fx.ir.layout import zeros
+from rfc.state import zeros
 from rfc_fx.passes.guard import Reference
 
 ESTIMATORS = {

@@ -1,7 +1,7 @@
 """Every published method is a phase of the same guarded graph: equal to its twin, without graph breaks, with its own granularity."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch._dynamo.testing
 from diffusers import DDIMScheduler
 from drawing import difference, generation
 from families import FAMILIES
+from pairwise import rotated
 from tolerances import INDUCTOR, SAME_GRAPH
 
 import rfc
@@ -44,17 +45,20 @@ TWO_PHASES = [name for name, method in METHODS.items() if len(method.schedule.br
 
 BLOCKS = 3
 
-CLOSE_KIN = {
-    family: {"fora", "taylorseer", "hicache", "delta-dit", "delta-dit-front", "teacache", "dbcache", "magcache", "chebyshev"}
-    for family in ("pixart", "sd3", "flux", "wan")
-}
-"""Methods that differ in numbers alone from one that is always tested with the family."""
+STRUCTURAL = ("taylorseer-lite", "first-block", "dicache", "speca")
+"""Methods whose graphs differ in more than numbers from those of other methods: one for each granularity, probe and phase."""
 
 
-def pairs(families: Iterable[str], methods: Iterable[str], left_out: Mapping[str, set[str]]) -> list[Any]:
-    """Every family with every method; what is left out takes minutes in all and runs with the slow tests."""
-    slow = pytest.mark.slow
-    return [pytest.param(f, m, marks=slow if m in left_out.get(f, ()) else ()) for f in families for m in methods]
+COMPILED = (*STRUCTURAL, "dbcache", "newton", "log-snr")
+
+
+def pairs(families: Iterable[str], methods: Iterable[str]) -> list[Any]:
+    """Structural methods with every family, every other method with one family in turn; the other pairs run with the slow tests."""
+    names = list(methods)
+    tested = {(family, name) for family in families for name in STRUCTURAL}
+    tested |= {*rotated(families, [name for name in names if name not in STRUCTURAL])}
+    product = [(family, name) for family in families for name in names]
+    return [pytest.param(*pair, marks=() if pair in tested else pytest.mark.slow) for pair in product]
 
 
 MADE = {name: cache(lambda build=build: build(layers=BLOCKS)) for name, build in FAMILIES.items()}
@@ -67,7 +71,7 @@ def close(a: list[float | None], b: list[float | None]) -> bool:
     return all(near)
 
 
-@pytest.mark.parametrize(("family", "method"), pairs(FAMILIES, METHODS, CLOSE_KIN))
+@pytest.mark.parametrize(("family", "method"), pairs(FAMILIES, METHODS))
 def test_every_method_takes_the_decisions_and_has_the_outputs_of_its_twin(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
     twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, METHODS[method])
@@ -79,7 +83,7 @@ def test_every_method_takes_the_decisions_and_has_the_outputs_of_its_twin(family
         assert difference(got, expected) <= SAME_GRAPH
 
 
-@pytest.mark.parametrize(("family", "method"), pairs(["dit", "flux"], TWO_PHASES, CLOSE_KIN))
+@pytest.mark.parametrize(("family", "method"), pairs(["dit", "flux"], TWO_PHASES))
 def test_every_method_of_two_phases_is_the_same_as_one_graph_with_its_decision(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
     host, cond = (rfc_fx.transform(model, METHODS[method], config=rfc_fx.Config(dispatch=dispatch)) for dispatch in ("host", "cond"))
@@ -92,7 +96,8 @@ def test_every_method_of_two_phases_is_the_same_as_one_graph_with_its_decision(f
 @pytest.mark.filterwarnings("ignore::rfc_fx.StepsMismatchWarning")
 @pytest.mark.usefixtures("no_recompiles")
 @pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=pytest.mark.slow if name in CLOSE_KIN["flux"] - {"dbcache"} else ()) for name in METHODS]
+    "method",
+    [pytest.param(name, marks=() if name in (*STRUCTURAL, "dbcache", "newton", "log-snr") else pytest.mark.slow) for name in METHODS],
 )
 def test_every_method_compiles_one_frame_per_program_without_a_graph_break(method: str) -> None:
     torch._dynamo.reset()

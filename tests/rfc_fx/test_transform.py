@@ -204,7 +204,7 @@ def test_summary_tells_what_was_computed_and_what_it_held() -> None:
     _, cached, kwargs = dit(method=rfc.TaylorSeer(interval=4, order=1))
     generation(cached, kwargs, steps=10)
     text = str(cached.summary())
-    assert "DiTTransformer2DModel: Method(estimator=Taylor(), schedule=Every(interval=4), name='TaylorSeer')" in text
+    assert "DiTTransformer2DModel: TaylorSeer(interval=4)" in text
     assert "##...#...#" in text
     assert "4 sites; state 0.02 MiB per context" in text
     assert cached.stats.nfc == 4

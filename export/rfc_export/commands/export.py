@@ -10,7 +10,8 @@ import typer
 
 from rfc_export.artifact import check_place, opened, read_manifest
 from rfc_export.backends import backend as backend_of
-from rfc_export.drawing import exportable, sizes
+from rfc_export.drawing import sizes
+from rfc_export.engine_source import exportable
 from rfc_export.exporter import export as export_model
 from rfc_export.methods import check_method
 from rfc_export.specs import BackendName

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 
 from rfc_export.commands.options import Engine
-from rfc_export.drawing import draw_all, engine_source, run_notes, run_summary, with_threshold
+from rfc_export.drawing import draw_all, run_notes, run_summary, with_threshold
+from rfc_export.engine_source import engine_source
 from rfc_export.runtime import load
 from rfc_fx.runtime.summary import mib
 from rfc_fx.tools import options

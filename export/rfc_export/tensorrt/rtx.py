@@ -20,7 +20,7 @@ def build_with_rtx(path: str | Path, compute_capability: str = "8.9") -> int | s
         raise BackendError(f"tensorrt-rtx: {type(error).__name__}: {error}; pip install 'rfc-fx[tensorrt-rtx]'") from error
     name = f"SM{compute_capability.replace('.', '')}"
     if not hasattr(trt.ComputeCapability, name):
-        known = ", ".join(one for one in dir(trt.ComputeCapability) if one.startswith("SM"))
+        known = ", ".join(field for field in dir(trt.ComputeCapability) if field.startswith("SM"))
         raise BackendError(f"tensorrt-rtx {trt.__version__}: expected a compute capability of {known}, got {name}")
     logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
     builder = trt.Builder(logger)

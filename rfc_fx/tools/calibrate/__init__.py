@@ -6,19 +6,11 @@ themselves and the forecast.
 
 from __future__ import annotations
 
-import statistics
-import warnings
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from math import inf
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-import rfc_fx
 from rfc.estimators.base import Estimator
 from rfc.estimators.newton import Newton
 from rfc.estimators.relational import RFE
@@ -27,22 +19,17 @@ from rfc.method import Method
 from rfc.schedules.base import Schedule
 from rfc.schedules.fixed import Placed
 from rfc_fx.errors import RFCError
-from rfc_fx.runtime.warnings import NothingSkippedWarning
 from rfc_fx.tools.calibrate.bisection import calibrated, largest_threshold
+from rfc_fx.tools.calibrate.laboratory import Laboratory, Measured, Report
 from rfc_fx.tools.calibrate.placement_search import Steps, best_placed, starts
-from rfc_fx.tools.compare import psnr
 from rfc_fx.tools.sources import Source
-
-Told = Callable[[str], None]
-"""Hears what is being measured."""
-
 
 LOW, HIGH = 1e-3, 20.0
 """Between which it is looked for."""
 
 
 LISTS = 60
-"""How many lists of full steps are drawn to find the best of them."""
+"""Lists of full steps that are drawn at most to find the best of them."""
 
 
 def forecasts(estimator: Estimator) -> tuple[Estimator, ...]:
@@ -51,18 +38,7 @@ def forecasts(estimator: Estimator) -> tuple[Estimator, ...]:
 
 
 class CalibrationError(RFCError):
-    """What was asked for cannot be reached, or the method has nothing to calibrate."""
-
-
-class Measured(NamedTuple):
-    """What a threshold gives, over the seeds."""
-
-    nfc: float
-    """Mean number of full computations of a generation."""
-    psnr_db: float
-    """Against full computation of the same seeds; inf where nothing was skipped."""
-    error: float
-    """Geometric mean over the samples of ||x - x_full|| / ||x_full||."""
+    """A goal that cannot be reached, or a method without anything to calibrate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,28 +50,28 @@ class Goal:
     max_error: float | None = None
 
     def __post_init__(self) -> None:
-        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
-        if len(given) != 1:
-            raise CalibrationError(f"calibrate: exactly one of nfc, psnr and max_error is needed, got {', '.join(given) or 'none'}")
+        goals = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        if len(goals) != 1:
+            raise CalibrationError(f"calibrate: exactly one of nfc, psnr and max_error is needed, got {', '.join(goals) or 'none'}")
 
-    def missing(self, found: Measured) -> float:
-        """What is to be small, in a scale in which `bound` is enough."""
-        return found.error if self.psnr is None else -found.psnr_db
+    def loss(self, measured: Measured) -> float:
+        """Quantity to minimise; the goal is met at `bound` or below."""
+        return measured.error if self.psnr is None else -measured.psnr_db
 
     @property
     def bound(self) -> float:
-        """Of `missing`; -inf for a number of full computations, where less error is always better."""
+        """Of `loss`; -inf for a number of full computations, where less error is always better."""
         if self.psnr is not None:
             return -self.psnr
         return -inf if self.max_error is None else self.max_error
 
-    def met(self, found: Measured) -> bool:
+    def is_met(self, measured: Measured) -> bool:
         """Whether the bound on quality holds."""
-        return self.missing(found) <= self.bound
+        return self.loss(measured) <= self.bound
 
     @property
     def text(self) -> str:
-        """What was asked for, as people say it."""
+        """The goal in words."""
         if self.nfc is not None:
             return f"NFC {self.nfc:g}"
         return f"a PSNR of at least {self.psnr:g} dB" if self.psnr is not None else f"an error of at most {self.max_error:g}"
@@ -109,7 +85,7 @@ class Calibrated(NamedTuple):
     """None for a method that has none."""
     measured: Measured
     tried: int
-    """How many methods were measured."""
+    """Number of methods measured."""
 
 
 def check_calibratable(method: Method) -> None:
@@ -121,60 +97,6 @@ def check_calibratable(method: Method) -> None:
         )
 
 
-class Laboratory:
-    """Draws the seeds of a source by one method after another; methods of one forecast run on the same programs."""
-
-    def __init__(self, source: Source, steps: int, *, compile: bool = False, told: Told = lambda what: None) -> None:
-        self.source, self.steps, self.compile, self.told = source, steps, compile, told
-        self._made: dict[Any, tuple[rfc_fx.CachedModel, Any]] = {}
-        self._whole: Float[Tensor, "N C H W"] | None = None
-        self.seen: dict[tuple[Estimator, Schedule], Measured] = {}
-
-    def _transformed(self, method: Method) -> tuple[rfc_fx.CachedModel, Any]:
-        """The model with that forecast, captured once, and what calls it."""
-        key = method.estimator, method.schedule.in_graph
-        if key not in self._made:
-            cached = rfc_fx.transform(self.source.model, method)
-            self._made[key] = cached, torch.compile(cached, fullgraph=True) if self.compile else cached
-        cached, call = self._made[key]
-        cached.method = method
-        return cached, call
-
-    def whole(self) -> Float[Tensor, "N C H W"]:
-        """Full computation of all seeds, drawn once."""
-        if self._whole is None:
-            self.told("full computation")
-            self._whole = torch.cat([self.source.draw(self.source.model, seed, self.steps, lambda: None) for seed in self.source.seeds])
-        return self._whole
-
-    def measure(self, method: Method, what: str, *, quality: bool = True) -> Measured:
-        """Draw all seeds by a method."""
-        if (known := (method.estimator, method.schedule)) in self.seen:
-            return self.seen[known]
-        self.told(what)
-        cached, call = self._transformed(method)
-        samples, counts = [], []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NothingSkippedWarning)  # the NFC says it
-            for seed in self.source.seeds:
-                cached.reset()
-                samples.append(self.source.draw(call, seed, self.steps, lambda: None))
-                counts.append(statistics.fmean(record.nfc for record in cached.contexts.values()))
-            cached.reset()
-        drawn = torch.cat(samples)
-        found = Measured(statistics.fmean(counts), *self._quality(drawn)) if quality else Measured(statistics.fmean(counts), inf, 0.0)
-        if quality:
-            self.seen[known] = found
-        return found
-
-    def _quality(self, drawn: Float[Tensor, "N C H W"]) -> tuple[float, float]:
-        whole = self.whole()
-        lengths = whole.flatten(1).norm(dim=1)
-        errors = (drawn - whole).flatten(1).norm(dim=1) / lengths
-        error = float(errors.clamp(min=1e-12).log().mean().exp()) if errors.any() else 0.0
-        return psnr(drawn, whole), error
-
-
 def calibrate(
     source: Source,
     method: Method,
@@ -183,7 +105,7 @@ def calibrate(
     *,
     compile: bool = False,
     lists: int = LISTS,
-    told: Told = lambda what: None,
+    report: Report = lambda what: None,
 ) -> Calibrated:
     """Find the threshold: by bisection on the mean NFC over the seeds, or the largest one that keeps the bound on quality.
 
@@ -202,8 +124,8 @@ def calibrate(
             schedule = method.schedule.with_nfc(None).bound(steps).with_nfc(nfc)
         except ValueError as error:
             raise CalibrationError(f"calibrate: expected a method for the {steps} steps that are drawn: {error}") from error
-        return _placed(Laboratory(source, steps, compile=compile, told=told), method.with_schedule(schedule), goal, lists)
-    laboratory = Laboratory(source, steps, compile=compile, told=told)
+        return _placed(Laboratory(source, steps, compile=compile, report=report), method.with_schedule(schedule), goal, lists)
+    laboratory = Laboratory(source, steps, compile=compile, report=report)
     tried: set[float] = set()
 
     def measure(threshold: float, *, quality: bool = True) -> Measured:
@@ -211,12 +133,12 @@ def calibrate(
         return laboratory.measure(method.with_threshold(threshold), f"threshold {threshold:.4g}", quality=quality)
 
     if goal.nfc is not None:
-        found: float | None = calibrated(lambda at: measure(at, quality=False).nfc, goal.nfc, low=LOW, high=HIGH).threshold
+        threshold: float | None = calibrated(lambda at: measure(at, quality=False).nfc, goal.nfc, low=LOW, high=HIGH).threshold
     else:
-        found = largest_threshold(lambda at: goal.met(measure(at)), low=LOW, high=HIGH)
-    if found is None:
+        threshold = largest_threshold(lambda at: goal.is_met(measure(at)), low=LOW, high=HIGH)
+    if threshold is None:
         raise _unreached(goal, f"at threshold {LOW:g}", measure(LOW), steps)
-    return Calibrated(method.with_threshold(found), found, measure(found), len(tried))
+    return Calibrated(method.with_threshold(threshold), threshold, measure(threshold), len(tried))
 
 
 def _whole(nfc: float | None) -> int | None:
@@ -235,23 +157,23 @@ def _placed(laboratory: Laboratory, method: Method, goal: Goal, lists: int) -> C
     def moved(nfc: int) -> Method:
         own = listed(method.with_nfc(nfc).schedule, steps)
 
-        def missing(estimator: Estimator, full_steps: Steps) -> float:
+        def loss(estimator: Estimator, full_steps: Steps) -> float:
             what = f"{named(estimator)} at full steps {' '.join(map(str, full_steps))}"
-            return goal.missing(laboratory.measure(at(method, estimator, replace(own, full_steps=full_steps)), what))
+            return goal.loss(laboratory.measure(at(method, estimator, replace(own, full_steps=full_steps)), what))
 
         tried = forecasts(method.estimator)
-        found = best_placed(missing, tried, starts(nfc, steps, own.full_steps), steps, most=lists, enough=goal.bound)
-        return at(method, found.forecast, replace(own, full_steps=found.steps))
+        best = best_placed(loss, tried, starts(nfc, steps, own.full_steps), steps, most=lists, enough=goal.bound)
+        return at(method, best.forecast, replace(own, full_steps=best.steps))
 
     if goal.nfc is not None:
         best = moved(int(goal.nfc))
         return Calibrated(best, None, laboratory.measure(best, ""), len(laboratory.seen))
-    if not goal.met(measured(steps)):
+    if not goal.is_met(measured(steps)):
         raise _unreached(goal, "with every step full", measured(steps), steps)
-    fewest = bisect_left(range(1, steps), True, key=lambda nfc: goal.met(measured(nfc))) + 1
+    fewest = bisect_left(range(1, steps), True, key=lambda nfc: goal.is_met(measured(nfc))) + 1
     own = listed(method.with_nfc(fewest).schedule, steps)
     best = at(method, method.estimator, own)
-    while fewest > 1 and goal.met(laboratory.measure(fewer := moved(fewest - 1), "")):
+    while fewest > 1 and goal.is_met(laboratory.measure(fewer := moved(fewest - 1), "")):
         best, fewest = fewer, fewest - 1
     return Calibrated(best, None, laboratory.measure(best, ""), len(laboratory.seen))
 

@@ -16,7 +16,7 @@ Steps = tuple[int, ...]
 Forecast = TypeVar("Forecast", bound=Hashable)
 
 
-class Found(NamedTuple, Generic[Forecast]):
+class BestPlaced(NamedTuple, Generic[Forecast]):
     """The best forecast with the best list, their error, and how many pairs were measured."""
 
     forecast: Forecast
@@ -27,11 +27,11 @@ class Found(NamedTuple, Generic[Forecast]):
 
 def starts(nfc: int, steps: int, own: Sequence[int]) -> list[Steps]:
     """Lists to begin a search with: a method's own, and others that are more or less dense at both ends or at one of them."""
-    made = [tuple(own)]
-    made += [
+    lists = [tuple(own)]
+    lists += [
         placed_steps(nfc, steps, clustering, lean) for lean in (1.0, 0.8, 1.25) for clustering in (ChebyshevPlaced.clustering, 0.6, 0.35)
     ]
-    return list(dict.fromkeys(made))
+    return list(dict.fromkeys(lists))
 
 
 def best_placed(
@@ -42,7 +42,7 @@ def best_placed(
     *,
     most: int,
     enough: float = -inf,
-) -> Found[Forecast]:
+) -> BestPlaced[Forecast]:
     """Choose a forecast, and move its full steps, by two steps or one, while the error falls; step 0 stays.
 
     The forecast is the one with the least error at the first list of `begin`. It is measured at the others too; from the best of them on
@@ -64,15 +64,15 @@ def best_placed(
     def best() -> tuple[Forecast, Steps]:
         return min(errors, key=errors.__getitem__)
 
-    def measured(forecast: Forecast, places: Steps) -> None:
-        if not ended() and (forecast, places) not in errors:
-            errors[forecast, places] = measure(forecast, places)
+    def measured(forecast: Forecast, full_steps: Steps) -> None:
+        if not ended() and (forecast, full_steps) not in errors:
+            errors[forecast, full_steps] = measure(forecast, full_steps)
 
     for forecast in forecasts:
         measured(forecast, begin[0])
-    chosen, _ = best()
+    forecast, _ = best()
     for start in begin:
-        measured(chosen, start)
+        measured(forecast, start)
     order, stride = random.Random(0), 2
     while stride and not ended():
         before, moves = best(), list(_moves(len(begin[0]), stride))
@@ -80,10 +80,10 @@ def best_placed(
         for move in moves:
             moved = _moved(best()[1], *move)
             if moved[-1] < steps and all(a < b for a, b in itertools.pairwise(moved)):
-                measured(chosen, moved)
+                measured(forecast, moved)
         if best() == before:
             stride -= 1
-    return Found(*best(), errors[best()], len(errors))
+    return BestPlaced(*best(), errors[best()], len(errors))
 
 
 def _moves(count: int, stride: int) -> Iterator[tuple[int, int, int]]:

@@ -63,7 +63,7 @@ def calibrate(
         def report(text: str) -> None:
             status.update(f"calibrating: {text}")
 
-        calibrated = search(source, uncalibrated, goal, steps, compile=compile, lists=lists, told=report)
+        calibrated = search(source, uncalibrated, goal, steps, compile=compile, lists=lists, report=report)
     measured = calibrated.measured
     settings = {"model": source.name, "steps": steps, "seeds": source.seeds, "groups": len(source.groups), "asked": goal.text}
     reached = {"nfc": measured.nfc, "psnr_db": measured.psnr_db if isfinite(measured.psnr_db) else None, "error": measured.error}

@@ -11,12 +11,13 @@ from rich.console import Console
 
 from rfc_fx.tools import options
 from rfc_fx.tools.arguments import OptionError, dtype_named, new_config, parse_classes
-from rfc_fx.tools.compare import Settings, compare
+from rfc_fx.tools.compare import compare
 from rfc_fx.tools.compare_table import ComparisonProgress, comparison_table
 from rfc_fx.tools.named_methods import MethodArguments, best_known, check_dispatch, check_granularity, new_methods
 from rfc_fx.tools.output import check_writable, print_notes, save_comparison
 from rfc_fx.tools.sources import DigitsSource, load_source
 from rfc_fx.tools.summary_json import summary
+from rfc_fx.tools.variants import Settings
 
 
 def generate(

@@ -32,7 +32,7 @@ from benchmarks.quality.report import markdown
 from benchmarks.quality.similarity import geometric_mean, psnr, relative_l2, ssim
 from benchmarks.quality.teacher_forced import distances, forced_errors
 from benchmarks.quality.trajectory import Trajectory
-from rfc.placement.magcache import ratios_of
+from rfc.eager.recording import ratios_of
 from rfc.state import Clock
 from rfc_fx.tools import compare
 from rfc_fx.tools.calibrate.bisection import calibrated, largest_threshold

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, Family, dit, flux, moved, sample, wan_image
+from pairwise import rotated
 from tolerances import FORECAST
 from torch import Tensor, nn
 
@@ -23,7 +24,12 @@ METHODS: list[Method] = [
 ]
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-every_method = pytest.mark.parametrize("method", METHODS, ids=repr)
+every_method = pytest.mark.parametrize("method", METHODS, ids=str)
+families_and_methods = pytest.mark.parametrize(
+    ("family", "method"),
+    [pytest.param(FAMILIES[family], METHODS[int(i)]) for family, i in rotated(FAMILIES, map(str, range(len(METHODS))), partners=2)],
+)
+"""Each method with two families, each family with two methods."""
 
 
 def generate(twin: nn.Module, kwargs: dict[str, Any], steps: int = 8) -> list[Tensor]:
@@ -59,8 +65,7 @@ def test_all_steps_full_is_the_model_bit_for_bit(family: Callable[[], Family]) -
     assert twin.stats.phases == ["FULL"] * 4
 
 
-@every_family
-@every_method
+@families_and_methods
 @torch.no_grad()
 def test_full_full_then_estimates_with_unchanged_inputs_are_the_model_bit_for_bit(family: Callable[[], Family], method: Method) -> None:
     model, kwargs = family()
@@ -71,8 +76,7 @@ def test_full_full_then_estimates_with_unchanged_inputs_are_the_model_bit_for_bi
     assert twin.stats.phases[-1] == "ESTIMATE"
 
 
-@every_family
-@every_method
+@families_and_methods
 def test_a_second_generation_repeats_the_first(family: Callable[[], Family], method: Method) -> None:
     model, kwargs = family()
     twin = cached(model, method)

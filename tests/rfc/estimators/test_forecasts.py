@@ -85,7 +85,7 @@ def polynomial(degree: int, seed: int) -> Path:
 
 
 @every_estimator
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@given(dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_slots_announce_shape_and_dtype_of_what_refresh_returns(estimator: Estimator, dtype: torch.dtype) -> None:
     I, O = normal(0).to(dtype), normal(1, 2, 6, 3).to(dtype)
     state = remember(estimator, lambda t: I + t, lambda t: O - t, [0, 2, 3])
@@ -133,7 +133,7 @@ def test_only_what_is_aligned_to_a_probe_reads_the_input_of_a_skipped_step(estim
 
 
 @every_estimator
-@pytest.mark.parametrize("dtype", STORED, ids=str)
+@given(dtype=st.sampled_from(STORED))
 def test_differences_can_be_kept_in_smaller_types(estimator: Estimator, dtype: torch.dtype) -> None:
     I, O = polynomial(2, 0), polynomial(2, 9)
     kept = forecast(Stored(estimator=estimator, differences=dtype), I, O, [0, 2, 5], 6)

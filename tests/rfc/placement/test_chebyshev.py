@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rfc
-from rfc.eager.run import spec_of, zeros
 from rfc.encoding import EncodingError, decode_method, encode_method
 from rfc.placement.chebyshev import placed_steps
-from rfc.state import Clock
+from rfc.state import Clock, spec_of, zeros
 
 LENGTHS = st.integers(1, 200).flatmap(lambda steps: st.tuples(st.integers(1, steps), st.just(steps)))
 

@@ -18,7 +18,7 @@ import rfc
 import rfc.eager
 import rfc_fx
 from rfc.bookkeeping import clock_tensors
-from rfc_fx.ir.layout import zeros
+from rfc.state import zeros
 from rfc_fx.ir.ops import is_heavy, recall
 from rfc_fx.passes.guard import Reference
 from rfc_fx.zoo import DIGITS_PREDICTOR, digits_noise, load_digits, sample_digits

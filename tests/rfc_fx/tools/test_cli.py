@@ -2,13 +2,15 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
+import command
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
+from digits_models import digits_folder, tiny_dit
 from PIL import Image
-from typer.testing import CliRunner
 
 import rfc
 from rfc_fx.tools import cli, named_methods, pictures
@@ -19,19 +21,10 @@ NAMES = f"--method must be one of {', '.join(named_methods.METHODS)}"
 SHORT = ["--no-compile", "--rounds", "1", "--seeds", "1", "--steps", "8", "--classes", "3,7"]
 
 
-def tiny_dit(**config):
-    torch.manual_seed(0)
-    fixed = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8, "patch_size": 2, "norm_num_groups": 1}
-    return DiTTransformer2DModel(**{"in_channels": 1, "out_channels": 1, "num_embeds_ada_norm": 10, **fixed, **config})
-
-
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     """A random model in the layout of the digits model."""
-    folder = tmp_path_factory.mktemp("models") / "digits"
-    tiny_dit().save_pretrained(folder)
-    DDIMScheduler(clip_sample=False).save_config(folder)
-    return folder
+    return digits_folder(tmp_path_factory.mktemp("models") / "digits")
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +47,7 @@ def generated(digits, tmp_path_factory):
     return result.stdout, out
 
 
-def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def one_line_error(*arguments):
-    """Stderr of a command that must fail as a user's error does."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("rfc-fx: error: ")
-    return lines[0]
+run, one_line_error = partial(command.run, cli.app), partial(command.one_line_error, cli.app)
 
 
 def summary(out):
@@ -367,7 +348,6 @@ def test_inspect_takes_a_method_a_granularity_and_a_block(digits, pipeline):
 @pytest.mark.parametrize(
     ("method", "found"),
     [
-        ("teacache", "1 sites, granularity stack"),
         ("taylorseer-lite", "1 sites, granularity output"),
         ("first-block", "1 sites, granularity blocks[1:]"),
         ("speca", "4 sites, granularity module"),
@@ -394,10 +374,9 @@ def test_inspect_chooses_the_granularity_that_fits_and_says_what_depends_on_what
 
 def test_inspect_draws_the_block_it_prints(digits, tmp_path):
     picture = tmp_path / "block.png"
-    for granularity in ("module", "stack"):
-        assert run("inspect", digits, "--draw", picture, "--granularity", granularity).exit_code == 0
-        with Image.open(picture) as drawn:
-            assert min(drawn.size) > 300
+    assert run("inspect", digits, "--draw", picture, "--granularity", "stack").exit_code == 0
+    with Image.open(picture) as drawn:
+        assert min(drawn.size) > 300
     assert "must end in one of .svg, .png, .pdf" in one_line_error("inspect", digits, "--draw", tmp_path / "block.docx")
     assert "cannot be written" in one_line_error("inspect", digits, "--draw", tmp_path / "no" / "folder" / "block.svg")
 

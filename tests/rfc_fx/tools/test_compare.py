@@ -14,7 +14,7 @@ import rfc
 import rfc_fx
 from rfc.method import programs_of
 from rfc_fx.errors import RFCError
-from rfc_fx.tools.compare import Settings, Variant, configs, steps_to_warm_up, variants
+from rfc_fx.tools.variants import Settings, Variant, configs, steps_to_warm_up, variants
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 
