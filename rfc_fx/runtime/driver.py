@@ -192,7 +192,7 @@ class Driver:
             contexts.sign = decision.sign
             log.info("%s: the timestep %s from noise to image in this sampler", self.name, "rises" if decision.sign < 0 else "falls")
         if decision.begins:
-            self.warned.at_the_end(context.record(), schedule)
+            self.warned.at_the_end(context.record(), context.schedule or schedule)
             context.begin(decision.book)
         else:
             context.book = decision.book

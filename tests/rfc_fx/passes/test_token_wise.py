@@ -433,7 +433,7 @@ def test_gates_norms_and_views_that_keep_tokens_apart_are_computed_for_some() ->
         (Folded, r"reshape\S* \(aten\.reshape\.default\) is not known"),
     ],
 )
-def test_what_mixes_tokens_or_tells_them_apart_is_reused(make: Callable[[], nn.Module], why: str) -> None:
+def test_a_site_whose_work_mixes_or_distinguishes_tokens_is_reused(make: Callable[[], nn.Module], why: str) -> None:
     cached = rfc_fx.transform(Small(make(), Gated()).eval(), rfc.ToCa(), example_inputs=SMALL)
     reasons = {where: reason for where, reason in cached.guarded.reused if ".ff" in where}
     if make is Mixed:  # the mean is taken before the first heavy operation, so it is part of the input
