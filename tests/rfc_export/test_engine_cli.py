@@ -83,7 +83,7 @@ def test_an_engine_of_digits_knows_its_call_and_its_sampler(engine: Path) -> Non
     assert not {"INVARIANT", "TIMESTEP"} & set(manifest.programs)
 
 
-def test_a_model_of_other_shape_is_exported_for_so_many_samples_or_not_at_all(model: Path, tmp_path: Path) -> None:
+def test_a_batch_repeats_the_inputs_of_one_sample_or_is_refused(model: Path, tmp_path: Path) -> None:
     alone = shutil.copytree(model, tmp_path / "alone")
     (alone / "scheduler_config.json").unlink()
     found = running.exportable(str(alone), torch.float32, torch.device("cpu"), 3)
@@ -165,7 +165,7 @@ def test_what_cannot_be_drawn_is_refused_on_one_line(engine: Path, onnx_small: P
         ({"scheduler": {"beta_schedule": "steep"}}, "sampler.scheduler: no DDIM scheduler"),
     ],
 )
-def test_a_sampler_that_is_none_is_refused(engine: Path, tmp_path: Path, sampler: dict[str, Any], text: str) -> None:
+def test_an_invalid_sampler_is_refused_with_its_field(engine: Path, tmp_path: Path, sampler: dict[str, Any], text: str) -> None:
     folder = shutil.copytree(engine, tmp_path / "engine")
     data = json.loads((folder / MANIFEST).read_text())
     data["sampler"] |= sampler
@@ -268,7 +268,7 @@ def test_a_bad_option_of_export_is_one_line(model: Path, tmp_path: Path, argumen
     assert not list(tmp_path.iterdir())
 
 
-def test_export_refuses_a_place_before_it_works(engine: Path, tmp_path: Path) -> None:
+def test_export_refuses_a_path_before_it_loads_the_model(engine: Path, tmp_path: Path) -> None:
     text = one_line_error("export", "no/such-model", "--backend", "onnx", "--out", engine)
     assert "exists; pass another path, or overwrite=True (--overwrite)" in text
     (tmp_path / "mine").touch()
