@@ -21,7 +21,7 @@ from rfc_export.artifact import read_manifest
 from rfc_export.manifest import MANIFEST, WEIGHTS
 from rfc_export.parity import TOLERANCE
 from rfc_fx.tools.load import load_scheduler, load_transformer
-from rfc_fx.zoo import DIGITS, digits_noise, sample_digits
+from rfc_fx.zoo import DIGITS, digits_noise, sample
 
 pytestmark = pytest.mark.onnx
 
@@ -109,7 +109,7 @@ def test_run_draws_what_the_model_draws(engine: Path, model: Path, tmp_path: Pat
     loaded = rfc_export.load(engine)
     source = running.engine_source("engine", loaded, [3, 7], [0, 1], None)
     for seed, phases in enumerate(entry["phases"]):
-        images = sample_digits(cached, load_scheduler(model), torch.tensor([3, 7]), digits_noise([seed] * 2), steps=STEPS)
+        images = sample(cached, load_scheduler(model), torch.tensor([3, 7]), digits_noise([seed] * 2), steps=STEPS)
         assert phases == "".join("#" if phase == "FULL" else "." for phase in cached.stats.phases)
         drawn = source.draw(loaded, seed, STEPS, lambda: None)
         assert float((drawn - images).norm() / images.norm()) <= TOLERANCE["float32"]
