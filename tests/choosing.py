@@ -29,3 +29,9 @@ def rotating(first: Iterable[str], second: Iterable[str], each: int) -> list[Any
         for i, row in enumerate(rows)
         for j, column in enumerate(columns)
     ]
+
+
+def rotated(first: Iterable[str], second: Iterable[str], partners: int = 1) -> list[tuple[str, str]]:
+    """Pairs in the place of the product: each of `second` with so many of `first`, which take turns."""
+    names = list(first)
+    return [(names[(i + j) % len(names)], name) for i, name in enumerate(second) for j in range(partners)]

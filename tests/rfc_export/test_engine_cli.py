@@ -15,8 +15,7 @@ from PIL import Image
 import rfc
 import rfc_export
 import rfc_fx
-from rfc_export import ExportError, cli
-from rfc_export import drawing as running
+from rfc_export import ExportError, cli, drawing, engine_source
 from rfc_export.artifact import read_manifest
 from rfc_export.manifest import MANIFEST, WEIGHTS
 from rfc_export.parity import TOLERANCE
@@ -86,11 +85,11 @@ def test_an_engine_of_digits_knows_its_call_and_its_sampler(engine: Path) -> Non
 def test_a_batch_repeats_the_inputs_of_one_sample_or_is_refused(model: Path, tmp_path: Path) -> None:
     alone = shutil.copytree(model, tmp_path / "alone")
     (alone / "scheduler_config.json").unlink()
-    found = running.exportable(str(alone), torch.float32, torch.device("cpu"), 3)
+    found = engine_source.exportable(str(alone), torch.float32, torch.device("cpu"), 3)
     assert found.sampler is None
     assert {name: len(value) for name, value in found.inputs.items()} == {"hidden_states": 6, "timestep": 6, "class_labels": 6}
     with pytest.raises(ExportError, match=r"--batch 2 cannot be made .*; call rfc_export.export"):
-        running._repeated("pipeline", {"hidden_states": torch.zeros(1, 4), "img_ids": torch.zeros(7, 3)}, 2)
+        engine_source._repeated("pipeline", {"hidden_states": torch.zeros(1, 4), "img_ids": torch.zeros(7, 3)}, 2)
 
 
 # ---- run -------------------------------------------------------------------------------------------------------------
@@ -107,7 +106,7 @@ def test_run_draws_what_the_model_draws(engine: Path, model: Path, tmp_path: Pat
     cpu = torch.device("cpu")
     cached = rfc_fx.transform(load_transformer(model, torch.float32, cpu), rfc.RFC(tau=TAU))
     loaded = rfc_export.load(engine)
-    source = running.engine_source("engine", loaded, [3, 7], [0, 1], None)
+    source = engine_source.engine_source("engine", loaded, [3, 7], [0, 1], None)
     for seed, phases in enumerate(entry["phases"]):
         images = sample(cached, load_scheduler(model), torch.tensor([3, 7]), digits_noise([seed] * 2), steps=STEPS)
         assert phases == "".join("#" if phase == "FULL" else "." for phase in cached.stats.phases)
@@ -128,10 +127,10 @@ def test_more_classes_than_fit_run_in_batches_the_last_one_filled_up(engine: Pat
     summary = json.loads((tmp_path / "summary.json").read_text())
     (contexts,) = summary["methods"]["engine"]["engine"]["contexts"]
     assert list(contexts) == ["classes 1, 2", "classes 3"]
-    source = running.engine_source("engine", rfc_export.load(engine), [1, 2, 3], [0], None)
+    source = engine_source.engine_source("engine", rfc_export.load(engine), [1, 2, 3], [0], None)
     images = source.draw(source.model, 0, STEPS, lambda: None)
     assert images.shape == (3, 1, 8, 8)
-    alone = running.engine_source("engine", source.model, [3], [0], None).draw(source.model, 0, STEPS, lambda: None)
+    alone = engine_source.engine_source("engine", source.model, [3], [0], None).draw(source.model, 0, STEPS, lambda: None)
     assert torch.equal(images[2:], alone)
 
 
@@ -229,9 +228,9 @@ def test_bench_of_an_unknown_model_times_the_engine_alone(engine: Path) -> None:
 
 def test_the_shipped_model_is_recognised_by_its_weights(engine: Path, tmp_path: Path) -> None:
     manifest = read_manifest(engine)
-    assert not running.is_shipped(engine, manifest)
+    assert not drawing.is_shipped(engine, manifest)
     shutil.copy(DIGITS / "diffusion_pytorch_model.safetensors", tmp_path / WEIGHTS)
-    assert running.is_shipped(tmp_path, manifest)
+    assert drawing.is_shipped(tmp_path, manifest)
 
 
 def test_bench_refuses_engines_that_do_other_work(engine: Path, onnx_small: Path) -> None:
