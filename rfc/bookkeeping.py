@@ -179,8 +179,7 @@ class Rule:
         """The phase of step number `step`, `since` steps after the last full one; `total` is the error that counts."""
         if not self.is_planned:
             return self.branches[_decided(self.schedule, self.numbers, step, since, total)]
-        index = self._planned.get((step, since))
-        if index is None:
+        if (index := self._planned.get((step, since))) is None:
             index = self._planned[step, since] = _planned(self.schedule, step, since)
         return self.branches[index]
 
