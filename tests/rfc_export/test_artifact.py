@@ -23,7 +23,7 @@ from torch import Tensor
 import rfc
 import rfc_export
 import rfc_fx
-from rfc_export import ArtifactError, ExportError, TargetError, artifact, exporter, runtime
+from rfc_export import ArtifactError, ExportError, TargetError, artifact, exporter, loaded
 from rfc_export.artifact import writing
 from rfc_export.manifest import MANIFEST, WEIGHTS, Manifest
 from rfc_export.methods import encode_method
@@ -47,7 +47,7 @@ def nothing_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise AssertionError("opened before it was checked")
 
-    monkeypatch.setattr(runtime, "load_file", fail)
+    monkeypatch.setattr(loaded, "load_file", fail)
     monkeypatch.setattr("rfc_export.onnx.open", fail)
 
 
