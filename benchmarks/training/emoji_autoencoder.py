@@ -30,6 +30,9 @@ KL_WEIGHT = 2e-3
 BATCH = 16
 LEARNING_RATE = 2e-3
 REPORT_EVERY = 50
+CROP = 32
+CROPPED = 0.75
+"""Share of the time in which crops of CROP pixels are learned, four times as many in the time; whole pictures after it."""
 
 Pictures = Float[Tensor, "N 3 H W"]
 Latents = Float[Tensor, "N 4 h w"]
@@ -116,6 +119,9 @@ def train(icons: Icons, work: Path, minutes: float, seed: int, console: Console,
         for group in optimizer.param_groups:
             group["lr"] = rate
         pictures = drawn(icons, BATCH)
+        if since < CROPPED:
+            top, left = torch.randint(pictures.shape[-1] - CROP + 1, (2,)).tolist()
+            pictures = pictures[:, :, top : top + CROP, left : left + CROP]
         with torch.autocast("cpu", torch.bfloat16):
             with torch.set_grad_enabled(not decoder_only):
                 latents = encode(model, pictures).float()

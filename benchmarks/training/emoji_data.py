@@ -111,7 +111,9 @@ def draw(document: str, size: int = SIZE, margin: int = MARGIN) -> UInt8[Tensor,
     image = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=document, width=inner, height=inner)))).convert("RGBa")
     pixels = np.zeros((size, size, 4), dtype=np.uint8)
     top, left = margin + (inner - image.height) // 2, margin + (inner - image.width) // 2
-    pixels[top : top + image.height, left : left + image.width] = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 4)
+    pixels[top : top + image.height, left : left + image.width] = np.frombuffer(image.tobytes(), np.uint8).reshape(
+        image.height, image.width, 4
+    )
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from benchmarks.training.emoji_autoencoder import LATENT_CHANNELS
 from benchmarks.training.emoji_text import CLIP_TOKENS, TOKENS, WIDTH, new_clip_encoder, new_t5_encoder, token_ids
@@ -102,6 +103,16 @@ class TextToImage(nn.Module):
             return_dict=False,
         )[0]
         return velocity
+
+
+class LinearInBfloat16(TorchFunctionMode):
+    """Matrix products of linear layers in bfloat16, all else as it is: attention's backward pass in bfloat16 is slow on CPUs."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and not kwargs:
+            product: Tensor = func(*(None if arg is None else arg.bfloat16() for arg in args))
+            return product.float()
+        return func(*args, **(kwargs or {}))
 
 
 def flow_loss(model: nn.Module, latents: Packed, clip_ids: Ids, t5_ids: Ids, generator: torch.Generator | None = None) -> Float[Tensor, ""]:

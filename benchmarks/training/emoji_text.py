@@ -41,9 +41,7 @@ def new_clip_tokenizer() -> Any:
 
     special = ["<|startoftext|>", "<|endoftext|>"]
     made = CLIPTokenizer(vocab={token: i for i, token in enumerate([*special, "!"])}, merges=[])
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096, min_frequency=1, special_tokens=special, end_of_word_suffix="</w>", show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=4096, min_frequency=1, special_tokens=special, end_of_word_suffix="</w>", show_progress=False)
     made.backend_tokenizer.train_from_iterator(all_captions(), trainer)
     model = json.loads(made.backend_tokenizer.to_str())["model"]
     return CLIPTokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], model_max_length=CLIP_TOKENS)
