@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,10 +107,10 @@ def prepare(autoencoder: Any, icons: Icons) -> Data:
 class Trainer:
     """Model, averaged model and optimizers; `state` and `restore` hold all that a run needs to go on as if never stopped."""
 
-    def __init__(self, data: Data, recipe: Recipe, seed: int, transformer: Any = None) -> None:
+    def __init__(self, data: Data, recipe: Recipe, seed: int, new_transformer: Callable[[], Any] = new_transformer) -> None:
         torch.manual_seed(seed)
         self.data, self.recipe, self.seed, self.step = data, recipe, seed, 0
-        self.model = TextToImage(data.tokenizers, transformer or new_transformer()).train()
+        self.model = TextToImage(data.tokenizers, new_transformer()).train()
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         named = list(self.model.named_parameters())
         matrices = [weight for name, weight in named if "blocks." in name and weight.ndim == 2 and not is_modulation(name)]

@@ -31,6 +31,7 @@ from benchmarks.training.emoji_model import (
 from benchmarks.training.emoji_names import BACKGROUNDS, EMOJI, STYLES
 from benchmarks.training.emoji_text import TOKENS, new_clip_tokenizer, new_t5_tokenizer
 from benchmarks.training.loop import save_grid
+from rfc_fx import zoo
 
 
 def write_pipeline(work: Path, out: Path) -> int:
@@ -46,9 +47,7 @@ def write_pipeline(work: Path, out: Path) -> int:
 
 def load_pipeline(folder: Path) -> Any:
     """The pipeline of the folder in float32, silent."""
-    from diffusers import FluxPipeline
-
-    pipe = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = zoo.emoji(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -77,3 +77,19 @@ def sample(
 
 sample_digits = sample
 """`sample`, by the name it had while the digits model was the only one."""
+
+
+EMOJI = Path(__file__).parent / "emoji"
+"""Folder of the emoji model, a `FluxPipeline`: text to image with flow matching, 64x64 pixels."""
+
+EMOJI_TOKENS = 12
+"""`max_sequence_length` of the emoji model."""
+
+
+def emoji(folder: Path = EMOJI, dtype: torch.dtype = torch.float32) -> Any:
+    """Return the `FluxPipeline` of the emoji model; call it with `max_sequence_length=EMOJI_TOKENS`. Raises OSError without its folder."""
+    from diffusers import FluxPipeline
+
+    pipe = FluxPipeline.from_pretrained(folder).to(dtype)
+    pipe.default_sample_size = 16  # latents: 64x64 pixels unless height and width are passed
+    return pipe
