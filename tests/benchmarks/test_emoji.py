@@ -132,3 +132,29 @@ def test_the_card_states_figures_and_credits() -> None:
     text = emoji_export.card({"trained": reading, "held out": reading, "drawings": reading}, 28, 10.8, 3000, 90.0, "two cores")
     assert "| trained captions | 500 | 87.5% | 99.0% |" in text
     assert all(licence in text for licence in ("MIT", "Apache-2.0", "CC BY 4.0"))
+
+
+@pytest.mark.parametrize("name", ["FluxImg2ImgPipeline", "FluxInpaintPipeline"])
+def test_the_same_parts_draw_from_a_picture(data: Data, name: str) -> None:
+    import diffusers
+
+    text_to_image = emoji_model.pipeline(new_trainer(data).average, data.tokenizers, emoji_autoencoder.new_autoencoder().eval())
+    pipe = getattr(diffusers, name)(**{key: part for key, part in text_to_image.components.items() if part is not None})
+    pipe.set_progress_bar_config(disable=True)
+    picture = icons().compose(combinations()[0][:1]) / 2 + 0.5
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[:, :, :, 32:] = 1.0
+    drawn = pipe(
+        "a cat",
+        image=picture,
+        **({"mask_image": mask} if "Inpaint" in name else {}),
+        strength=0.6,
+        num_inference_steps=4,
+        height=64,
+        width=64,
+        max_sequence_length=TOKENS,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+    ).images
+    assert drawn.shape == (1, 3, 64, 64)
+    assert drawn.isfinite().all()
