@@ -33,7 +33,7 @@ from benchmarks.training.emoji_model import (
     pipeline,
     sample,
 )
-from benchmarks.training.emoji_text import new_clip_tokenizer, new_t5_tokenizer
+from benchmarks.training.emoji_text import tokenizers
 from benchmarks.training.loop import save_grid, write_atomically
 
 
@@ -94,13 +94,13 @@ def latents_of(autoencoder: Any, icons: Icons, rows: Tensor) -> Tensor:
     return pack((latents - config.shift_factor) * config.scaling_factor)
 
 
-def prepare(autoencoder: Any, icons: Icons) -> Data:
-    """Latents of all combinations."""
+def prepare(autoencoder: Any, icons: Icons, work: Path) -> Data:
+    """Latents of all combinations, and the tokenizers of the run in `work`."""
     trained, held_out = combinations()
     return Data(
         trained=(trained, latents_of(autoencoder, icons, trained)),
         held_out=(held_out, latents_of(autoencoder, icons, held_out)),
-        tokenizers=(new_clip_tokenizer(), new_t5_tokenizer()),
+        tokenizers=tokenizers(work),
     )
 
 
@@ -115,7 +115,7 @@ class Trainer:
         named = list(self.model.named_parameters())
         matrices = [weight for name, weight in named if "blocks." in name and weight.ndim == 2 and not is_modulation(name)]
         others = [weight for _, weight in named if all(weight is not matrix for matrix in matrices)]
-        common = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+        common: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
         self.optimizers: tuple[Any, ...] = (
             torch.optim.Muon(matrices, momentum=0.95, adjust_lr_fn="match_rms_adamw", **common),
             torch.optim.AdamW(others, betas=recipe.betas, fused=True, **common),
@@ -137,7 +137,8 @@ class Trainer:
             optimizer.zero_grad()
         with torch.no_grad():
             share = 1 - min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(list(self.average.parameters()), live, share)
+            averaged: list[Tensor] = list(self.average.parameters())
+            torch._foreach_lerp_(averaged, list[Tensor](live), share)
         self.step += 1
         return loss.detach()
 
@@ -224,7 +225,7 @@ def main(
     if not (out / "autoencoder.pt").exists():
         emoji_autoencoder.train(icons, out, autoencoder_minutes, seed, console)
     autoencoder = emoji_autoencoder.load(out)
-    trainer, before = Trainer(prepare(autoencoder, icons), Recipe(), seed), 0.0
+    trainer, before = Trainer(prepare(autoencoder, icons, out), Recipe(), seed), 0.0
     if resume:
         state = torch.load(checkpoint, weights_only=True)
         trainer.restore(state)

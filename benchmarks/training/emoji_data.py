@@ -122,7 +122,8 @@ def render(folder: Path, size: int = SIZE, margin: int = MARGIN) -> UInt8[Tensor
     sets = [icon_set(folder, package) for package in STYLES.values()]
     names = list(EMOJI.values())
     drawn = [draw(svg(icons, name), size, margin) for name in track(names, "rendering") for icons in sets]
-    return torch.stack(drawn).unflatten(0, (len(names), len(sets)))
+    pixels: Tensor = torch.stack(drawn).unflatten(0, (len(names), len(sets)))
+    return pixels
 
 
 def load(path: Path) -> Icons:

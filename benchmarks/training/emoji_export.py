@@ -29,7 +29,7 @@ from benchmarks.training.emoji_model import (
     sample,
 )
 from benchmarks.training.emoji_names import BACKGROUNDS, EMOJI, STYLES
-from benchmarks.training.emoji_text import TOKENS, new_clip_tokenizer, new_t5_tokenizer
+from benchmarks.training.emoji_text import TOKENS, tokenizers
 from benchmarks.training.loop import save_grid
 from rfc_fx import zoo
 
@@ -37,10 +37,10 @@ from rfc_fx import zoo
 def write_pipeline(work: Path, out: Path) -> int:
     """Write the averaged weights of the checkpoint in `work` as a pipeline folder; return the checkpoint's step."""
     state = torch.load(work / "checkpoint.pt", weights_only=True)
-    tokenizers = (new_clip_tokenizer(), new_t5_tokenizer())
-    model = TextToImage(tokenizers, new_transformer())
+    parts = tokenizers(work)
+    model = TextToImage(parts, new_transformer())
     model.load_state_dict(state["average"])
-    pipeline(model, tokenizers, emoji_autoencoder.load(work)).to(torch.float16).save_pretrained(out)
+    pipeline(model, parts, emoji_autoencoder.load(work)).to(torch.float16).save_pretrained(out)
     step: int = state["step"]
     return step
 

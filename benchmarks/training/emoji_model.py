@@ -110,8 +110,8 @@ class LinearInBfloat16(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and not kwargs:
-            product: Tensor = func(*(None if arg is None else arg.bfloat16() for arg in args))
-            return product.float()
+            x, weight, *bias = (None if arg is None else arg.bfloat16() for arg in args)
+            return func(x, weight, *bias).float()
         return func(*args, **(kwargs or {}))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Int
@@ -44,7 +45,8 @@ def new_clip_tokenizer() -> Any:
     trainer = trainers.BpeTrainer(vocab_size=4096, min_frequency=1, special_tokens=special, end_of_word_suffix="</w>", show_progress=False)
     made.backend_tokenizer.train_from_iterator(all_captions(), trainer)
     model = json.loads(made.backend_tokenizer.to_str())["model"]
-    return CLIPTokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], model_max_length=CLIP_TOKENS)
+    merges: Any = [tuple(merge) for merge in model["merges"]]  # typed as strings; the constructor wants pairs
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=CLIP_TOKENS)
 
 
 def new_t5_tokenizer() -> Any:
@@ -59,6 +61,17 @@ def new_t5_tokenizer() -> Any:
     letters = [(letter, LETTER_SCORE) for letter in (SPACE, *string.ascii_lowercase)]
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     return T5Tokenizer(vocab=special + pieces + letters, extra_ids=0, model_max_length=TOKENS)
+
+
+def tokenizers(work: Path) -> tuple[Any, Any]:
+    """Both tokenizers of the run in `work`; made and written there if it has none (byte pairs of equal count merge in any order)."""
+    from transformers import CLIPTokenizer, T5Tokenizer
+
+    folders = (work / "tokenizer", work / "tokenizer_2")
+    if not all((folder / "tokenizer.json").exists() for folder in folders):
+        for tokenizer, folder in zip((new_clip_tokenizer(), new_t5_tokenizer()), folders, strict=True):
+            tokenizer.save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folders[0]), T5Tokenizer.from_pretrained(folders[1])
 
 
 def new_clip_encoder(tokenizer: Any) -> Any:

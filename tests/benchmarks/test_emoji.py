@@ -9,19 +9,19 @@ import pytest
 import torch
 import typer
 
-from benchmarks.training import emoji_autoencoder, emoji_data, emoji_export, emoji_judge, emoji_model
+from benchmarks.training import emoji_autoencoder, emoji_data, emoji_export, emoji_judge, emoji_model, emoji_text
 from benchmarks.training.emoji import Data, Recipe, Trainer, latents_of
 from benchmarks.training.emoji_data import WORDINGS, Icons, caption, combinations
 from benchmarks.training.emoji_names import BACKGROUNDS, EMOJI, STYLES
-from benchmarks.training.emoji_text import TOKENS, all_captions, new_clip_tokenizer, new_t5_tokenizer, token_ids
+from benchmarks.training.emoji_text import TOKENS, all_captions, token_ids
 from rfc_fx import zoo
 
 RECIPE = Recipe(batch=2, warmup_steps=2)
 
 
 @pytest.fixture(scope="module")
-def tokenizers() -> tuple[Any, Any]:
-    return new_clip_tokenizer(), new_t5_tokenizer()
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return emoji_text.tokenizers(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,11 @@ def test_no_caption_is_cut_and_no_word_unknown(tokenizers: tuple[Any, Any]) -> N
         ids = tokenizer(texts).input_ids
         assert max(map(len, ids)) <= tokenizer.model_max_length
         assert tokenizer.unk_token_id == tokenizer.eos_token_id or all(tokenizer.unk_token_id not in row for row in ids)
+
+
+def test_a_run_keeps_its_tokenizers(tmp_path: Path) -> None:
+    first, again = (emoji_text.tokenizers(tmp_path)[0].get_vocab() for _ in range(2))
+    assert first == again
 
 
 def test_captions_are_padded_to_one_length(tokenizers: tuple[Any, Any]) -> None:
