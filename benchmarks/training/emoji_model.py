@@ -110,8 +110,8 @@ class LinearInBfloat16(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and not kwargs:
-            x, weight, *bias = (None if arg is None else arg.bfloat16() for arg in args)
-            return func(x, weight, *bias).float()
+            rounded: list[Any] = [None if arg is None else arg.bfloat16() for arg in args]
+            return func(*rounded).float()
         return func(*args, **(kwargs or {}))
 
 
