@@ -21,6 +21,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.training import emoji_autoencoder, emoji_data
+from benchmarks.training.emoji_alignment import train as align
 from benchmarks.training.emoji_data import PLAIN_WORDINGS, WORDINGS, Icons, caption, combinations
 from benchmarks.training.emoji_model import (
     LinearInBfloat16,
@@ -45,6 +46,9 @@ class Recipe:
     learning_rate: float = 2e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
+    text_share: float = 0.1
+    """Of the learning rate, for the text encoders, which are aligned already."""
+
     warmup_steps: int = 100
     decay_share: float = 0.2
     ema_decay: float = 0.998
@@ -59,6 +63,10 @@ class Recipe:
         return self.learning_rate * min(1.0, (step + 1) / self.warmup_steps, max(0.0, 1 - progress) / self.decay_share)
 
 
+ALIGNED = Recipe(empty_captions=0.02, plain_captions=0.05)
+"""Captions that the text encoders are aligned on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """Packed latents of the combinations, trained and held out, and the tokenizers of their captions."""
@@ -69,10 +77,10 @@ class Data:
 
     tokenizers: tuple[Any, Any]
 
-    def batch(self, recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, recipe: Recipe, size: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Latents and token ids of random combinations and wordings, from torch's default generator."""
         rows, latents = self.trained
-        chosen = torch.randint(len(rows), (recipe.batch,))
+        chosen = torch.randint(len(rows), (size or recipe.batch,))
         captions = [random_caption(row, recipe) for row in rows[chosen].tolist()]
         return latents[chosen], *encode_captions(self.tokenizers, captions)
 
@@ -114,18 +122,21 @@ class Trainer:
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         named = list(self.model.named_parameters())
         matrices = [weight for name, weight in named if "blocks." in name and weight.ndim == 2 and not is_modulation(name)]
-        others = [weight for _, weight in named if all(weight is not matrix for matrix in matrices)]
+        others = [weight for name, weight in named if not name.startswith("text_") and all(weight is not matrix for matrix in matrices)]
+        text = [weight for name, weight in named if name.startswith("text_")]
         common: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
         self.optimizers: tuple[Any, ...] = (
-            torch.optim.Muon(matrices, momentum=0.95, adjust_lr_fn="match_rms_adamw", **common),
-            torch.optim.AdamW(others, betas=recipe.betas, fused=True, **common),
+            torch.optim.Muon([{"params": matrices, "share": 1.0}], momentum=0.95, adjust_lr_fn="match_rms_adamw", **common),
+            torch.optim.AdamW(
+                [{"params": others, "share": 1.0}, {"params": text, "share": recipe.text_share}], betas=recipe.betas, fused=True, **common
+            ),
         )
 
     def train_step(self, progress: float) -> Tensor:
         """One step; its random numbers depend on the seed and the step alone. Returns the loss."""
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            group["lr"] = self.recipe.rate(self.step, progress)
+            group["lr"] = group["share"] * self.recipe.rate(self.step, progress)
         batch = self.data.batch(self.recipe)
         with LinearInBfloat16():
             loss = flow_loss(self.model, *batch)
@@ -210,11 +221,12 @@ def main(
     steps: Annotated[int, typer.Option(help="at most so many", min=1)] = 100_000,
     minutes: Annotated[float | None, typer.Option(help="wall time of the transformer's training in all", min=0.1)] = None,
     autoencoder_minutes: Annotated[float, typer.Option(help="wall time of the autoencoder's training in all", min=0.0)] = 15,
+    alignment_steps: Annotated[int, typer.Option(help="of the text encoders' alignment with the pictures", min=0)] = 5000,
     seed: int = 0,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint in --out")] = False,
     threads: Annotated[int, typer.Option(help="of torch", min=1)] = 2,
 ) -> None:
-    """Train the autoencoder if --out has none, then text encoders and transformer."""
+    """Train the autoencoder and align the text encoders if --out has none, then train text encoders and transformer."""
     torch.set_num_threads(threads)
     console = Console(width=140)
     checkpoint = out / "checkpoint.pt"
@@ -226,6 +238,8 @@ def main(
         emoji_autoencoder.train(icons, out, autoencoder_minutes, seed, console)
     autoencoder = emoji_autoencoder.load(out)
     trainer, before = Trainer(prepare(autoencoder, icons, out), Recipe(), seed), 0.0
+    align(trainer.model, lambda size: trainer.data.batch(ALIGNED, size), out / "text.pt", alignment_steps, console, seed)
+    trainer.average.load_state_dict(trainer.model.state_dict())
     if resume:
         state = torch.load(checkpoint, weights_only=True)
         trainer.restore(state)

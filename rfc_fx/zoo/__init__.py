@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ def emoji(folder: Path = EMOJI, dtype: torch.dtype = torch.float32) -> Any:
     """Return the `FluxPipeline` of the emoji model; call it with `max_sequence_length=EMOJI_TOKENS`. Raises OSError without its folder."""
     from diffusers import FluxPipeline
 
-    pipe = FluxPipeline.from_pretrained(folder).to(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the argument is called dtype from diffusers 1.0 on
+        pipe = FluxPipeline.from_pretrained(folder, torch_dtype=dtype)
     pipe.default_sample_size = 16  # latents: 64x64 pixels unless height and width are passed
     return pipe

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import typer
+from rich.console import Console
 
-from benchmarks.training import emoji_autoencoder, emoji_data, emoji_export, emoji_judge, emoji_model, emoji_text
+from benchmarks.training import emoji_alignment, emoji_autoencoder, emoji_data, emoji_export, emoji_judge, emoji_model, emoji_text
 from benchmarks.training.emoji import Data, Recipe, Trainer, latents_of
 from benchmarks.training.emoji_data import WORDINGS, Icons, caption, combinations
 from benchmarks.training.emoji_names import BACKGROUNDS, EMOJI, STYLES
@@ -109,13 +112,27 @@ def test_resumed_training_goes_on_bit_for_bit(data: Data) -> None:
     assert whole.held_out_loss(4) == resumed.held_out_loss(4)
 
 
+def test_aligned_text_encoders_predict_latents_and_are_kept(data: Data, tmp_path: Path) -> None:
+    model, again = (new_trainer(data).model for _ in range(2))
+    console = Console(record=True, width=200, file=io.StringIO())
+    emoji_alignment.train(model, lambda size: data.batch(RECIPE, 8), tmp_path / "text.pt", 100, console)
+    errors = [float(error) for error in re.findall(r"tokens ([\d.]+)", console.export_text())]
+    assert errors[1] < errors[0]
+    emoji_alignment.train(again, lambda size: data.batch(RECIPE, 8), tmp_path / "text.pt", 100, console)
+    for part in ("text_encoder", "text_encoder_2"):
+        pairs = zip(getattr(model, part).parameters(), getattr(again, part).parameters(), strict=True)
+        assert all(torch.equal(weight, kept) for weight, kept in pairs)
+
+
 def test_a_written_pipeline_draws_what_the_parts_draw(data: Data, tmp_path: Path) -> None:
     pipe = emoji_model.pipeline(new_trainer(data).average, data.tokenizers, emoji_autoencoder.new_autoencoder().eval())
-    pipe.save_pretrained(tmp_path)
+    pipe.to(torch.float16).save_pretrained(tmp_path)
+    pipe.to(torch.float32)
     pictures = emoji_model.sample(pipe, ["a cat", "a dog"], [0, 1], steps=2)
     assert pictures.shape == (2, 3, 64, 64)
     loaded = zoo.emoji(tmp_path)
     loaded.set_progress_bar_config(disable=True)
+    assert {part.dtype for part in (loaded.transformer, loaded.vae, loaded.text_encoder, loaded.text_encoder_2)} == {torch.float32}
     torch.testing.assert_close(emoji_model.sample(loaded, ["a cat", "a dog"], [0, 1], steps=2), pictures)
 
 
