@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 
 from benchmarks.training import emoji_alignment, emoji_autoencoder, emoji_data, emoji_export, emoji_judge, emoji_model, emoji_text
-from benchmarks.training.emoji import Data, Recipe, Trainer, latents_of
+from benchmarks.training.emoji import Trainer
+from benchmarks.training.emoji_batches import Data, Recipe, latents_of
 from benchmarks.training.emoji_data import WORDINGS, Icons, caption, combinations
 from benchmarks.training.emoji_names import BACKGROUNDS, EMOJI, STYLES
 from benchmarks.training.emoji_text import TOKENS, all_captions, token_ids
@@ -92,6 +93,18 @@ def test_packed_latents_are_those_of_flux_pipeline() -> None:
     torch.testing.assert_close(emoji_model.pack(latents), FluxPipeline._pack_latents(latents, 2, 4, 16, 16), rtol=0, atol=0)
     ids = FluxPipeline._prepare_latent_image_ids(1, 8, 8, torch.device("cpu"), torch.float32)
     torch.testing.assert_close(emoji_model.image_ids(8, 8), ids, rtol=0, atol=0)
+
+
+def test_a_decoder_that_learns_on_leaves_the_latents_as_they_are(tmp_path: Path) -> None:
+    console = Console(quiet=True)
+    first = emoji_autoencoder.train(icons(), tmp_path, 0.01, 0, console)
+    minutes = torch.load(tmp_path / "autoencoder.pt", weights_only=True)["seconds"] / 60
+    refined = emoji_autoencoder.train(icons(), tmp_path, minutes + 0.02, 0, console, decoder_only=True)
+    pictures = icons().compose(combinations()[0][:2])
+    assert torch.equal(emoji_autoencoder.encode(first, pictures), emoji_autoencoder.encode(refined, pictures))
+    assert refined.config.scaling_factor == first.config.scaling_factor
+    assert not torch.equal(first.decoder.conv_out.weight, refined.decoder.conv_out.weight)
+    assert emoji_autoencoder.load(tmp_path).config.shift_factor == first.config.shift_factor
 
 
 def test_latents_of_pictures_are_packed() -> None:
