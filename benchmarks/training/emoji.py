@@ -33,7 +33,8 @@ from benchmarks.training.emoji_model import (
     pipeline,
     sample,
 )
-from benchmarks.training.loop import save_grid, write_atomically
+from benchmarks.training.loop import save_grid
+from rfc_fx.io.atomic import write_atomically
 
 
 class Trainer:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.training.emoji_text import WIDTH
-from benchmarks.training.loop import write_atomically
+from rfc_fx.io.atomic import write_atomically
 
 BATCH = 64
 LEARNING_RATE = 3e-3

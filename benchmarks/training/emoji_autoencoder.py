@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.training.emoji_data import Icons, background_rgb
-from benchmarks.training.loop import save_grid, write_atomically
+from benchmarks.training.loop import save_grid
+from rfc_fx.io.atomic import write_atomically
 
 LATENT_CHANNELS = 4
 NOISE = 0.1

@@ -35,12 +35,13 @@ from benchmarks.training.loop import save_grid
 
 
 def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The `FluxPipeline` of a written folder, which draws 64x64 pixels; OSError where there is none."""
+    """The `FluxPipeline` of a written folder, without a progress bar, which draws 64x64 pixels; OSError where there is none."""
     from diffusers import FluxPipeline
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the argument is called dtype from diffusers 1.0 on
         pipe = FluxPipeline.from_pretrained(folder, torch_dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
     pipe.default_sample_size = 16  # latents: 64x64 pixels unless height and width are passed
     return pipe
 
@@ -54,13 +55,6 @@ def write_pipeline(work: Path, out: Path) -> int:
     pipeline(model, parts, emoji_autoencoder.load(work)).to(torch.float16).save_pretrained(out)
     step: int = state["step"]
     return step
-
-
-def load_pipeline(folder: Path) -> Any:
-    """The pipeline of the folder in float32, silent."""
-    pipe = load_pipeline(folder)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def spread(rows: Tensor, samples: int) -> Tensor:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from benchmarks.training.emoji_data import SIZE, background_rgb, render
 from benchmarks.training.emoji_names import BACKGROUNDS, EMOJI
-from benchmarks.training.loop import write_atomically
+from rfc_fx.io.atomic import write_atomically
 
 CANDIDATES = 20
 BORDER = 3
