@@ -163,21 +163,38 @@ def clock_values(book: Book, schedule: Schedule) -> ClockValues:
     return _timed(schedule, book.step, since + 1, gap, anchors)
 
 
-def count(book: Book, schedule: Schedule, numbers: Numbers, eps: float | None, timestep: float | None) -> Book:
-    """Decide the coming step by the schedule, and count it: its phase is the last of the book's.
+class Rule:
+    """A schedule with its thresholds, as the host decides by it: what does not change from step to step is looked up once."""
 
-    `eps` is the schedule's error at this step, None without data; `numbers` are the schedule's thresholds.
+    __slots__ = ("_planned", "accumulates", "branches", "is_lagged", "is_planned", "numbers", "schedule")
+
+    def __init__(self, schedule: Schedule, numbers: Numbers) -> None:
+        self.schedule, self.numbers = schedule, numbers
+        self.is_lagged, self.accumulates, self.branches = schedule.is_lagged, schedule.accumulates, schedule.branches
+        self.is_planned = not (schedule.is_lagged or schedule.watches)
+        """Whether no data decide."""
+        self._planned: dict[tuple[int, int], int] = {}
+
+    def phase(self, step: int, since: int, total: float) -> PhaseName:
+        """The phase of step number `step`, `since` steps after the last full one; `total` is the error that counts."""
+        if not self.is_planned:
+            return self.branches[_decided(self.schedule, self.numbers, step, since, total)]
+        if (index := self._planned.get((step, since))) is None:
+            index = self._planned[step, since] = _planned(self.schedule, step, since)
+        return self.branches[index]
+
+
+def count(book: Book, rule: Rule, eps: float | None, timestep: float | None) -> Book:
+    """Decide the coming step by the rule, and count it: its phase is the last of the book's.
+
+    `eps` is the schedule's error at this step, None without data.
     """
-    counts, is_lagged = book.counts, schedule.is_lagged
+    counts, is_lagged = book.counts, rule.is_lagged
     known, before = eps is not None and counts.anchors > 0, counts.total
     if known:
-        counts = observe(counts, eps, accumulates=schedule.accumulates)
+        counts = observe(counts, eps, accumulates=rule.accumulates)
     total = before if is_lagged else counts.total
-    if is_lagged or schedule.watches:
-        index = _decided(schedule, numbers, book.step, counts.since + 1, total)
-    else:
-        index = _planned(schedule, book.step, counts.since + 1)
-    phase, last = schedule.branches[index], book.timestep
+    phase, last = rule.phase(len(book.phases), counts.since + 1, total), book.timestep
     return Book(
         (*book.phases, phase),
         (*book.eps, eps if known else None),
@@ -187,7 +204,7 @@ def count(book: Book, schedule: Schedule, numbers: Numbers, eps: float | None, t
         book.has_moved or (timestep is not None and last is not None and timestep != last),
         book.before,
         book.shares_clock,
-        clock_values(book, schedule),
+        clock_values(book, rule.schedule),
         book.restarts,
     )
 

@@ -102,16 +102,22 @@ class ConditioningGroups:
 
     def find(self, tensors: Mapping[str, Tensor], is_over: Callable[[int], bool]) -> int:
         """Return the group of a call. `is_over(i)`: whether the generation of group i has ended, so that its number is free."""
+        index = self.match(tensors)
+        if index is None:
+            index = self._free(is_over)
+            self.seen[index] = {name: Seen.now(tensor) for name, tensor in tensors.items()}
+            self.used[index] = self.calls
+        return index
+
+    def match(self, tensors: Mapping[str, Tensor]) -> int | None:
+        """Return the group of a call, None where its conditioning is new."""
         self.calls += 1
         self.made_room = False
         for index, seen in enumerate(self.seen):
             if all_equal(seen, tensors):
                 self.used[index] = self.calls
                 return index
-        index = self._free(is_over)
-        self.seen[index] = {name: Seen.now(tensor) for name, tensor in tensors.items()}
-        self.used[index] = self.calls
-        return index
+        return None
 
     def _free(self, is_over: Callable[[int], bool]) -> int:
         for index in range(len(self.seen)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rfc.bookkeeping import Book, ClockValues, absorb, arrive, clock_values, continues, count, learn, never_skipped, successor
+from rfc.bookkeeping import Book, ClockValues, Rule, absorb, arrive, clock_values, continues, count, learn, never_skipped, successor
 from rfc.phase import PhaseName
 from rfc.schedules.base import Numbers, Schedule
 
@@ -73,7 +73,7 @@ class Generation:
 
     def decide(self, schedule: Schedule, numbers: Numbers, eps: float | None, timestep: float | None) -> PhaseName:
         """Return the phase of the coming step and count it. `eps` is the schedule's error at this step, None without data."""
-        self.book, self.schedule = count(self.book, schedule, numbers, eps, timestep), schedule
+        self.book, self.schedule = count(self.book, Rule(schedule, numbers), eps, timestep), schedule
         return self.book.phases[-1]
 
     def learn(self, schedule: Schedule, eps: float) -> None:

@@ -13,12 +13,13 @@ from rfc.estimators.predicted import Predicted
 from rfc.estimators.relational import RFE
 from rfc.estimators.taylor import Hermite, Reuse, Taylor
 from rfc.method import Method
-from rfc.predictor import checksum
+from rfc.predictor import PredictorError, checksum
 from rfc.schedules.base import checked_count
 from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
 from rfc.schedules.fixed import Every, Listed, Phased
 from rfc.schedules.rcs import RCS
 from rfc.schedules.verified import Verified
+from rfc.storage import Stored
 from rfc.token_selection import Tokens
 
 
@@ -208,3 +209,19 @@ def DisCa(*, predictor: str | Path | None, full_steps: Sequence[int] | None = No
     schedule = Every(interval=interval, warmup=warmup) if full_steps is None else Listed(full_steps=full_steps)
     folder, sha256 = ("", "") if predictor is None else (str(predictor), checksum(Path(predictor)))
     return Method(estimator=Predicted(folder=folder, sha256=sha256), schedule=schedule, granularity="output", name="DisCa")
+
+
+def predicted_by(method: Method) -> Predicted | None:
+    """The method's estimator, where it is a predictor; PredictorError where the method asks what no predictor can."""
+    estimator = method.estimator
+    outputs = estimator.outputs if isinstance(estimator, Stored) else None
+    estimator = estimator.estimator if isinstance(estimator, Stored) else estimator
+    if not isinstance(estimator, Predicted):
+        return None
+    if outputs is not None:
+        raise PredictorError(
+            f"DisCa: the cache is the predictor's input and stays in the model's type, got outputs={outputs}; leave it None"
+        )
+    if method.granularity != "output":
+        raise PredictorError(f"DisCa: a predictor stands in for all blocks, granularity 'output', got {method.granularity!r}")
+    return estimator

@@ -67,10 +67,9 @@ def transform(
 ) -> CachedModel:
     """Return `model` with every residual branch behind a guard: computed in full, or estimated from its cache.
 
-    `method`: an rfc method or a method file's path (.json); None: `rfc.LogSNR` at the noise levels of `source` as they stand, else
-    `rfc.RFC()`.
+    `method`: an rfc method or the path of a method file (.json); None: `rfc.LogSNR` at the noise levels of `source`, else `rfc.RFC()`.
     `example_inputs`: arguments of one call, captured now (`passes.build`); None: the first call is. `source`: a pipeline or scheduler, held
-    weakly, whose timesteps every generation has (`CachedModel.follow`).
+    weakly, read as it stands; every generation has its timesteps (`CachedModel.follow`).
 
     Raises TypeError or ValueError for wrong arguments, and, now or in the first call, CaptureError, NoSiteError and StateBudgetError.
     """

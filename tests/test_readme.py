@@ -21,6 +21,13 @@ def test_the_python_of_the_page_runs(page: str, tmp_path: Path, monkeypatch: pyt
         example.evaluate()
 
 
+def test_the_summary_in_readme_is_the_printed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = next(iter(Sybil(parsers=[PythonCodeBlockParser()]).parse(README).examples()))
+    pipeline.evaluate()
+    shown = README.read_text().partition("```\nDiTTransformer2DModel:")[2].partition("```")[0]
+    assert shown.split() == capsys.readouterr().out.split()[1:]
+
+
 def test_readme_has_at_most_200_lines() -> None:
     assert len(README.read_text().splitlines()) <= 200
 

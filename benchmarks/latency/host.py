@@ -8,6 +8,7 @@ lengthen less than the clock's.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import statistics
@@ -85,9 +86,9 @@ def ways(interval: int) -> dict[str, dict[str, Any]]:
 
 
 def transformed(model: Any, call: dict[str, torch.Tensor], method: Any, hoist: bool = False) -> Any:
-    """The cached model of this checkout, or of one that had no `Config` yet."""
+    """The cached model of this checkout, or of one whose `transform` took every option by itself."""
     transform: Any = rfc_fx.transform
-    if not hasattr(rfc_fx, "Config"):
+    if "config" not in inspect.signature(transform).parameters:
         return transform(model, call, method=method, hoist=hoist)
     return transform(model, method, example_inputs=call, config=rfc_fx.Config(hoist=hoist))
 

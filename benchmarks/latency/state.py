@@ -21,7 +21,7 @@ from benchmarks.files import Record, write_json, write_text
 from benchmarks.latency.methods import equal_gaps, full_steps
 from rfc_fx.tools.compare import psnr
 from rfc_fx.tools.summary_json import versions
-from rfc_fx.zoo import digits_noise, load_digits, sample_digits
+from rfc_fx.zoo import digits_noise, load_digits, sample
 
 FAMILIES: dict[str, list[rfc.Estimator]] = {
     "Taylor m=1": [rfc.Taylor(order=1)],
@@ -45,7 +45,7 @@ TYPES: list[tuple[torch.dtype | None, torch.dtype | None]] = [
 def draw(model: Any, scheduler: Any, seeds: int) -> Tensor:
     """A sample of each class for each seed."""
     labels = torch.arange(10)
-    return torch.cat([sample_digits(model, scheduler, labels, digits_noise([seed] * 10)) for seed in range(seeds)])
+    return torch.cat([sample(model, scheduler, labels, digits_noise([seed] * 10)) for seed in range(seeds)])
 
 
 def rows(seeds: int, nfc: int) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 import rfc
 import rfc_fx
 from benchmarks.latency.methods import full_steps
-from benchmarks.quality.methods import Entry, Facts, uniform_steps
+from benchmarks.quality.entry import Entry, Facts, uniform_steps
 from benchmarks.quality.planned import planned_steps
 from benchmarks.quality.similarity import relative_l2
 from benchmarks.quality.trajectory import Trajectory, record

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import typer
 
-from benchmarks.quality.methods import METHODS, Entry, entries_named
+from benchmarks.quality.entry import Entry
+from benchmarks.quality.methods import METHODS, entries_named
 from benchmarks.quality.methods import QUICK as QUICK_METHODS
 from benchmarks.quality.workloads import QUICK, SAMPLERS, Sampler
 

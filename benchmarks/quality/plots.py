@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks.files import Record
 from benchmarks.pictures import save
 from benchmarks.quality.cells import MAIN_KINDS, kind, names_of
-from benchmarks.quality.methods import FULL
+from benchmarks.quality.entry import FULL
 from benchmarks.quality.record import key
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]

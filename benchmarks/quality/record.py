@@ -22,7 +22,8 @@ from torch import Tensor
 
 from benchmarks.files import Record
 from benchmarks.quality.bootstrap import ratio_of_geometric_means
-from benchmarks.quality.methods import BASELINES, FULL, PUBLISHED_RFC
+from benchmarks.quality.entry import FULL
+from benchmarks.quality.methods import BASELINES, PUBLISHED_RFC
 from rfc_fx.io.atomic import write_atomically
 
 TILES = 10

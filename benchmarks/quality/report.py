@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from benchmarks.files import Record
 from benchmarks.quality.cells import COLUMNS, MAIN_KINDS, SHORT, bold_interval, cells_at, is_at_budget, kind, names_of
-from benchmarks.quality.methods import FULL, METHODS
+from benchmarks.quality.entry import FULL
+from benchmarks.quality.methods import METHODS
 from benchmarks.quality.parts import ABLATIONS, AT_LEVELS, FORECASTS, MAGNITUDES, NORMS, PLACES, TOKENS, WATCHED
 from benchmarks.quality.report_forced import forced_section
 from benchmarks.tables import table

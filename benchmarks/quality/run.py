@@ -13,8 +13,9 @@ from benchmarks.files import read_json, write_text
 from benchmarks.quality import plots
 from benchmarks.quality.cells import MAIN_KINDS, kind
 from benchmarks.quality.closed_loop import Drawn, Loop
+from benchmarks.quality.entry import FULL
 from benchmarks.quality.judging import Cell, Judge, ReferenceSamples
-from benchmarks.quality.methods import ENTRIES, FULL, METHODS
+from benchmarks.quality.methods import ENTRIES, METHODS
 from benchmarks.quality.plan import Plan
 from benchmarks.quality.record import Store, key, read_arrays
 from benchmarks.quality.report import markdown

@@ -73,7 +73,7 @@ class Sampler:
     """Makes it from the model's own scheduler."""
 
     def judged_at(self, kind: str) -> tuple[int, ...]:
-        """The budgets of a kind of method (`benchmarks.quality.methods.Entry`)."""
+        """The budgets of a kind of method (`benchmarks.quality.entry.Entry`)."""
         return self.controlled if kind == "control" else self.budgets
 
     def at(self, budgets: Collection[int]) -> Sampler:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.training import loop as training
 from benchmarks.training.loop import Recipe, Task, adaln_zero, held_out_loss, save_grid, ship
-from rfc_fx.zoo import DIGITS, NULL_CLASS, digits_noise, sample_digits
+from rfc_fx.zoo import DIGITS, NULL_CLASS, digits_noise, sample
 
 RECIPE = Recipe(
     batch=64,
@@ -81,7 +81,7 @@ def train(work: Path, steps: int, seed: int, console: Console) -> Any:
         return train_x[rows], train_y[rows]
 
     def report(ema: Any, step: int) -> dict[str, float]:
-        images = sample_digits(ema, scheduler, torch.arange(10).repeat_interleave(4), digits_noise(list(range(40))))
+        images = sample(ema, scheduler, torch.arange(10).repeat_interleave(4), digits_noise(list(range(40))))
         save_grid(images, work / f"grid-{step:06d}.png", columns=20)
         return {
             "held_out_loss": held_out_loss(ema, scheduler, held_x, held_y),
@@ -105,7 +105,7 @@ def evaluate(model: Any, scheduler: Any, samples: int, console: Console) -> dict
         for start in range(0, samples, 100):
             seeds = list(range(10_000 + start, 10_000 + min(start + 100, samples)))
             part = labels[start : start + len(seeds)]
-            images.append(sample_digits(model, scheduler, part, digits_noise(seeds)))
+            images.append(sample(model, scheduler, part, digits_noise(seeds)))
             bar.advance(task, len(seeds))
     read = classifier.predict(torch.cat(images).clamp(-1, 1).flatten(1).numpy())
     return {

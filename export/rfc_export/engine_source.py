@@ -19,7 +19,7 @@ from rfc_export.runtime import Engine
 from rfc_fx.tools.inputs import load_with_inputs
 from rfc_fx.tools.load import locate, model_kind
 from rfc_fx.tools.sources import DigitsSource, Tick, load_source
-from rfc_fx.zoo import NULL_CLASS, digits_noise, sample_digits
+from rfc_fx.zoo import NULL_CLASS, digits_noise, sample
 
 CFG = 1.5
 """Guidance of the digits model, where nothing else is said."""
@@ -123,9 +123,7 @@ class EngineSource:
         device = self.model.device
         labels = torch.tensor([classes[i % len(classes)] for i in range(self.size)], device=device)
         noise = digits_noise([seed] * self.size, self.model.dtype).to(device)
-        return sample_digits(
-            model, self.scheduler, labels, noise, steps=steps, cfg=self.cfg, null_class=self.facts.null_class, progress=tick
-        )
+        return sample(model, self.scheduler, labels, noise, steps=steps, cfg=self.cfg, null_class=self.facts.null_class, progress=tick)
 
 
 def _latent(manifest: Manifest) -> list[int]:

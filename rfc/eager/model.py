@@ -22,11 +22,11 @@ from rfc.eager.module_sites import module_sites
 from rfc.eager.predictor import predictions
 from rfc.eager.run import Now, Run
 from rfc.eager.token_wise import passages
-from rfc.estimators.predicted import predicted_by
 from rfc.generation import Direction, Generation
 from rfc.granularity import block_modules, parse_granularity
 from rfc.method import Method
 from rfc.phase import is_partial, phase_named
+from rfc.published import predicted_by
 from rfc.state import spec_of
 
 

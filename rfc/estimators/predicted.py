@@ -8,10 +8,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from rfc.estimators.base import Coefficients, Remembered
-from rfc.method import Method
 from rfc.predictor import Predictor, PredictorError, load_predictor
 from rfc.state import Clock, State
-from rfc.storage import Stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +36,3 @@ class Predicted(Remembered):
 
     def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
         raise NotImplementedError("Predicted: its estimate is a network's, with no coefficients; it needs granularity 'output'")
-
-
-def predicted_by(method: Method) -> Predicted | None:
-    """The method's estimator, where it is a predictor; PredictorError where the method asks what no predictor can."""
-    estimator = method.estimator
-    outputs = estimator.outputs if isinstance(estimator, Stored) else None
-    estimator = estimator.estimator if isinstance(estimator, Stored) else estimator
-    if not isinstance(estimator, Predicted):
-        return None
-    if outputs is not None:
-        raise PredictorError(
-            f"DisCa: the cache is the predictor's input and stays in the model's type, got outputs={outputs}; leave it None"
-        )
-    if method.granularity != "output":
-        raise PredictorError(f"DisCa: a predictor stands in for all blocks, granularity 'output', got {method.granularity!r}")
-    return estimator

@@ -171,6 +171,11 @@ class BuiltSet(ProgramSet, Protocol):
         ...
 
     @property
+    def outputs(self) -> pytree.TreeSpec:
+        """The structure of what the model's forward returns."""
+        ...
+
+    @property
     def step(self) -> CondStep | None:
         """One step as one graph, for `dispatch="cond"`."""
         ...
@@ -188,5 +193,9 @@ def unflattener(spec: pytree.TreeSpec) -> Callable[[Sequence[Tensor]], Any]:
         return lambda outputs: pytree.tree_unflatten(list(outputs), spec)
     if spec.type is tuple:
         return tuple
-    context, rebuild = spec.context, pytree.SUPPORTED_NODES[spec.type].unflatten_fn
+    kind: Any = spec.type
+    context = spec.context
+    if issubclass(kind, dict) and hasattr(kind, "__dataclass_fields__"):  # an output class of diffusers: its fields by name
+        return lambda outputs: kind(**dict(zip(context, outputs, strict=True)))
+    rebuild = pytree.SUPPORTED_NODES[kind].unflatten_fn
     return lambda outputs: rebuild(outputs, context)

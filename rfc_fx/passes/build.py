@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from rfc.method import Method
@@ -77,6 +78,11 @@ class CompiledSet:
     def decided(self) -> Collection[int]:
         """Flat arguments whose values the model's forward read: the programs are for these values."""
         return self.captured.decided
+
+    @property
+    def outputs(self) -> pytree.TreeSpec:
+        """The structure of what the model's forward returns."""
+        return self.captured.outputs
 
     @property
     def step(self) -> CondStep | None:

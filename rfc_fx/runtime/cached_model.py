@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from rfc.arguments import timestep_argument
-from rfc.estimators.predicted import predicted_by
 from rfc.method import Method
 from rfc.predictor import Predictor, PredictorError
+from rfc.published import predicted_by
 from rfc_fx.errors import PredictorMismatchError, RFCError
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.plan import Plan

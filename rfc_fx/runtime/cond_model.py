@@ -41,7 +41,7 @@ class CondModel(CachedModel):
             arguments = dict(zip(names, args, strict=False)) | kwargs
             leaves = pytree.tree_leaves({name: arguments[name] for name in names if name in arguments})
             outputs = compiled.step(compiled.inputs(leaves), state, state["progress"], state["log"], self._thresholds)
-            return compiled.unflatten(outputs)
+            return pytree.tree_unflatten(list(outputs), compiled.outputs)
 
     @torch.compiler.disable
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

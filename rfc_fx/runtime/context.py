@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rfc.bookkeeping import Book, ClockValues, continues
+from rfc.schedules.base import Schedule
 from rfc_fx.ir.phase import HOISTED_PHASES, PREFIX
 from rfc_fx.ir.program import CLOCK, Argument, ProgramSet
 from rfc_fx.ir.progress import is_over, mark_restart, read_book
@@ -49,6 +50,8 @@ class Context:
         for tensor in (*self.state.values(), *self.pools.values(), self.clock):
             torch._dynamo.mark_static_address(tensor)
         self.book = Book()
+        self.schedule: Schedule | None = None
+        """The schedule that the generation began with, where another has taken its place since."""
         self.has_ended = True
         """Whether the next call begins a new generation."""
         self.hoisted = HoistedValues()
@@ -70,7 +73,7 @@ class Context:
 
     def begin(self, book: Book) -> None:
         """Begin a generation; what FULL wrote in the one before is masked by the clock until it is written again."""
-        self.book, self.has_ended = book, False
+        self.book, self.has_ended, self.schedule = book, False, None
         self.readback.discard()
         self.hoisted.begin()
 

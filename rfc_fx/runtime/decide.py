@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from rfc.bookkeeping import Book, ClockValues, arrive, clock_values, count
+from rfc.bookkeeping import Book, ClockValues, Rule, arrive, clock_values, count
 from rfc.phase import PhaseName
-from rfc.schedules.base import Numbers, Schedule
 from rfc_fx.errors import RFCError
 
 
@@ -60,8 +59,8 @@ class Decision(NamedTuple):
     """Whether a new generation began, whose book this is."""
 
 
-def decide(book: Book, schedule: Schedule, numbers: Numbers, facts: Facts) -> Decision:
-    """Decide a step: the phase it runs, counted in the book, or why it begins anew. `numbers` are the schedule's thresholds.
+def decide(book: Book, rule: Rule, facts: Facts) -> Decision:
+    """Decide a step by the rule of a schedule: the phase it runs, counted in the book, or why it begins anew.
 
     A step is decided when its call comes; where the schedule needs data of the step, it then awaits them and is decided a second time.
 
@@ -79,16 +78,16 @@ def decide(book: Book, schedule: Schedule, numbers: Numbers, facts: Facts) -> De
     """
     if not facts.as_prepared:
         return Decision(book, Restart(Reason.OTHER_ORDER), facts.sign, False)
-    book, sign, begins = arrive(book, schedule, facts.timestep, facts.sign)
+    book, sign, begins = arrive(book, rule.schedule, facts.timestep, facts.sign)
     if begins and facts.model_changed:
         return Decision(book, Restart(Reason.MODEL_CHANGED), sign, begins)
     if begins and facts.hoists:
         return Decision(book, Restart(Reason.HOISTED_BEFORE), sign, begins)
-    if facts.clock is not None and not begins and clock_values(book, schedule) != facts.clock:
+    if facts.clock is not None and not begins and clock_values(book, rule.schedule) != facts.clock:
         return Decision(book, Restart(Reason.OTHER_CLOCK), sign, begins)
     if facts.awaits_data:
         return Decision(book, None, sign, begins)
-    book = count(book, schedule, numbers, facts.eps, facts.timestep)
+    book = count(book, rule, facts.eps, facts.timestep)
     return Decision(book, book.phases[-1], sign, begins)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rfc.bookkeeping import Book, ClockValues, clock_values, continues, learn, move_to
+from rfc.bookkeeping import Book, ClockValues, Rule, clock_values, continues, learn, move_to
 from rfc.method import Method
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.phase import PREFIX
@@ -46,7 +46,6 @@ class Driver:
         self._speculate = speculate
         self._numbers: dict[torch.device, dict[str, Tensor]] = {}
         self.method = method
-        self._host_numbers = self.numbers_on(torch.device("cpu"))
 
     @property
     def method(self) -> Method:
@@ -64,6 +63,7 @@ class Driver:
         for numbers in self._numbers.values():
             for name, tensor in numbers.items():
                 tensor.copy_(fresh[name])
+        self._rule = Rule(self._schedule, self.numbers_on(torch.device("cpu")))
 
     def numbers_on(self, device: torch.device) -> dict[str, Tensor]:
         """The schedule's thresholds, at fixed addresses."""
@@ -131,7 +131,8 @@ class Driver:
             phase = context.book.phases[-1]
             if reasons:
                 context.book = context.book._replace(restarts=(*context.book.restarts, *reasons))
-            self.hoisting.look_ahead(context, facts.timestep, inputs)
+            if self.hoisting.following is not None:
+                self.hoisting.look_ahead(context, facts.timestep, inputs)
             if phase == "ESTIMATE" and draft is not None:
                 results = draft
             else:
@@ -184,14 +185,14 @@ class Driver:
     def _decide(self, context: Context, facts: Facts) -> Decision:
         """Decide by the facts; the book and the direction that come of it are kept."""
         contexts, schedule = self.contexts, self._schedule
-        decision = decide(context.book, schedule, self._host_numbers, facts)
+        decision = decide(context.book, self._rule, facts)
         if decision.begins and self.programs.has_changed():
-            decision = decide(context.book, schedule, self._host_numbers, facts._replace(model_changed=True))
+            decision = decide(context.book, self._rule, facts._replace(model_changed=True))
         if decision.sign != contexts.sign:
             contexts.sign = decision.sign
             log.info("%s: the timestep %s from noise to image in this sampler", self.name, "rises" if decision.sign < 0 else "falls")
         if decision.begins:
-            self.warned.at_the_end(context.record(), schedule)
+            self.warned.at_the_end(context.record(), context.schedule or schedule)
             context.begin(decision.book)
         else:
             context.book = decision.book

@@ -112,6 +112,8 @@ class StepModel(nn.Module):
         new = kept_like(old, method)
         if programs_of(new) != programs_of(old):
             raise RFCError(f"method: {new} needs other programs than {old}; call rfc_fx.transform again")
+        for context in self.driver.contexts:  # a generation is judged by the schedule it began with
+            context.schedule = context.schedule or old.schedule
         self.driver.method = new
 
     @abstractmethod
@@ -164,7 +166,7 @@ class StepModel(nn.Module):
     def reset(self) -> None:
         """End the generation of every context: the next call begins with empty state."""
         for context in self.driver.contexts:
-            self.driver.warned.at_the_end(context.record(), self.method.schedule)
+            self.driver.warned.at_the_end(context.record(), context.schedule or self.method.schedule)
         self.driver.contexts.reset()
         self.driver.may_have_changed = True
 

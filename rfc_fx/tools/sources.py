@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rfc_fx.tools.load import LoadError, load_pipeline, load_scheduler, load_transformer, locate, model_kind
-from rfc_fx.zoo import NULL_CLASS, digits_noise, sample_digits
+from rfc_fx.zoo import NULL_CLASS, digits_noise, sample
 
 Tick = Callable[[], object]
 
@@ -56,7 +56,7 @@ class DigitsSource:
         weights = next(self.model.parameters())
         labels = torch.tensor(self.classes, device=weights.device)
         noise = digits_noise([seed] * len(self.classes), weights.dtype).to(weights.device)
-        return sample_digits(model, self.scheduler, labels, noise, steps=steps, cfg=self.cfg, progress=tick).float().cpu()
+        return sample(model, self.scheduler, labels, noise, steps=steps, cfg=self.cfg, progress=tick).float().cpu()
 
 
 @dataclass(kw_only=True)

@@ -80,7 +80,3 @@ def sample(
         if progress is not None:
             progress()
     return x
-
-
-sample_digits = sample
-"""`sample`, by the name it had while the digits model was the only one."""

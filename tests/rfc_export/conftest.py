@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import rfc
 import rfc_export
 import rfc_fx
-from rfc_fx.zoo import DIGITS, NULL_CLASS, digits_noise, load_digits, sample_digits
+from rfc_fx.zoo import DIGITS, NULL_CLASS, digits_noise, load_digits, sample
 
 METHOD = rfc.RFC(tau=0.15)
 """About 14 full computations in 50 steps on the digits model."""
@@ -44,7 +44,7 @@ def digits_inputs() -> dict[str, Tensor]:
 def draw() -> Draw:
     """Draw one digit in 50 steps."""
     scheduler = load_digits()[1]
-    return lambda model, seed: sample_digits(model, scheduler, torch.tensor([3]), digits_noise([seed]))
+    return lambda model, seed: sample(model, scheduler, torch.tensor([3]), digits_noise([seed]))
 
 
 @pytest.fixture(scope="session")

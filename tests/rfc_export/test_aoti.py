@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from digits_models import small_digits
+from drawing import difference
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -33,10 +34,6 @@ WORST = 1e-4
 """Of a whole picture: Inductor rounds in another order (1e-6 a step), which estimates extrapolate; 3e-7 was measured."""
 
 Draw = Callable[[Any, int], Tensor]
-
-
-def error(got: Tensor, expected: Tensor) -> float:
-    return float((got - expected).norm() / expected.norm())
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +60,7 @@ def _fresh(request: pytest.FixtureRequest) -> None:
 
 def test_whole_generations_take_the_same_decisions_and_give_the_same_pictures(engine: Engine, twin: rfc_fx.CachedModel, draw: Draw) -> None:
     for seed in (0, 1):  # the second follows without a reset
-        assert error(draw(engine, seed), draw(twin, seed)) < WORST
+        assert difference(draw(engine, seed), draw(twin, seed)) < WORST
         assert engine.stats.phases == twin.stats.phases
         assert 12 <= engine.stats.nfc <= 16
         assert engine.stats.step == 50
@@ -92,7 +89,7 @@ def guided(model: Any, steps: int = 20) -> Tensor:
 
 
 def test_two_contexts_that_take_turns_keep_apart(engine: Engine, twin: rfc_fx.CachedModel) -> None:
-    assert error(guided(engine), guided(twin)) < WORST
+    assert difference(guided(engine), guided(twin)) < WORST
     for name in ("cond", "uncond"):
         assert engine.contexts[name].phases == twin.contexts[name].phases
         assert 0 < engine.contexts[name].nfc < 20
@@ -102,7 +99,7 @@ def test_another_threshold_needs_no_other_programs(engine: Engine, twin: rfc_fx.
     counts = []
     for tau in (0.05, 0.4):
         engine.method = twin.method = rfc.RFC(tau=tau)
-        assert error(draw(engine, 0), draw(twin, 0)) < 10 * WORST
+        assert difference(draw(engine, 0), draw(twin, 0)) < 10 * WORST
         assert engine.stats.phases == twin.stats.phases
         counts.append(engine.stats.nfc)
     assert counts[0] > 14 > counts[1]
@@ -133,7 +130,7 @@ def test_estimate_reads_what_full_wrote(engine: Engine, twin: rfc_fx.CachedModel
 
     run = program.call
     monkeypatch.setitem(program.__dict__, "call", lost)
-    assert error(draw(engine, 0), expected) > 1000 * WORST
+    assert difference(draw(engine, 0), expected) > 1000 * WORST
 
 
 def test_programs_read_the_weights_that_they_were_handed_and_have_none_of_their_own(
@@ -174,7 +171,7 @@ def test_one_file_with_state_in_pools_does_what_the_model_does(fixed: Path, digi
     assert set(engine.programs) == {"FULL", "ESTIMATE"}
     twin = rfc_fx.transform(small_digits(), FIXED, example_inputs=digits_inputs)
     for seed in (0, 1):
-        assert error(draw(engine, seed), draw(twin, seed)) < WORST
+        assert difference(draw(engine, seed), draw(twin, seed)) < WORST
         assert engine.stats.phases == twin.stats.phases
     assert engine.stats.nfc == 14
     engine.close()
@@ -225,7 +222,7 @@ def test_one_program_counts_decides_and_keeps_the_state(step: Path, digits_input
     for tau in (0.3, 0.1):
         engine.method = twin.method = rfc.RFC(tau=tau)
         for seed in (0, 1):
-            assert error(draw(engine, seed), draw(twin, seed)) < WORST
+            assert difference(draw(engine, seed), draw(twin, seed)) < WORST
             assert engine.stats.phases == twin.stats.phases
             assert engine.stats.step == 50
         counts.append(engine.stats.nfc)
@@ -233,7 +230,7 @@ def test_one_program_counts_decides_and_keeps_the_state(step: Path, digits_input
     engine(**digits_inputs)
     engine.reset()
     twin.reset()
-    assert error(guided(engine), guided(twin)) < WORST
+    assert difference(guided(engine), guided(twin)) < WORST
     assert all(engine.contexts[name].phases == twin.contexts[name].phases for name in ("cond", "uncond"))
 
 
@@ -277,7 +274,7 @@ def test_another_program_or_missing_weights_are_refused_by_name(aoti_digits: Pat
         rfc_export.load(edited(empty, tmp_path / "replaced", other_archive))
 
 
-def test_a_lesser_processor_is_refused_before_any_code_runs(aoti_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_without_the_instructions_is_refused_before_any_code_runs(aoti_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     able = torch.cpu.get_capabilities()
     lost = next(name for name in aoti._processor() if name.startswith(("avx", "neon")))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {**able, lost: False})

@@ -23,7 +23,7 @@ from torch import Tensor
 import rfc
 import rfc_export
 import rfc_fx
-from rfc_export import ArtifactError, ExportError, TargetError, artifact, exporter, runtime
+from rfc_export import ArtifactError, ExportError, TargetError, artifact, exporter, loaded
 from rfc_export.artifact import writing
 from rfc_export.manifest import MANIFEST, WEIGHTS, Manifest
 from rfc_export.methods import encode_method
@@ -47,7 +47,7 @@ def nothing_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise AssertionError("opened before it was checked")
 
-    monkeypatch.setattr(runtime, "load_file", fail)
+    monkeypatch.setattr(loaded, "load_file", fail)
     monkeypatch.setattr("rfc_export.onnx.open", fail)
 
 
@@ -191,7 +191,7 @@ def test_a_link_is_no_file_of_an_artefact(folder: Path, tmp_path: Path) -> None:
         (setting("files.weights/safetensors.bytes", 1.0), "bytes: "),
     ],
 )
-def test_a_manifest_that_is_not_one_is_refused_with_its_field(folder: Path, change: Change, text: str) -> None:
+def test_an_invalid_manifest_is_refused_with_its_field(folder: Path, change: Change, text: str) -> None:
     data = manifest_of(folder)
     data["files"] = {name.replace(".", "/"): spec for name, spec in data["files"].items()}
     change(data)
@@ -213,7 +213,7 @@ def test_a_manifest_that_is_not_one_is_refused_with_its_field(folder: Path, chan
         ('{"schema_version": 1}', "Field required"),
     ],
 )
-def test_what_is_no_manifest_is_refused(folder: Path, text: str, said: str) -> None:
+def test_text_that_is_no_manifest_is_refused(folder: Path, text: str, said: str) -> None:
     (folder / MANIFEST).write_text(text)
     refused(folder, said)
     (folder / MANIFEST).write_bytes(b"\xff\xfe" + text.encode())
@@ -376,7 +376,7 @@ def entries(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["engine", "engine.pt2"])
-def test_what_is_there_is_replaced_whole_or_not_at_all(name: str, tmp_path: Path) -> None:
+def test_an_artefact_is_replaced_whole_or_not_at_all(name: str, tmp_path: Path) -> None:
     path = tmp_path / "new" / name
     written(path)
     before = entries(path.parent)
@@ -391,7 +391,7 @@ def test_what_is_there_is_replaced_whole_or_not_at_all(name: str, tmp_path: Path
         assert entries(path) == {MANIFEST: b"new", "new.onnx": b"new"}
 
 
-def test_what_is_no_artefact_is_not_replaced(tmp_path: Path) -> None:
+def test_files_and_folders_that_are_no_artefact_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     (tmp_path / "file").write_text("mine")

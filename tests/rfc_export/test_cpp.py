@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ pytestmark = [
     pytest.mark.slow,  # an engine for it alone
     pytest.mark.compile,
     pytest.mark.skipif(shutil.which("cmake") is None or shutil.which("g++") is None, reason="needs cmake and g++"),
+    pytest.mark.skipif(find_spec("nlohmann_json") is None, reason="pip install nlohmann-json"),
 ]
 
 SOURCE = Path(__file__).parents[2] / "export" / "cpp"

@@ -15,13 +15,12 @@ from PIL import Image
 import rfc
 import rfc_export
 import rfc_fx
-from rfc_export import ExportError, cli
-from rfc_export import drawing as running
+from rfc_export import ExportError, cli, drawing, engine_source
 from rfc_export.artifact import read_manifest
 from rfc_export.manifest import MANIFEST, WEIGHTS
 from rfc_export.parity import TOLERANCE
 from rfc_fx.tools.load import load_scheduler, load_transformer
-from rfc_fx.zoo import DIGITS, digits_noise, sample_digits
+from rfc_fx.zoo import DIGITS, digits_noise, sample
 
 pytestmark = pytest.mark.onnx
 
@@ -83,14 +82,14 @@ def test_an_engine_of_digits_knows_its_call_and_its_sampler(engine: Path) -> Non
     assert not {"INVARIANT", "TIMESTEP"} & set(manifest.programs)
 
 
-def test_a_model_of_other_shape_is_exported_for_so_many_samples_or_not_at_all(model: Path, tmp_path: Path) -> None:
+def test_a_batch_repeats_the_inputs_of_one_sample_or_is_refused(model: Path, tmp_path: Path) -> None:
     alone = shutil.copytree(model, tmp_path / "alone")
     (alone / "scheduler_config.json").unlink()
-    found = running.exportable(str(alone), torch.float32, torch.device("cpu"), 3)
+    found = engine_source.exportable(str(alone), torch.float32, torch.device("cpu"), 3)
     assert found.sampler is None
     assert {name: len(value) for name, value in found.inputs.items()} == {"hidden_states": 6, "timestep": 6, "class_labels": 6}
     with pytest.raises(ExportError, match=r"--batch 2 cannot be made .*; call rfc_export.export"):
-        running._repeated("pipeline", {"hidden_states": torch.zeros(1, 4), "img_ids": torch.zeros(7, 3)}, 2)
+        engine_source._repeated("pipeline", {"hidden_states": torch.zeros(1, 4), "img_ids": torch.zeros(7, 3)}, 2)
 
 
 # ---- run -------------------------------------------------------------------------------------------------------------
@@ -107,9 +106,9 @@ def test_run_draws_what_the_model_draws(engine: Path, model: Path, tmp_path: Pat
     cpu = torch.device("cpu")
     cached = rfc_fx.transform(load_transformer(model, torch.float32, cpu), rfc.RFC(tau=TAU))
     loaded = rfc_export.load(engine)
-    source = running.engine_source("engine", loaded, [3, 7], [0, 1], None)
+    source = engine_source.engine_source("engine", loaded, [3, 7], [0, 1], None)
     for seed, phases in enumerate(entry["phases"]):
-        images = sample_digits(cached, load_scheduler(model), torch.tensor([3, 7]), digits_noise([seed] * 2), steps=STEPS)
+        images = sample(cached, load_scheduler(model), torch.tensor([3, 7]), digits_noise([seed] * 2), steps=STEPS)
         assert phases == "".join("#" if phase == "FULL" else "." for phase in cached.stats.phases)
         drawn = source.draw(loaded, seed, STEPS, lambda: None)
         assert float((drawn - images).norm() / images.norm()) <= TOLERANCE["float32"]
@@ -128,10 +127,10 @@ def test_more_classes_than_fit_run_in_batches_the_last_one_filled_up(engine: Pat
     summary = json.loads((tmp_path / "summary.json").read_text())
     (contexts,) = summary["methods"]["engine"]["engine"]["contexts"]
     assert list(contexts) == ["classes 1, 2", "classes 3"]
-    source = running.engine_source("engine", rfc_export.load(engine), [1, 2, 3], [0], None)
+    source = engine_source.engine_source("engine", rfc_export.load(engine), [1, 2, 3], [0], None)
     images = source.draw(source.model, 0, STEPS, lambda: None)
     assert images.shape == (3, 1, 8, 8)
-    alone = running.engine_source("engine", source.model, [3], [0], None).draw(source.model, 0, STEPS, lambda: None)
+    alone = engine_source.engine_source("engine", source.model, [3], [0], None).draw(source.model, 0, STEPS, lambda: None)
     assert torch.equal(images[2:], alone)
 
 
@@ -165,7 +164,7 @@ def test_what_cannot_be_drawn_is_refused_on_one_line(engine: Path, onnx_small: P
         ({"scheduler": {"beta_schedule": "steep"}}, "sampler.scheduler: no DDIM scheduler"),
     ],
 )
-def test_a_sampler_that_is_none_is_refused(engine: Path, tmp_path: Path, sampler: dict[str, Any], text: str) -> None:
+def test_an_invalid_sampler_is_refused_with_its_field(engine: Path, tmp_path: Path, sampler: dict[str, Any], text: str) -> None:
     folder = shutil.copytree(engine, tmp_path / "engine")
     data = json.loads((folder / MANIFEST).read_text())
     data["sampler"] |= sampler
@@ -229,9 +228,9 @@ def test_bench_of_an_unknown_model_times_the_engine_alone(engine: Path) -> None:
 
 def test_the_shipped_model_is_recognised_by_its_weights(engine: Path, tmp_path: Path) -> None:
     manifest = read_manifest(engine)
-    assert not running.is_shipped(engine, manifest)
+    assert not drawing.is_shipped(engine, manifest)
     shutil.copy(DIGITS / "diffusion_pytorch_model.safetensors", tmp_path / WEIGHTS)
-    assert running.is_shipped(tmp_path, manifest)
+    assert drawing.is_shipped(tmp_path, manifest)
 
 
 def test_bench_refuses_engines_that_do_other_work(engine: Path, onnx_small: Path) -> None:
@@ -268,7 +267,7 @@ def test_a_bad_option_of_export_is_one_line(model: Path, tmp_path: Path, argumen
     assert not list(tmp_path.iterdir())
 
 
-def test_export_refuses_a_place_before_it_works(engine: Path, tmp_path: Path) -> None:
+def test_export_refuses_a_path_before_it_loads_the_model(engine: Path, tmp_path: Path) -> None:
     text = one_line_error("export", "no/such-model", "--backend", "onnx", "--out", engine)
     assert "exists; pass another path, or overwrite=True (--overwrite)" in text
     (tmp_path / "mine").touch()

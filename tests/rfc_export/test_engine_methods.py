@@ -99,7 +99,7 @@ def test_more_than_two_phases_are_refused_for_a_conditional_step_before_anything
 ) -> None:
     monkeypatch.setattr(exporter.rfc_fx, "transform", lambda *_, **__: pytest.fail("captured before it was checked"))
     model, kwargs = FAMILIES["dit"]()
-    wanted = rf"^export: {type(METHODS[name]).__name__} has the phases FULL, .*; pass dispatch='host' \(--dispatch host\)$"
+    wanted = rf"^export: {METHODS[name].name} has the phases FULL, .*; pass dispatch='host' \(--dispatch host\)$"
     with pytest.raises(ExportError, match=wanted):
         rfc_export.export(
             model, tmp_path / "x", backend=backend, example_inputs=kwargs, method=METHODS[name], config=rfc_fx.Config(dispatch="cond")

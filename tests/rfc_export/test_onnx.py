@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawing import difference
 from families import FAMILIES, dit, moved, sample
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,11 +57,6 @@ def engine(onnx_digits: Path) -> rfc_export.Engine:
     return rfc_export.load(onnx_digits)
 
 
-def error(got: Tensor, wanted: Tensor) -> float:
-    """||got - wanted|| / ||wanted||."""
-    return float((got - wanted).norm() / wanted.norm())
-
-
 # ---- the same steps --------------------------------------------------------------------------------------------------
 
 
@@ -74,7 +70,7 @@ def test_whole_generations_have_the_model_s_phases_and_pictures(engine: rfc_expo
         assert phases == wanted_phases
         assert 10 <= phases.count("FULL") <= 18
         assert eps[5:] == pytest.approx(wanted_eps[5:], rel=1e-4)
-        assert error(picture, wanted) < TOLERANCE["float32"]
+        assert difference(picture, wanted) < TOLERANCE["float32"]
 
 
 def test_prepared_timesteps_change_no_decision(engine: rfc_export.Engine, draw: Draw, digits_inputs: dict[str, Tensor]) -> None:
@@ -87,7 +83,7 @@ def test_prepared_timesteps_change_no_decision(engine: rfc_export.Engine, draw: 
     finally:
         engine.prepare(None)
     assert engine.stats.phases == phases
-    assert error(prepared, plain) < TOLERANCE["float32"]
+    assert difference(prepared, plain) < TOLERANCE["float32"]
 
 
 def loose(path: Path) -> rfc_export.Engine:
@@ -151,7 +147,7 @@ def test_full_writes_beside_the_old_state_and_the_two_change_places(onnx_digits:
     assert [x != y for x, y in pairwise(seen)] == [phase == "FULL" for phase in phases[1:]]
 
 
-def test_state_that_does_not_change_places_is_found(
+def test_the_check_at_export_finds_state_that_is_not_exchanged(
     onnx_digits: Path, twin: rfc_fx.CachedModel, digits_inputs: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rfc_export.parity import check_parity
@@ -372,7 +368,7 @@ def test_weights_above_two_gigabytes_never_enter_the_protobuf(tmp_path: Path) ->
     assert path.stat().st_size < 4096
 
 
-def test_the_exporter_s_word_on_other_packages_is_not_passed_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_exporter_s_log_of_packages_that_are_not_installed_is_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     level = logging.getLogger("torch.onnx").level
     build(tmp_path, small(Affine(), torch.randn(1, 5, 64)))
     assert not [record for record in caplog.records if "torchvision" in record.getMessage()]
@@ -489,7 +485,7 @@ def test_whole_generations_of_the_model_with_if(tmp_path: Path, digits: nn.Modul
             model.reset()
             drawn.append((draw(model, seed), model.stats.phases))
         assert drawn[0][1] == drawn[1][1]
-        assert error(drawn[0][0], drawn[1][0]) < TOLERANCE["float32"]
+        assert difference(drawn[0][0], drawn[1][0]) < TOLERANCE["float32"]
 
 
 # ---- what is not there -----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from choosing import pairwise, rotating
 from drawing import difference, generation
 from families import FAMILIES, moved, sample
 from tolerances import ROUNDED_STATE, SAME_GRAPH
@@ -63,9 +64,7 @@ def reference(cached: rfc_fx.CachedModel, kwargs: dict[str, Any], phases: str) -
     return torch.stack(outputs)
 
 
-@pytest.mark.parametrize("granularity", ["module", "block", "stack"])
-@pytest.mark.parametrize("dispatch", ["host", "cond"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "dispatch", "granularity"), pairwise(FAMILIES, ["host", "cond"], ["module", "block", "stack"]))
 def test_law_1_all_full_is_the_model_bit_for_bit(family: str, dispatch: Any, granularity: Any) -> None:
     model, kwargs = MADE[family]()
     cached = rfc_fx.transform(model, rfc.RFC(tau=0.0), config=rfc_fx.Config(granularity=granularity, dispatch=dispatch))
@@ -73,8 +72,7 @@ def test_law_1_all_full_is_the_model_bit_for_bit(family: str, dispatch: Any, gra
     assert cached.stats.phases == ["FULL"] * 4
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "estimator"), rotating(FAMILIES, ESTIMATORS, each=2))
 def test_law_2_twin_guarded_and_programs_agree_for_random_phases(family: str, estimator: str) -> None:
     model, kwargs = MADE[family]()
     method = ESTIMATORS[estimator]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.testing
+from choosing import rotated
 from diffusers import DDIMScheduler
 from drawing import difference, generation
 from families import FAMILIES
-from pairwise import rotated
 from tolerances import INDUCTOR, SAME_GRAPH
 
 import rfc
@@ -164,7 +164,7 @@ def test_the_last_block_is_verified_at_the_price_of_a_block() -> None:
     model, kwargs = MADE["dit"]()
     plan = rfc_fx.transform(model, METHODS["speca"], example_inputs=kwargs).plan()
     block = (plan.full_flops - plan.estimate_flops) / BLOCKS
-    assert plan.verify_flops - plan.estimate_flops == pytest.approx(block, rel=0.01)
+    assert plan.phase_flops["VERIFY"] - plan.estimate_flops == pytest.approx(block, rel=0.01)
 
 
 def test_state_of_coarser_methods_is_a_few_tensors() -> None:

@@ -22,8 +22,9 @@ from benchmarks.quality import __main__ as quality
 from benchmarks.quality import run as quality_run
 from benchmarks.quality import workloads as quality_workloads
 from benchmarks.quality.bootstrap import ratio_of_geometric_means
+from benchmarks.quality.entry import Entry, Facts, uniform_steps
 from benchmarks.quality.frechet import frechet, moments, square_root
-from benchmarks.quality.methods import BASELINES, ENTRIES, METHODS, Entry, Facts, Weighted, uniform_steps
+from benchmarks.quality.methods import BASELINES, ENTRIES, METHODS, Weighted
 from benchmarks.quality.parts import ABLATIONS, AT_LEVELS, FORECASTS, MAGNITUDES, NORMS, PLACES, TOKENS, WATCHED
 from benchmarks.quality.planned import planned_steps
 from benchmarks.quality.record import read_arrays

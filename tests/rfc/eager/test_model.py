@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from choosing import rotated
 from families import FAMILIES, Family, dit, flux, moved, sample, wan_image
-from pairwise import rotated
 from tolerances import FORECAST
 from torch import Tensor, nn
 

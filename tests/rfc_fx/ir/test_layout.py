@@ -186,7 +186,7 @@ def test_state_dtype_makes_the_state_smaller_as_the_plan_says_and_another_thresh
         for i in range(5):
             small(**moved(kwargs, i))
     assert small.stats.phases == ["FULL"] * 3 + ["ESTIMATE"] * 2
-    with pytest.raises(TypeError, match="differences must be None or one of torch"):
+    with pytest.raises(TypeError, match="state_dtype must be None or one of torch"):
         rfc_fx.transform(model, config=rfc_fx.Config(state_dtype=torch.float64))
 
 

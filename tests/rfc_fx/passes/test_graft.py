@@ -21,7 +21,7 @@ from rfc.bookkeeping import clock_tensors
 from rfc.state import zeros
 from rfc_fx.ir.ops import is_heavy, recall
 from rfc_fx.passes.guard import Reference
-from rfc_fx.zoo import DIGITS_PREDICTOR, digits_noise, load_digits, sample_digits
+from rfc_fx.zoo import DIGITS_PREDICTOR, digits_noise, load_digits, sample
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 
@@ -191,11 +191,11 @@ def test_blocks_of_two_streams_are_refused_by_name(tmp_path: Path) -> None:
 def test_the_shipped_predictor_is_nearer_to_full_computation_than_reuse_of_the_output() -> None:
     model, scheduler = load_digits()
     labels, noise, full = torch.arange(4), digits_noise(list(range(900, 904))), (0, 2, 4, 7)
-    wanted = sample_digits(model, scheduler, labels, noise, steps=8)
+    wanted = sample(model, scheduler, labels, noise, steps=8)
     methods = (
         rfc.DisCa(predictor=DIGITS_PREDICTOR, full_steps=full),
         rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(full_steps=full), granularity="output"),
     )
-    got = [sample_digits(rfc.eager.cached(model, method), scheduler, labels, noise, steps=8) for method in methods]
+    got = [sample(rfc.eager.cached(model, method), scheduler, labels, noise, steps=8) for method in methods]
     errors = [difference(one, wanted) for one in got]
     assert errors[0] < errors[1]

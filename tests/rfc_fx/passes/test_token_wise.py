@@ -74,11 +74,11 @@ def test_what_the_state_holds_is_what_the_twin_holds(family: str, method: str) -
     generation(twin, kwargs, steps=9), generation(graph, kwargs, steps=9)
     (run,), (context,) = twin._runs.values(), graph.driver.contexts
     for name, site in graph.guarded.tokens.items():
-        (kept,) = (kept for module, kept in run.kept.items() if name == module or name.startswith(f"{module}."))
-        assert site.place.tokens == kept["age"].shape[1]
-        assert torch.equal(context.state[f"{name}.tokens.age"], kept["age"])
-        assert difference(context.state[f"{name}.tokens.score"], kept["score"]) <= SAME_GRAPH
-    oldest = max(float(kept["age"].max()) for kept in run.kept.values())
+        (own,) = (own for module, own in run.token_states.items() if name == module or name.startswith(f"{module}."))
+        assert site.place.tokens == own["age"].shape[1]
+        assert torch.equal(context.state[f"{name}.tokens.age"], own["age"])
+        assert difference(context.state[f"{name}.tokens.score"], own["score"]) <= SAME_GRAPH
+    oldest = max(float(own["age"].max()) for own in run.token_states.values())
     assert 0 < oldest <= 5
     if "last.x" in context.state:
         assert run.last is not None
@@ -433,7 +433,7 @@ def test_gates_norms_and_views_that_keep_tokens_apart_are_computed_for_some() ->
         (Folded, r"reshape\S* \(aten\.reshape\.default\) is not known"),
     ],
 )
-def test_what_mixes_tokens_or_tells_them_apart_is_reused(make: Callable[[], nn.Module], why: str) -> None:
+def test_a_site_whose_work_mixes_or_distinguishes_tokens_is_reused(make: Callable[[], nn.Module], why: str) -> None:
     cached = rfc_fx.transform(Small(make(), Gated()).eval(), rfc.ToCa(), example_inputs=SMALL)
     reasons = {where: reason for where, reason in cached.guarded.reused if ".ff" in where}
     if make is Mixed:  # the mean is taken before the first heavy operation, so it is part of the input

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from torch import Tensor
 
 import rfc
-from rfc.bookkeeping import Book, clock_values
+from rfc.bookkeeping import Book, Rule, clock_values
 from rfc.state import SlotSpec
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.layout import Layout
@@ -329,13 +329,14 @@ TestGenerations.settings = settings(max_examples=100, stateful_step_count=12, de
 
 # ---- single transitions ----------------------------------------------------------------------------------------------
 
-DATA, NUMBERS = SCHEDULES["data"], SCHEDULES["data"].numbers()
+DATA = SCHEDULES["data"]
+RULE = Rule(DATA, DATA.numbers())
 
 
 def decided(*steps: Facts) -> Book:
     book = Book()
     for facts in steps:
-        book = decide(book, DATA, NUMBERS, facts).book
+        book = decide(book, RULE, facts).book
     return book
 
 
@@ -356,25 +357,25 @@ BOTH = decided(Facts(9.0), Facts(8.0))
     ],
 )
 def test_each_row_of_the_table(book: Book, facts: Facts, verdict: Any) -> None:
-    assert decide(book, DATA, NUMBERS, facts).verdict == (Restart(verdict) if isinstance(verdict, Reason) else verdict)
+    assert decide(book, RULE, facts).verdict == (Restart(verdict) if isinstance(verdict, Reason) else verdict)
 
 
 def test_two_generations_without_movement_are_joined_and_the_clock_of_the_error_is_looked_at() -> None:
-    first = decide(Book(), DATA, NUMBERS, Facts(0.0))
-    second = decide(first.book, DATA, NUMBERS, Facts(0.1))
+    first = decide(Book(), RULE, Facts(0.0))
+    second = decide(first.book, RULE, Facts(0.1))
     assert second.begins
     facts = Facts(0.2, eps=0.1, clock=clock_values(second.book, DATA))
-    third = decide(second.book, DATA, NUMBERS, facts)
+    third = decide(second.book, RULE, facts)
     assert third.verdict == Restart(Reason.OTHER_CLOCK)
     assert third.sign == -1
-    again = decide(third.book, DATA, NUMBERS, Facts(0.2, sign=-1, eps=0.1, clock=clock_values(third.book, DATA)))
+    again = decide(third.book, RULE, Facts(0.2, sign=-1, eps=0.1, clock=clock_values(third.book, DATA)))
     assert again.verdict == "ESTIMATE"
     assert again.book.step == 3
 
 
 def test_a_decision_leaves_the_book_it_was_given_as_it_is() -> None:
     before = BOTH._asdict()
-    decide(BOTH, DATA, NUMBERS, Facts(7.0, eps=0.3))
+    decide(BOTH, RULE, Facts(7.0, eps=0.3))
     assert BOTH._asdict() == before
 
 

@@ -1,4 +1,4 @@
-"""Options: what stands on the command line becomes methods with the settings that were said, and all else is one line."""
+"""Arguments of the command line become methods and configurations with the settings that were passed, or one line that says why not."""
 
 from typing import Any, get_args
 
@@ -55,12 +55,12 @@ MAKEABLE = [name for name in METHODS if name not in ("magcache", "log-snr")]
         ("rfc", {"is_digits": True, "tau": 0.4}, rfc.RFC(tau=0.4)),
     ],
 )
-def test_a_method_takes_of_what_was_said_the_settings_that_it_has(name: str, asked: dict[str, Any], method: rfc.Method) -> None:
+def test_a_method_takes_the_passed_settings_that_it_has(name: str, asked: dict[str, Any], method: rfc.Method) -> None:
     assert new_method(name, MethodArguments(**asked)) == method
 
 
 @pytest.mark.parametrize("name", MAKEABLE)
-def test_every_method_can_be_made_without_a_word_and_with_all_that_it_takes(name: str) -> None:
+def test_every_method_is_made_with_no_setting_and_with_all_of_its_settings(name: str) -> None:
     said = {"tau": 0.3, "threshold": 0.3, "order": 1, "interval": 2, "nfc": 5, "num_steps": 30}
     plain, told = new_method(name, MethodArguments()), new_method(name, MethodArguments(**said))  # type: ignore[arg-type]
     assert plain.schedule.can_skip(50)
@@ -102,7 +102,7 @@ def test_the_options_of_a_command_become_one_configuration() -> None:
         parse_granularity_option("auto")
 
 
-def test_one_conditional_step_has_two_phases() -> None:
+def test_a_method_of_more_than_two_phases_is_refused_for_one_conditional_step() -> None:
     methods = new_methods(["rfc", "teacache", "duca"], MethodArguments())
     check_dispatch(methods, "host")
     check_dispatch({name: methods[name] for name in ("rfc", "teacache")}, "cond")
