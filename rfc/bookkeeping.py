@@ -79,11 +79,18 @@ class Book(NamedTuple):
     """The clock of the latest step."""
     restarts: tuple[str, ...] = ()
     """Why steps were begun anew (`rfc_fx.runtime.decide`)."""
+    ahead: int = 0
+    """Steps of the generation that this context was not called for (guidance off, image to image)."""
 
     @property
     def step(self) -> int:
         """Number of steps decided so far."""
         return len(self.phases)
+
+    @property
+    def number(self) -> int:
+        """Number of the coming step, as the schedule counts: from the generation's first."""
+        return len(self.phases) + self.ahead
 
     @property
     def nfc(self) -> int:
@@ -128,6 +135,11 @@ def absorb(book: Book) -> Book:
     )
 
 
+def left_out(book: Book, number: int) -> Book:
+    """The book where calls were left out: what the state holds is too old; the coming step has this number and is full."""
+    return book._replace(counts=Counts(), ahead=number - book.step, timestep=None, before=None, has_moved=book.step > 0)
+
+
 class Arrival(NamedTuple):
     """A call at a timestep, held against the generation so far."""
 
@@ -160,7 +172,7 @@ def clock_values(book: Book, schedule: Schedule) -> ClockValues:
     since, gap, anchors, _ = book.counts
     if schedule.unit == "step":
         return since + 1.0, float(gap), float(anchors)
-    return _timed(schedule, book.step, since + 1, gap, anchors)
+    return _timed(schedule, book.number, since + 1, gap, anchors)
 
 
 class Rule:
@@ -194,7 +206,8 @@ def count(book: Book, rule: Rule, eps: float | None, timestep: float | None) -> 
     if known:
         counts = observe(counts, eps, accumulates=rule.accumulates)
     total = before if is_lagged else counts.total
-    phase, last = rule.phase(len(book.phases), counts.since + 1, total), book.timestep
+    phase: PhaseName = rule.phase(book.number, counts.since + 1, total) if counts.anchors else "FULL"
+    last = book.timestep
     return Book(
         (*book.phases, phase),
         (*book.eps, eps if known else None),
@@ -206,6 +219,7 @@ def count(book: Book, rule: Rule, eps: float | None, timestep: float | None) -> 
         book.shares_clock,
         clock_values(book, rule.schedule),
         book.restarts,
+        book.ahead,
     )
 
 

@@ -61,8 +61,8 @@ class Method:
         """The method with another threshold of its schedule; ValueError for one that decides without."""
         return self.with_schedule(self.schedule.with_threshold(threshold))
 
-    def with_nfc(self, nfc: int | None) -> Method:
-        """The method with that many full steps (None: its default); ValueError for one that places none."""
+    def with_nfc(self, nfc: int | float | None) -> Method:
+        """The method with that many full steps, or that share of the steps (None: its default); ValueError for one that places none."""
         return self.with_schedule(self.schedule.with_nfc(nfc))
 
     def exercised(self) -> Method:

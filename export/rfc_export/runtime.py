@@ -25,7 +25,7 @@ from rfc_fx.ir.plan import Plan
 from rfc_fx.ir.program import Argument, ProgramSet
 from rfc_fx.runtime.calls import Call, CallPattern, new_call
 from rfc_fx.runtime.context import CondContext, Context
-from rfc_fx.runtime.contexts import Contexts
+from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.step_model import StepModel
 
 KEY = 0
@@ -112,8 +112,9 @@ class Engine(StepModel):
     def __init__(self, loaded: LoadedSet, resources: ExitStack, method: Method) -> None:
         manifest = loaded.manifest
         timestep = manifest.call.timestep
-        programs, contexts = EngineCalls(loaded, timestep), Contexts(engine_context)
-        super().__init__(manifest.model.model_class, loaded.expected.signature, timestep, method, programs, contexts)
+        name = manifest.model.model_class
+        programs, generations = EngineCalls(loaded, timestep), Generations(name, engine_context)
+        super().__init__(name, loaded.expected.signature, timestep, method, programs, generations)
         self.manifest = manifest
         self._loaded = loaded
         self._resources = resources
@@ -160,8 +161,8 @@ class Engine(StepModel):
     @torch.no_grad()
     def _cond_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.driver.programs.recognise(args, kwargs)
-        context = self.driver.contexts.of(call)
-        numbers = _named("numbers", self.driver.numbers_on(self.device))
+        context = self.driver.generations.of(call)[1]
+        numbers = _named("numbers", self.driver.rules.numbers_on(self.device))
         values = context.memory() | numbers | dict(zip(self._loaded.placeholders, call.inputs, strict=True))
         program = self._loaded.programs[STEP]
         results = program.run(*(values[key] for key in program.arguments))

@@ -82,16 +82,17 @@ class PlacedBySettings(Schedule):
 
 
 class PlacedByCount(PlacedBySettings):
-    """`count` full steps of `num_steps`: None takes 28 % of them, as many as 14 of 50."""
+    """`count` full steps of `num_steps`, or that share of them below 1: None takes 28 %, as many as 14 of 50."""
 
-    count: int | None = None
+    count: int | float | None = None
     unit: Unit = "interval"
 
     @property
     def nfc(self) -> int:
-        return max(min(2, self.length), round(SHARE * self.length)) if self.count is None else self.count
+        share = SHARE if self.count is None else self.count
+        return max(min(2, self.length), round(share * self.length)) if isinstance(share, float) else share
 
-    def with_nfc(self, nfc: int | None) -> Self:
+    def with_nfc(self, nfc: int | float | None) -> Self:
         return replace(self, count=nfc)  # type: ignore[type-var]
 
 
@@ -103,6 +104,19 @@ def forecast_at(schedule: PlacedByCount, name: str, order: int, damping: float) 
     mean (`rfc.Newton`). A skipped step needs no site's input and no decision.
     """
     return Method(estimator=Newton(order=order, damping=damping), schedule=schedule, name=name)
+
+
+def at_most(count: int | float | None, num_steps: int) -> int | float | None:
+    """The number of full steps for a generation that may have fewer."""
+    return min(count, num_steps) if isinstance(count, int) else count
+
+
+def check_count(where: str, count: Any) -> None:
+    """Raise ValueError for what is neither None, nor a number of full steps, nor a share of the steps."""
+    if isinstance(count, float) and not 0 < count < 1:
+        raise ValueError(f"{where}: nfc must be a number of full steps, or a share of the steps above 0 and below 1, got {count!r}")
+    if count is not None and not isinstance(count, float):
+        checked_count(where, "nfc", count, 1)
 
 
 def check_nfc(where: str, nfc: int, num_steps: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from rfc.method import Method
-from rfc.placement.base import PlacedByCount, check_nfc, forecast_at
+from rfc.placement.base import PlacedByCount, at_most, check_count, check_nfc, forecast_at
 from rfc.schedules.base import NoiseLevels, checked_count
 
 
@@ -45,24 +45,27 @@ class ChebyshevPlaced(PlacedByCount):
     """Full steps between equal gaps and Chebyshev-Lobatto points (`placed_steps`)."""
 
     num_steps: int = 50
-    count: int | None = None
+    count: int | float | None = None
     clustering: float = 0.8
 
     def place(self) -> tuple[int, ...]:
         checked_count("Chebyshev", "num_steps", self.num_steps, 1)
+        check_count("Chebyshev", self.count)
         return placed_steps(self.nfc, self.num_steps, self.clustering)
 
     def bound(self, num_steps: int, levels: NoiseLevels | None = None) -> ChebyshevPlaced:
-        return replace(self, num_steps=num_steps)
+        return replace(self, num_steps=num_steps, count=at_most(self.count, num_steps))
 
 
-def Chebyshev(*, nfc: int | None = None, num_steps: int = 50, order: int = 2, clustering: float = 0.8, damping: float = 0.5) -> Method:
+def Chebyshev(
+    *, nfc: int | float | None = None, num_steps: int = 50, order: int = 2, clustering: float = 0.8, damping: float = 0.5
+) -> Method:
     """`nfc` full steps of `num_steps`, denser at both ends; Newton's polynomial through them is the forecast (`forecast_at`). Unpublished.
 
     Caching forecasts a site's output by a polynomial through its latest full steps. Such a polynomial runs away between equally spaced
     points, most at the ends of the range (Runge); Chebyshev-Lobatto points, dense at both ends, are the remedy of interpolation. Rounded
     to whole steps they begin with several gaps of one step and a long one after them, so the way is gone in part (`clustering`).
     It knows nothing but the number of steps; where the sampler's noise levels are known, `rfc.LogSNR` places them better.
-    `num_steps` is the number of calls of a generation, `nfc` how many of them are full (None: 28 %).
+    `num_steps` is the number of calls of a generation, `nfc` how many of them are full, or which share (None: 28 %).
     """
     return forecast_at(ChebyshevPlaced(num_steps=num_steps, count=nfc, clustering=clustering), "Chebyshev", order, damping)

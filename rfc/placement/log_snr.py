@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 
 from rfc.method import Method
-from rfc.placement.base import PlacedByCount, check_nfc, forecast_at
+from rfc.placement.base import PlacedByCount, at_most, check_count, check_nfc, forecast_at
 from rfc.placement.noise_levels import noise_levels
 from rfc.schedules.base import NoiseLevels
+from rfc.schedules.fixed import Listed, Placed
 
 LIMIT = 5.0
 """Of |lambda|: beyond it a sample is all noise, or all picture, and further away is no further for the model."""
@@ -61,14 +62,20 @@ def nearest_steps(lambdas: tuple[float, ...], end: float | None, nfc: int) -> tu
 class LogSNRPlaced(PlacedByCount):
     """Full steps by the noise levels of a sampler's calls (`nearest_steps`).
 
-    `lambdas`: log(alpha / sigma) at each call of a generation, in their order; `end`: after the last step (None: no noise is left).
+    `lambdas`: log(alpha / sigma) at each call of a generation, in their order (None: each generation's own, `bound`); `end`: after the
+    last step (None: no noise is left).
     """
 
-    lambdas: tuple[float, ...]
+    lambdas: tuple[float, ...] | None = None
     end: float | None = None
-    count: int | None = None
+    count: int | float | None = None
 
     def __post_init__(self) -> None:
+        check_count("LogSNR", self.count)
+        if self.lambdas is None:
+            if self.end is not None:
+                raise ValueError(f"LogSNR: end is the noise level after those in lambdas, got end={self.end!r} and no lambdas")
+            return
         lambdas = tuple(self.lambdas) if isinstance(self.lambdas, Iterable) else ()
         numbers = lambdas if self.end is None else (*lambdas, self.end)
         if not lambdas or any(isinstance(level, bool) or not isinstance(level, int | float) or math.isnan(level) for level in numbers):
@@ -80,25 +87,50 @@ class LogSNRPlaced(PlacedByCount):
         object.__setattr__(self, "num_steps", len(lambdas))
         super().__post_init__()
 
+    @property
+    def is_bound(self) -> bool:
+        return self.lambdas is not None
+
+    @property
+    def is_placed(self) -> bool:
+        return self.is_bound
+
+    @property
+    def nfc(self) -> int | None:  # type: ignore[override]  # not known before the number of steps is
+        return super().nfc if self.is_bound else self.count if isinstance(self.count, int) else None
+
+    @cached_property
+    def placed(self) -> Placed:
+        """The list; while the levels are not known, every step."""
+        if self.is_bound:
+            return Placed(full_steps=self.place(), num_steps=self.length, unit=self.unit)
+        return Placed(full_steps=range(Listed.TABLE), num_steps=Listed.TABLE, unit=self.unit)
+
     def place(self) -> tuple[int, ...]:
+        assert self.lambdas is not None
+        assert self.nfc is not None
         check_nfc("LogSNR", self.nfc, self.length)
         return nearest_steps(self.lambdas, self.end, self.nfc)
 
     def bound(self, num_steps: int, levels: NoiseLevels | None = None) -> LogSNRPlaced:
         if levels is not None:
-            return replace(self, lambdas=levels.lambdas, end=levels.end)
+            return replace(self, lambdas=levels.lambdas, end=levels.end, count=at_most(self.count, num_steps))
+        if self.lambdas is None:
+            raise ValueError("LogSNR: the noise levels of this generation are not known")
         if num_steps != self.num_steps:
             raise ValueError(f"LogSNR: placed for the noise levels of {self.num_steps} calls, got {num_steps} calls and no levels")
         return self
 
     def __repr__(self) -> str:
+        if not self.is_bound:
+            return "LogSNRPlaced()" if self.count is None else f"LogSNRPlaced(nfc={self.count})"
         return f"LogSNRPlaced(num_steps={self.num_steps}, nfc={self.nfc})"  # without fifty numbers
 
 
 def LogSNR(
     scheduler: Any = None,
     num_steps: int | None = None,
-    nfc: int | None = None,
+    nfc: int | float | None = None,
     *,
     lambdas: Sequence[float] | None = None,
     end: float | None = None,
@@ -110,18 +142,20 @@ def LogSNR(
 
     What a model draws depends on the noise level: layouts come at low log-SNR, details at high. So its outputs move with lambda, half the
     log-SNR, and a sampler that takes long steps in lambda (a cosine schedule at both ends, linear betas at the last steps) needs its full
-    steps there (`nearest_steps`). It needs no data, but it has to know the sampler: `LogSNR(pipe.scheduler, num_steps=28, nfc=8)`.
-    Further keywords go to its `set_timesteps` (`mu`, `sigmas`); without any and without `num_steps` it is taken as it stands after a
-    generation of the pipeline. `nfc`: how many of the calls are full (None: 28 %). A sampler with other levels of the same number gets the
-    full steps of these.
+    steps there (`nearest_steps`). It needs no data, but it has to know the sampler. `LogSNR(nfc=8)` places the steps when a
+    generation begins, by its own levels: for `rfc_fx.accelerate`, and where a transformed model knows its source.
+    `LogSNR(pipe.scheduler, num_steps=28, nfc=8)` places them now, for wherever else it is used; further keywords go to `set_timesteps`
+    (`mu`, `sigmas`); without any and without `num_steps` the scheduler is taken as it stands after a generation of the pipeline.
+    `nfc`: how many of the calls are full, or which share of them (None: 28 %).
 
     In the place of a scheduler: `lambdas`, log(alpha / sigma) at each call of a generation, and `end`, after the last step (None: no noise
     is left). Raises ValueError for a scheduler that has no noise levels (`noise_levels`).
     """
     if lambdas is None:
-        if scheduler is None:
-            raise ValueError("LogSNR: pass a scheduler such as pipe.scheduler, or lambdas; rfc.Chebyshev needs neither")
-        lambdas, end = noise_levels(scheduler, num_steps, **timesteps)
+        if scheduler is not None:
+            lambdas, end = noise_levels(scheduler, num_steps, **timesteps)
+        elif num_steps is not None or timesteps:
+            raise ValueError("LogSNR: num_steps is of no use without the scheduler; pass pipe.scheduler too, or neither")
     elif scheduler is not None or num_steps is not None or timesteps:
         raise ValueError("LogSNR: lambdas say all of the sampler; pass them alone, or a scheduler with num_steps")
     return forecast_at(LogSNRPlaced(lambdas=lambdas, end=end, count=nfc), "LogSNR", order, damping)  # type: ignore[arg-type]

@@ -82,6 +82,11 @@ class Schedule(ABC):
         return False
 
     @property
+    def is_bound(self) -> bool:
+        """Whether the rule can decide without `bound`, which tells it the noise levels of a generation."""
+        return True
+
+    @property
     def nfc(self) -> int | None:
         """Full steps of a generation, where the rule places that many; None: it does not count them."""
         return None
@@ -90,7 +95,7 @@ class Schedule(ABC):
         """Return the rule with another threshold; ValueError for a rule without one."""
         raise ValueError(f"{type(self).__name__} decides without a threshold")
 
-    def with_nfc(self, nfc: int | None) -> Schedule:
+    def with_nfc(self, nfc: int | float | None) -> Schedule:
         """Return the rule with that many full steps (None: its default); ValueError for a rule that places none."""
         raise ValueError(f"{type(self).__name__} does not place a number of full steps")
 

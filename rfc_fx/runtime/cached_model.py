@@ -18,7 +18,7 @@ from rfc_fx.ir.config import Config
 from rfc_fx.ir.plan import Plan
 from rfc_fx.ir.program import BuiltSet, Program
 from rfc_fx.runtime.calls import Key
-from rfc_fx.runtime.contexts import Contexts
+from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.program_cache import ProgramCache
 from rfc_fx.runtime.step_model import StepModel
 
@@ -36,7 +36,7 @@ class CachedModel(StepModel):
     def __init__(self, model: nn.Module, method: Method, config: Config, build: Build) -> None:
         name, signature, timestep = type(model).__name__, inspect.signature(model.forward), timestep_argument(model.forward)
         cache = ProgramCache(model, signature, timestep, self._make, self._forget)
-        super().__init__(name, signature, timestep, method, cache, Contexts(), speculate=config.speculate)
+        super().__init__(name, signature, timestep, method, cache, Generations(name), speculate=config.speculate)
         self.model = model
         self.__module__ = type(model).__module__  # with __class__: a saved pipeline names the model, and loads without this package
         self.cache = cache
@@ -65,15 +65,13 @@ class CachedModel(StepModel):
 
     def _forget(self, keys: Collection[Key]) -> None:
         """Programs are gone: so is their state."""
-        self.driver.contexts.drop(keys)
+        self.driver.generations.drop(keys)
         if not len(self.cache):
             self._predictor = None
 
     def trace(self, *args: Any, **kwargs: Any) -> Plan:
         """Capture for these arguments without running a step; return the plan."""
-        call = self.cache.recognise(args, kwargs)
-        self.driver.contexts.of(call)
-        return call.compiled.plan
+        return self.cache.recognise(args, kwargs).compiled.plan
 
     # ---- what the user asks ------------------------------------------------------------------------------------------
 

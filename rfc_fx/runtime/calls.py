@@ -136,6 +136,11 @@ class CallPattern:
         )
 
 
+def on_host(value: Any) -> bool:
+    """Whether a timestep can be looked at without waiting for a device."""
+    return not isinstance(value, Tensor) or value.device.type == "cpu"
+
+
 def timestep_ends(timestep: Tensor) -> tuple[float, float]:
     """Smallest and largest timestep of a batch as host numbers; one transfer where it lies on a device."""
     if timestep.numel() > FEW:

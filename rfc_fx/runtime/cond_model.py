@@ -47,8 +47,8 @@ class CondModel(CachedModel):
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Have programs and state for this call ready; torch.compile calls it through the lazy-module protocol."""
         self.driver.look_at_the_model()
-        self._prepared = self.driver.contexts.of(self.cache.recognise(args, kwargs))
-        self._thresholds = self.driver.numbers_on(self._prepared.compiled.device)
+        self._prepared = self.driver.generations.of(self.cache.recognise(args, kwargs))[1]
+        self._thresholds = self.driver.rules.numbers_on(self._prepared.compiled.device)
 
     def _initialize_hook(self, *_: Any) -> None:
         """Marks a module that has to see arguments before it is compiled (torch's lazy-module protocol)."""

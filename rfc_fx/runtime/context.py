@@ -54,6 +54,8 @@ class Context:
         """The schedule that the generation began with, where another has taken its place since."""
         self.has_ended = True
         """Whether the next call begins a new generation."""
+        self.index: int | None = None
+        """Of the latest step in the timetable of its generation."""
         self.hoisted = HoistedValues()
         self.readback = Readback()
         """The decision's numbers on their way to the host."""
@@ -62,6 +64,7 @@ class Context:
         self.prefix = programs.get(PREFIX)
         self._positions = {name: index for index, (_, name) in enumerate(compiled.placeholders)}
         self.timestep_index = None if compiled.timestep is None else self._positions[compiled.timestep]
+        self.latent_index = latent_index(compiled)
         self._conditioning = [(name, self._positions[name]) for name in conditioning_inputs(programs, compiled.timestep)]
         self.is_cuda = self.clock.is_cuda
         on_host = self.clock.device.type == "cpu"
@@ -73,7 +76,7 @@ class Context:
 
     def begin(self, book: Book) -> None:
         """Begin a generation; what FULL wrote in the one before is masked by the clock until it is written again."""
-        self.book, self.has_ended, self.schedule = book, False, None
+        self.book, self.has_ended, self.schedule, self.index = book, False, None, None
         self.readback.discard()
         self.hoisted.begin()
 
@@ -81,6 +84,11 @@ class Context:
         """Let the next call begin a new generation; the record of this one stays readable."""
         self.has_ended = True
         self.readback.discard()
+
+    def clear(self) -> None:
+        """Forget the generation: it has another owner from here on."""
+        self.end()
+        self.book = Book()
 
     def record(self) -> Book:
         """What the current generation did."""
@@ -148,6 +156,12 @@ class CondContext(Context):
 def new_context(compiled: ProgramSet) -> Context:
     """Empty state with fixed addresses."""
     return CondContext(compiled) if compiled.counts_itself else Context(compiled)
+
+
+def latent_index(compiled: ProgramSet) -> int:
+    """Where the latent, or the first of a list of latents, is among the inputs; the first of them where no program reads it."""
+    names = [name.partition(".")[0] for _, name in compiled.placeholders]
+    return names.index(compiled.latent) if compiled.latent in names else 0
 
 
 def _named(kind: Any, tensors: Mapping[str, Tensor]) -> dict[Argument, Tensor]:

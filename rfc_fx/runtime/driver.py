@@ -13,13 +13,16 @@ from rfc.bookkeeping import Book, ClockValues, Rule, clock_values, continues, le
 from rfc.method import Method
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.phase import PREFIX
+from rfc_fx.runtime import calls
 from rfc_fx.runtime.calls import timestep_ends
 from rfc_fx.runtime.context import Context
-from rfc_fx.runtime.contexts import Contexts
 from rfc_fx.runtime.decide import Decision, Facts, Reason, Restart, bounded, decide
+from rfc_fx.runtime.generation import Generation
+from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.hoisted import carry_names
-from rfc_fx.runtime.hoisting import Hoisting
+from rfc_fx.runtime.hoisting import known_values
 from rfc_fx.runtime.program_cache import ProgramSource
+from rfc_fx.runtime.rules import Rules, place
 from rfc_fx.runtime.warnings import Warned
 
 log = logging.getLogger("rfc_fx")
@@ -36,41 +39,14 @@ Run = tuple[Callable[..., Any], list[Tensor]]
 class Driver:
     """Takes the steps of one model: its programs, its contexts and a method, whoever made them."""
 
-    def __init__(self, name: str, method: Method, programs: ProgramSource, contexts: Contexts, speculate: bool | None) -> None:
+    def __init__(self, name: str, method: Method, programs: ProgramSource, generations: Generations, speculate: bool | None) -> None:
         self.name = name
-        self.programs, self.contexts = programs, contexts
+        self.programs, self.generations = programs, generations
         self.warned = Warned(name)
-        self.hoisting = Hoisting()
+        self.rules = Rules(method, self.warned)
         self.may_have_changed = False
         """Whether the next step looks at the model first: a generation has been ended from outside."""
         self._speculate = speculate
-        self._numbers: dict[torch.device, dict[str, Tensor]] = {}
-        self.method = method
-
-    @property
-    def method(self) -> Method:
-        """The caching method; another one of the same programs may be set between steps."""
-        return self._method
-
-    @method.setter
-    def method(self, method: Method) -> None:
-        self._method, self._schedule = method, method.schedule
-        self._is_lagged, self._warmup = method.schedule.is_lagged, method.schedule.warmup
-        self._estimate_writes = method.schedule.remembers == "all steps"
-        self._too_many = (method.schedule.num_steps or 0) + 1 if method.schedule.is_placed else None
-        self._has_tokens = method.tokens is not None
-        fresh = self._schedule.numbers()
-        for numbers in self._numbers.values():
-            for name, tensor in numbers.items():
-                tensor.copy_(fresh[name])
-        self._rule = Rule(self._schedule, self.numbers_on(torch.device("cpu")))
-
-    def numbers_on(self, device: torch.device) -> dict[str, Tensor]:
-        """The schedule's thresholds, at fixed addresses."""
-        if device not in self._numbers:
-            with torch.inference_mode(False):
-                self._numbers[device] = {name: t.to(device) for name, t in self._schedule.numbers().items()}
-        return self._numbers[device]
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
@@ -82,30 +58,32 @@ class Driver:
             while True:
                 self.look_at_the_model()
                 call = self.programs.recognise(args, kwargs)
-                context = self.contexts.of(call)
+                generation, context = self.generations.of(call, again=bool(reasons))
                 compiled, inputs = call.compiled, call.inputs
+                rule = self.rules.of(generation)
                 if context.readback.pending:  # the error of the step before, which did not wait for it
-                    self._learn(context)
+                    self._learn(generation, context, rule)
                 if context.has_ended:
                     context.begin(Book())
+                place(generation, context, rule)
                 if context.is_cuda:
                     torch.compiler.cudagraph_mark_step_begin()
 
-                ends = self._seen_timestep(context, inputs)
-                awaits = context.prefix is not None and not self._is_lagged
-                facts = Facts(None if ends is None else ends[1], self.contexts.sign, awaits_data=awaits)
-                decision = self._decide(context, facts)
+                ends = self._seen_timestep(generation, context, inputs, rule)
+                awaits = context.prefix is not None and not rule.is_lagged
+                facts = Facts(None if ends is None else ends[1], generation.sign, awaits_data=awaits)
+                decision = self._decide(generation, context, rule, facts)
                 if isinstance(decision.verdict, Restart):
                     self._begin_anew(context, decision.verdict, reasons)
                     continue
-                clock = clock_values(context.book, self._schedule) if awaits else context.book.clock
+                clock = clock_values(context.book, rule.schedule) if awaits else context.book.clock
                 context.set_clock(clock)
 
                 carries: dict[str, Tensor] = {}
                 expected: float | None = None
                 for phase in context.hoisted_phases:
-                    number = context.book.step - (not awaits)
-                    values, expected = self.hoisting.known(phase, context, inputs, carries, ends, number)
+                    number = context.book.number - (not awaits)
+                    values, expected = known_values(generation, phase, context, inputs, carries, ends, number)
                     if values is None:
                         results = yield self._call(context, phase, inputs, carries)
                         names = carry_names(compiled.programs[phase])
@@ -117,10 +95,10 @@ class Driver:
                     carries.update(zip(carry_names(context.prefix)[1:], results, strict=True))
                 draft = None
                 if awaits:
-                    if self._speculates(context):  # ESTIMATE writes nothing; in vain where FULL is decided
+                    if self._speculates(context, rule):  # ESTIMATE writes nothing; in vain where FULL is decided
                         draft = yield self._call(context, "ESTIMATE", inputs, carries)
-                    facts = self._measured(context, clock)
-                    decision = self._decide(context, facts)
+                    facts = self._measured(generation, context, clock)
+                    decision = self._decide(generation, context, rule, facts)
                     if isinstance(decision.verdict, Restart):
                         self._begin_anew(context, decision.verdict, reasons)
                         continue
@@ -131,22 +109,27 @@ class Driver:
             phase = context.book.phases[-1]
             if reasons:
                 context.book = context.book._replace(restarts=(*context.book.restarts, *reasons))
-            if self.hoisting.following is not None:
-                self.hoisting.look_ahead(context, facts.timestep, inputs)
             if phase == "ESTIMATE" and draft is not None:
                 results = draft
             else:
                 del draft
                 results = yield self._call(context, phase, inputs, carries)
-            if self._is_lagged and context.prefix is None:  # the phase's own error, of the step after this one
+            if rule.is_lagged and context.prefix is None:  # the phase's own error, of the step after this one
                 results = self._with_error(context, phase, results)
             outputs = context.owned(results)
             context.ran(phase)
+            context.index = generation.index
             return compiled.unflatten(outputs)
         except BaseException:
             if context is not None:
                 context.end()  # the step counted, but some of its sites may not be refreshed
             raise
+
+    def ended(self, generation: Generation) -> None:
+        """Say what was wrong with a generation that has ended."""
+        for context in generation:
+            schedule = context.schedule or self.rules.of(generation).schedule
+            self.warned.at_the_end(context.record(), schedule, is_known=generation.timetable is not None)
 
     # ---- its parts, in their order -----------------------------------------------------------------------------------
 
@@ -157,15 +140,15 @@ class Driver:
             if self.programs.has_changed():
                 self.programs.drop()
 
-    def _learn(self, context: Context) -> None:
+    def _learn(self, generation: Generation, context: Context, rule: Rule) -> None:
         """Take in the error of the step before and, where no host saw it, its timestep; RFCError where that began a generation."""
         readback = context.readback
         unchecked, expected = readback.timestep_unchecked, readback.expected_timestep
         eps, *ends = readback.wait()
-        context.book = learn(context.book, self._schedule, eps)
+        context.book = learn(context.book, rule.schedule, eps)
         if not unchecked or not ends:
             return
-        if (expected is None or {*ends} == {expected}) and continues(context.book, ends[0], self.contexts.sign):
+        if (expected is None or {*ends} == {expected}) and continues(context.book, ends[0], generation.sign):
             context.book = move_to(context.book, ends[0])
             return
         context.end()
@@ -175,29 +158,33 @@ class Driver:
             "come, or pass the timestep as a CPU tensor"
         )
 
-    def _seen_timestep(self, context: Context, inputs: Sequence[Tensor]) -> tuple[float, float] | None:
-        """Smallest and largest timestep of the batch, where the host looks at them itself: no decision brings them in time."""
+    def _seen_timestep(self, generation: Generation, context: Context, inputs: Sequence[Tensor], rule: Rule) -> tuple[float, float] | None:
+        """Smallest and largest timestep of the batch, where they are known, or the host looks itself: no decision brings them in time."""
         index = context.timestep_index
-        if index is None or (context.prefix is not None and not (self._is_lagged and inputs[index].device.type == "cpu")):
+        if index is None:
             return None
-        return timestep_ends(inputs[index])
+        timestep = inputs[index]
+        if (known := generation.timestep) is not None and timestep.numel() <= len(inputs[context.latent_index]):
+            return known, known
+        if context.prefix is not None and not (rule.is_lagged and calls.on_host(timestep)):
+            return None
+        return timestep_ends(timestep)
 
-    def _decide(self, context: Context, facts: Facts) -> Decision:
+    def _decide(self, generation: Generation, context: Context, rule: Rule, facts: Facts) -> Decision:
         """Decide by the facts; the book and the direction that come of it are kept."""
-        contexts, schedule = self.contexts, self._schedule
-        decision = decide(context.book, self._rule, facts)
+        decision = decide(context.book, rule, facts)
         if decision.begins and self.programs.has_changed():
-            decision = decide(context.book, self._rule, facts._replace(model_changed=True))
-        if decision.sign != contexts.sign:
-            contexts.sign = decision.sign
+            decision = decide(context.book, rule, facts._replace(model_changed=True))
+        if decision.sign != generation.sign:
+            generation.sign = decision.sign
             log.info("%s: the timestep %s from noise to image in this sampler", self.name, "rises" if decision.sign < 0 else "falls")
         if decision.begins:
-            self.warned.at_the_end(context.record(), context.schedule or schedule)
+            self.warned.at_the_end(context.record(), context.schedule or rule.schedule)
             context.begin(decision.book)
         else:
             context.book = decision.book
-        if decision.book.step == self._too_many:
-            self.warned.of_step(schedule, decision.book.step)
+        if rule.schedule.is_placed and decision.book.number == (rule.schedule.num_steps or 0) + 1:
+            self.warned.of_step(rule.schedule, decision.book.number)
         return decision
 
     def _begin_anew(self, context: Context, restart: Restart, reasons: list[Reason]) -> None:
@@ -211,27 +198,30 @@ class Driver:
             self.programs.drop()
 
     def _call(self, context: Context, phase: str, inputs: Sequence[Tensor], carries: dict[str, Tensor]) -> Run:
-        bound = context.bound.get(phase) or context.bind(phase, self.numbers_on(context.compiled.device) if self._has_tokens else {})
+        bound = context.bound.get(phase) or context.bind(phase, self.rules.for_tokens(context.compiled.device))
         return bound.run, bound.arguments(inputs, carries)
 
-    def _speculates(self, context: Context) -> bool:
+    def _speculates(self, context: Context, rule: Rule) -> bool:
         """Whether ESTIMATE runs while the decision travels to the host."""
-        if self._is_lagged or self._estimate_writes or context.book.step < self._warmup:
+        if rule.is_lagged or rule.schedule.remembers == "all steps" or context.book.number < rule.schedule.warmup:
             return False
         if self._speculate is not None:
             return self._speculate
         return context.is_cuda and context.compiled.plan.state_bytes <= SPECULATION_LIMIT
 
-    def _measured(self, context: Context, clock: ClockValues) -> Facts:
+    def _measured(self, generation: Generation, context: Context, clock: ClockValues) -> Facts:
         """Wait for the decision's numbers: the error and the timestep come in one transfer."""
         expected = context.readback.expected_timestep
-        eps, *ends = context.readback.wait()
+        eps, *measured = context.readback.wait()
+        ends = measured
+        if generation.timestep is not None:
+            ends = [generation.timestep]
         return Facts(
             timestep=ends[0] if ends else None,
-            sign=self.contexts.sign,
+            sign=generation.sign,
             eps=eps,
             clock=clock,
-            as_prepared=expected is None or {*ends} == {expected},
+            as_prepared=expected is None or {*measured} == {expected},
             hoists=bool(context.hoisted_phases),
         )
 

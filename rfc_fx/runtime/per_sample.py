@@ -62,7 +62,7 @@ class PerSampleModel(CachedModel):
 
     @torch.compiler.disable
     def _turn_to(self, index: int) -> None:
-        self.driver.contexts.turn_to_sample(index)
+        self.driver.generations.turn_to_sample(index)
 
     def _forget(self, keys: Collection[Key]) -> None:
         super()._forget(keys)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,17 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rfc.generation import Generation
+from rfc.generation import Generation as Record
 from rfc.method import Method, programs_of
 from rfc.storage import kept_like
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.plan import Plan
-from rfc_fx.runtime.contexts import Contexts
 from rfc_fx.runtime.driver import Driver, Run
 from rfc_fx.runtime.dynamo import skip_own_frame
+from rfc_fx.runtime.generation import Generation
+from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.program_cache import ProgramSource
-from rfc_fx.runtime.sampler import Following
+from rfc_fx.runtime.sampler import Known
 from rfc_fx.runtime.summary import Summary
+from rfc_fx.runtime.timetable import said
 
 log = logging.getLogger("rfc_fx")
 
@@ -63,13 +67,15 @@ class StepModel(nn.Module):
         timestep: str | None,
         method: Method,
         programs: ProgramSource,
-        contexts: Contexts,
+        generations: Generations,
         *,
         speculate: bool | None = None,
     ) -> None:
         super().__init__()
         self.model_name, self.call_signature, self.timestep_argument = name, signature, timestep
-        self.driver = Driver(name, method, programs, contexts, speculate)
+        self.driver = Driver(name, method, programs, generations, speculate)
+        generations.run, generations.ended = _caller_of(weakref.ref(self)), self.driver.ended
+        generations.doubted = self.driver.warned.of_doubt
         if timestep is None:
             log.warning("%s: no timestep argument found; call reset() before every generation", name)
 
@@ -104,7 +110,7 @@ class StepModel(nn.Module):
     @property
     def method(self) -> Method:
         """The caching method. Another threshold, interval or list may be assigned between steps; nothing compiles anew."""
-        return self.driver.method
+        return self.driver.rules.method
 
     @method.setter
     def method(self, method: Method) -> None:
@@ -112,30 +118,51 @@ class StepModel(nn.Module):
         new = kept_like(old, method)
         if programs_of(new) != programs_of(old):
             raise RFCError(f"method: {new} needs other programs than {old}; call rfc_fx.transform again")
-        for context in self.driver.contexts:  # a generation is judged by the schedule it began with
+        for context in self.driver.generations:  # a generation is judged by the schedule it began with
             context.schedule = context.schedule or old.schedule
-        self.driver.method = new
+        self.driver.rules.method = new
 
     @abstractmethod
     def plan(self) -> Plan:
         """Sites, state tensors with bytes, and the FLOPs share of ESTIMATE."""
 
-    @property
-    def stats(self) -> Generation:
-        """Record of the current generation (of the context that ran last): `nfc`, `phases`, `eps`."""
-        latest = self.driver.contexts.latest
-        return Generation() if latest is None else Generation(latest.record())
+    def generation(
+        self, timesteps: Tensor | Sequence[float] | None = None, *, source: Any = None
+    ) -> contextlib.AbstractContextManager[Generation]:
+        """Open a generation: `with model.generation() as g:`; calls inside, and `g(...)` from wherever, are its steps and nobody else's.
+
+        It goes with threads and tasks that are started inside. What is known of the sampler lets schedules place their full steps, and
+        nothing is read back from the device: `timesteps`, (S,), as the model will be called with them; or `source`, a pipeline or a
+        scheduler, which is read at the first call. `g.stats`, `g.contexts`: its record. Leaving the block ends it, by an exception too.
+        """
+        if timesteps is not None and source is not None:
+            raise ValueError("generation: pass timesteps or a source, not both: the source says the timesteps")
+        known = None
+        if timesteps is not None:
+            known = Known()
+            known.say(said(timesteps, "generation"))
+        elif source is not None:
+            known = Known()
+            known.follow(source)
+        self.driver.may_have_changed = True
+        return self.driver.generations.opened(known)
 
     @property
-    def contexts(self) -> dict[str, Generation]:
-        """Records of the current generations by context name; "cond (2)" is the second set of programs that ran as "cond"."""
-        return {name: Generation(book) for name, book in self.driver.contexts.records().items()}
+    def stats(self) -> Record:
+        """Record of the generation that is open here, else of the latest here: `nfc`, `phases`, `eps` of what ran last."""
+        return self.driver.generations.recent().stats
+
+    @property
+    def contexts(self) -> dict[str, Record]:
+        """The same for each of its contexts, by name; "cond (2)" is the second set of programs that ran as "cond"."""
+        return self.driver.generations.recent().contexts
 
     def summary(self) -> Summary:
-        """What was computed, what was skipped and what it held in memory; print it."""
-        contexts = self.driver.contexts
-        held = sum(tensor.nbytes for context in contexts for tensor in context.tensors())
-        plan = self.plan() if contexts.latest is None else contexts.latest.compiled.plan
+        """What that generation computed and skipped, and what all of them hold in memory; print it."""
+        generations = self.driver.generations
+        held = sum(tensor.nbytes for context in generations for tensor in context.tensors())
+        latest = generations.recent().latest
+        plan = self.plan() if latest is None else latest.compiled.plan
         return Summary(self.model_name, self.method, plan, self.contexts, held)
 
     def prepare(self, timesteps: Tensor | Sequence[float] | None) -> None:
@@ -144,30 +171,25 @@ class StepModel(nn.Module):
         With `hoist=True` what depends on the timestep alone is then computed for all steps at once, when a generation begins.
         A step at another timestep computes its own; the results are the same up to the rounding of batched products.
         """
-        self.driver.hoisting.following = None
-        if timesteps is None:
-            self.driver.hoisting.timesteps = None
-            return
-        with torch.inference_mode(False):
-            prepared = torch.as_tensor(timesteps).detach().clone()
-        if prepared.dim() != 1 or not prepared.numel():
-            raise ValueError(f"prepare: timesteps must have shape (S,) with S at least 1, got {tuple(prepared.shape)}")
-        self.driver.hoisting.timesteps = prepared
-        self.driver.warned.of_length(self.method.schedule, len(prepared))
+        prepared = None if timesteps is None else said(timesteps, "prepare")
+        self.driver.generations.known.prepare(prepared)
+        if prepared is not None:
+            self.driver.warned.of_length(self.method.schedule, len(prepared))
 
     def follow(self, pipeline: Any) -> None:
         """Take the timesteps of every coming generation from this pipeline's scheduler (or from a scheduler), instead of `prepare`.
 
-        The first three steps of a generation compute their own modulation, and tell what the pipeline makes of the scheduler's timesteps
-        (FLUX divides by 1000, Z-Image counts from 0 to 1); the other steps read a table. Raises TypeError where there is no scheduler.
+        What the pipeline makes of the scheduler's timesteps (FLUX divides by 1000, Z-Image counts from 0 to 1) is found in the first calls.
+        The full steps of a method that places them are placed for each generation's own noise levels. Raises TypeError where there is no
+        scheduler.
         """
-        self.driver.hoisting.following = Following(pipeline)
+        self.driver.generations.known.follow(pipeline)
 
     def reset(self) -> None:
-        """End the generation of every context: the next call begins with empty state."""
-        for context in self.driver.contexts:
-            self.driver.warned.at_the_end(context.record(), context.schedule or self.method.schedule)
-        self.driver.contexts.reset()
+        """End the generation of this thread or task, or the one that is open here: the next call begins with empty state."""
+        generation = self.driver.generations.current()
+        self.driver.ended(generation)
+        generation.restart()
         self.driver.may_have_changed = True
 
     # ---- diffusers' conventions --------------------------------------------------------------------------------------
@@ -179,11 +201,18 @@ class StepModel(nn.Module):
         Without a name, calls with different conditioning get a state set each (`rfc.conditioning`). `where` (step_index, sigma, ...)
         is what pipelines tell caches that count by it; here the timestep says it.
         """
-        with self.driver.contexts.named(name):
+        with self.driver.generations.named(name):
             yield
 
     def _reset_stateful_cache(self, *args: Any, **kwargs: Any) -> None:
         self.reset()
+
+
+def _caller_of(model: weakref.ref[StepModel]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return model()(*args, **kwargs)  # type: ignore[misc]  # a generation's model is there
+
+    return call
 
 
 _NOTHING = nullcontext()

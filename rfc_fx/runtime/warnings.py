@@ -16,6 +16,14 @@ class StepsMismatchWarning(UserWarning):
     """A generation has another number of steps than its full steps were placed for (`rfc.Placed`: `rfc.Chebyshev`, `rfc.MagCache`)."""
 
 
+class UnknownLevelsWarning(UserWarning):
+    """Full steps cannot be placed, because the noise levels of the generation are not known; every step is computed in full."""
+
+
+class UncertainCallWarning(UserWarning):
+    """Calls of a model cannot be told apart, so they are computed in full."""
+
+
 class Warned:
     """What a model has warned of, and how it does."""
 
@@ -23,15 +31,15 @@ class Warned:
         self._name = name
         self._said: set[type[Warning]] = set()
 
-    def at_the_end(self, record: Book, schedule: Schedule) -> None:
-        """Say what was wrong with a generation that has ended."""
+    def at_the_end(self, record: Book, schedule: Schedule, *, is_known: bool = False) -> None:
+        """Say what was wrong with a generation that has ended; `is_known`: the schedule was made for its own timesteps."""
         if never_skipped(record, schedule):
             self._once(
                 NothingSkippedWarning,
                 f"all {record.step} steps of a generation were computed in full although {schedule} "
                 "could skip; raise its threshold, or check that one generation reaches one context",
             )
-        if record.has_moved:  # otherwise it may be the beginning of one whose timestep rises
+        if record.has_moved and not is_known:  # otherwise it may be the beginning of one whose timestep rises
             self.of_length(schedule, record.step)
 
     def of_step(self, schedule: Schedule, step: int) -> None:
@@ -46,6 +54,29 @@ class Warned:
                 f"a generation of {steps}{more} steps, but the full steps were placed for one of {schedule.num_steps}; "
                 "pass the number of calls of a generation as `num_steps` of the method",
             )
+
+    def of_few_steps(self, schedule: Schedule, steps: int) -> None:
+        """Warn where a generation has so few steps that none can be skipped."""
+        if not schedule.can_skip(steps):
+            self._once(NothingSkippedWarning, f"a generation of {steps} steps is computed in full: {schedule} has nothing to skip in it")
+
+    def of_unknown_levels(self) -> None:
+        """Warn where full steps cannot be placed for want of noise levels."""
+        self._once(
+            UnknownLevelsWarning,
+            "the full steps are placed by a generation's noise levels, which are not known here, so every step is computed in full; "
+            "use rfc_fx.accelerate(pipe), pass source=pipe (or a scheduler) to rfc_fx.transform, open model.generation(scheduler=...), or "
+            "choose a method that needs none, such as rfc.Chebyshev",
+        )
+
+    def of_doubt(self) -> None:
+        """Warn where two calls cannot be told apart."""
+        self._once(
+            UncertainCallWarning,
+            "two calls of one name (or one conditioning) at one timestep had different latents: windows or tiles, a sampler of second "
+            "order, or a generation that was abandoned; they are computed in full; say which it is: open model.generation() for each "
+            "generation, pass source=pipe to rfc_fx.transform, or call reset()",
+        )
 
     def _once(self, category: type[Warning], said: str) -> None:
         if category not in self._said:

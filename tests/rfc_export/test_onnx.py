@@ -132,7 +132,7 @@ def test_full_writes_beside_the_old_state_and_the_two_change_places(onnx_digits:
     seen: list[tuple[int, ...]] = []
     for call in calls(digits_inputs):
         engine(**call)
-        context = engine.driver.contexts.latest
+        context = engine.driver.generations.recent().latest
         assert context is not None
         read = {name: tensor.data_ptr() for name, tensor in context.state.items()}
         assert not set(read.values()) & {tensor.data_ptr() for tensor in context.beside.values()}

@@ -158,7 +158,7 @@ def test_law_7_weights_are_shared_and_state_is_what_the_plan_announced(family: s
     assert {id(parameter) for parameter in cached.parameters()} == before
     for program in cached.programs.values():
         assert {id(parameter) for parameter in program.module.parameters()} <= before
-    (context,) = cached.driver.contexts
+    (context,) = cached.driver.generations
     assert sum(tensor.nbytes for tensor in context.state.values()) == announced.state_bytes == sum(row.bytes for row in announced.slots)
     assert {name: (tuple(t.shape), t.dtype) for name, t in context.state.items()} == {r.name: (r.shape, r.dtype) for r in announced.slots}
 
@@ -167,7 +167,7 @@ def test_law_7_weights_are_shared_and_state_is_what_the_plan_announced(family: s
 def test_state_keeps_its_addresses_over_generations(family: str) -> None:
     model, kwargs = MADE[family]()
     cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), example_inputs=moved(kwargs, 0))
-    (context,) = cached.driver.contexts
+    (context,) = cached.driver.generations
     before = {name: tensor.data_ptr() for name, tensor in context.state.items()}
     for _ in range(2):
         generation(cached, kwargs, 6)

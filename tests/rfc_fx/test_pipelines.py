@@ -186,7 +186,7 @@ def test_programs_of_many_resolutions_are_bounded_and_those_that_went_come_back(
     expected = run(pipe, prompt(), steps=5)
     for width in range(1, MAX_SIGNATURES + 1):
         run(pipe, prompt(), steps=2, width=8 * width, height=8)
-    assert len(model.cache) == len(model.driver.contexts) == MAX_SIGNATURES
+    assert len(model.cache) == len(model.driver.generations) == MAX_SIGNATURES
     assert torch.equal(run(pipe, prompt(), steps=5), expected)
 
 
@@ -276,7 +276,7 @@ def test_one_step_generations_are_told_apart_by_the_reset_of_diffusers() -> None
     for seed in range(5):
         got = run(pipe, prompt(seed), seed=seed, steps=1)
         assert phases(model) == {"default": "F"}
-        assert all(context.has_ended for context in model.driver.contexts)
+        assert all(context.has_ended for context in model.driver.generations)
     assert torch.equal(got, fresh(pipelines.pixart_sigma, prompt=4, seed=4, steps=1))
 
 

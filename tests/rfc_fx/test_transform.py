@@ -165,7 +165,7 @@ def test_a_new_shape_gets_programs_of_its_own_and_the_oldest_go_first() -> None:
                 torch.randn(rows, 4, 8, 8), timestep=torch.full((rows,), 5), class_labels=torch.zeros(rows, dtype=torch.long)
             ).sample
         assert out.shape[0] == rows
-    assert len(cached.cache) == len(cached.driver.contexts) == MAX_SIGNATURES
+    assert len(cached.cache) == len(cached.driver.generations) == MAX_SIGNATURES
     assert kwargs["hidden_states"].shape[0] == 2
 
 

@@ -21,7 +21,7 @@ from rfc_fx.ir.phase import HOISTED_PHASES
 from rfc_fx.ir.plan import Level
 from rfc_fx.passes.hoist import hoist, levels
 from rfc_fx.passes.prefix import prefix_nodes
-from rfc_fx.runtime import driver, hoisting
+from rfc_fx.runtime import calls, driver
 from rfc_fx.runtime.sampler import LEADING
 
 STEPS = 8
@@ -136,7 +136,7 @@ def test_weights_changed_between_generations_are_seen() -> None:
 @pytest.mark.parametrize("host_knows", [True, False])
 def test_steps_in_another_order_or_at_other_timesteps_compute_their_own(host_knows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """`host_knows` False: as on a GPU, where the timestep comes to the host only with the decision."""
-    monkeypatch.setattr(hoisting, "_on_host", lambda tensor: host_knows)
+    monkeypatch.setattr(calls, "on_host", lambda tensor: host_knows)
     model, kwargs = FAMILIES["dit"]()
     expected = predictions(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)
     for order in (timesteps(kwargs), timesteps(kwargs)[::2], timesteps(kwargs) + 1, timesteps(kwargs)[:3]):

@@ -111,7 +111,7 @@ def test_inductor_writes_state_through_a_region() -> None:
     regional, straight, kwargs = transformed("dit", METHODS["rfc"], layers=3)
     got, expected = generation(torch.compile(regional, fullgraph=True), kwargs), generation(straight, kwargs)
     assert difference(got, expected) <= INDUCTOR
-    for index, (state, other) in enumerate(zip(regional.driver.contexts, straight.driver.contexts, strict=True)):
+    for index, (state, other) in enumerate(zip(regional.driver.generations, straight.driver.generations, strict=True)):
         for slot in state.state:
             torch.testing.assert_close(state.state[slot], other.state[slot], rtol=1e-3, atol=1e-4, msg=f"context {index}: {slot}")
 

@@ -72,7 +72,7 @@ def test_what_the_state_holds_is_what_the_twin_holds(family: str, method: str) -
     model, kwargs = MADE[family]()
     twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, METHODS[method])
     generation(twin, kwargs, steps=9), generation(graph, kwargs, steps=9)
-    (run,), (context,) = twin._runs.values(), graph.driver.contexts
+    (run,), (context,) = twin._runs.values(), graph.driver.generations
     for name, site in graph.guarded.tokens.items():
         (own,) = (own for module, own in run.token_states.items() if name == module or name.startswith(f"{module}."))
         assert site.place.tokens == own["age"].shape[1]

@@ -24,9 +24,9 @@ from rfc_fx.errors import RFCError
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.plan import Plan
 from rfc_fx.ir.program import CLOCK, Argument
-from rfc_fx.runtime import hoisting
+from rfc_fx.runtime import calls
 from rfc_fx.runtime.calls import Call
-from rfc_fx.runtime.contexts import Contexts
+from rfc_fx.runtime.generations import Generations as Owner
 from rfc_fx.runtime.decide import MAX_RESTARTS, Facts, Reason, Restart, bounded, decide
 from rfc_fx.runtime.driver import Driver
 
@@ -110,7 +110,7 @@ class World:
     fails_at: int | None = None
     """The run of the present step that fails."""
     held: NotingSet | None = None
-    contexts: Contexts = field(default_factory=Contexts)
+    owner: Owner = field(default_factory=lambda: Owner("Model"))
 
     def note(self, ran: Ran) -> None:
         if self.fails_at == len(self.ran):
@@ -127,7 +127,7 @@ class World:
 
     def drop(self) -> None:
         assert self.held is not None
-        self.contexts.drop([self.held.version])
+        self.owner.drop([self.held.version])
         self.held = None
 
 
@@ -175,11 +175,12 @@ class Generations(RuleBasedStateMachine):
         self.rises = rises and not self.needs_reset
         self.world = World(schedule, hoists)
         method = rfc.Method(estimator=rfc.Reuse(), schedule=schedule)
-        self.driver = Driver("Model", method, self.world, self.world.contexts, speculates)
-        self.patch = mock.patch.object(hoisting, "_on_host", return_value=is_seen)
+        self.driver = Driver("Model", method, self.world, self.world.owner, speculates)
+        self.world.owner.doubted = self.driver.warned.of_doubt
+        self.patch = mock.patch.object(calls, "on_host", return_value=is_seen)
         self.patch.start()
         if self.is_blind:
-            self.driver._seen_timestep = lambda context, inputs: None  # type: ignore[method-assign]
+            self.driver._seen_timestep = lambda *_: None  # type: ignore[method-assign]
         self.truths: dict[str, Truth] = {}
         self.generations = 0
         self.in_order = True
@@ -234,7 +235,7 @@ class Generations(RuleBasedStateMachine):
         self._end()
 
     def _end(self) -> None:
-        self.driver.contexts.reset()
+        self.driver.generations.current().restart()
         self.driver.may_have_changed = True
         self._new_loop()
 
@@ -252,7 +253,7 @@ class Generations(RuleBasedStateMachine):
         if order == "shifted" and self.needs_reset:
             return  # which raises, one step late
         coming = [self._timestep(position + (order == "shifted")) for position in range(3 if order == "short" else 40)]
-        self.driver.hoisting.timesteps = None if order == "none" else torch.tensor(coming)
+        self.driver.generations.known.prepare(None if order == "none" else torch.tensor(coming))
 
     @rule()
     def another_prompt(self) -> None:
@@ -268,7 +269,7 @@ class Generations(RuleBasedStateMachine):
         truth, world = self.truths[name], self.world
         world.ran, world.eps = [], eps
         x, t = torch.tensor([float(truth.generation), float(truth.steps)]), torch.tensor([self._timestep(self.position)])
-        with self.driver.contexts.named(name), warnings.catch_warnings():
+        with self.driver.generations.named(name), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             order, results = self.driver.step((x, t, self.y), {}), None
             try:
@@ -282,7 +283,7 @@ class Generations(RuleBasedStateMachine):
             except StopIteration as done:
                 (output,) = done.value
         assert torch.equal(output, x)
-        context = self.driver.contexts.latest
+        context = self.driver.generations.current().latest
         assert context is not None
         self._check(context.book, truth, float(t))
 
@@ -316,7 +317,7 @@ class Generations(RuleBasedStateMachine):
 
     @invariant()
     def restarts_are_few_and_each_has_its_reason(self) -> None:
-        for name, book in self.driver.contexts.records().items() if hasattr(self, "driver") else ():
+        for name, book in self.driver.generations.current().books().items() if hasattr(self, "driver") else ():
             assert all(isinstance(reason, Reason) for reason in book.restarts)
             assert len(book.phases) == len(book.eps) == len(book.totals)
             if name in self.truths and name in self.restarted:

@@ -138,7 +138,7 @@ def test_a_lagged_model_that_cannot_see_the_timestep_says_when_it_missed_a_new_g
 
 @pytest.mark.usefixtures("_unseen")
 def test_a_lagged_model_that_cannot_see_the_timestep_checks_the_prepared_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rfc_fx.runtime.hoisting._on_host", lambda tensor: False)
+    monkeypatch.setattr("rfc_fx.runtime.calls.on_host", lambda tensor: False)
     cached = rfc_fx.transform(MODEL, some_tau(lagged=True), example_inputs=KWARGS, config=rfc_fx.Config(hoist=True))
     coming = [float(moved(KWARGS, i, STEPS)["timestep"][0]) for i in range(STEPS)]
     cached.prepare(coming)

@@ -1,0 +1,247 @@
+"""Generation: one run of a sampler loop; it owns its lanes, each with a context, and what is known of the sampler."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rfc.arguments import timestep_value
+from rfc.bookkeeping import Book, Rule
+from rfc.conditioning import ConditioningGroups, Seen, group_name
+from rfc.generation import Generation as Record
+from rfc.method import Method
+from rfc_fx.errors import RFCError
+from rfc_fx.runtime import calls
+from rfc_fx.runtime.calls import Call, Key
+from rfc_fx.runtime.context import Context, latent_index
+from rfc_fx.runtime.pool import StatePool
+from rfc_fx.runtime.sampler import Known
+from rfc_fx.runtime.timetable import Timetable
+
+log = logging.getLogger("rfc_fx")
+
+Lane = tuple[str, Key]
+"""(name, program set)."""
+
+
+class Moment(NamedTuple):
+    """What a name was last called with."""
+
+    at: Any
+    """The index in the timetable, else the timestep: as a number, or the tensor where it lies on a device."""
+    calls: int
+    """Calls there, so far."""
+    latent: Seen | None
+    """What was moved; None where calls at one timestep are lanes of their own."""
+
+    def is_at(self, at: Any) -> bool:
+        """Whether that was at the same step."""
+        return self.at is at if isinstance(at, Tensor) else not isinstance(self.at, Tensor) and self.at == at
+
+
+class Generation:
+    """Owns the lanes of one run of a sampler loop; `with model.generation() as g:` opens one, a pipeline's call another.
+
+    A lane is what shares one context: one program set, one name ("cond", "uncond", or a conditioning where nobody gives a name), one
+    number within the step (windows, tiles: the second call of a name at a timestep is another lane than the first), and one sample where
+    decisions are per sample. Nobody else writes its state; when the generation ends, its contexts go back to the model's pool.
+
+    What one thread or task calls outside of any block belongs to a generation of its own, `is_opened=False`: there a timestep that moves
+    back begins a new run, and two calls of one name at one timestep with other latents are in doubt: computed in full.
+    """
+
+    def __init__(self, model: str, pool: StatePool, known: Known, call: Callable[..., Any], *, is_opened: bool) -> None:
+        self.model, self.is_opened = model, is_opened
+        self.timetable: Timetable | None = None
+        self.index: int | None = None
+        """Of the coming call, counted from the generation's first; None where the timesteps are not known."""
+        self.timestep: float | None = None
+        """The timestep of that call as the model sees it, by the timetable."""
+        self.sign = 1
+        """The direction of the sampler's timestep, as far as known: 1 falls, -1 rises (`rfc.bookkeeping.arrive`)."""
+        self.has_ended = False
+        self.rule: tuple[Method, Rule] | None = None
+        """The rule for this generation's own steps, and the method that it was made of."""
+        self.in_doubt = False
+        """Whether the latest call was in doubt."""
+        self._pool, self._known, self._call = pool, known, call
+        self._is_read = False
+        """Whether the timetable has been looked for."""
+        self._lanes: dict[Lane, Context] = {}
+        self._groups: dict[tuple[Key, str], ConditioningGroups] = {}
+        self._moments: dict[Lane, Moment] = {}
+        self._doubtful: dict[Lane, Any] = {}
+        """Lanes that had two calls at one timestep, until a timestep above."""
+        self._ended: dict[str, Book] = {}
+        """Records of the lanes that were given back."""
+        self._latest: Lane | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model in this generation, from wherever."""
+        return self._call(self, args, kwargs)
+
+    # ---- lanes -------------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def __iter__(self) -> Iterator[Context]:
+        return iter(list(self._lanes.values()))
+
+    @property
+    def latest(self) -> Context | None:
+        """The context that was used last; None where it was given back."""
+        return None if self._latest is None else self._lanes.get(self._latest)
+
+    def context(self, call: Call, name: str | None, sample: str = "", *, again: bool = False) -> Context:
+        """The context of a call; it is taken from the pool at its lane's first. `again`: of a call whose step begins anew."""
+        if self.has_ended:
+            raise RFCError(
+                f"{self.model}: this generation has ended; open another with model.generation() for calls after its block, "
+                "and wait for the tasks that were started inside before leaving it"
+            )
+        if again and self._latest is not None:
+            lane = self._latest[0], call.key
+        else:
+            self._arrive(call.timestep)
+            lane = self._lane((self._group(call, sample) if name is None else name) + sample, call)
+        context = self._lanes.get(lane)
+        if context is None:
+            if not self._lanes:
+                self._ended.clear()
+            context = self._lanes[lane] = self._pool.take(call, lane[0])
+        if self.in_doubt:
+            context.end()
+        self._latest = lane
+        return context
+
+    def _arrive(self, timestep: Any) -> None:
+        """Find the call in the timetable, which is looked for at the first one."""
+        table, before = self.timetable, self.index
+        if table is not None and not table.is_current:  # the scheduler was set anew: another run
+            self.restart()
+            table = None
+        if table is None and not self._is_read:
+            self._is_read, table, before = True, self._known.timetable(), None
+        self.timetable, self.index, self.timestep = table, None, None
+        if table is None or timestep is None:
+            return
+        self.index = table.arrive(timestep)
+        if self.index is None:
+            log.info("%s: a call's timestep is none of the scheduler's; from here on it is not used", self.model)
+            self.timetable = None
+            return
+        if before is not None and self.index < before and not self.is_opened:
+            self.restart()  # the same list once more
+            self._arrive(timestep)
+            return
+        self.timestep, self.sign = table.timestep, table.sign
+
+    def _lane(self, name: str, call: Call) -> Lane:
+        """The lane of a call, by how often its name was called at this moment; notes whether that is in doubt."""
+        lane, self.in_doubt = (name, call.key), False
+        if call.timestep is None:
+            return lane
+        at = self.index if self.index is not None else _moment(call.timestep)
+        latent, before = call.inputs[latent_index(call.compiled)], self._moments.get(lane)
+        again = before if before is not None and before.is_at(at) else None
+        count = 1 if again is None else again.calls + 1
+        if self.is_opened:
+            self._moments[lane] = Moment(at, count, None)
+            return lane if count == 1 else (f"{name} #{count}", call.key)
+        self._moments[lane] = Moment(at, count, Seen.now(latent))
+        if again is not None and again.latent is not None and not again.latent.equals(latent) and not self._known.repeats(at):
+            self._doubtful[lane] = at
+        elif lane in self._doubtful and not isinstance(at, Tensor) and self.sign * at > self.sign * self._doubtful[lane]:
+            del self._doubtful[lane]
+        self.in_doubt = lane in self._doubtful
+        return lane
+
+    def _group(self, call: Call, sample: str) -> str:
+        """Name of a call that has none: conditional and unconditional calls get a lane each."""
+
+        def is_over(index: int) -> bool:
+            context = self._lanes.get((group_name(index) + sample, call.key))
+            if context is None or context.has_ended:
+                return True
+            return context.is_over(timestep_value(call.timestep) if self.timestep is None else self.timestep, self.sign)
+
+        groups = self._groups.get((call.key, sample))
+        if groups is None:
+            groups = self._groups[call.key, sample] = ConditioningGroups()
+        name = group_name(groups.find(call.conditioning, is_over))
+        if groups.made_room and (context := self._lanes.get((name + sample, call.key))) is not None:
+            context.end()  # what another conditioning left is no beginning of this one
+        return name
+
+    def called(self, dtype: torch.dtype) -> Tensor | None:
+        """The timesteps that the model is called with, as far as they are certain; None where they are not known."""
+        if self.timetable is None or self.index is None:
+            return self._known.timesteps
+        return self.timetable.called(dtype) if self.timetable.is_certain else None
+
+    # ---- its end -----------------------------------------------------------------------------------------------------
+
+    def restart(self) -> None:
+        """Begin another run: nothing is known of it, and all contexts are given back."""
+        self.end()
+        self.timetable, self.index, self.timestep, self._is_read = None, None, None, False
+
+    def end(self) -> None:
+        """Give all contexts back; records stay readable until other lanes take their place."""
+        self.rule = None
+        if not self._lanes:
+            return
+        self._ended = self.books()
+        self._latest_book = self.latest_book
+        for (name, key), context in self._lanes.items():
+            self._pool.give(key, name, context)
+        self._lanes, self._moments, self._doubtful, self._groups = {}, {}, {}, {}
+
+    def drop(self, keys: Collection[Key]) -> None:
+        """Forget the lanes of program sets that are gone."""
+        for lanes in (self._lanes, self._moments, self._doubtful):
+            for lane in [lane for lane in lanes if lane[1] in keys]:
+                del lanes[lane]
+        self._groups = {group: groups for group, groups in self._groups.items() if group[0] not in keys}
+
+    # ---- its record --------------------------------------------------------------------------------------------------
+
+    def books(self) -> dict[str, Book]:
+        """What each lane did, by its name; "cond (2)" is the second set of programs that ran as "cond"."""
+        if not self._lanes:
+            return dict(self._ended)
+        books: dict[str, Book] = {}
+        times = Counter[str]()
+        for (name, _), context in list(self._lanes.items()):
+            times[name] += 1
+            books[name if times[name] == 1 else f"{name} ({times[name]})"] = context.record()
+        return books
+
+    @property
+    def latest_book(self) -> Book | None:
+        """What the lane that was used last did; None before the first call."""
+        latest = self.latest
+        return self._latest_book if latest is None else latest.record()
+
+    _latest_book: Book | None = None
+
+    @property
+    def stats(self) -> Record:
+        """Record of the lane that ran last: `nfc`, `phases`, `eps`."""
+        return Record(self.latest_book or Book())
+
+    @property
+    def contexts(self) -> dict[str, Record]:
+        """Records by lane."""
+        return {name: Record(book) for name, book in self.books().items()}
+
+
+def _moment(timestep: Any) -> Any:
+    """A timestep as a number; the tensor itself where it lies on a device."""
+    return timestep_value(timestep) if calls.on_host(timestep) else timestep

@@ -1,0 +1,174 @@
+"""Generations of a model: the one a call belongs to, because somebody said so, or because one thread or task made it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from rfc_fx.ir.program import ProgramSet
+from rfc_fx.runtime.calls import Call
+from rfc_fx.runtime.context import Context, new_context
+from rfc_fx.runtime.generation import Generation
+from rfc_fx.runtime.pool import StatePool
+from rfc_fx.runtime.sampler import Known
+
+
+class _Here(NamedTuple):
+    """What calls belong to, as `contextvars` carry it to tasks and to `asyncio.to_thread`."""
+
+    generation: Generation | None = None
+    """Said by a block; or that of the thread or task that gave the name."""
+    name: str | None = None
+    sample: str = ""
+
+
+_NOWHERE = _Here()
+
+
+def caller() -> object:
+    """The task that runs here, else the thread."""
+    with contextlib.suppress(RuntimeError):
+        if (task := asyncio.current_task()) is not None:
+            return task
+    return threading.current_thread()
+
+
+class Generations:
+    """The generations of one model, and the pool of their contexts. `make` allocates the state of a program set."""
+
+    def __init__(self, model: str, make: Callable[[ProgramSet], Context] = new_context) -> None:
+        self._model = model
+        self.pool = StatePool(make)
+        self.known = Known()
+        self._here: ContextVar[_Here] = ContextVar("rfc_fx", default=_NOWHERE)
+        self._own: weakref.WeakKeyDictionary[object, Generation] = weakref.WeakKeyDictionary()
+        """By thread or task."""
+        self._live: weakref.WeakSet[Generation] = weakref.WeakSet()
+        self._lock = threading.RLock()
+        self._recent: weakref.WeakKeyDictionary[object, Generation] = weakref.WeakKeyDictionary()
+        """The generation that a thread or task used last."""
+        self.run: Callable[..., Any] = _unset
+        """Calls the model with (args, kwargs)."""
+        self.ended: Callable[[Generation], object] = _unset
+        """Hears of a generation that ends, before its contexts are given back."""
+        self.doubted: Callable[[], object] = _unset
+        """Hears of a call that is in doubt."""
+
+    # ---- where a call belongs ----------------------------------------------------------------------------------------
+
+    def current(self) -> Generation:
+        """The generation of a call that is made here."""
+        generation = self._here.get().generation
+        return self._own_of(caller()) if generation is None else generation
+
+    def of(self, call: Call, *, again: bool = False) -> tuple[Generation, Context]:
+        """The generation of a call, and its context; `again`: of a call whose step begins anew."""
+        here = self._here.get()
+        generation = self._own_of(caller()) if here.generation is None else here.generation
+        context = generation.context(call, here.name, here.sample, again=again)
+        if generation.in_doubt:
+            self.doubted()
+        return generation, context
+
+    def _own_of(self, owner: object) -> Generation:
+        own = self._own.get(owner)
+        if own is None:
+            with self._lock:
+                own = self._own[owner] = self._new(is_opened=False)
+            weakref.finalize(owner, _end, weakref.ref(own)).atexit = False
+        return own
+
+    def _new(self, *, is_opened: bool, known: Known | None = None) -> Generation:
+        generation = Generation(self._model, self.pool, known or self.known, self._call_in, is_opened=is_opened)
+        self._live.add(generation)
+        return generation
+
+    @contextmanager
+    def opened(self, known: Known | None = None) -> Iterator[Generation]:
+        """Calls inside, of this thread or task and of those it starts, belong to a new generation; may be nested.
+
+        `known`: what is known of its sampler, where that is not what is known of every generation.
+        """
+        with self._lock:
+            generation = self._new(is_opened=True, known=known)
+        token = self._here.set(_Here(generation))
+        try:
+            yield generation
+        finally:
+            self._here.reset(token)
+            self.ended(generation)
+            generation.end()
+            generation.has_ended = True
+            self.used(generation)
+
+    def _call_in(self, generation: Generation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        token = self._here.set(self._here.get()._replace(generation=generation))
+        try:
+            return self.run(*args, **kwargs)
+        finally:
+            self._here.reset(token)
+
+    @contextmanager
+    def named(self, name: str) -> Iterator[None]:
+        """Calls inside, of this thread or task and of those it starts, have this name; may be nested."""
+        token = self._here.set(self._here.get()._replace(generation=self.current(), name=name))
+        try:
+            yield
+        finally:
+            self._here.reset(token)
+
+    def turn_to_sample(self, index: int) -> None:
+        """Calls of this thread or task from here on are those of one sample of a batch."""
+        self._here.set(self._here.get()._replace(sample=f"[{index}]"))
+
+    # ---- what was, and what is held ----------------------------------------------------------------------------------
+
+    def used(self, generation: Generation) -> None:
+        """Note that this thread or task has used a generation."""
+        with self._lock:
+            self._recent[caller()] = generation
+
+    def recent(self) -> Generation:
+        """The generation that stands here, else the one that this thread or task used last."""
+        here = self._here.get().generation
+        if here is not None:
+            return here
+        owner = caller()
+        own, used = self._own.get(owner), self._recent.get(owner)
+        if own is not None and (used is None or len(own)):
+            return own
+        return self._own_of(owner) if used is None else used
+
+    def __iter__(self) -> Iterator[Context]:
+        """Every context there is: in use, then in the pool."""
+        with self._lock:
+            live = list(self._live)
+        for generation in live:
+            yield from generation
+        yield from self.pool
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def drop(self, keys: Collection[Any]) -> None:
+        """Drop the state that belongs to these program sets."""
+        self.pool.drop(keys)
+        with self._lock:
+            live = list(self._live)
+        for generation in live:
+            generation.drop(keys)
+
+
+def _end(generation: weakref.ref[Generation]) -> None:
+    if (own := generation()) is not None:
+        own.end()
+
+
+def _unset(*_: Any, **__: Any) -> Any:
+    raise NotImplementedError

@@ -1,0 +1,92 @@
+"""Rules: the method of a model, and its rule for the steps of one generation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from rfc.bookkeeping import Rule, continues, left_out
+from rfc.method import Method
+from rfc.schedules.base import Schedule
+from rfc_fx.runtime.context import Context
+from rfc_fx.runtime.generation import Generation
+from rfc_fx.runtime.timetable import Timetable
+from rfc_fx.runtime.warnings import Warned
+
+log = logging.getLogger("rfc_fx")
+
+
+class Rules:
+    """Holds the method of a model; another one of the same programs may be set between steps."""
+
+    def __init__(self, method: Method, warned: Warned) -> None:
+        self._warned = warned
+        self._numbers: dict[torch.device, dict[str, Tensor]] = {}
+        self.method = method
+
+    @property
+    def method(self) -> Method:
+        """The caching method."""
+        return self._method
+
+    @method.setter
+    def method(self, method: Method) -> None:
+        self._method = method
+        fresh = method.schedule.numbers()
+        for numbers in self._numbers.values():
+            for name, tensor in numbers.items():
+                tensor.copy_(fresh[name])
+        self._rule = Rule(method.schedule, self.numbers_on(torch.device("cpu")))
+
+    def numbers_on(self, device: torch.device) -> dict[str, Tensor]:
+        """The schedule's thresholds, at fixed addresses."""
+        if device not in self._numbers:
+            with torch.inference_mode(False):
+                self._numbers[device] = {name: t.to(device) for name, t in self._method.schedule.numbers().items()}
+        return self._numbers[device]
+
+    def for_tokens(self, device: torch.device) -> Mapping[str, Tensor]:
+        """What the host's programs read of them."""
+        return {} if self._method.tokens is None else self.numbers_on(device)
+
+    def of(self, generation: Generation) -> Rule:
+        """The rule of a generation: for its own number of steps and noise levels where its timesteps are known."""
+        timetable, method = generation.timetable, self._method
+        if timetable is None or generation.index is None:
+            if not method.schedule.is_bound:
+                self._warned.of_unknown_levels()
+            return self._rule
+        if generation.rule is None or generation.rule[0] is not method:
+            schedule = self._bound(timetable)
+            rule = self._rule if schedule is method.schedule else Rule(schedule, schedule.numbers())
+            generation.rule = method, rule
+        return generation.rule[1]
+
+    def _bound(self, timetable: Timetable) -> Schedule:
+        schedule = self._method.schedule
+        if schedule.is_bound and not schedule.is_placed:
+            return schedule
+        try:
+            bound = schedule.bound(timetable.remaining, timetable.levels())
+        except ValueError as error:
+            log.info("%s", error)
+            if not schedule.is_bound:
+                self._warned.of_unknown_levels()
+            return schedule
+        self._warned.of_few_steps(bound, timetable.remaining)
+        return bound
+
+
+def place(generation: Generation, context: Context, rule: Rule) -> None:
+    """Hold a context against the timetable: after calls that it was not part of, its step is full."""
+    index = generation.index
+    if index is None:
+        return
+    book, before = context.book, context.index
+    is_next = before is None or index == before + 1
+    if is_next and continues(book, generation.timestep, generation.sign) and (not rule.schedule.is_placed or book.number == index):
+        return
+    context.book = left_out(book, index if rule.schedule.is_placed else 0)
