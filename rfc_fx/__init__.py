@@ -2,6 +2,8 @@
 
 model = rfc_fx.transform(pipe.transformer)
 pipe.transformer = torch.compile(model, fullgraph=True)
+
+or, for a pipeline, in one line: rfc_fx.accelerate(pipe)
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from rfc.method import Method
+from rfc.placement.log_snr import LogSNR
 from rfc_fx.capture.export import args_and_kwargs
 from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, PredictorMismatchError, RFCError, SignatureError, StateBudgetError
 from rfc_fx.io.method_file import read_method, write_method
@@ -25,8 +28,9 @@ from rfc_fx.runtime.cached_model import CachedModel
 from rfc_fx.runtime.cond_model import CondModel
 from rfc_fx.runtime.kinds import cached_model
 from rfc_fx.runtime.per_sample import PerSampleModel
+from rfc_fx.runtime.pipeline import PipelineSummary, accelerate_pipeline, restore
 from rfc_fx.runtime.sampler import default_method
-from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
+from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning, UncertainCallWarning, UnknownLevelsWarning
 
 __all__ = [
     "CachedModel",
@@ -44,9 +48,14 @@ __all__ = [
     "SignatureError",
     "StateBudgetError",
     "StepsMismatchWarning",
+    "UncertainCallWarning",
+    "UnknownLevelsWarning",
+    "accelerate",
     "explain",
     "read_method",
     "read_preset",
+    "restore",
+    "summary",
     "transform",
     "write_method",
     "write_predictor",
@@ -55,6 +64,46 @@ __all__ = [
 
 read_preset, write_preset = read_method, write_method
 """By the names they had while a preset meant a method file, too; now presets are published settings alone (`rfc.preset`)."""
+
+
+def accelerate(
+    pipe: Any,
+    method: Method | str | Path | None = None,
+    *,
+    nfc: int | float | None = None,
+    config: Config | None = None,
+    compile: bool | Mapping[str, Any] = True,
+) -> Any:
+    """Return the pipeline with every denoiser cached, and compiled at its first call; all else of it is as it was, `restore` undoes it.
+
+    Every call of the pipeline is a generation of its own: it owns its state, reads the scheduler as it stands, and places the full steps
+    for its own noise levels, so that steps, strength, shift and size may change from call to call. Calls of several threads and tasks may
+    run at once. `method`: an rfc method or the path of a method file, None: `rfc.LogSNR`; `nfc`: its full steps, as a number or a share
+    (None: 28 %). `config`: how the models are transformed, None: chosen (`rfc_fx.runtime.choices`). `compile`: False, or arguments of
+    torch.compile; True: `fullgraph=True`, and CUDA graphs on CUDA. Called again it changes the settings.
+
+    Raises TypeError for what is no pipeline, ValueError for a pipeline without a transformer and for settings that cannot be, and in the
+    first call CaptureError, NoSiteError and StateBudgetError, after which the pipeline is as it was.
+    """
+    chosen = LogSNR() if method is None else _method(method)
+    if nfc is not None:
+        chosen = chosen.with_nfc(nfc)
+    options: dict[str, Any] | None = None
+    if compile is not False:
+        options = {"fullgraph": True} | ({} if compile is True else dict(compile))
+    accelerate_pipeline(pipe, chosen, config, options, build)
+    return pipe
+
+
+def summary(pipe: Any) -> PipelineSummary:
+    """What the latest generation of an accelerated pipeline computed and skipped, for each denoiser, and what was chosen; print it."""
+    return PipelineSummary(pipe)
+
+
+def _method(method: Method | str | Path) -> Method:
+    if isinstance(method, str | Path) and Path(method).suffix == ".json":
+        return read_method(method)
+    return method  # type: ignore[return-value]  # of another type: refused by name where it is used
 
 
 def transform(
@@ -73,9 +122,7 @@ def transform(
 
     Raises TypeError or ValueError for wrong arguments, and, now or in the first call, CaptureError, NoSiteError and StateBudgetError.
     """
-    if isinstance(method, str | Path) and Path(method).suffix == ".json":
-        method = read_method(method)
-    cached = cached_model(model, default_method(source) if method is None else method, config, build)
+    cached = cached_model(model, default_method(source) if method is None else _method(method), config, build)
     if source is not None:
         cached.follow(source)
     if example_inputs is not None:

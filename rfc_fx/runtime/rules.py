@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rfc.bookkeeping import Rule, continues, left_out
 from rfc.method import Method
+from rfc.placement.base import PlacedByCount
 from rfc.schedules.base import Schedule
 from rfc_fx.runtime.context import Context
 from rfc_fx.runtime.generation import Generation
@@ -67,6 +68,8 @@ class Rules:
 
     def _bound(self, timetable: Timetable) -> Schedule:
         schedule = self._method.schedule
+        if timetable.share < 1 and isinstance(schedule, PlacedByCount) and isinstance(schedule.count, int):  # one of several denoisers
+            schedule = schedule.with_nfc(max(1, round(schedule.count * timetable.share)))
         if schedule.is_bound and not schedule.is_placed:
             return schedule
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 import rfc
 from rfc.method import Method
-from rfc_fx.runtime.timetable import Timetable
+from rfc_fx.runtime.timetable import Stage, Timetable
 
 
 def default_method(source: Any) -> Method:
@@ -26,6 +27,16 @@ def scheduler_of(source: Any, where: str) -> Any:
     return scheduler
 
 
+def stages(pipe: Any) -> dict[str, Stage]:
+    """The timesteps of each denoiser of a pipeline that has one for high and one for low noise (Wan 2.2); empty for all others."""
+    config = getattr(pipe, "config", {})
+    share = config.get("boundary_ratio")
+    if share is None or getattr(pipe, "transformer", None) is None or getattr(pipe, "transformer_2", None) is None:
+        return {}
+    boundary = share * pipe.scheduler.config.num_train_timesteps
+    return {"transformer": (boundary, math.inf), "transformer_2": (-math.inf, boundary)}
+
+
 class Known:
     """The timesteps of the coming generations: prepared, or those of a pipeline's scheduler (held weakly) as it stands at a first call."""
 
@@ -35,6 +46,7 @@ class Known:
         self._repeated: frozenset[float] = frozenset()
         self._source: weakref.ref[Any] | None = None
         self._said: Tensor | None = None
+        self._stage: Stage | None = None
 
     def prepare(self, timesteps: Tensor | None) -> None:
         """Take these; None: they are not known."""
@@ -42,11 +54,11 @@ class Known:
         counts = Counter(() if timesteps is None else timesteps.tolist())
         self._repeated = frozenset(timestep for timestep, count in counts.items() if count > 1)
 
-    def follow(self, source: Any) -> None:
-        """Take those of a pipeline, or of a scheduler."""
+    def follow(self, source: Any, stage: Stage | None = None) -> None:
+        """Take those of a pipeline, or of a scheduler; `stage`: of the timesteps that this model is called at."""
         scheduler_of(source, "follow")
         self.prepare(None)
-        self._source = weakref.ref(source)
+        self._source, self._stage = weakref.ref(source), stage
 
     def say(self, timesteps: Tensor) -> None:
         """Take these for one generation: no other timesteps come, and in this order."""
@@ -57,7 +69,7 @@ class Known:
         if self._said is not None:
             return Timetable(self._said)
         source = None if self._source is None else self._source()
-        return None if source is None else Timetable.of(getattr(source, "scheduler", source))
+        return None if source is None else Timetable.of(getattr(source, "scheduler", source), self._stage)
 
     def repeats(self, timestep: Any) -> bool:
         """Whether the sampler calls several times at a timestep."""

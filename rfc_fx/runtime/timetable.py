@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from rfc_fx.runtime import calls
 log = logging.getLogger("rfc_fx")
 
 Reading = Callable[[Tensor, torch.dtype, float], Tensor]
+
+Stage = tuple[float, float]
+"""Timesteps of a scheduler from the first up to below the second, which one of several denoisers is called at."""
 
 READINGS: tuple[Reading, ...] = (
     lambda t, dtype, most: t.to(dtype),
@@ -36,13 +40,19 @@ class Timetable:
     from the first calls; a scheduler that counts its steps says where a call is, without a look at the device.
     """
 
-    def __init__(self, timesteps: Tensor, scheduler: Any = None) -> None:
+    def __init__(self, timesteps: Tensor, scheduler: Any = None, stage: Stage | None = None) -> None:
         self.source = timesteps
         """The scheduler's own object: another in its place is another generation."""
         self._scheduler = scheduler
         self._most = float(getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or 1000)
         with torch.inference_mode(False):
             self._timesteps = timesteps.detach().cpu().clone()
+        low, high = stage or (-math.inf, math.inf)
+        inside = ((self._timesteps >= low) & (self._timesteps < high)).nonzero().flatten().tolist()
+        self.last = inside[-1] + 1 if inside else len(self._timesteps)
+        """Behind the last call of this denoiser."""
+        self.share = 1.0 if stage is None else len(inside) / len(self._timesteps)
+        """Of the calls of a generation, this denoiser's."""
         self._readings = list(READINGS) if scheduler is not None else [READINGS[0]]
         self._called: dict[tuple[Reading, torch.dtype], Tensor] = {}
         self._places: dict[tuple[Reading, torch.dtype], dict[float, list[int]]] = {}
@@ -52,26 +62,24 @@ class Timetable:
         """Index of the generation's first call in the list: image to image begins in the middle."""
         self.index: int | None = None
         """Of the latest call."""
+        self.is_certain = False
+        """Whether it is known what the model is called with: the readings that fit the calls so far agree on all timesteps."""
+        self._values: list[float] = []
+        """What it is called with, as far as that is certain."""
 
     def __len__(self) -> int:
         return len(self._timesteps)
 
     @classmethod
-    def of(cls, scheduler: Any) -> Timetable | None:
+    def of(cls, scheduler: Any, stage: Stage | None = None) -> Timetable | None:
         """That of a scheduler as it stands; None where its timesteps are not set."""
         timesteps = getattr(scheduler, "timesteps", None)
-        return cls(timesteps, scheduler) if isinstance(timesteps, Tensor) and timesteps.dim() == 1 and len(timesteps) else None
+        return cls(timesteps, scheduler, stage) if isinstance(timesteps, Tensor) and timesteps.dim() == 1 and len(timesteps) else None
 
     @property
     def is_current(self) -> bool:
         """Whether the scheduler still has these timesteps."""
         return self._scheduler is None or self._scheduler.timesteps is self.source
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether it is known what the model is called with: the readings that fit the calls so far agree on all timesteps."""
-        dtypes = {dtype for _, dtype in self._called}
-        return all(self._agree(dtype) for dtype in dtypes)
 
     def levels(self) -> NoiseLevels | None:
         """The noise levels from the first call on; None where the scheduler has none."""
@@ -82,12 +90,15 @@ class Timetable:
         except ValueError as error:
             log.info("%s", error)
             return None
-        return levels._replace(lambdas=levels.lambdas[self.first or 0 :]) if len(levels.lambdas) == len(self) else None
+        if len(levels.lambdas) != len(self):
+            return None
+        end = levels.end if self.last == len(self) else levels.lambdas[self.last]
+        return NoiseLevels(levels.lambdas[self.first or 0 : self.last], end)
 
     @property
     def remaining(self) -> int:
         """Calls from the first one on."""
-        return len(self) - (self.first or 0)
+        return max(1, self.last - (self.first or 0))
 
     def called(self, dtype: torch.dtype) -> Tensor:
         """The timesteps from the first call on as the model is called with them, on the host; the same object for the same timesteps."""
@@ -99,13 +110,12 @@ class Timetable:
     @property
     def timestep(self) -> float | None:
         """The timestep of the latest call, as the model saw it."""
-        return None if self.index is None or self._dtype is None else float(self._as_called(self._readings[0], self._dtype)[self.index])
+        return None if self.index is None else self._values[self.index]
 
     @property
     def sign(self) -> int:
         """Which way the timestep goes from noise to image, as the model sees it: 1 where it falls, -1 where it rises."""
-        called = self._as_called(self._readings[0], self._dtype or torch.float32)
-        return -1 if float(called[0]) < float(called[-1]) else 1
+        return -1 if self._values and self._values[0] < self._values[-1] else 1
 
     def arrive(self, timestep: Any) -> int | None:
         """The index of a call, counted from the generation's first; None where its timestep is none of the list.
@@ -116,8 +126,13 @@ class Timetable:
         self._dtype = dtype = timestep.dtype if isinstance(timestep, Tensor) else torch.get_default_dtype()
         on_host = calls.on_host(timestep)
         index = self._counted(timestep)
-        if on_host or index is None or not self.is_certain or not self._called:
-            index = self._found(timestep_value(timestep), dtype, index)
+        if on_host or index is None or not self.is_certain:
+            value, due = timestep_value(timestep), index
+            if due is None and self.index is not None:
+                due = self.index + 1
+            if not self.is_certain or due is None or due >= len(self) or self._values[due] != value:
+                due = self._found(value, dtype, index)
+            index = due
         if index is None:
             return None
         if self.first is None:
@@ -153,6 +168,8 @@ class Timetable:
         else:
             return None
         self._readings = fitting
+        self._values = self._as_called(fitting[0], dtype).double().tolist()
+        self.is_certain = all(torch.equal(self._as_called(fitting[0], dtype), self._as_called(other, dtype)) for other in fitting[1:])
         return index
 
     def _matches(self, reading: Reading, dtype: torch.dtype, value: float) -> list[int]:
@@ -168,10 +185,6 @@ class Timetable:
             with torch.inference_mode(False):
                 self._called[reading, dtype] = reading(self._timesteps, dtype, self._most)
         return self._called[reading, dtype]
-
-    def _agree(self, dtype: torch.dtype) -> bool:
-        first, *others = (self._as_called(reading, dtype) for reading in self._readings)
-        return all(torch.equal(first, other) for other in others)
 
 
 def said(timesteps: Tensor | Sequence[float], where: str) -> Tensor:

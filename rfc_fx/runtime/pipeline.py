@@ -1,0 +1,179 @@
+"""Pipelines of diffusers: every denoiser cached, and a generation opened for each call."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, Group
+from torch import nn
+
+from rfc.arguments import timestep_argument
+from rfc.method import Method, programs_of
+from rfc_fx.errors import RFCError
+from rfc_fx.ir.config import Config
+from rfc_fx.runtime.cached_model import Build, CachedModel
+from rfc_fx.runtime.choices import chosen
+from rfc_fx.runtime.kinds import cached_model
+from rfc_fx.runtime.sampler import Known, stages
+from rfc_fx.runtime.summary import as_text
+
+
+@dataclass(frozen=True)
+class Accelerated:
+    """What a pipeline was, and the cached models that stand in it."""
+
+    kind: type
+    originals: Mapping[str, nn.Module]
+    cached: Mapping[str, CachedModel]
+    config: Config | None
+    """As it was passed."""
+    compiled: Mapping[str, Any] | None
+    """Arguments of torch.compile; None: not compiled."""
+
+
+_ACCELERATED: weakref.WeakKeyDictionary[Any, Accelerated] = weakref.WeakKeyDictionary()
+
+
+def accelerated(pipe: Any) -> Accelerated:
+    """What `accelerate` has done to a pipeline; ValueError where it has done nothing."""
+    if (found := _ACCELERATED.get(pipe)) is None:
+        raise ValueError(f"{type(pipe).__name__} is not accelerated; call rfc_fx.accelerate(pipe) first")
+    return found
+
+
+def denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """The transformers of a pipeline that are called with a timestep, by component; ControlNets and adapters are none.
+
+    TypeError for what is no pipeline, ValueError for one that denoises with a U-Net, or with nothing that takes a timestep.
+    """
+    components = getattr(pipe, "components", None)
+    if not isinstance(components, Mapping) or not callable(pipe):
+        raise TypeError(f"accelerate: expected a pipeline of diffusers, got {type(pipe).__name__}; for a bare model use rfc_fx.transform")
+    named = {name: component for name, component in components.items() if isinstance(component, nn.Module)}
+    if unets := [f"{name} ({type(part).__name__})" for name, part in named.items() if type(part).__name__.startswith("UNet")]:
+        raise ValueError(
+            f"accelerate: {type(pipe).__name__} denoises with a U-Net, {', '.join(unets)}; rfc-fx caches transformers, whose blocks add to "
+            "one stream; use a pipeline with a transformer"
+        )
+    found = {name: part for name, part in named.items() if _denoises(part)}
+    if not found:
+        raise ValueError(
+            f"accelerate: {type(pipe).__name__} has no transformer that is called with a timestep, among {', '.join(components) or 'none'}"
+        )
+    return found
+
+
+def _denoises(module: nn.Module) -> bool:
+    kind = type(module.model if isinstance(module, CachedModel) else module)
+    skipped = ("ControlNet", "Adapter", "Autoencoder", "VQ")
+    return not any(word in kind.__name__ for word in skipped) and timestep_argument(kind.forward) is not None
+
+
+def put(pipe: Any, parts: Mapping[str, nn.Module]) -> None:
+    """Exchange components."""
+    if callable(update := getattr(pipe, "update_components", None)):
+        update(**parts)
+        return
+    for name, part in parts.items():
+        setattr(pipe, name, part)
+
+
+def accelerate_pipeline(pipe: Any, method: Method, config: Config | None, compiled: Mapping[str, Any] | None, build: Build) -> None:
+    """Put cached models in the place of a pipeline's denoisers, and open a generation of each in every call of the pipeline."""
+    before = _ACCELERATED.get(pipe)
+    if before is not None:
+        if before.config == config and before.compiled == compiled and _takes(before, method):
+            for model in before.cached.values():
+                model.method = method
+            return
+        restore(pipe)
+    originals = denoisers(pipe)
+    cached: dict[str, CachedModel] = {}
+    for name, part in originals.items():
+        if isinstance(part, CachedModel):  # of a pipeline that this one was made from
+            cached[name] = part
+            continue
+        model = cached[name] = cached_model(part, method, chosen(part, config), _announced(pipe, build))
+        if compiled is not None:
+            model.compile(**compiled)
+    put(pipe, cached)
+    _ACCELERATED[pipe] = Accelerated(type(pipe), originals, cached, config, compiled)
+    pipe.__class__ = _opening(type(pipe))
+
+
+def _takes(before: Accelerated, method: Method) -> bool:
+    return all(programs_of(model.method) == programs_of(method) for model in before.cached.values())
+
+
+def _opening(kind: type) -> type:
+    """The pipeline's class with a call that opens generations; the same name, for whoever saves or asks."""
+
+    @functools.wraps(kind.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        state = accelerated(self)
+        with ExitStack() as opened:
+            for name, model in state.cached.items():
+                known = Known()
+                known.follow(self, stages(self).get(name))
+                model.follow(self.scheduler)  # for pipelines that share the models and are not accelerated themselves
+                opened.enter_context(model.driver.generations.opened(known))
+                model.driver.may_have_changed = True
+            try:
+                return kind.__call__(self, *args, **kwargs)
+            except RFCError:
+                if not any(len(model.cache) for model in state.cached.values()):  # nothing was captured: as if never accelerated
+                    restore(self)
+                raise
+
+    return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__})
+
+
+def restore(pipe: Any) -> None:
+    """Give a pipeline its own models and class back; ValueError where it is not accelerated."""
+    state = accelerated(pipe)
+    put(pipe, state.originals)
+    pipe.__class__ = state.kind
+    del _ACCELERATED[pipe]
+
+
+def _announced(pipe: Any, build: Build) -> Build:
+    """The same with a line that says what takes so long, unless the pipeline's progress bar is off."""
+
+    def build_and_say(model: nn.Module, *args: Any) -> Any:
+        if getattr(pipe_of(), "_progress_bar_config", {}).get("disable"):
+            return build(model, *args)
+        console, name = Console(file=sys.stderr), type(model).__name__
+        with console.status(f"rfc-fx: capturing {name} for this call"):
+            built = build(model, *args)
+        console.print(f"rfc-fx: captured {name}: {len(built.plan.sites)} sites; its first steps take longer where they are compiled")
+        return built
+
+    pipe_of = weakref.ref(pipe)
+    return build_and_say
+
+
+class PipelineSummary:
+    """What the latest generation of every denoiser computed and skipped, and how it was made; printable, and a rich renderable."""
+
+    def __init__(self, pipe: Any) -> None:
+        state = accelerated(pipe)
+        self.models = {name: model.summary() for name, model in state.cached.items()}
+        compiled = "not compiled" if state.compiled is None else "torch.compile" + (f" {dict(state.compiled)}" if state.compiled else "")
+        open_settings = Config().as_dict()
+        self.choices = "; ".join(
+            f"{name}: " + ", ".join([f"{key} {value}" for key, value in model.options.as_dict().items() if value != open_settings[key]])
+            for name, model in state.cached.items()
+        )
+        self.choices += f"; {compiled}"
+
+    def __rich__(self) -> Group:
+        return Group(*(summary.table() for summary in self.models.values()), f"{self.choices}")
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
