@@ -91,6 +91,8 @@ class ConditioningGroups:
     number of calls, which are other as soon as guidance is off for a step.
     """
 
+    limit: int = MAX_GROUPS
+    """Most groups that are told apart; more make room."""
     seen: list[dict[str, Seen]] = field(default_factory=list)
     used: list[int] = field(default_factory=list)
     """When each group was last called, as a number of calls."""
@@ -124,7 +126,7 @@ class ConditioningGroups:
             if is_over(index):
                 self.evicted = 0
                 return index
-        if len(self.seen) < MAX_GROUPS:
+        if len(self.seen) < self.limit:
             self.seen.append({})
             self.used.append(0)
             return len(self.seen) - 1

@@ -26,6 +26,8 @@ def chosen(model: nn.Module, config: Config | None = None) -> Config:
     | `regional` | from 12 equal blocks on | compiled once, not once a block; a step may take a few percent longer |
     | `granularity` | the finest whose state fits | `state_budget` is a quarter of the device's free memory |
     """
+    if not isinstance(config, Config | None):
+        raise TypeError(f"accelerate: config must be a rfc_fx.Config such as rfc_fx.Config(granularity='block'), got {config!r}")
     if config is None:
         config = Config(regional=most_repeats(model) >= REPEATS, state_budget=int(MEMORY_SHARE * free_memory(model)))
     return config if config.hoist is not None or config.dispatch == "cond" else replace(config, hoist=True)

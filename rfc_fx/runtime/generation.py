@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from rfc.arguments import timestep_value
 from rfc.bookkeeping import Book, Rule
-from rfc.conditioning import ConditioningGroups, Seen, group_name
+from rfc.conditioning import MAX_GROUPS, ConditioningGroups, Seen, group_name
 from rfc.generation import Generation as Record
 from rfc.method import Method
 from rfc_fx.errors import RFCError
@@ -82,7 +83,12 @@ class Generation:
         self._latest: Lane | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model in this generation, from wherever."""
+        """Call the model in this generation, from wherever; RFCError where it has ended."""
+        if self.has_ended:
+            raise RFCError(
+                f"{self.model}: this generation has ended; open another with model.generation() for calls after its block, "
+                "and wait for the tasks that were started inside before leaving it"
+            )
         return self._call(self, args, kwargs)
 
     # ---- lanes -------------------------------------------------------------------------------------------------------
@@ -100,11 +106,6 @@ class Generation:
 
     def context(self, call: Call, name: str | None, sample: str = "", *, again: bool = False) -> Context:
         """The context of a call; it is taken from the pool at its lane's first. `again`: of a call whose step begins anew."""
-        if self.has_ended:
-            raise RFCError(
-                f"{self.model}: this generation has ended; open another with model.generation() for calls after its block, "
-                "and wait for the tasks that were started inside before leaving it"
-            )
         if again and self._latest is not None:
             lane = self._latest[0], call.key
         else:
@@ -173,7 +174,7 @@ class Generation:
 
         groups = self._groups.get((call.key, sample))
         if groups is None:
-            groups = self._groups[call.key, sample] = ConditioningGroups()
+            groups = self._groups[call.key, sample] = ConditioningGroups(sys.maxsize if self.is_opened else MAX_GROUPS)
         name = group_name(groups.find(call.conditioning, is_over))
         if groups.made_room and (context := self._lanes.get((name + sample, call.key))) is not None:
             context.end()  # what another conditioning left is no beginning of this one

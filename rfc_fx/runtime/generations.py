@@ -26,6 +26,8 @@ class _Here(NamedTuple):
     """Said by a block; or that of the thread or task that gave the name."""
     name: str | None = None
     sample: str = ""
+    outer: _Here | None = None
+    """What stood here before the block."""
 
 
 _NOWHERE = _Here()
@@ -52,7 +54,7 @@ class Generations:
         self._live: weakref.WeakSet[Generation] = weakref.WeakSet()
         self._lock = threading.RLock()
         self._recent: weakref.WeakKeyDictionary[object, Generation] = weakref.WeakKeyDictionary()
-        """The generation that a thread or task used last."""
+        """The generation that a thread or task has opened and left, unless it has made calls of its own since."""
         self.run: Callable[..., Any] = _unset
         """Calls the model with (args, kwargs)."""
         self.ended: Callable[[Generation], object] = _unset
@@ -62,15 +64,26 @@ class Generations:
 
     # ---- where a call belongs ----------------------------------------------------------------------------------------
 
+    def _where(self) -> _Here:
+        """What a call that is made here belongs to; blocks that were left in another order than they were entered do not count."""
+        here = self._here.get()
+        while here.generation is not None and here.generation.has_ended:
+            here = here.outer or _NOWHERE
+        return here
+
     def current(self) -> Generation:
         """The generation of a call that is made here."""
-        generation = self._here.get().generation
+        generation = self._where().generation
         return self._own_of(caller()) if generation is None else generation
 
     def of(self, call: Call, *, again: bool = False) -> tuple[Generation, Context]:
         """The generation of a call, and its context; `again`: of a call whose step begins anew."""
-        here = self._here.get()
-        generation = self._own_of(caller()) if here.generation is None else here.generation
+        here = self._where()
+        generation = here.generation
+        if generation is None:
+            generation = self._own_of(owner := caller())
+            if owner in self._recent:
+                del self._recent[owner]
         context = generation.context(call, here.name, here.sample, again=again)
         if generation.in_doubt:
             self.doubted()
@@ -97,11 +110,13 @@ class Generations:
         """
         with self._lock:
             generation = self._new(is_opened=True, known=known)
-        token = self._here.set(_Here(generation))
+        here = _Here(generation, outer=self._here.get())
+        token = self._here.set(here)
         try:
             yield generation
         finally:
-            self._here.reset(token)
+            if self._here.get() is here:
+                self._here.reset(token)
             self.ended(generation)
             generation.end()
             generation.has_ended = True
@@ -117,11 +132,13 @@ class Generations:
     @contextmanager
     def named(self, name: str) -> Iterator[None]:
         """Calls inside, of this thread or task and of those it starts, have this name; may be nested."""
-        token = self._here.set(self._here.get()._replace(generation=self.current(), name=name))
+        here = self._where()._replace(generation=self.current(), name=name, outer=self._here.get())
+        token = self._here.set(here)
         try:
             yield
         finally:
-            self._here.reset(token)
+            if self._here.get() is here:
+                self._here.reset(token)
 
     def turn_to_sample(self, index: int) -> None:
         """Calls of this thread or task from here on are those of one sample of a batch."""
@@ -136,13 +153,11 @@ class Generations:
 
     def recent(self) -> Generation:
         """The generation that stands here, else the one that this thread or task used last."""
-        here = self._here.get().generation
+        here = self._where().generation
         if here is not None:
             return here
         owner = caller()
-        own, used = self._own.get(owner), self._recent.get(owner)
-        if own is not None and (used is None or len(own)):
-            return own
+        used = self._recent.get(owner)
         return self._own_of(owner) if used is None else used
 
     def __iter__(self) -> Iterator[Context]:

@@ -86,6 +86,7 @@ def put(pipe: Any, parts: Mapping[str, nn.Module]) -> None:
 
 def accelerate_pipeline(pipe: Any, method: Method, config: Config | None, compiled: Mapping[str, Any] | None, build: Build) -> None:
     """Put cached models in the place of a pipeline's denoisers, and open a generation of each in every call of the pipeline."""
+    originals = denoisers(pipe)
     before = _ACCELERATED.get(pipe)
     if before is not None:
         if before.config == config and before.compiled == compiled and _takes(before, method):
@@ -93,7 +94,7 @@ def accelerate_pipeline(pipe: Any, method: Method, config: Config | None, compil
                 model.method = method
             return
         restore(pipe)
-    originals = denoisers(pipe)
+        originals = denoisers(pipe)
     cached: dict[str, CachedModel] = {}
     for name, part in originals.items():
         if isinstance(part, CachedModel):  # of a pipeline that this one was made from

@@ -26,9 +26,9 @@ from rfc_fx.ir.plan import Plan
 from rfc_fx.ir.program import CLOCK, Argument
 from rfc_fx.runtime import calls
 from rfc_fx.runtime.calls import Call
-from rfc_fx.runtime.generations import Generations as Owner
 from rfc_fx.runtime.decide import MAX_RESTARTS, Facts, Reason, Restart, bounded, decide
 from rfc_fx.runtime.driver import Driver
+from rfc_fx.runtime.generations import Generations as Owner
 
 # ---- programs that note how they are called --------------------------------------------------------------------------
 
