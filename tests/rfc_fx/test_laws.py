@@ -167,6 +167,7 @@ def test_law_7_weights_are_shared_and_state_is_what_the_plan_announced(family: s
 def test_state_keeps_its_addresses_over_generations(family: str) -> None:
     model, kwargs = MADE[family]()
     cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), example_inputs=moved(kwargs, 0))
+    generation(cached, kwargs, 6)
     (context,) = cached.driver.generations
     before = {name: tensor.data_ptr() for name, tensor in context.state.items()}
     for _ in range(2):

@@ -210,7 +210,7 @@ FOLLOWED = {
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("dit", "flux") else pytest.mark.slow) for name in FOLLOWED])
-def test_a_model_that_follows_its_pipeline_computes_modulation_by_itself_in_leading_steps_only(
+def test_a_model_that_follows_its_pipeline_computes_modulation_for_all_steps_at_once(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the pipeline makes of the scheduler's timesteps; the second generation is the first one, bit for bit."""
@@ -222,7 +222,7 @@ def test_a_model_that_follows_its_pipeline_computes_modulation_by_itself_in_lead
     cached.follow(pipe)
     ran = counted(monkeypatch, cached)
     images = [pipelines.run(pipe, arguments(0, 1))]
-    ran.clear()  # in the very first generation, steps begin anew until it is known that the timestep rises
+    ran.clear()
     images.append(pipelines.run(pipe, arguments(0, 1)))
     assert difference(images[0], expected) < PREPARED
     assert torch.equal(*images)
@@ -262,11 +262,13 @@ class Turned(torch.nn.Module):
 
 def test_a_hoisted_result_that_is_not_contiguous_is_handed_on_contiguous() -> None:
     torch.manual_seed(0)
-    model, call = Turned().eval(), {"timestep": torch.tensor([0.5, 0.5]), "text": torch.randn(2, 8, 8)}
+    model, text = Turned().eval(), torch.randn(2, 8, 8)
     plain, cached = (
         rfc_fx.transform(model, rfc.RFC(tau=float("inf"), warmup=2), config=rfc_fx.Config(hoist=hoist)) for hoist in (False, True)
     )
     x = torch.randn(2, 4, 8)
     with torch.no_grad():
-        assert all(torch.equal(cached(x * step, **call), plain(x * step, **call)) for step in range(1, 5))
+        for step in range(1, 5):
+            timestep = torch.tensor([1 - step / 8] * 2)
+            assert torch.equal(cached(x * step, timestep, text), plain(x * step, timestep, text))
     assert cached.plan().invariant_bytes == 2 * 8 * 8 * 4

@@ -122,7 +122,7 @@ def test_what_a_lagged_decision_misses_is_the_first_step_after_a_full_one() -> N
 @pytest.fixture
 def _unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The timestep lies on a device, as far as the model can tell."""
-    monkeypatch.setattr(Driver, "_seen_timestep", lambda self, context, inputs: None)
+    monkeypatch.setattr(Driver, "_seen_timestep", lambda *_: None)
 
 
 @pytest.mark.usefixtures("_unseen")
