@@ -99,6 +99,10 @@ class EngineCalls:
         """Never: an artefact is what it is."""
         return False
 
+    def is_touched(self) -> bool:
+        """Never."""
+        return False
+
     def drop(self) -> None:
         """Nothing is captured anew."""
 

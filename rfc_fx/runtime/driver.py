@@ -134,11 +134,10 @@ class Driver:
     # ---- its parts, in their order -----------------------------------------------------------------------------------
 
     def look_at_the_model(self) -> None:
-        """Drop the programs where a generation has been ended from outside, and the model is another by now."""
-        if self.may_have_changed:
-            self.may_have_changed = False
-            if self.programs.has_changed():
-                self.programs.drop()
+        """Drop the programs where the model is another by now: looked at thoroughly where a generation was ended from outside or opened."""
+        if self.programs.has_changed() if self.may_have_changed else self.programs.is_touched():
+            self.programs.drop()
+        self.may_have_changed = False
 
     def _learn(self, generation: Generation, context: Context, rule: Rule) -> None:
         """Take in the error of the step before and, where no host saw it, its timestep; RFCError where that began a generation."""

@@ -16,6 +16,7 @@ from rfc.conditioning import Seen
 from rfc_fx.capture.export import named_arguments
 from rfc_fx.capture.fingerprint import Fingerprint, fingerprint
 from rfc_fx.capture.refusals import refuse
+from rfc_fx.capture.watch import Watch
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.program import BuiltSet
 from rfc_fx.runtime.calls import Call, CallPattern, Key, new_call, signature
@@ -40,6 +41,10 @@ class ProgramSource(Protocol):
 
     def has_changed(self) -> bool:
         """Whether what the programs were made from is no longer what it was."""
+        ...
+
+    def is_touched(self) -> bool:
+        """The same, cheap enough to be asked before every step; it may miss what `has_changed` sees."""
         ...
 
     def drop(self) -> None:
@@ -71,6 +76,7 @@ class ProgramCache:
         self._patterns: list[CallPattern] = []
         self._keys = count()
         self._fingerprint: Fingerprint = ()
+        self._watch: Watch | None = None
         self._last: Key | None = None
         self._lock = threading.RLock()
         """Held where sets are looked up or made; never while a step runs."""
@@ -128,6 +134,7 @@ class ProgramCache:
             self._fingerprint = fingerprint(self._model)
         with inference_mode(False):
             built = self._make(arguments)
+        self._watch = Watch(self._model)  # after the capture, in which a forward may keep what it has computed
         key = next(self._keys)
         self._sets[key], self._shapes[key] = built, shape
         self._decided[key] = {position: Seen.now(leaves[position]) for position in built.decided}
@@ -150,8 +157,14 @@ class ProgramCache:
         return self._sets.get(key)
 
     def has_changed(self) -> bool:
-        """Whether the model changed since capture: adapters, types, devices, modules."""
-        return len(self._sets) > 0 and fingerprint(self._model) != self._fingerprint
+        """Whether the model changed since capture: adapters, types, devices, modules, or anything else that its Python objects hold."""
+        if not self._sets or self._watch is None:
+            return False
+        return self._watch.has_changed_at_all() or fingerprint(self._model) != self._fingerprint
+
+    def is_touched(self) -> bool:
+        """Whether hooks, processors, scales or flags of the model are others than at capture."""
+        return self._watch is not None and self._watch.has_changed()
 
     def drop(self) -> None:
         """Drop all programs and their state: they are captured anew."""
@@ -166,4 +179,6 @@ class ProgramCache:
             del self._sets[key], self._shapes[key]
         self._patterns = [pattern for pattern in self._patterns if pattern.key not in keys]
         self._last = None
+        if not self._sets:
+            self._watch = None
         self._on_drop(keys)

@@ -210,9 +210,7 @@ FOLLOWED = {
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("dit", "flux") else pytest.mark.slow) for name in FOLLOWED])
-def test_a_model_that_follows_its_pipeline_computes_modulation_for_all_steps_at_once(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_follows_its_pipeline_computes_modulation_for_all_steps_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the pipeline makes of the scheduler's timesteps; the second generation is the first one, bit for bit."""
     pipe, arguments = PIPELINES[name]()
     model, method = pipe.transformer, rfc.RFC(tau=0.3)

@@ -125,6 +125,9 @@ class World:
     def has_changed(self) -> bool:
         return self.held is not None and self.held.version != self.version
 
+    def is_touched(self) -> bool:
+        return False
+
     def drop(self) -> None:
         assert self.held is not None
         self.owner.drop([self.held.version])

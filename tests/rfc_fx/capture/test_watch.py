@@ -1,0 +1,113 @@
+"""What a graph takes for granted is seen at once when it changes, between the steps of a generation too (law O7)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from peft import LoraConfig
+from torch import Tensor, nn
+
+import rfc
+import rfc_fx
+from rfc_fx.capture.watch import Watch
+
+
+class Sharper:
+    """An attention processor without weights: another temperature. A number, a list and a dictionary of its own change what it does."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.share, self.scales, self.named = inner, 1.0, [1.0], {"style": {"scale": 1.0}}
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = self.inner(attn, hidden_states * 1.5, *args, **kwargs)
+        scale = self.share * self.scales[0] * self.named["style"]["scale"]
+        return tuple(part * scale for part in result) if isinstance(result, tuple) else result * scale
+
+
+def processor(model: Any) -> Sharper:
+    return model.transformer_blocks[0].attn.processor  # type: ignore[no-any-return]
+
+
+def sharpen(model: Any) -> None:
+    model.set_attn_processor({name: Sharper(inner) for name, inner in model.attn_processors.items()})
+
+
+def scale(model: Any) -> None:
+    processor(model).share = 0.5
+
+
+def scale_in_a_list(model: Any) -> None:
+    processor(model).scales[0] = 0.25
+
+
+def scale_in_a_dictionary(model: Any) -> None:
+    processor(model).named["style"]["scale"] = 0.75
+
+
+def hook(model: Any) -> None:
+    model.transformer_blocks[1].register_forward_hook(lambda module, args, result: tuple(part * 1.5 for part in result))
+
+
+def replaced_module(model: Any) -> None:
+    model.transformer_blocks[1] = model.transformer_blocks[0]
+
+
+def replaced_forward(model: Any) -> None:
+    block = model.single_transformer_blocks[0]
+    forward = block.forward
+    block.forward = lambda *args, **kwargs: tuple(part * 0.5 for part in forward(*args, **kwargs))
+
+
+def adapter_scale(model: Any) -> None:
+    model.set_adapters(["style"], [0.25])
+
+
+CHANGES = (sharpen, scale, scale_in_a_list, scale_in_a_dictionary, hook, replaced_module, replaced_forward, adapter_scale)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_change_between_two_steps_is_honoured_in_the_next(change: Callable[[Any], None]) -> None:
+    model, kwargs = FAMILIES["flux"]()
+    if change is adapter_scale:
+        model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v", "to_k"], init_lora_weights=False), "style")  # type: ignore[operator]
+        model.eval()
+    elif change is not sharpen:
+        sharpen(model)
+    cached = rfc_fx.transform(model, rfc.FORA(interval=4))
+    outputs = []
+    with torch.no_grad(), cached.generation():
+        for step in range(4):
+            call = {**kwargs, "timestep": kwargs["timestep"] * (1 - step / 10)}
+            if step == 3:
+                before = model(**call)[0]
+                change(model)
+                assert not torch.equal(model(**call)[0], before)  # the change is one
+                outputs.append((cached(**call)[0], model(**call)[0]))
+            else:
+                cached(**call)
+        assert cached.stats.phases[-1] == "FULL"
+    got, expected = outputs[0]
+    assert torch.equal(got, expected)
+
+
+def test_what_stays_equal_is_no_change() -> None:
+    model, kwargs = FAMILIES["flux"]()
+    sharpen(model)
+    cached = rfc_fx.transform(model, rfc.FORA(interval=4))
+    with torch.no_grad(), cached.generation() as generation:
+        for step in range(4):
+            cached(**{**kwargs, "timestep": kwargs["timestep"] * (1 - step / 10)})
+            processor(model).scales = [1.0]
+            model.eval()
+    assert generation.stats.phases == ["FULL", "FULL", "ESTIMATE", "ESTIMATE"]
+
+
+def test_an_array_in_the_place_of_another_is_a_change_and_no_error() -> None:
+    module = nn.Module()
+    module.table = torch.arange(3).numpy()
+    watch = Watch(module)
+    assert not watch.has_changed()
+    module.table = torch.arange(3).numpy()
+    assert watch.has_changed_at_all()
