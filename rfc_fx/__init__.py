@@ -30,7 +30,13 @@ from rfc_fx.runtime.kinds import cached_model
 from rfc_fx.runtime.per_sample import PerSampleModel
 from rfc_fx.runtime.pipeline import PipelineSummary, accelerate_pipeline, restore
 from rfc_fx.runtime.sampler import default_method
-from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning, UncertainCallWarning, UnknownLevelsWarning
+from rfc_fx.runtime.warnings import (
+    NothingSkippedWarning,
+    RisingTimestepWarning,
+    StepsMismatchWarning,
+    UncertainCallWarning,
+    UnknownLevelsWarning,
+)
 
 __all__ = [
     "CachedModel",
@@ -45,6 +51,7 @@ __all__ = [
     "Plan",
     "PredictorMismatchError",
     "RFCError",
+    "RisingTimestepWarning",
     "SignatureError",
     "StateBudgetError",
     "StepsMismatchWarning",

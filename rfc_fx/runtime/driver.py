@@ -176,6 +176,8 @@ class Driver:
             decision = decide(context.book, rule, facts._replace(model_changed=True))
         if decision.sign != generation.sign:
             generation.sign = decision.sign
+            if decision.sign < 0:
+                self.warned.of_rising()
             log.info("%s: the timestep %s from noise to image in this sampler", self.name, "rises" if decision.sign < 0 else "falls")
         if decision.begins:
             self.warned.at_the_end(context.record(), context.schedule or rule.schedule)

@@ -68,6 +68,8 @@ class Generation:
         self.has_ended = False
         self.rule: tuple[Method, Rule] | None = None
         """The rule for this generation's own steps, and the method that it was made of."""
+        self.rows: dict[str | None, int] = {}
+        """Samples of the calls of each name, where each has decisions of its own."""
         self.in_doubt = False
         """Whether the latest call was in doubt."""
         self._pool, self._known, self._call = pool, known, call
@@ -191,7 +193,7 @@ class Generation:
     def restart(self) -> None:
         """Begin another run: nothing is known of it, and all contexts are given back."""
         self.end()
-        self.timetable, self.index, self.timestep, self._is_read = None, None, None, False
+        self.timetable, self.index, self.timestep, self._is_read, self.rows = None, None, None, False, {}
 
     def end(self) -> None:
         """Give all contexts back; records stay readable until other lanes take their place."""

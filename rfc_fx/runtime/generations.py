@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+from rfc_fx.errors import SignatureError
 from rfc_fx.ir.program import ProgramSet
 from rfc_fx.runtime.calls import Call
 from rfc_fx.runtime.context import Context, new_context
@@ -26,6 +27,8 @@ class _Here(NamedTuple):
     """Said by a block; or that of the thread or task that gave the name."""
     name: str | None = None
     sample: str = ""
+    rows: tuple[str, ...] | None = None
+    """Names of the samples of a batch, where the caller gives them."""
     outer: _Here | None = None
     """What stood here before the block."""
 
@@ -59,6 +62,8 @@ class Generations:
         """Calls the model with (args, kwargs)."""
         self.ended: Callable[[Generation], object] = _unset
         """Hears of a generation that ends, before its contexts are given back."""
+        self.rows_changed: Callable[[int, int], object] = _unset
+        """Hears of a batch whose samples cannot be told apart: how many there were, and are."""
         self.doubted: Callable[[], object] = _unset
         """Hears of a call that is in doubt."""
 
@@ -140,9 +145,38 @@ class Generations:
             if self._here.get() is here:
                 self._here.reset(token)
 
-    def turn_to_sample(self, index: int) -> None:
+    @contextmanager
+    def named_rows(self, names: tuple[str, ...]) -> Iterator[None]:
+        """The samples of calls inside have these names; may be nested."""
+        here = self._where()._replace(generation=self.current(), rows=names, outer=self._here.get())
+        token = self._here.set(here)
+        try:
+            yield
+        finally:
+            if self._here.get() is here:
+                self._here.reset(token)
+
+    def samples(self, count: int) -> tuple[str, ...]:
+        """The names of the samples of a call made here: those that were given, else their numbers; SignatureError for another count.
+
+        Where nobody gives names and the count is another than before, who is who is not certain: all of them begin anew.
+        """
+        here = self._where()
+        rows = here.rows
+        if rows is None:
+            generation = self.current()
+            if (before := generation.rows.get(here.name, count)) != count:
+                self.rows_changed(before, count)
+                generation.restart()
+            generation.rows[here.name] = count
+            return tuple(map(str, range(count)))
+        if len(rows) != count:
+            raise SignatureError(f"{self._model}: samples: {len(rows)} names for a batch of {count}: {', '.join(rows)}; give one for each")
+        return rows
+
+    def turn_to_sample(self, name: str) -> None:
         """Calls of this thread or task from here on are those of one sample of a batch."""
-        self._here.set(self._here.get()._replace(sample=f"[{index}]"))
+        self._here.set(self._here.get()._replace(sample=f"[{name}]"))
 
     # ---- what was, and what is held ----------------------------------------------------------------------------------
 

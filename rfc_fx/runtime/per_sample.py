@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,8 @@ from rfc_fx.runtime.dynamo import skip_own_frame
 class PerSampleModel(CachedModel):
     """A cached model that runs every sample of a batch for itself, with the programs of a batch of one.
 
-    No sample's result depends on its batch mates, to the last bit. Contexts are named `default[0]`, `default[1]`, ...
+    No sample's result depends on its batch mates, to the last bit. Contexts are named `default[0]`, `default[1]`, ... A batch whose rows
+    come, go or move up between the steps of a generation says who is who: `with model.samples(names):`.
     """
 
     def __init__(self, model: nn.Module, method: Method, config: Config, build: Build) -> None:
@@ -37,15 +39,14 @@ class PerSampleModel(CachedModel):
         """Run one step of every sample; see `CachedModel.forward`."""
         join, samples = self._samples(args, kwargs)
         results = []
-        for index, arguments in enumerate(samples):
-            self._turn_to(index)
+        for name, arguments in zip(self._names(len(samples)), samples, strict=True):
+            self._turn_to(name)
             results.append(super().forward(**arguments))
         return self._join(join, results)
 
     def trace(self, *args: Any, **kwargs: Any) -> Plan:
         """Capture for these arguments without running a step; return the plan, which is that of one sample."""
         _, samples = self._samples(args, kwargs)
-        self._turn_to(0)
         return super().trace(**samples[0])
 
     @torch.compiler.disable
@@ -60,9 +61,23 @@ class PerSampleModel(CachedModel):
             join = self._joins[shape] = learned_join(self.model, arguments, count)
         return join, [sample(arguments, index, count) for index in range(count)]
 
+    def samples(self, names: Sequence[str]) -> contextlib.AbstractContextManager[None]:
+        """Name the samples of the batches of calls inside: what a sample leaves belongs to its name, wherever in the batch it stands.
+
+        Raises ValueError for names that are no texts or not unique; a call with another number of samples raises SignatureError.
+        """
+        rows = tuple(names)
+        if not all(isinstance(name, str) and name for name in rows) or len(set(rows)) != len(rows):
+            raise ValueError(f"samples: expected a name for each sample of the batch, all different, got {list(rows)!r}")
+        return self.driver.generations.named_rows(rows)
+
     @torch.compiler.disable
-    def _turn_to(self, index: int) -> None:
-        self.driver.generations.turn_to_sample(index)
+    def _names(self, count: int) -> tuple[str, ...]:
+        return self.driver.generations.samples(count)
+
+    @torch.compiler.disable
+    def _turn_to(self, name: str) -> None:
+        self.driver.generations.turn_to_sample(name)
 
     def _forget(self, keys: Collection[Key]) -> None:
         super()._forget(keys)

@@ -24,6 +24,10 @@ class UncertainCallWarning(UserWarning):
     """Calls of a model cannot be told apart, so they are computed in full."""
 
 
+class RisingTimestepWarning(UserWarning):
+    """Calls at rising timesteps are taken for one generation; nobody has said so."""
+
+
 class Warned:
     """What a model has warned of, and how it does."""
 
@@ -67,6 +71,22 @@ class Warned:
             "the full steps are placed by a generation's noise levels, which are not known here, so every step is computed in full; "
             "use rfc_fx.accelerate(pipe), pass source=pipe (or a scheduler) to rfc_fx.transform, open model.generation(scheduler=...), or "
             "choose a method that needs none, such as rfc.Chebyshev",
+        )
+
+    def of_rising(self) -> None:
+        """Warn where calls at rising timesteps are taken for one generation."""
+        self._once(
+            RisingTimestepWarning,
+            "its timestep rises from call to call, which is taken for one generation whose timestep rises from noise to image; if these "
+            "are requests of one step each, open model.generation() for each of them; if not, pass source=pipe to rfc_fx.transform",
+        )
+
+    def of_rows(self, before: int, now: int) -> None:
+        """Warn where samples of a batch cannot be told apart."""
+        self._once(
+            UncertainCallWarning,
+            f"the batch had {before} samples and has {now} within one generation, so each of them is computed in full; "
+            "wrap the calls in model.samples(names), which says who is who",
         )
 
     def of_doubt(self) -> None:

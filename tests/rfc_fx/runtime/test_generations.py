@@ -400,6 +400,73 @@ def test_wrong_arguments_of_a_generation(timesteps: Any, source: Any) -> None:
         cached(LISTED).generation(timesteps, source=source)
 
 
+# ---- samples with decisions of their own ------------------------------------------------------------------------------
+
+
+class Batch:
+    """A batch of requests, one row each, some at other noise levels than others."""
+
+    def __init__(self, *requests: Request) -> None:
+        self.requests = requests
+
+    @torch.no_grad()
+    def step(self, model: Callable[..., Tensor]) -> None:
+        timesteps = torch.tensor([1000.0 * (STEPS - request.index) / STEPS for request in self.requests])
+        x, labels = (torch.cat(parts) for parts in zip(*((request.x, request.label) for request in self.requests), strict=True))
+        for request, row in zip(self.requests, model(hidden_states=x, timestep=timesteps, label=labels).split(1), strict=True):
+            request.x, request.index = 0.7 * request.x + 0.3 * row, request.index + 1
+
+
+def per_sample() -> Any:
+    return rfc_fx.transform(NET, RFC, config=rfc_fx.Config(decision="per_sample"))
+
+
+def test_named_samples_keep_their_state_wherever_they_stand() -> None:
+    """The first leaves after four steps, the second moves up, a third comes in."""
+    model, requests = per_sample(), [Request(0, seed) for seed in range(3)]
+    with model.generation():
+        for present in ((0, 1),) * 4 + ((1, 2),) * 3 + ((2,),) * 4:
+            with model.samples([f"request {row}" for row in present]):
+                Batch(*(requests[row] for row in present)).step(model)
+    assert requests[0].index == 4
+    assert torch.equal(requests[0].x, alone(RFC, 0, 0, 0)[3])
+    assert all(torch.equal(requests[row].x, alone(RFC, 0, row, 0)[-1]) for row in (1, 2))
+
+
+def test_unnamed_samples_whose_number_changes_begin_anew_and_that_is_said() -> None:
+    model, requests, plain = per_sample(), [Request(0, seed) for seed in range(2)], Request(0, 1)
+    with model.generation():
+        for _ in range(4):
+            Batch(*requests).step(model)
+        plain.x, plain.index = requests[1].x, requests[1].index
+        with pytest.warns(rfc_fx.UncertainCallWarning, match="the batch had 2 samples and has 1 within one generation"):
+            Batch(requests[1]).step(model)
+        Batch(plain).step(NET)
+    assert torch.equal(requests[1].x, plain.x)
+
+
+@pytest.mark.parametrize("names", [["a", "a"], ["a", 1], ["", "b"]])
+def test_names_of_samples_are_texts_and_differ(names: list[Any]) -> None:
+    with pytest.raises(ValueError, match="^samples: expected a name for each sample of the batch, all different"):
+        per_sample().samples(names)
+
+
+def test_a_name_for_each_sample() -> None:
+    model = per_sample()
+    with (
+        pytest.raises(rfc_fx.SignatureError, match="^Small: samples: 2 names for a batch of 1: a, b; give one for each"),
+        model.samples(["a", "b"]),
+    ):
+        Batch(Request(0, 0)).step(model)
+
+
+def test_a_rising_timestep_that_nobody_explained_is_said() -> None:
+    model = rfc_fx.transform(NET, LISTED)
+    with pytest.warns(rfc_fx.RisingTimestepWarning, match="requests of one step each, open model.generation"):
+        for index in (5, 3, 1):
+            Request(1, index, index).step(model)
+
+
 # ---- threads and tasks -----------------------------------------------------------------------------------------------
 
 
