@@ -23,12 +23,12 @@ from rfc_fx.io.predictor import write_predictor
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.plan import Plan
 from rfc_fx.passes.build import build
+from rfc_fx.pipelines.accelerated import PipelineSummary, accelerate_pipeline, restore
 from rfc_fx.report.explain import Explanation, explain
 from rfc_fx.runtime.cached_model import CachedModel
 from rfc_fx.runtime.cond_model import CondModel
 from rfc_fx.runtime.kinds import cached_model
 from rfc_fx.runtime.per_sample import PerSampleModel
-from rfc_fx.runtime.pipeline import PipelineSummary, accelerate_pipeline, restore
 from rfc_fx.runtime.sampler import default_method
 from rfc_fx.runtime.warnings import (
     NothingSkippedWarning,
@@ -78,6 +78,7 @@ def accelerate(
     method: Method | str | Path | None = None,
     *,
     nfc: int | float | None = None,
+    speedup: float | None = None,
     config: Config | None = None,
     compile: bool | Mapping[str, Any] = True,
 ) -> Any:
@@ -85,9 +86,13 @@ def accelerate(
 
     Every call of the pipeline is a generation of its own: it owns its state, reads the scheduler as it stands, and places the full steps
     for its own noise levels, so that steps, strength, shift and size may change from call to call. Calls of several threads and tasks may
-    run at once. `method`: an rfc method or the path of a method file, None: `rfc.LogSNR`; `nfc`: its full steps, as a number or a share
-    (None: 28 %). `config`: how the models are transformed, None: chosen (`rfc_fx.runtime.choices`). `compile`: False, or arguments of
-    torch.compile; True: `fullgraph=True`, and CUDA graphs on CUDA. Called again it changes the settings.
+    run at once. Called again it changes the settings.
+
+    `method`: an rfc method or the path of a method file, None: `rfc.LogSNR`. `nfc`: its full steps, as a number or a share (None: 28 %).
+    `speedup`, in its place: how many times faster than full computation a generation is to be; the first one measures full and estimated
+    steps, unless this graph was measured on this device before, and from then on as many steps are full as that takes. `config`: how the
+    models are transformed, None: chosen (`rfc_fx.pipelines.choices`). `compile`: False, or arguments of torch.compile; True:
+    `fullgraph=True`, and CUDA graphs on CUDA.
 
     Raises TypeError for what is no pipeline, ValueError for a pipeline without a transformer and for settings that cannot be, and in the
     first call CaptureError, NoSiteError and StateBudgetError, after which the pipeline is as it was.
@@ -95,10 +100,16 @@ def accelerate(
     chosen = LogSNR() if method is None else _method(method)
     if nfc is not None:
         chosen = chosen.with_nfc(nfc)
+    if speedup is not None:
+        if nfc is not None:
+            raise ValueError("accelerate: pass nfc or speedup, not both: the speed-up says how many steps are full")
+        if isinstance(speedup, bool) or not isinstance(speedup, int | float) or not 1 < speedup < float("inf"):
+            raise ValueError(f"accelerate: speedup must be a number above 1, got {speedup!r}")
+        chosen.with_nfc(None)  # ValueError where the method does not place a number of full steps
     options: dict[str, Any] | None = None
     if compile is not False:
         options = {"fullgraph": True} | ({} if compile is True else dict(compile))
-    accelerate_pipeline(pipe, chosen, config, options, build)
+    accelerate_pipeline(pipe, chosen, config, options, build, speedup)
     return pipe
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from rfc.arguments import timestep_value
 from rfc.generation import Generation
 from rfc.method import Method
 from rfc_export.errors import ExportError
@@ -57,14 +58,15 @@ def moved(arguments: Mapping[str, Any], step: int, steps: int, timestep: str | N
 
 @torch.no_grad()
 def compare(engine: StepModel, model: StepModel, calls: Sequence[Mapping[str, Any]]) -> Parity:
-    """Run both over the same calls, each from a fresh beginning."""
+    """Run both over the same calls, each in a generation of its own."""
     outputs = []
     records: list[Generation] = []
     for runner in (engine, model):
-        runner.reset()
-        outputs.append([_first(runner(**call)).detach().clone() for call in calls])
-        records.append(runner.stats)
-        runner.reset()
+        name = runner.timestep_argument
+        timesteps = None if name is None else [timestep_value(call[name]) or 0.0 for call in calls]  # whole numbers may come twice
+        with runner.generation(timesteps) as generation:
+            outputs.append([_first(runner(**call)).detach().clone() for call in calls])
+        records.append(generation.stats)
     errors = [float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)) for a, b in zip(*outputs, strict=True)]
     return Parity(list(records[0].phases), list(records[1].phases), errors)
 

@@ -25,6 +25,7 @@ from rfc_fx.runtime.generation import Generation
 from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.program_cache import ProgramSource
 from rfc_fx.runtime.sampler import Known
+from rfc_fx.runtime.stopwatch import Stopwatch
 from rfc_fx.runtime.summary import Summary
 from rfc_fx.runtime.timetable import said
 
@@ -72,6 +73,8 @@ class StepModel(nn.Module):
         speculate: bool | None = None,
     ) -> None:
         super().__init__()
+        self.stopwatch: Stopwatch | None = None
+        """Measures every step, where one is set."""
         self.model_name, self.call_signature, self.timestep_argument = name, signature, timestep
         self.driver = Driver(name, method, programs, generations, speculate)
         generations.run, generations.ended = _caller_of(weakref.ref(self)), self.driver.ended
@@ -88,6 +91,7 @@ class StepModel(nn.Module):
         Only the programs are frames for torch.compile; the few lines between them are the host's.
         """
         with torch.no_grad() if torch.is_grad_enabled() else _NOTHING:
+            begin = None if self.stopwatch is None else self.stopwatch.now()
             step = self._start(args, kwargs)
             try:
                 while step.run is not None:
@@ -95,6 +99,8 @@ class StepModel(nn.Module):
             except BaseException:
                 step.stop()
                 raise
+            if self.stopwatch is not None:
+                self.stopwatch.note(begin, self.stats.phases[-1])
             return step.output
 
     @torch.compiler.disable

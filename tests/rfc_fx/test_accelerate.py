@@ -16,7 +16,10 @@ from torch import Tensor, nn
 import rfc
 import rfc_fx
 import rfc_fx.zoo
-from rfc_fx.runtime.choices import REPEATS, chosen
+from rfc_fx.pipelines.accelerated import SpeedupWarning
+from rfc_fx.pipelines.choices import REPEATS, chosen
+from rfc_fx.pipelines.step_times import StepTimes
+from rfc_fx.runtime.stopwatch import Stopwatch
 
 SHOWN = ("dit", "sd3", "flux", "wan")
 
@@ -113,9 +116,9 @@ def test_a_generation_in_which_nothing_can_be_skipped_says_so_once() -> None:
     pipe = rfc_fx.accelerate(digits(), compile=False)
     plain = drawn(digits(), steps=2)
     with pytest.warns(rfc_fx.NothingSkippedWarning, match="a generation of 2 steps is computed in full") as said:
-        for _ in range(2):
-            assert torch.allclose(drawn(pipe, steps=2), plain, atol=1e-5)
+        images = [drawn(pipe, steps=2) for _ in range(2)]
     assert len(said) == 1
+    assert all(torch.allclose(each, plain, atol=1e-5) for each in images)
 
 
 class StoppedError(Exception):
@@ -260,6 +263,49 @@ def test_a_model_that_cannot_be_captured_says_where_and_the_pipeline_is_as_it_wa
         run(pipe, prompt())
     assert pipe.transformer is model
     assert float((run(pipe, prompt()) - plain).norm() / plain.norm()) <= WHOLE_CALL
+
+
+@pytest.fixture
+def _own_cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_a_speedup_is_reached_by_measured_times_which_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is the test's: a full step takes 1 s, an estimated one 0.1."""
+    moment = 0.0
+
+    def now(self: Stopwatch) -> float:
+        return moment
+
+    def note(self: Stopwatch, begin: float, phase: str) -> None:
+        nonlocal moment
+        moment += 1.0 if phase == "FULL" else 0.1
+        self._steps.append((begin, moment, phase))
+
+    monkeypatch.setattr(Stopwatch, "now", now)
+    monkeypatch.setattr(Stopwatch, "note", note)
+    pipe = rfc_fx.accelerate(digits(), speedup=2.5, compile=False)
+    drawn(pipe)
+    assert pipe.transformer.stats.nfc == 3  # the default share, while nothing is measured
+    assert StepTimes(1.0, 0.1).share(2.5) == pytest.approx(1 / 3)
+    drawn(pipe, steps=30)
+    assert pipe.transformer.stats.nfc == 10
+    assert 30 / (10 + 20 * 0.1) == 2.5
+    monkeypatch.setattr(Stopwatch, "note", lambda *_: None)
+    again = rfc_fx.accelerate(digits(), speedup=2.5, compile=False)
+    drawn(again)
+    drawn(again, steps=30)
+    assert again.transformer.stats.nfc == 10  # read from the disk
+    far = rfc_fx.accelerate(digits(), speedup=20, compile=False)
+    with pytest.warns(SpeedupWarning, match=r"a speed-up of 20 cannot be reached: an estimated step takes 1/10.0 of a full one"):
+        drawn(far)
+
+
+@pytest.mark.parametrize("settings", [{"speedup": 1}, {"speedup": "2"}, {"speedup": 2.0, "nfc": 3}, {"speedup": 2.0, "method": rfc.RFC()}])
+def test_wrong_speedups(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"speedup|place a number of full steps"):
+        rfc_fx.accelerate(digits(), **settings)
 
 
 def test_what_is_chosen() -> None:

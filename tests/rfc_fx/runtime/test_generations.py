@@ -258,10 +258,12 @@ def test_windows_of_one_prompt_are_lanes_of_their_own_in_a_generation_and_comput
 
     model, windows = rfc_fx.transform(NET, LISTED), [Request(0, seed) for seed in range(3)]
     plain = [Request(0, seed) for seed in range(3)]
+
+    def run() -> bool:
+        return all(torch.equal(one.step(model), full.step(NET)) for _ in range(STEPS) for one, full in zip(windows, plain, strict=True))
+
     with pytest.warns(rfc_fx.UncertainCallWarning, match=r"^Small: two calls of one name .*windows or tiles.*model.generation\(\)"):
-        for _ in range(STEPS):
-            for window, full in zip(windows, plain, strict=True):
-                assert torch.equal(window.step(model), full.step(NET))
+        assert run()
 
 
 @pytest.mark.parametrize("prompts", [5, 9])
@@ -284,10 +286,15 @@ def test_more_prompts_than_can_be_told_apart_elsewhere_are_right_in_a_generation
 def test_a_cancelled_generation_leaves_nothing_behind(method: rfc.Method, start: int) -> None:
     """The next one begins at the same, a higher or a lower noise."""
     model, request = cached(method), Request(1, 0)
-    with pytest.raises(KeyboardInterrupt), model.generation():
-        for _ in range(3):
-            request.step(model)
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with model.generation():
+            for _ in range(3):
+                request.step(model)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     with model.generation():
         request = Request(1, 1, start)
         got = [request.step(model) for _ in range(STEPS - start)]
@@ -396,7 +403,7 @@ def test_calls_that_were_left_out_are_followed_by_a_full_step() -> None:
 
 @pytest.mark.parametrize(("timesteps", "source"), [([], None), ([[1.0]], None), ([1.0], DDIMScheduler())])
 def test_wrong_arguments_of_a_generation(timesteps: Any, source: Any) -> None:
-    with pytest.raises(ValueError, match="^generation: "):
+    with pytest.raises(ValueError, match=r"^generation: "):
         cached(LISTED).generation(timesteps, source=source)
 
 
@@ -447,14 +454,14 @@ def test_unnamed_samples_whose_number_changes_begin_anew_and_that_is_said() -> N
 
 @pytest.mark.parametrize("names", [["a", "a"], ["a", 1], ["", "b"]])
 def test_names_of_samples_are_texts_and_differ(names: list[Any]) -> None:
-    with pytest.raises(ValueError, match="^samples: expected a name for each sample of the batch, all different"):
+    with pytest.raises(ValueError, match=r"^samples: expected a name for each sample of the batch, all different"):
         per_sample().samples(names)
 
 
 def test_a_name_for_each_sample() -> None:
     model = per_sample()
     with (
-        pytest.raises(rfc_fx.SignatureError, match="^Small: samples: 2 names for a batch of 1: a, b; give one for each"),
+        pytest.raises(rfc_fx.SignatureError, match=r"^Small: samples: 2 names for a batch of 1: a, b; give one for each"),
         model.samples(["a", "b"]),
     ):
         Batch(Request(0, 0)).step(model)
@@ -462,9 +469,9 @@ def test_a_name_for_each_sample() -> None:
 
 def test_a_rising_timestep_that_nobody_explained_is_said() -> None:
     model = rfc_fx.transform(NET, LISTED)
-    with pytest.warns(rfc_fx.RisingTimestepWarning, match="requests of one step each, open model.generation"):
-        for index in (5, 3, 1):
-            Request(1, index, index).step(model)
+    requests = [Request(1, index, index) for index in (5, 3, 1)]
+    with pytest.warns(rfc_fx.RisingTimestepWarning, match=r"requests of one step each, open model.generation\(\)"):
+        _ = [request.step(model) for request in requests]
 
 
 # ---- threads and tasks -----------------------------------------------------------------------------------------------

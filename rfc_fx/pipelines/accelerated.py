@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,10 +18,12 @@ from rfc.arguments import timestep_argument
 from rfc.method import Method, programs_of
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config
+from rfc_fx.pipelines.choices import chosen
+from rfc_fx.pipelines.step_times import StepTimes, key_of, read_times, write_times
 from rfc_fx.runtime.cached_model import Build, CachedModel
-from rfc_fx.runtime.choices import chosen
 from rfc_fx.runtime.kinds import cached_model
 from rfc_fx.runtime.sampler import Known, stages
+from rfc_fx.runtime.stopwatch import Stopwatch
 from rfc_fx.runtime.summary import as_text
 
 
@@ -35,6 +38,8 @@ class Accelerated:
     """As it was passed."""
     compiled: Mapping[str, Any] | None
     """Arguments of torch.compile; None: not compiled."""
+    speedup: float | None = None
+    """Of a generation over full computation, which the number of full steps is chosen for once step times are known."""
 
 
 _ACCELERATED: weakref.WeakKeyDictionary[Any, Accelerated] = weakref.WeakKeyDictionary()
@@ -84,12 +89,14 @@ def put(pipe: Any, parts: Mapping[str, nn.Module]) -> None:
         setattr(pipe, name, part)
 
 
-def accelerate_pipeline(pipe: Any, method: Method, config: Config | None, compiled: Mapping[str, Any] | None, build: Build) -> None:
+def accelerate_pipeline(
+    pipe: Any, method: Method, config: Config | None, compiled: Mapping[str, Any] | None, build: Build, speedup: float | None = None
+) -> None:
     """Put cached models in the place of a pipeline's denoisers, and open a generation of each in every call of the pipeline."""
     originals = denoisers(pipe)
     before = _ACCELERATED.get(pipe)
     if before is not None:
-        if before.config == config and before.compiled == compiled and _takes(before, method):
+        if before.config == config and before.compiled == compiled and before.speedup == speedup and _takes(before, method):
             for model in before.cached.values():
                 model.method = method
             return
@@ -104,7 +111,7 @@ def accelerate_pipeline(pipe: Any, method: Method, config: Config | None, compil
         if compiled is not None:
             model.compile(**compiled)
     put(pipe, cached)
-    _ACCELERATED[pipe] = Accelerated(type(pipe), originals, cached, config, compiled)
+    _ACCELERATED[pipe] = Accelerated(type(pipe), originals, cached, config, compiled, speedup)
     pipe.__class__ = _opening(type(pipe))
 
 
@@ -125,8 +132,12 @@ def _opening(kind: type) -> type:
                 model.follow(self.scheduler)  # for pipelines that share the models and are not accelerated themselves
                 opened.enter_context(model.driver.generations.opened(known))
                 model.driver.may_have_changed = True
+                if state.speedup is not None:
+                    model.stopwatch = model.stopwatch or Stopwatch(model.device)
             try:
-                return kind.__call__(self, *args, **kwargs)
+                result = kind.__call__(self, *args, **kwargs)
+                _choose_full_steps(state)
+                return result
             except RFCError:
                 if not any(len(model.cache) for model in state.cached.values()):  # nothing was captured: as if never accelerated
                     restore(self)
@@ -135,12 +146,41 @@ def _opening(kind: type) -> type:
     return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__})
 
 
-def restore(pipe: Any) -> None:
-    """Give a pipeline its own models and class back; ValueError where it is not accelerated."""
+def _choose_full_steps(state: Accelerated) -> None:
+    """Once step times are known, take the share of full steps that gives the speed-up that was asked for."""
+    for model in state.cached.values() if state.speedup is not None else ():
+        if not len(model.cache) or getattr(model.method.schedule, "count", None) is not None:
+            continue
+        key = key_of(model.model, model.compiled, repr(state.compiled))
+        times = read_times(key)
+        if times is None and model.stopwatch is not None and (medians := model.stopwatch.medians()) is not None:
+            times = StepTimes(*medians)
+            write_times(key, times)
+        if times is None:
+            continue
+        share, most = times.share(state.speedup or 1.0), times.full / times.estimate
+        if share <= 0:
+            warnings.warn(
+                f"{model.model_name}: a speed-up of {state.speedup:g} cannot be reached: an estimated step takes 1/{most:.1f} of a full "
+                "one here; a coarser granularity (rfc_fx.Config(granularity='stack')) makes it cheaper",
+                SpeedupWarning,
+                stacklevel=3,
+            )
+        model.method = model.method.with_nfc(min(max(share, 0.01), 0.99))
+        model.stopwatch = None
+
+
+class SpeedupWarning(UserWarning):
+    """The speed-up that was asked for cannot be reached."""
+
+
+def restore(pipe: Any) -> Any:
+    """Give a pipeline its own models and class back, and return it; ValueError where it is not accelerated."""
     state = accelerated(pipe)
     put(pipe, state.originals)
     pipe.__class__ = state.kind
     del _ACCELERATED[pipe]
+    return pipe
 
 
 def _announced(pipe: Any, build: Build) -> Build:
@@ -165,16 +205,24 @@ class PipelineSummary:
     def __init__(self, pipe: Any) -> None:
         state = accelerated(pipe)
         self.models = {name: model.summary() for name, model in state.cached.items()}
-        compiled = "not compiled" if state.compiled is None else "torch.compile" + (f" {dict(state.compiled)}" if state.compiled else "")
-        open_settings = Config().as_dict()
-        self.choices = "; ".join(
-            f"{name}: " + ", ".join([f"{key} {value}" for key, value in model.options.as_dict().items() if value != open_settings[key]])
-            for name, model in state.cached.items()
-        )
-        self.choices += f"; {compiled}"
+        self.choices = "; ".join(f"{name}: {', '.join(_choices(model.options, state.compiled))}" for name, model in state.cached.items())
 
     def __rich__(self) -> Group:
         return Group(*(summary.table() for summary in self.models.values()), f"{self.choices}")
 
     def __str__(self) -> str:
         return as_text(self.__rich__())
+
+
+def _choices(config: Config, compiled: Mapping[str, Any] | None) -> list[str]:
+    """What was chosen, in words."""
+    said: list[tuple[Any, str]] = [
+        (config.hoist, "hoisted"),
+        (config.regional, "equal blocks compiled once"),
+        (config.dispatch == "cond", "decided in the graph"),
+    ]
+    said += [(config.decision == "per_sample", "decided per sample"), (config.speculate, "speculates")]
+    said += [(config.granularity, f"granularity {config.granularity}"), (config.state_dtype, f"state in {config.state_dtype}")]
+    words = [text for is_so, text in said if is_so]
+    settings = "" if compiled is None else ", ".join(f"{name}={value!r}" for name, value in compiled.items())
+    return [*words, "not compiled" if compiled is None else f"torch.compile({settings})"]
