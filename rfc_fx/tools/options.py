@@ -35,7 +35,7 @@ SourceArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_SOURCE)]
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="digits, a folder in diffusers' layout (transformer or pipeline), or a Hub id")
 ]
-Steps = Annotated[int, typer.Option(min=1, help="sampling steps")]
+Steps = Annotated[int, typer.Option(min=1, max=10_000, help="sampling steps")]
 Guidance = Annotated[
     float | None,
     typer.Option(parser=finite("--cfg"), metavar="NUMBER", help="guidance (default: 1.5 for digits, else the pipeline's own)"),
@@ -44,7 +44,7 @@ Classes = Annotated[str | None, typer.Option(help="such as 0-9 or 3,7 (default: 
 Prompts = Annotated[list[str] | None, typer.Option(help="for text pipelines; repeatable")]
 Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="first seed")]
 Seeds = Annotated[int, typer.Option(min=1, max=MOST_SEEDS, help="seeds per class or prompt")]
-OwnSteps = Annotated[int | None, typer.Option(min=1, help="sampling steps (default: 50 for digits, else the pipeline's own)")]
+OwnSteps = Annotated[int | None, typer.Option(min=1, max=10_000, help="sampling steps (default: 50 for digits, else the pipeline's own)")]
 OwnSeeds = Annotated[int | None, typer.Option(min=1, max=MOST_SEEDS, help="seeds per class or prompt (default: 4 for classes, else 1)")]
 
 # ---- the call of a pipeline ------------------------------------------------------------------------------------------
@@ -58,9 +58,9 @@ Call = Annotated[
     ),
 ]
 NegativePrompt = Annotated[str | None, typer.Option(help="what the samples shall not show")]
-Width = Annotated[int | None, typer.Option(min=1, help="of pictures and videos, in pixels")]
-Height = Annotated[int | None, typer.Option(min=1, help="of pictures and videos, in pixels")]
-Frames = Annotated[int | None, typer.Option(min=1, help="of a video")]
+Width = Annotated[int | None, typer.Option(min=1, max=65_536, help="of pictures and videos, in pixels")]
+Height = Annotated[int | None, typer.Option(min=1, max=65_536, help="of pictures and videos, in pixels")]
+Frames = Annotated[int | None, typer.Option(min=1, max=100_000, help="of a video")]
 Images = Annotated[list[Path] | None, typer.Option("--image", help="picture that a pipeline edits or begins with; repeatable")]
 FramesPerSecond = Annotated[float | None, typer.Option(min=1, max=240, help="of .mp4 files (default: the pipeline's frame rate, else 16)")]
 

@@ -32,7 +32,7 @@ def bench(
     targets: Annotated[
         list[str], typer.Argument(metavar="PIPELINE | ENGINE...", help="digits, a pipeline's folder or Hub id, or one or more engines")
     ],
-    rounds: Annotated[int, typer.Option(min=1, help="counted generations of every variant")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="counted generations of every variant")] = 5,
     steps: Annotated[int | None, typer.Option(min=1, help=f"of a generation (default: the pipeline's own, {STEPS} of an engine)")] = None,
     compile: Annotated[bool, typer.Option(help="torch.compile: the plain and the accelerated pipeline, an engine's CachedModel")] = True,
     device: options.DeviceHere = None,

@@ -56,7 +56,7 @@ def generate(
     dtype: options.StoredDType = None,
     device: options.DeviceHere = None,
     compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True) on the graph side")] = True,
-    rounds: Annotated[int, typer.Option(min=1, help="how often every seed is drawn and timed")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="how often every seed is drawn and timed")] = 1,
     granularity: options.Granularity = None,
     state_dtype: options.StateDType = None,
     state_budget: options.StateBudget = None,

@@ -84,7 +84,7 @@ def _pixels(value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return _ranged(value.detach().cpu())
     if isinstance(value, np.ndarray):
-        return _ranged(torch.from_numpy(np.ascontiguousarray(value))).movedim(-1, -3)
+        return _ranged(torch.from_numpy(np.array(value))).movedim(-1, -3)
     if isinstance(value, list | tuple) and value:
         return torch.stack([_pixels(each) for each in value])
     raise TypeError(f"got {type(value).__name__}")

@@ -93,7 +93,7 @@ def generation(
     if "generator" not in call.parameters:
         torch.manual_seed(seed)
     output = pipe(**arguments)
-    for _ in range(0 if reports else steps):
+    for _ in range(taken, steps):  # those that were not told, or that the pipeline left out
         tick()
     return Drawn(
         media=media_of(output, samples),
