@@ -66,7 +66,7 @@ def records(pipe: Any) -> dict[str, Generation]:
 
 def _continued(first: Generation, then: Generation) -> Generation:
     values = ((*getattr(first, field), *getattr(then, field)) for field in ("phases", "eps", "totals"))
-    return Generation(Book(*values))
+    return type(first)(Book(*values))
 
 
 def state_bytes(pipe: Any) -> int:

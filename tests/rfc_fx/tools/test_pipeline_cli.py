@@ -79,11 +79,13 @@ def test_an_edit_pipeline_draws_from_a_picture_in_the_dtype_of_its_folder(tmp_pa
     assert names == ["full-seed0.png", "images.png", "log-snr-seed0.png", "schedule.png", "summary.json"]
     assert record["settings"]["dtype"] == "bfloat16"
     assert record["settings"]["call"]["image"] == "Image (16, 16)"
-    assert record["methods"]["log-snr"]["phases"] == ["#..#.."]
+    (phases,) = record["methods"]["log-snr"]["phases"]
+    assert (phases.count("#"), len(phases)) == (2, 6)
     with Image.open(out / "full-seed0.png") as picture:
         assert picture.size == (16, 16)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 def test_an_audio_pipeline_writes_sound_and_its_waveform(tmp_path):
     folder = pipeline_folders.stable_audio(tmp_path / "audio")
     out = tmp_path / "out"
@@ -96,9 +98,8 @@ def test_an_audio_pipeline_writes_sound_and_its_waveform(tmp_path):
 
 
 def test_a_call_that_the_pipeline_refuses_is_one_line(flux):
-    assert "FluxPipeline cannot be called like this: " in one_line_error(
-        "generate", "--model", flux, "--prompt", "a", *SMALL, "--call", "callback=1"
-    ) or one_line_error("generate", "--model", flux, "--prompt", "a", *SMALL, "--call", "max_sequence_length=99999")
+    refused = one_line_error("generate", "--model", flux, "--prompt", "a", *SMALL, "--call", "max_sequence_length=99999")
+    assert "FluxPipeline cannot be called like this: ValueError: `max_sequence_length` cannot be greater than 512" in refused
 
 
 def test_a_saved_digits_pipeline_draws_every_class_in_one_call(tmp_path):
@@ -138,6 +139,7 @@ def test_bench_times_a_pipeline_in_turns_and_writes_before_it_prints(flux, tmp_p
 
 
 @pytest.mark.compile
+@pytest.mark.slow
 def test_bench_compiles_the_plain_and_the_accelerated_pipeline(tmp_path):
     result = run("bench", "digits", "--classes", 3, "--steps", 4, "--rounds", 1, "--out", tmp_path)
     assert result.exit_code == 0, result.output
