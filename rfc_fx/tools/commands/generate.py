@@ -150,7 +150,7 @@ def _drawn(
     names: list[str] | None,
     arguments: MethodArguments,
     request: Request,
-    options: CallOptions,
+    call_options: CallOptions,
     seed: int,
     seeds: int | None,
     dtype: torch.dtype | None,
@@ -160,7 +160,7 @@ def _drawn(
 ) -> None:
     """A pipeline: full computation, and every method with all denoisers accelerated."""
     folder = pipeline_folder(model)
-    call = pipeline_call(folder, options)
+    call = pipeline_call(folder, call_options)
     methods = pipeline_methods(names or ["log-snr"], replace(arguments, num_steps=call.steps))
     assert request.config is not None
     check_granularity(own := {name: method for name, method in methods.items() if method is not None}, request.config)

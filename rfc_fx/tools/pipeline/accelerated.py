@@ -16,6 +16,7 @@ from rfc.generation import Generation
 from rfc.method import Method
 from rfc_fx.ir.config import Config
 from rfc_fx.runtime.step_model import StepModel
+from rfc_fx.tools.load import LoadError, one_line
 from rfc_fx.tools.pipeline.folder import denoisers
 
 
@@ -32,6 +33,14 @@ def accelerate(
         transformed = rfc_fx.transform(model, method, source=pipe, config=config or Config(regional=True))
         setattr(pipe, name, torch.compile(transformed, fullgraph=True) if compile else transformed)
     return pipe
+
+
+def accelerated(pipe: Any, method: Method | None, *, nfc: int | None, compile: bool, config: Config | None) -> Any:
+    """A relative of the pipeline, accelerated; LoadError for a pipeline or settings that cannot be."""
+    try:
+        return accelerate(relative(pipe), method, nfc=nfc, compile=compile, config=config)
+    except (TypeError, ValueError) as error:
+        raise LoadError(one_line(error)) from error
 
 
 def relative(pipe: Any) -> Any:

@@ -15,7 +15,7 @@ from rfc.method import Method
 from rfc_fx.ir.config import Config
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.tools.load import one_line
-from rfc_fx.tools.pipeline.accelerated import accelerate, method_of, records, relative, state_bytes
+from rfc_fx.tools.pipeline.accelerated import accelerated, method_of, records, relative, state_bytes
 from rfc_fx.tools.pipeline.draw import relative_error
 from rfc_fx.tools.pipeline.folder import denoisers
 from rfc_fx.tools.pipeline.peak_memory import begin_peak, peak_bytes
@@ -103,7 +103,7 @@ def bench_pipeline(
     made = {
         "eager": lambda: base,
         "compiled": lambda: compiled(relative(base)),
-        "accelerated": lambda: accelerate(relative(base), method, nfc=nfc, compile=compile, config=config),
+        "accelerated": lambda: accelerated(base, method, nfc=nfc, compile=compile, config=config),
     }
     variants = [PipelineVariant(name=name, make=make) for name, make in made.items() if compile or name != "compiled"]
     with warnings.catch_warnings():
@@ -125,8 +125,8 @@ def bench_pipeline(
                 reference = reference or drawn
                 variant.errors += [relative_error(each, full) for each, full in zip(drawn, reference, strict=True)]
         after = _graphs_compiled()
-    accelerated = method_of(variants[-1].pipe)
-    return PipelineBench(source=source, variants=variants, method=accelerated, rounds=rounds, graphs_compiled_while_counting=after - before)
+    chosen = method_of(variants[-1].pipe)
+    return PipelineBench(source=source, variants=variants, method=chosen, rounds=rounds, graphs_compiled_while_counting=after - before)
 
 
 def compiled(pipe: Any) -> Any:
@@ -181,9 +181,9 @@ def _notes(of: PipelineBench) -> Iterator[str]:
     for variant in of.variants:
         if variant.failure is not None:
             yield f"{variant.name}: the plain pipeline does not run compiled: {variant.failure}"
-    accelerated = of.variants[-1]
-    if accelerated.full_steps == accelerated.steps:
-        yield f"accelerated: all {accelerated.steps} steps were full with {of.method}"
+    last = of.variants[-1]
+    if last.full_steps == last.steps:
+        yield f"accelerated: all {last.steps} steps were full with {of.method}"
     if of.rounds < 3:
         yield f"{of.rounds} counted round{'s' if of.rounds > 1 else ''}: too few for a median; use more --rounds"
     if len(of.variants) == 2:

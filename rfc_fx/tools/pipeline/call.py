@@ -14,7 +14,7 @@ import torch
 from rfc_fx.tools.arguments import OptionError
 from rfc_fx.tools.load import LoadError
 from rfc_fx.tools.pipeline.folder import PipelineFolder
-from rfc_fx.tools.pipeline.values import parse_value, takes_pictures
+from rfc_fx.tools.pipeline.values import parse_value
 
 _SET_BY = {
     "prompt": "--prompt",
@@ -192,8 +192,3 @@ def checked_classes(name: str, classes: list[int], count: int | None) -> list[in
         some = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
         raise LoadError(f"{name}: --classes must lie in 0-{count - 1}, got {some}")
     return classes
-
-
-def pictures_of(folder: PipelineFolder) -> list[str]:
-    """The parameters that take pictures."""
-    return [name for name in folder.parameters if takes_pictures(name, folder.types.get(name))]

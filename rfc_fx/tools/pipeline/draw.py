@@ -15,7 +15,7 @@ from rfc.method import Method
 from rfc_fx.ir.config import Config
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.tools.compare import Comparison, Row, psnr
-from rfc_fx.tools.pipeline.accelerated import accelerate, method_of, records, relative, state_bytes
+from rfc_fx.tools.pipeline.accelerated import accelerated, method_of, records, state_bytes
 from rfc_fx.tools.pipeline.source import Drawn, PipelineSource, refusing
 from rfc_fx.tools.variants import FULL, Settings, Variant, wait
 
@@ -105,7 +105,7 @@ def draw(source: PipelineSource, request: Request, tick: Callable[[], object], d
             warnings.simplefilter("ignore", said_in_notes)
         for name, method in request.methods.items():
             nfc = request.nfc if method is None else None
-            pipe = accelerate(relative(source.pipe), method, nfc=nfc, compile=request.compile, config=request.config)
+            pipe = accelerated(source.pipe, method, nfc=nfc, compile=request.compile, config=request.config)
             variant = drawer.row(name, pipe)
             quality = psnr(variant.samples, full.samples)
             held = state_bytes(pipe)
