@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ["onnx", "onnxscript", "onnxruntime", "torch_tensorrt", "tensorrt", "sklearn", "cache_dit", "pytest", "peft", "accelerate"]
+EXTRAS = ["onnx", "onnxscript", "onnxruntime", "torch_tensorrt", "tensorrt", "sklearn", "cache_dit", "pytest", "peft", "accelerate", "av"]
 WITHOUT_EXTRAS = f"""
 import sys
 sys.modules.update(dict.fromkeys({EXTRAS}))  # None: not found

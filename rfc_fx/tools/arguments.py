@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from math import isfinite, nan
 from operator import attrgetter
 from typing import Literal, TypeVar
 
@@ -21,6 +23,9 @@ DTypeName = Literal["float32", "bfloat16", "float16"]
 StateDTypeName = Literal["bfloat16", "float16", "int8", "float8_e4m3fn"]
 """`rfc.storage.STORED` by name."""
 
+
+MOST_SEED, MOST_SEEDS = 2**62, 10_000
+"""The largest first seed, of which torch takes 2^64, and the largest number of seeds or classes."""
 
 Imported = TypeVar("Imported")
 
@@ -54,9 +59,13 @@ def parse_classes(text: str | None) -> list[int] | None:
     for part in text.split(","):
         if not (match := re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)):
             raise OptionError(f"--classes must be a list like 3,7 or a range like 0-9, got {text}")
+        if len(part) > 60:
+            raise OptionError(f"--classes: numbers below 2^62, got one of {len(part)} digits")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise OptionError(f"--classes: a range goes upwards, got {part.strip()}")
+        if last - first >= MOST_SEEDS or last >= 2**62:
+            raise OptionError(f"--classes: at most {MOST_SEEDS} classes, numbers below 2^62, got {part.strip()}")
         labels += range(first, last + 1)
     return list(dict.fromkeys(labels))
 
@@ -95,10 +104,32 @@ def parse_device(name: str) -> torch.device:
     """The device of that name; OptionError where this machine does not have it."""
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=device).item()  # meta has no values
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         raise OptionError(f"--device {name}: not available here: {one_line(error, width=120)}") from error
     return device
+
+
+def device_here() -> torch.device:
+    """The accelerator of this machine that torch can use, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator is None or accelerator.type not in ("cuda", "mps") else accelerator
+
+
+def finite(option: str, least: float | None = None) -> Callable[[str], float]:
+    """A parser of finite numbers, of at least `least`; OptionError for any other text."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = nan
+        if not isfinite(value) or (least is not None and value < least):
+            at_least = "" if least is None else f" of at least {least:g}"
+            raise OptionError(f"{option} must be a finite number{at_least}, got {text}")
+        return value
+
+    return parse
 
 
 def imported(option: str, path: str, kind: type[Imported]) -> Imported:

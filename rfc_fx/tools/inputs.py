@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rfc_fx.tools.load import LoadError, load_pipeline, load_transformer, locate, model_kind
-from rfc_fx.tools.sources import PipelineSource
+from rfc_fx.tools.load import LoadError, load_transformer, locate, model_kind
+from rfc_fx.tools.pipeline.call import CallOptions, pipeline_call
+from rfc_fx.tools.pipeline.folder import pipeline_folder
+from rfc_fx.tools.pipeline.source import PipelineSource
 
 
 def load_with_inputs(name: str, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
@@ -21,9 +23,10 @@ def load_with_inputs(name: str, dtype: torch.dtype, device: torch.device) -> tup
     except LoadError:
         if model_kind(where) != "pipeline":
             raise
-    pipe = load_pipeline(where, dtype, device, transformer=model)
-    source = PipelineSource(name=name, pipe=pipe, classes=[], prompts=["a lighthouse"], seeds=[0], cfg=None)
-    return pipe.transformer, pipeline_inputs(source)
+    folder = pipeline_folder(name)
+    call = pipeline_call(folder, CallOptions(prompts=["a lighthouse"]))
+    pipe = folder.load(dtype, device, transformer=model)
+    return pipe.transformer, pipeline_inputs(PipelineSource(name=name, pipe=pipe, call=call, seeds=[0]))
 
 
 def example_inputs(name: str, model: nn.Module) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from rfc_fx.errors import RFCError
+from rfc_fx.tools.stored_dtype import stored_dtype
 from rfc_fx.zoo import DIGITS
 
 ModelKind = Literal["digits", "transformer", "pipeline"]
@@ -52,7 +54,7 @@ def model_kind(where: Path | str) -> ModelKind:
 
 
 @contextmanager
-def _reading(where: Path | str) -> Iterator[None]:
+def reading(where: Path | str) -> Iterator[None]:
     """Whatever goes wrong inside is one LoadError of one line."""
     try:
         with warnings.catch_warnings():  # e.g. torch_dtype is deprecated: older diffusers know no other name
@@ -62,6 +64,8 @@ def _reading(where: Path | str) -> Iterator[None]:
         raise
     except Exception as error:
         hint = "" if isinstance(where, Path) else "; there is no such folder here, and a Hub id needs the network or a cached copy"
+        if "keep_in_fp32_modules" in str(error):
+            hint = "; parts of this model stay in float32, which needs the package accelerate: pip install accelerate"
         raise LoadError(f"{where}: cannot be loaded: {type(error).__name__}: {one_line(error)}{hint}") from error
 
 
@@ -71,11 +75,17 @@ def one_line(error: BaseException, width: int = 300) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """Let diffusers, transformers and the Hub's client report errors alone."""
     from diffusers.utils import logging as diffusers_logging
 
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
+    if find_spec("transformers") is not None:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
 
 
@@ -88,10 +98,15 @@ def _class(where: Path | str, name: Any) -> Any:
     return model_class
 
 
-def load_transformer(where: Path | str, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Return the transformer of a folder of any layout, or of a pipeline on the Hub, without its pipeline."""
-    _quiet()
-    with _reading(where):
+def memory_options() -> dict[str, Any]:
+    """What `from_pretrained` is told about memory: its default, which needs accelerate for models that keep parts in float32."""
+    return {} if find_spec("accelerate") is not None else {"low_cpu_mem_usage": False}  # without accelerate the default warns
+
+
+def load_transformer(where: Path | str, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
+    """Return the transformer of a folder of any layout, or of a pipeline on the Hub, without its pipeline; `dtype` None: as stored."""
+    quiet()
+    with reading(where):
         inside: dict[str, Any] = {}
         if model_kind(where) == "pipeline":
             from diffusers import DiffusionPipeline
@@ -104,27 +119,15 @@ def load_transformer(where: Path | str, dtype: torch.dtype, device: torch.device
             assert isinstance(where, Path)
             config = json.loads((where / "config.json").read_text())
             name = config.get("_class_name") if isinstance(config, dict) else None
-        # without accelerate the default of low_cpu_mem_usage warns
-        options = {"torch_dtype": dtype, "low_cpu_mem_usage": False, "output_loading_info": True, **inside}
+        if dtype is None and isinstance(where, Path):
+            dtype = stored_dtype(where / inside.get("subfolder", ""))
+        options = {"torch_dtype": dtype or torch.float32, "output_loading_info": True, **memory_options(), **inside}
         model, info = _class(where, name).from_pretrained(where, **options)
         if info["missing_keys"]:
             some = ", ".join(sorted(info["missing_keys"])[:3])
             raise LoadError(f"{where}: {len(info['missing_keys'])} weights that config.json asks for are not in the file, such as {some}")
         ready: nn.Module = model.to(device).eval()
         return ready
-
-
-def load_pipeline(where: Path | str, dtype: torch.dtype, device: torch.device, **parts: Any) -> Any:
-    """Return the diffusers pipeline of a folder or a Hub id, silent and on `device`; `parts` that are loaded already are used."""
-    from diffusers import DiffusionPipeline
-
-    _quiet()
-    with _reading(where):
-        pipe = DiffusionPipeline.from_pretrained(where, torch_dtype=dtype, low_cpu_mem_usage=False, **parts)
-        if getattr(pipe, "transformer", None) is None:
-            raise LoadError(f"{where}: {type(pipe).__name__} has no transformer to cache")
-        pipe.set_progress_bar_config(disable=True)
-        return pipe.to(device)
 
 
 def load_scheduler(where: Path | str) -> Any:
@@ -134,7 +137,7 @@ def load_scheduler(where: Path | str) -> Any:
     kind = model_kind(where)
     if kind == "transformer":
         raise LoadError(f"{where}: a transformer alone has no scheduler; pass its pipeline folder")
-    with _reading(where):
+    with reading(where):
         if kind == "digits":
             return diffusers.DDIMScheduler.from_pretrained(where)
         name = diffusers.DiffusionPipeline.load_config(where).get("scheduler", (None, None))[1]

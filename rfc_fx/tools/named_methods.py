@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -146,10 +146,16 @@ def best_known(arguments: MethodArguments) -> tuple[str, str | None]:
 def new_methods(names: list[str], arguments: MethodArguments) -> dict[str, Method]:
     """Return the methods by name, each once; OptionError also for a setting that none of them has."""
     methods = {name: new_method(name, arguments) for name in dict.fromkeys(names)}
-    for setting in ("tau", "threshold", "order", "interval", "nfc"):
-        if getattr(arguments, setting) is not None and not any(setting in METHODS[name].settings for name in methods if name in METHODS):
-            raise OptionError(f"--{setting}: not a setting of {', '.join(methods)}; {', '.join(taking(setting))} have it")
+    check_settings(methods, arguments)
     return methods
+
+
+def check_settings(names: Iterable[str], arguments: MethodArguments) -> None:
+    """OptionError for a setting that none of the methods has."""
+    names = list(names)
+    for setting in ("tau", "threshold", "order", "interval", "nfc"):
+        if getattr(arguments, setting) is not None and not any(setting in METHODS[name].settings for name in names if name in METHODS):
+            raise OptionError(f"--{setting}: not a setting of {', '.join(names)}; {', '.join(taking(setting))} have it")
 
 
 def check_dispatch(methods: Mapping[str, Method], dispatch: str) -> None:

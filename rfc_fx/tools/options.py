@@ -11,8 +11,11 @@ import typer
 from rfc_fx.ir.config import Decision, Dispatch
 from rfc_fx.tools.arguments import (
     GRANULARITIES,
+    MOST_SEED,
+    MOST_SEEDS,
     DTypeName,
     StateDTypeName,
+    finite,
     parse_budget,
     parse_class,
     parse_device,
@@ -32,12 +35,34 @@ SourceArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_SOURCE)]
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="digits, a folder in diffusers' layout (transformer or pipeline), or a Hub id")
 ]
-Steps = Annotated[int, typer.Option(min=1, help="sampling steps")]
-Guidance = Annotated[float | None, typer.Option(help="guidance (default: 1.5 for digits, else the pipeline's own)")]
+Steps = Annotated[int, typer.Option(min=1, max=10_000, help="sampling steps")]
+Guidance = Annotated[
+    float | None,
+    typer.Option(parser=finite("--cfg"), metavar="NUMBER", help="guidance (default: 1.5 for digits, else the pipeline's own)"),
+]
 Classes = Annotated[str | None, typer.Option(help="such as 0-9 or 3,7 (default: 0-9 for digits, else 0-3)")]
 Prompts = Annotated[list[str] | None, typer.Option(help="for text pipelines; repeatable")]
-Seed = Annotated[int, typer.Option(min=0, help="first seed")]
-Seeds = Annotated[int, typer.Option(min=1, help="seeds per class or prompt")]
+Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="first seed")]
+Seeds = Annotated[int, typer.Option(min=1, max=MOST_SEEDS, help="seeds per class or prompt")]
+OwnSteps = Annotated[int | None, typer.Option(min=1, max=10_000, help="sampling steps (default: 50 for digits, else the pipeline's own)")]
+OwnSeeds = Annotated[int | None, typer.Option(min=1, max=MOST_SEEDS, help="seeds per class or prompt (default: 4 for classes, else 1)")]
+
+# ---- the call of a pipeline ------------------------------------------------------------------------------------------
+
+Call = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--call",
+        metavar="NAME=VALUE",
+        help=r"any argument of the pipeline's call: a number, a text, none, true, a list \[1,2], a picture or a tensor file; repeatable",
+    ),
+]
+NegativePrompt = Annotated[str | None, typer.Option(help="what the samples shall not show")]
+Width = Annotated[int | None, typer.Option(min=1, max=65_536, help="of pictures and videos, in pixels")]
+Height = Annotated[int | None, typer.Option(min=1, max=65_536, help="of pictures and videos, in pixels")]
+Frames = Annotated[int | None, typer.Option(min=1, max=100_000, help="of a video")]
+Images = Annotated[list[Path] | None, typer.Option("--image", help="picture that a pipeline edits or begins with; repeatable")]
+FramesPerSecond = Annotated[float | None, typer.Option(min=1, max=240, help="of .mp4 files (default: the pipeline's frame rate, else 16)")]
 
 # ---- the method ------------------------------------------------------------------------------------------------------
 
@@ -87,5 +112,10 @@ DecisionOption = Annotated[Decision, typer.Option(help="whether a batch decides 
 # ---- the machine -----------------------------------------------------------------------------------------------------
 
 DType = Annotated[DTypeName, typer.Option(help="of the model")]
+StoredDType = Annotated[DTypeName | None, typer.Option(help="of the model (default: as its file has it)")]
+DeviceHere = Annotated[
+    torch.device | None,
+    typer.Option(parser=parse_device, metavar="DEVICE", help="cpu, cuda, cuda:1, mps, ... (default: what is there)"),
+]
 Device = Annotated[torch.device, typer.Option(parser=parse_device, metavar="DEVICE", help="cpu, cuda, cuda:1, ...")]
-Pictures = Annotated[Path, typer.Option(help="folder for images.png, schedule.png and summary.json")]
+Pictures = Annotated[Path, typer.Option(help="folder for pictures, videos, sound and summary.json")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from rfc_fx.tools import pictures
 from rfc_fx.tools.arguments import OptionError
 from rfc_fx.tools.compare import Comparison
 from rfc_fx.tools.variants import Timing
-
-PICTURES = ("images.png", "schedule.png", "summary.json")
 
 
 def check_writable(out: Path) -> None:
@@ -45,14 +43,22 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
-def save_comparison(out: Path, comparison: Comparison, record: dict[str, Any]) -> None:
-    """Write images.png, schedule.png and summary.json, and print their paths."""
+def save_comparison(out: Path, comparison: Comparison, record: dict[str, Any], *more: Callable[[Path], object]) -> list[Path]:
+    """Write images.png, schedule.png, summary.json and what `more` writes, and return all paths; printing comes after."""
     with whole_files(out) as folder:
+        for write in more:
+            write(folder)
         pictures.save_images(comparison, folder / "images.png")
         pictures.save_schedule(comparison, folder / "schedule.png")
         write_json(folder / "summary.json", record)
-    for name in PICTURES:
-        typer.echo(out / name)
+        names = sorted(path.name for path in folder.iterdir())
+    return [out / name for name in names]
+
+
+def print_paths(paths: Iterable[Path]) -> None:
+    """Print each path on a line."""
+    for path in paths:
+        typer.echo(path)
 
 
 def progress(console: Console) -> Progress:

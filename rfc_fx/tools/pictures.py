@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rfc_fx.tools.compare import Comparison, Row
+from rfc_fx.tools.tiles import tiles
 from rfc_fx.tools.variants import FULL
 
 ENGINE = "engine"
@@ -90,10 +91,6 @@ PART = 0.4
 """How much of its method's colour a step has that computes a part."""
 
 
-MIN_TILE, MAX_TILE = 48, 256
-"""Samples are shown at least and at most this wide, in pixels."""
-
-
 MIN_BAND = 66
 """Three lines of text stand beside a band."""
 
@@ -120,13 +117,13 @@ def save_images(of: Comparison, path: Path) -> None:
         left = MARGIN + column * (width + GAP)
         text = group if draw.textlength(group, font=bold) <= width else _shortened(group, draw, bold, width)
         draw.text((left + width / 2, header / 2), text, fill="black", font=bold, anchor="mm")
-    for band, (row, tiles) in enumerate(zip(of.rows, blocks, strict=True)):
+    for band, (row, blocks_of_row) in enumerate(zip(of.rows, blocks, strict=True)):
         top = header + band * (height + GAP)
         lines = [f"{of.nfc(row):.4g} of {of.settings.steps} steps full"]
         lines += [] if row.method in (FULL, ENGINE) else [f"PSNR {decibel(row.psnr_db)}"]
         draw.text((8, top + height / 2 - 20), label_of(row.method), fill=color_of(row.method), font=bold, anchor="lm")
         draw.multiline_text((8, top + height / 2 - 9), "\n".join(lines), fill="black", font=font)
-        for column, tile in enumerate(tiles):
+        for column, tile in enumerate(blocks_of_row):
             picture.paste(tile, (MARGIN + column * (width + GAP), top))
     picture.save(path, format="PNG")
 
@@ -139,26 +136,15 @@ def _shortened(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFon
 
 def _blocks(row: Row, groups: int, seeds: int) -> list[Image.Image]:
     """The samples of each group in a block, as square as it goes."""
-    tiles = _sized(row.best.samples)
+    shown = F.pad(tiles(row.best.samples), (0, 2, 0, 2), value=1.0)
     across = ceil(seeds**0.5)
-    tiles = F.pad(tiles, (0, 2, 0, 2), value=1.0)
     blocks = []
     for group in range(groups):
-        mine = list(tiles[group * seeds : (group + 1) * seeds])
+        mine = list(shown[group * seeds : (group + 1) * seeds])
         mine += [torch.ones_like(mine[0])] * (-len(mine) % across)
         lines = [torch.cat(mine[i : i + across], dim=2) for i in range(0, len(mine), across)]
         blocks.append(as_picture(torch.cat(lines, dim=1)))
     return blocks
-
-
-def _sized(images: Tensor) -> Tensor:
-    """Whole-number enlargement of small samples, so that pixels stay pixels; smooth reduction of large ones."""
-    size = images.shape[-1]
-    if size < MIN_TILE:
-        return F.interpolate(images, scale_factor=ceil(MIN_TILE / size), mode="nearest")
-    if size > MAX_TILE:
-        return F.interpolate(images, scale_factor=MAX_TILE / size, mode="area")
-    return images
 
 
 def as_picture(image: Tensor) -> Image.Image:

@@ -1,4 +1,4 @@
-"""`rfc-fx bench`: engines beside the compiled CachedModel and the eager twin, timed in turns."""
+"""`rfc-fx bench`: a pipeline eager, compiled and accelerated, or engines beside CachedModel and twin, timed in turns."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich import box
 from rich.console import Console
@@ -13,27 +14,114 @@ from rich.table import Table
 
 from rfc_export.artifact import opened, read_manifest
 from rfc_export.bench import PROTOCOL, Timed, engine_variant, measure, model_variants
-from rfc_export.commands.options import Engines
 from rfc_export.drawing import is_shipped, sizes
+from rfc_export.manifest import MANIFEST
 from rfc_export.runtime import Engine, load
 from rfc_export.verify import STEPS, Verdict, exported_from, record_generation
+from rfc_fx.runtime.summary import as_text
 from rfc_fx.tools import options
-from rfc_fx.tools.arguments import OptionError
+from rfc_fx.tools.arguments import OptionError, device_here, dtype_named, parse_classes
+from rfc_fx.tools.commands.bench import time_pipeline
+from rfc_fx.tools.named_methods import MethodArguments
 from rfc_fx.tools.output import check_writable, print_notes, progress_bar, time_cell, whole_files, write_json
+from rfc_fx.tools.pipeline.call import CallOptions
 from rfc_fx.tools.summary_json import versions
 
 
 def bench(
-    engine: Engines,
-    model: Annotated[str | None, typer.Option(help="what it was made from (default: digits, where it is that)")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="counted generations of every variant")] = 5,
-    steps: Annotated[int, typer.Option(min=1, help="steps of a generation")] = STEPS,
-    compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True) on the CachedModel")] = True,
+    targets: Annotated[
+        list[str], typer.Argument(metavar="PIPELINE | ENGINE...", help="digits, a pipeline's folder or Hub id, or one or more engines")
+    ],
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="counted generations of every variant")] = 5,
+    steps: Annotated[int | None, typer.Option(min=1, help=f"of a generation (default: the pipeline's own, {STEPS} of an engine)")] = None,
+    compile: Annotated[bool, typer.Option(help="torch.compile: the plain and the accelerated pipeline, an engine's CachedModel")] = True,
+    device: options.DeviceHere = None,
+    out: Annotated[Path | None, typer.Option(help="folder for bench.json and bench.txt (default: out/bench for a pipeline)")] = None,
+    model: Annotated[str | None, typer.Option(help="engines: what they were made from (default: digits, where it is that)")] = None,
     method_classes: options.MethodClasses = None,
-    device: options.Device = options.CPU,
-    out: Annotated[Path | None, typer.Option(help="folder for bench.json")] = None,
+    method: Annotated[str | None, typer.Option(help=f"pipelines: {options.METHOD} (default: log-snr)")] = None,
+    preset: options.Preset = None,
+    tau: options.Tau = None,
+    threshold: options.Threshold = None,
+    order: options.Order = None,
+    interval: options.Interval = None,
+    nfc: options.NFC = None,
+    cfg: options.Guidance = None,
+    classes: options.Classes = None,
+    prompt: options.Prompts = None,
+    negative_prompt: options.NegativePrompt = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    frames: options.Frames = None,
+    image: options.Images = None,
+    call: options.Call = None,
+    seed: options.Seed = 0,
+    dtype: options.StoredDType = None,
 ) -> None:
-    """Time engines beside the compiled CachedModel and the eager twin, in turns, and compare what they compute."""
+    """Time a pipeline eager, compiled and accelerated, or engines beside the compiled CachedModel and the eager twin; all in turns."""
+    own = CallOptions(
+        prompts=prompt or [],
+        classes=parse_classes(classes),
+        negative_prompt=negative_prompt,
+        cfg=cfg,
+        width=width,
+        height=height,
+        frames=frames,
+        images=image or [],
+        steps=steps,
+        assignments=call or [],
+    )
+    arguments = MethodArguments(tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, preset=preset)
+    if not _are_pipelines(targets):
+        if used := _used_options(own, arguments, method, dtype):
+            raise OptionError(f"{used}: is for pipelines, and {targets[0]} is an engine")
+        _bench_engines(
+            [Path(target) for target in targets], model, rounds, steps or STEPS, compile, method_classes, device or options.CPU, out
+        )
+        return
+    if len(targets) > 1:
+        raise OptionError(f"bench takes one pipeline, or engines, got {', '.join(targets)}")
+    if model is not None or method_classes:
+        raise OptionError(f"{'--class' if model is None else '--model'}: is for engines, and {targets[0]} is a pipeline")
+    time_pipeline(
+        targets[0],
+        own,
+        method,
+        arguments,
+        seed=seed,
+        rounds=rounds,
+        compile=compile,
+        dtype=None if dtype is None else dtype_named(dtype),
+        device=device or device_here(),
+        out=out or Path("out/bench"),
+    )
+
+
+def _are_pipelines(targets: list[str]) -> bool:
+    """Whether the first target is a pipeline; one that is not there can only be a Hub id, unless its folder is there."""
+    first = Path(targets[0]).expanduser()
+    if first.exists():
+        return first.is_dir() and not (first / MANIFEST).exists()
+    return targets[0] == "digits" or (len(first.parts) == 2 and not first.suffix and not first.parent.exists())
+
+
+def _used_options(own: CallOptions, arguments: MethodArguments, method: str | None, dtype: str | None) -> str | None:
+    """The first option that only pipelines have."""
+    plain = {"--prompt": own.prompts, "--classes": own.classes, "--call": own.assignments, "--method": method, "--dtype": dtype}
+    settings = {f"--{name}": value for name, value in vars(arguments).items() if name != "is_digits"}
+    return next((option for option, value in {**own.by_option(), **plain, **settings}.items() if value not in (None, [])), None)
+
+
+def _bench_engines(
+    engine: list[Path],
+    model: str | None,
+    rounds: int,
+    steps: int,
+    compile: bool,
+    method_classes: list[type] | None,
+    device: torch.device,
+    out: Path | None,
+) -> None:
     if out is not None:
         check_writable(out)
     names, bytes_of = [str(path) for path in engine], []
@@ -58,14 +146,17 @@ def bench(
     console = Console()
     with progress_bar(console, "warming up", len(variants) * (2 + rounds)) as (advance, describe):
         measure(variants, generation, rounds, describe, advance)
-    console.print(_table(variants, generation.description, rounds))
-    if model is None:
-        print_notes(console, ["not made from the shipped model; pass --model to compare"])
+    table = _table(variants, generation.description, rounds)
     if out is not None:
         settings = {"engines": names, "model": model, "rounds": rounds, "steps": steps, "compile": compile, "device": str(device)}
         record = {"settings": settings, "protocol": PROTOCOL, "versions": versions(), "variants": {v.name: v.record() for v in variants}}
         with whole_files(out) as folder:
             write_json(folder / "bench.json", record)
+            (folder / "bench.txt").write_text(as_text(table))
+    console.print(table)
+    if model is None:
+        print_notes(console, ["not made from the shipped model; pass --model to compare"])
+    if out is not None:
         typer.echo(out / "bench.json")
     for loaded in engines:
         loaded.close()

@@ -8,4 +8,3 @@ from typing import Annotated
 import typer
 
 Engine = Annotated[Path, typer.Argument(metavar="ENGINE", help="what `rfc-fx export` wrote: a folder, or a .pt2 file")]
-Engines = Annotated[list[Path], typer.Argument(metavar="ENGINE...", help="one or more of what `rfc-fx export` wrote")]

@@ -15,7 +15,7 @@ from rfc_export.runtime import load
 from rfc_fx.runtime.summary import mib
 from rfc_fx.tools import options
 from rfc_fx.tools.arguments import parse_classes
-from rfc_fx.tools.output import check_writable, print_notes, progress_bar, save_comparison
+from rfc_fx.tools.output import check_writable, print_notes, print_paths, progress_bar, save_comparison
 
 
 def run(
@@ -40,6 +40,7 @@ def run(
     console = Console()
     with progress_bar(console, "warming up", steps * len(source.batches) * seeds) as (advance, describe):
         drawn = draw_all(source, steps, advance, lambda: describe("drawing"))
+    paths = save_comparison(out, drawn, run_summary(drawn, loaded))  # what was drawn is safe before anything is printed
     row = drawn.rows[0]
     timing = row.eager.timing
     console.print(
@@ -50,5 +51,5 @@ def run(
         soft_wrap=True,
     )
     print_notes(console, run_notes(drawn, loaded))
-    save_comparison(out, drawn, run_summary(drawn, loaded))
+    print_paths(paths)
     loaded.close()

@@ -12,7 +12,7 @@ from rich.console import Console
 import rfc
 from rfc_fx.io.method_file import write_method
 from rfc_fx.tools import options
-from rfc_fx.tools.arguments import OptionError, dtype_named, parse_classes
+from rfc_fx.tools.arguments import MOST_SEED, OptionError, dtype_named, finite, parse_classes
 from rfc_fx.tools.calibrate import LISTS, Calibrated, Goal, check_calibratable, named
 from rfc_fx.tools.calibrate import calibrate as search
 from rfc_fx.tools.named_methods import METHODS, MethodArguments, new_method
@@ -22,18 +22,29 @@ from rfc_fx.tools.sources import load_source
 
 def calibrate(
     model: options.SourceArgument = "digits",
-    nfc: Annotated[float | None, typer.Option(min=1, help="mean number of full computations of a generation")] = None,
-    psnr: Annotated[float | None, typer.Option(min=0, help="smallest PSNR in dB against full computation")] = None,
-    max_error: Annotated[float | None, typer.Option(min=0, help="largest ||x - x_full|| / ||x_full||, geometric mean over samples")] = None,
+    nfc: Annotated[
+        float | None,
+        typer.Option(parser=finite("--nfc", 1), metavar="NUMBER", help="mean number of full computations of a generation"),
+    ] = None,
+    psnr: Annotated[
+        float | None, typer.Option(parser=finite("--psnr", 0), metavar="NUMBER", help="smallest PSNR in dB against full computation")
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            parser=finite("--max-error", 0), metavar="NUMBER", help="largest ||x - x_full|| / ||x_full||, geometric mean over samples"
+        ),
+    ] = None,
     method: Annotated[str, typer.Option(help=f"log-snr, chebyshev, or one with a threshold, of {', '.join(METHODS)}")] = "log-snr",
     order: options.Order = None,
     steps: options.Steps = 50,
     cfg: options.Guidance = None,
     classes: options.Classes = None,
     prompt: options.Prompts = None,
-    seed: Annotated[int, typer.Option(min=0, help="first seed; take others than you will judge by")] = 1000,
+    call: options.Call = None,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="first seed; take others than you will judge by")] = 1000,
     seeds: options.Seeds = 4,
-    dtype: options.DType = "float32",
+    dtype: options.StoredDType = None,
     device: options.Device = options.CPU,
     compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True)")] = False,
     lists: Annotated[int, typer.Option(min=1, help="log-snr, chebyshev: at most so many lists of full steps are drawn")] = LISTS,
@@ -55,8 +66,9 @@ def calibrate(
         prompts=prompt or [],
         seeds=list(range(seed, seed + seeds)),
         cfg=cfg,
-        dtype=dtype_named(dtype),
+        dtype=None if dtype is None else dtype_named(dtype),
         device=device,
+        assignments=call or [],
     )
     with Console().status("calibrating") as status:
 

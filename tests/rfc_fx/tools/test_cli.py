@@ -13,7 +13,7 @@ from digits_models import digits_folder, tiny_dit
 from PIL import Image
 
 import rfc
-from rfc_fx.tools import cli, named_methods, pictures
+from rfc_fx.tools import cli, named_methods, pictures, tiles
 from rfc_fx.tools.compare import psnr
 
 FILES = ["images.png", "schedule.png", "summary.json"]
@@ -66,7 +66,7 @@ def test_generate_leaves_three_whole_files_and_says_where(generated):
 def test_images_have_a_band_per_method_and_a_block_per_class(generated):
     _, out = generated
     with Image.open(out / "images.png") as picture:
-        tile = pictures.MIN_TILE + 2
+        tile = tiles.MIN_TILE + 2
         assert picture.size == (pictures.MARGIN + 2 * (2 * tile + pictures.GAP), 34 + 5 * (pictures.MIN_BAND + pictures.GAP))
     with Image.open(out / "schedule.png") as picture:
         picture.verify()
@@ -168,13 +168,13 @@ def test_a_generation_too_short_to_skip_is_noted(digits, tmp_path):
     assert any("nothing can be skipped" in note for note in summary(tmp_path)["notes"])
 
 
-def test_a_pipeline_draws_with_the_transformer_exchanged(pipeline, tmp_path):
+def test_a_class_conditional_pipeline_draws_with_its_transformer_accelerated(pipeline, tmp_path):
     result = run("generate", "--model", pipeline, *SHORT, "--method", "fora", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     entry = summary(tmp_path)["methods"]["fora"]
     assert entry["phases"] == ["##...#.."]
     assert summary(tmp_path)["settings"]["model_class"] == "DiTTransformer2DModel"
-    assert entry["psnr_db"] == pytest.approx(entry["psnr_twin_db"], abs=0.5)
+    assert 10 < entry["psnr_db"] < 100
 
 
 def test_a_failed_run_leaves_the_folder_as_it_was(digits, tmp_path, monkeypatch):
@@ -311,7 +311,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(digits, tmp_path):
 
 def test_a_transformer_alone_cannot_generate(digits, tmp_path):
     folder = damaged(digits, tmp_path, lambda folder: (folder / "scheduler_config.json").unlink())
-    assert "a transformer alone cannot draw images" in one_line_error("generate", "--model", folder)
+    assert "a transformer alone cannot draw; pass its pipeline folder" in one_line_error("generate", "--model", folder)
 
 
 def test_version_and_help():

@@ -1,0 +1,83 @@
+"""Accelerated pipelines, and what their denoisers record: all that the command line asks of `rfc_fx` about whole pipelines."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+import rfc
+import rfc_fx
+from rfc.bookkeeping import Book
+from rfc.generation import Generation
+from rfc.method import Method
+from rfc_fx.ir.config import Config
+from rfc_fx.runtime.step_model import StepModel
+from rfc_fx.tools.load import LoadError, one_line
+from rfc_fx.tools.pipeline.folder import denoisers
+
+
+def accelerate(
+    pipe: Any, method: Method | None = None, *, nfc: int | None = None, compile: bool = True, config: Config | None = None
+) -> Any:
+    """Transform every denoiser of a pipeline in place; `method` None: LogSNR at the scheduler's noise levels as they stand, else RFC."""
+    if method is None:
+        try:
+            method = rfc.LogSNR(pipe.scheduler, nfc=nfc)
+        except ValueError:
+            method = rfc.RFC()
+    for name, model in denoisers(pipe).items():
+        transformed = rfc_fx.transform(model, method, source=pipe, config=config or Config(regional=True))
+        setattr(pipe, name, torch.compile(transformed, fullgraph=True) if compile else transformed)
+    return pipe
+
+
+def accelerated(pipe: Any, method: Method | None, *, nfc: int | None, compile: bool, config: Config | None) -> Any:
+    """A relative of the pipeline, accelerated; LoadError for a pipeline or settings that cannot be."""
+    try:
+        return accelerate(relative(pipe), method, nfc=nfc, compile=compile, config=config)
+    except (TypeError, ValueError) as error:
+        raise LoadError(one_line(error)) from error
+
+
+def relative(pipe: Any) -> Any:
+    """Another pipeline with the same components, and a scheduler of its own."""
+    other = copy.copy(pipe)
+    other.scheduler = copy.deepcopy(pipe.scheduler)
+    return other
+
+
+def models(pipe: Any) -> Iterator[StepModel]:
+    """The transformed denoisers."""
+    for model in denoisers(pipe).values():
+        inner: nn.Module = getattr(model, "_orig_mod", model)
+        if isinstance(inner, StepModel):
+            yield inner
+
+
+def method_of(pipe: Any) -> Method:
+    """The method that the first denoiser has."""
+    return next(models(pipe)).method
+
+
+def records(pipe: Any) -> dict[str, Generation]:
+    """What the latest generation did, by context; the steps of several denoisers one after the other."""
+    joined: dict[str, Generation] = {}
+    for model in models(pipe):
+        for name, record in model.contexts.items():
+            if record.phases:
+                joined[name] = _continued(joined[name], record) if name in joined else record
+    return joined
+
+
+def _continued(first: Generation, then: Generation) -> Generation:
+    values = ((*getattr(first, field), *getattr(then, field)) for field in ("phases", "eps", "totals"))
+    return type(first)(Book(*values))
+
+
+def state_bytes(pipe: Any) -> int:
+    """Bytes of state that the denoisers hold."""
+    return sum(model.summary().held_bytes for model in models(pipe))
