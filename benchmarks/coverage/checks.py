@@ -17,6 +17,7 @@ from benchmarks.capturing import captured_once
 from benchmarks.coverage.classes.spec import Spec, prediction
 from benchmarks.coverage.rows import ClassCoverage, public
 from rfc.granularity import GranularityName, block_of
+from rfc.phase import ESTIMATE, FULL
 from rfc_fx.passes.verify import heavy_outside_sites
 from rfc_fx.sites.residual import module_path
 from rfc_fx.tools.load import one_line
@@ -78,7 +79,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
         cached = rfc_fx.transform(model, rfc.Method(estimator=rfc.RFE(order=2), schedule=rfc.Listed(full_steps=[0, 1])))
         expected = [cached(**arguments) for _ in range(2)][-1]
         row.estimate_difference = difference(cached(**arguments), expected)
-        assert cached.stats.phases == ["FULL", "FULL", "ESTIMATE"], cached.stats.phases
+        assert cached.stats.phases == [FULL.name, FULL.name, ESTIMATE.name], cached.stats.phases
         if row.estimate_difference > 1e-5:
             raise AssertionError(f"an estimate with unchanged inputs differs from full by {row.estimate_difference:.1e}")
 
@@ -88,7 +89,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
             cached.method = skips
             cached.reset()
             outputs = [prediction(cached(**call))[0] for call in calls(spec, arguments, 4)]
-            assert cached.stats.phases == ["FULL", "FULL", "ESTIMATE", "ESTIMATE"], cached.stats.phases
+            assert cached.stats.phases == [FULL.name, FULL.name, ESTIMATE.name, ESTIMATE.name], cached.stats.phases
             assert all(bool(output.isfinite().all()) for output in outputs), "not finite"
             row.state_bytes[name] = cached.plan().state_bytes
 
@@ -149,7 +150,7 @@ def heavy_on_the_latent(cached: rfc_fx.CachedModel) -> list[fx.Node]:
     """Heavy operations of ESTIMATE whose result depends on the latent: embeddings and the output head, if all blocks are sites."""
     latents = set(cached.compiled.captured.latents)
     moved = _descendants(cached.guarded.module.graph, latents)
-    program = cached.programs["ESTIMATE"]
+    program = cached.programs[ESTIMATE.name]
     sources = [node for node in program.graph.nodes if node.op == "placeholder"]
     names = {
         node.name

@@ -15,6 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from rfc.method import Method
+from rfc.phase import ESTIMATE, FULL
 from rfc.predictor import Predictor
 from rfc.state import SlotSpec
 from rfc_fx.capture.export import Captured, capture
@@ -22,7 +23,7 @@ from rfc_fx.errors import SignatureError
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import flops, value
-from rfc_fx.ir.phase import HOISTED_PHASES, PREFIX, step_phases
+from rfc_fx.ir.phase import HOISTED_PHASES, INVARIANT, PREFIX, TIMESTEP, step_phases
 from rfc_fx.ir.plan import Plan, SlotRow
 from rfc_fx.ir.program import Argument, CondStep, Program, unflattener
 from rfc_fx.passes.graft import capture_skipped, graft
@@ -162,17 +163,17 @@ def build(
 def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, SlotSpec]) -> Plan:
     rows = [SlotRow(name, spec.shape, spec.dtype, prod(spec.shape) * spec.dtype.itemsize) for name, spec in slots.items()]
     cost = {phase: flops(program.graph.nodes) for phase, program in programs.items()}
-    shared = cost.get(PREFIX, 0) + cost.get("TIMESTEP", 0)
+    shared = cost.get(PREFIX, 0) + cost.get(TIMESTEP, 0)
     held = {phase: sum(value(node).nbytes for node in programs[phase].returned()) for phase in HOISTED_PHASES if phase in programs}
     return Plan(
         [site.name for site in guarded.sites],
         rows,
         sum(row.bytes for row in rows),
-        cost["FULL"] + shared,
-        cost["ESTIMATE"] + shared,
-        invariant_flops=cost.get("INVARIANT", 0),
-        invariant_bytes=held.get("INVARIANT", 0),
-        timestep_flops=cost.get("TIMESTEP", 0),
-        phase_flops={name: cost[name] + shared for name in step_phases(cost) if name not in ("FULL", "ESTIMATE")},
-        timestep_bytes=held.get("TIMESTEP", 0),
+        cost[FULL.name] + shared,
+        cost[ESTIMATE.name] + shared,
+        invariant_flops=cost.get(INVARIANT, 0),
+        invariant_bytes=held.get(INVARIANT, 0),
+        timestep_flops=cost.get(TIMESTEP, 0),
+        phase_flops={name: cost[name] + shared for name in step_phases(cost) if name not in (FULL.name, ESTIMATE.name)},
+        timestep_bytes=held.get(TIMESTEP, 0),
     )

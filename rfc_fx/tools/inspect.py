@@ -17,6 +17,7 @@ from torch import nn
 import rfc_fx
 from rfc.granularity import GranularityName, block_of
 from rfc.method import Method
+from rfc.phase import ESTIMATE, FULL
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.ops import shape
@@ -115,7 +116,7 @@ def _state(model: CachedModel) -> Table:
 
 def _granularities(by_granularity: dict[str, CachedModel], reasons: dict[str, str], method: Method) -> Table:
     table = Table(title=f"state per context and cost by granularity, {method}", title_justify="left")
-    more = [phase for phase in method.schedule.branches if phase not in ("FULL", "ESTIMATE")]
+    more = [phase for phase in method.schedule.branches if phase not in (FULL.name, ESTIMATE.name)]
     for column in ("granularity", "sites", "bytes", "state", "in bfloat16", "in int8", "FLOPs share", *more):
         table.add_column(column, justify="left" if column == "granularity" else "right", no_wrap=column == "granularity")
     for name in sorted((*by_granularity, *reasons), key=lambda name: (*get_args(GranularityName), name).index(name)):
@@ -123,7 +124,7 @@ def _granularities(by_granularity: dict[str, CachedModel], reasons: dict[str, st
             plan = by_granularity[name].plan()
             by_type = plan.alternatives.get(name, {})
             smaller = (show.mib(by_type[dtype]) if dtype in by_type else "-" for dtype in (torch.bfloat16, torch.int8))
-            shares = (f"{plan.share(phase):.2%}" for phase in ("ESTIMATE", *more))
+            shares = (f"{plan.share(phase):.2%}" for phase in (ESTIMATE.name, *more))
             table.add_row(escape(name), *map(str, (len(plan.sites), plan.state_bytes, show.mib(plan.state_bytes), *smaller, *shares)))
         else:
             table.add_row(name, "none", escape(reasons[name]))
