@@ -63,8 +63,8 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
         models["module"] = rfc_fx.transform(model, rfc.RFC(tau=0.0), example_inputs=arguments)
         row.captured = True
         compiled = models["module"].compiled
-        row.sites = [site.name for site in compiled.found.sites]
-        row.rejected = [(where, why) for where, why in compiled.found.rejected]
+        row.sites = [site.name for site in compiled.analysis.sites]
+        row.rejected = [(where, why) for where, why in compiled.analysis.rejected]
         row.heavy_left = list(
             dict.fromkeys(module_path(node) for node in between_sites(models["module"], heavy_on_the_latent(models["module"])))
         )

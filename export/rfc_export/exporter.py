@@ -100,7 +100,7 @@ def export(
             ),
             method=encode_method(cached.method),
             backend=backend,
-            config=replace(config, granularity=compiled.found.granularity),
+            config=replace(config, granularity=compiled.analysis.granularity),
             programs={phase: _program_spec(program, built[phase]) for phase, program in programs.items()},
             state=_state(layout, programs),
             pools=[

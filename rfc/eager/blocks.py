@@ -44,9 +44,11 @@ def spans(model: nn.Module, now: Now, grain: Granularity, probe: int) -> Iterato
     blocks = block_modules(model)
     cached_blocks = blocks[grain.blocks]
     if not cached_blocks:
-        raise ValueError(f"{type(model).__name__}: granularity {grain.blocks} chooses none of the {len(blocks)} blocks")
+        raise ValueError(grain.no_blocks(type(model).__name__, len(blocks)))
     if probe >= len(blocks):
-        raise ValueError(f"{type(model).__name__}: a probe of {probe} blocks leaves none of the {len(blocks)} to skip")
+        raise ValueError(
+            f"{type(model).__name__}: a probe of {probe} blocks leaves none of the {len(blocks)} to skip; probe fewer than {len(blocks)}"
+        )
     probed = Probe(now)
     groups = [[block] for block in cached_blocks] if grain.kind == "block" else [cached_blocks]
     for group in groups:

@@ -107,7 +107,9 @@ class Placed(Listed):
         super().__post_init__()
         checked_count("Placed", "num_steps", self.num_steps, 1)
         if self.full_steps[-1] >= self.num_steps:
-            raise ValueError(f"Placed: full_steps must be below num_steps={self.num_steps}, got {self.full_steps[-1]}")
+            raise ValueError(
+                f"Placed: full_steps must be below num_steps={self.num_steps}, got {self.full_steps[-1]}; pass the steps of one generation"
+            )
         if self.unit not in get_args(Unit):
             raise ValueError(f"Placed: unit must be {' or '.join(get_args(Unit))}, got {self.unit!r}")
 

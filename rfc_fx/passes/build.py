@@ -36,7 +36,7 @@ from rfc_fx.passes.prefix import prefix_nodes
 from rfc_fx.passes.verify import verify_guarded
 from rfc_fx.sites.find import watched
 from rfc_fx.sites.granularity import alternatives, sites_within
-from rfc_fx.sites.residual import Found
+from rfc_fx.sites.residual import SiteAnalysis
 
 log = logging.getLogger("rfc_fx")
 
@@ -46,7 +46,7 @@ class CompiledSet:
     """Everything made for one signature: the graphs, the programs and the plan."""
 
     captured: Captured
-    found: Found
+    analysis: SiteAnalysis
     guarded: Guarded
     lowered: Host | Cond
     timestep: str | None
@@ -131,11 +131,11 @@ def build(
             "a plain number would be a constant of the graph, and every step would be captured anew"
         )
     captured = replace(capture(model, arguments), predictor=predictor)
-    found = sites_within(captured, config, method)
-    outlined = outline(captured, found.sites)
-    guarded = guard(outlined, watched(found.sites, captured), method)
+    analysis = sites_within(captured, config, method)
+    outlined = outline(captured, analysis.sites)
+    guarded = guard(outlined, watched(analysis.sites, captured), method)
     if predictor is not None:
-        guarded = graft(guarded, capture_skipped(captured, predictor, arguments, found.sites))
+        guarded = graft(guarded, capture_skipped(captured, predictor, arguments, analysis.sites))
     verify_guarded(guarded)
     named = next((place for place, name in captured.names.items() if name == timestep), None)
     lowered = (
@@ -146,13 +146,13 @@ def build(
     slots = lowered.layout.slots
     device = guarded.watched.I.meta["val"].device
     compiled = CompiledSet(
-        captured, found, guarded, lowered, named, _plan(guarded, lowered.programs, slots), device, time.perf_counter() - start
+        captured, analysis, guarded, lowered, named, _plan(guarded, lowered.programs, slots), device, time.perf_counter() - start
     )
     log.info(
         "%s: %d sites, %d rejected, %.1f MiB of state per context, ESTIMATE %.1f %% of FULL's FLOPs, captured in %.1f s",
         type(model).__name__,
         len(guarded.sites),
-        len(found.rejected),
+        len(analysis.rejected),
         compiled.plan.state_bytes / 2**20,
         100 * compiled.plan.estimate_share,
         compiled.seconds,
