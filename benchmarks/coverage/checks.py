@@ -25,6 +25,9 @@ from rfc_fx.tools.load import one_line
 STEPS = 6
 
 
+GRANULARITIES: tuple[GranularityName, ...] = get_args(GranularityName)
+
+
 RUNNABLE = 1_200_000
 """Numbers of a latent at which a forward at the published width still takes no more than minutes on a CPU."""
 
@@ -35,7 +38,15 @@ def difference(a: Any, b: Any) -> float:
 
 
 @captured_once()
-def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool = False) -> ClassCoverage:
+def check(
+    spec: Spec,
+    *,
+    meta: bool = True,
+    compiles: bool = True,
+    hoists: bool = True,
+    granularities: tuple[GranularityName, ...] = GRANULARITIES,
+    verbose: bool = False,
+) -> ClassCoverage:
     """Run every check on one class; failures are in `errors`, one line each, with their tracebacks on the console if `verbose`."""
     row = ClassCoverage(spec.name)
 
@@ -134,9 +145,10 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
     if attempt("capture", transform):
         attempt("full", full)
         attempt("estimate", estimate)
-        for name in get_args(GranularityName):
+        for name in granularities:
             attempt(f"granularity {name}", granularity(name))
-        attempt("hoist", hoisted)
+        if hoists:
+            attempt("hoist", hoisted)
         if compiles:
             attempt("compile", compiled)
         if meta:
