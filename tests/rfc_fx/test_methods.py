@@ -185,7 +185,10 @@ PROBE_BEHIND = rfc.Method(estimator=rfc.Reuse(), schedule=rfc.AnchorChange(thres
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        (rfc.DeltaDiT(first=9), "DiT: granularity blocks[9:] chooses none of the 3 blocks; expected blocks[a:b] with 0 <= a < b <= 3"),
+        (
+            rfc.DeltaDiT(first=9),
+            "DiTTransformer2DModel: granularity blocks[9:] chooses none of the 3 blocks; expected blocks[a:b] with 0 <= a < b <= 3",
+        ),
         (rfc.FirstBlockCache(blocks=2, tail=1), "chooses none of the 3 blocks"),
         (rfc.FirstBlockCache(blocks=3), "chooses none of the 3 blocks"),
         (PROBE_BEHIND, "lies inside blocks[0:1]"),

@@ -141,6 +141,8 @@ SCHEDULES: dict[str, rfc.Schedule] = {
     "verified": rfc.SpeCa().schedule,
 }
 
+ERRORS = st.lists(st.sampled_from([0.0, 0.2, 0.4, 0.9]), min_size=3, max_size=7)
+
 LEAST = 3
 """Timesteps after which a generation that nobody ended is told from the next one, whatever the direction."""
 
@@ -155,6 +157,23 @@ class Truth:
     """As it was when the generation began."""
     full: list[int] = field(default_factory=list)
     """Numbers of its full steps."""
+    total: float = 0.0
+    """The error that counts since the last full one."""
+
+    def phase(self, schedule: rfc.Schedule, eps: float) -> str | None:
+        """What the schedule says of the coming step; None for one with more than two phases."""
+        match schedule:
+            case rfc.Every():
+                full = not self.full or self.steps < schedule.warmup or self.steps - self.full[-1] >= schedule.interval
+            case rfc.Listed():
+                full = self.steps in schedule.full_steps
+            case rfc.RCS():
+                known = 0.0 if schedule.is_lagged or not self.full else eps
+                full = self.steps < schedule.warmup or self.total + known > schedule.tau
+                self.total = 0.0 if full else self.total + eps
+            case _:
+                return None
+        return "FULL" if full else "ESTIMATE"
 
 
 class Generations(RuleBasedStateMachine):
@@ -190,9 +209,10 @@ class Generations(RuleBasedStateMachine):
         if hasattr(self, "patch"):
             self.patch.stop()
 
-    def _new_loop(self) -> None:
+    def _new_loop(self, other_prompt: bool = True) -> None:
         self.position, self.distinct = 0, 0
-        self.y = torch.tensor([float(self.generations)])
+        if other_prompt:
+            self.y = torch.tensor([float(self.generations)])
         self.restarted: set[str] = set()
         """Contexts that have begun in this loop."""
 
@@ -203,7 +223,7 @@ class Generations(RuleBasedStateMachine):
     # ---- what happens ------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.position < 30)
-    @rule(errors=st.lists(st.sampled_from([0.0, 0.2, 0.4, 0.9]), min_size=3, max_size=7), guidance=st.booleans(), repeats=st.booleans())
+    @rule(errors=ERRORS, guidance=st.booleans(), repeats=st.booleans())
     def steps(self, errors: list[float], guidance: bool, repeats: bool) -> None:
         """Steps of the sampler; guidance may be off after the leading ones; a sampler of second order calls twice at a timestep."""
         for eps in errors:
@@ -222,11 +242,14 @@ class Generations(RuleBasedStateMachine):
         self._end()
 
     @precondition(lambda self: self.distinct >= LEAST and not self.needs_reset)
-    @rule()
-    def next_loop(self) -> None:
-        """Nobody says that a generation has ended: the timestep does."""
+    @rule(changes_model=st.booleans(), changes_weights=st.booleans(), other_prompt=st.booleans(), errors=ERRORS)
+    def next_loop(self, changes_model: bool, changes_weights: bool, other_prompt: bool, errors: list[float]) -> None:
+        """Nobody says that a generation has ended: the timestep does, whatever has changed between the two."""
+        self.world.version += changes_model
+        self.world.weight += changes_weights
         self.direction_is_known = True
-        self._new_loop()
+        self._new_loop(other_prompt)
+        self.steps(errors, guidance=True, repeats=False)
 
     @rule()
     def reset(self) -> None:
@@ -284,17 +307,21 @@ class Generations(RuleBasedStateMachine):
         assert torch.equal(output, x)
         context = self.driver.contexts.latest
         assert context is not None
-        self._check(context.book, truth, float(t))
+        self._check(context.book, truth, float(t), eps)
 
-    def _check(self, book: Book, truth: Truth, timestep: float) -> None:
+    def _check(self, book: Book, truth: Truth, timestep: float, eps: float) -> None:
         phase, ran = book.phases[-1], self.world.ran
         phases = [each.phase for each in ran]
         assert phases.count("FULL") == (phase == "FULL")  # at most once, whatever restarted
         last = next(each for each in reversed(ran) if each.phase == phase)  # what was decided ran, and last but for a draft in vain
         assert last is ran[-1]
+        numbers_are_known = self.direction_is_known or not self.rises
+        expected = truth.phase(self.world.schedule, eps)
+        assert not numbers_are_known or expected in (phase, None)
         if truth.steps == 0:
             assert phase == "FULL"
             assert last.version == self.world.version
+            assert book.eps[-1] is book.totals[-1] is None  # there is no state to measure against
         k, gap, anchors = (float(value) for value in last.values["clock"])
         if phase != "FULL":
             measured = [each.values["clock"] for each in ran if each.phase == "PREFIX"]
@@ -303,7 +330,7 @@ class Generations(RuleBasedStateMachine):
             assert generation == truth.generation  # no state of a generation that has ended
             assert written == truth.full[-1]
             assert k == truth.steps - written
-            if self.direction_is_known or not self.rises:
+            if numbers_are_known:
                 assert anchors == len(truth.full)
                 assert gap == (truth.full[-1] - truth.full[-2] if len(truth.full) > 1 else 0)
         if self.world.hoists:
@@ -321,10 +348,11 @@ class Generations(RuleBasedStateMachine):
             assert len(book.phases) == len(book.eps) == len(book.totals)
             if name in self.truths and name in self.restarted:
                 assert book.step <= self.truths[name].steps
+                assert book.step == self.truths[name].steps or not (self.direction_is_known or not self.rises)
 
 
 TestGenerations = Generations.TestCase
-TestGenerations.settings = settings(max_examples=100, stateful_step_count=12, deadline=None, phases=[Phase.generate])
+TestGenerations.settings = settings(max_examples=200, stateful_step_count=12, deadline=None, phases=[Phase.generate])
 
 
 # ---- single transitions ----------------------------------------------------------------------------------------------
