@@ -143,6 +143,8 @@ SCHEDULES: dict[str, rfc.Schedule] = {
 
 ERRORS = st.lists(st.sampled_from([0.0, 0.2, 0.4, 0.9]), min_size=3, max_size=7)
 
+CHANGES = st.sampled_from(["nothing", "weights", "model", "prompt"])
+
 LEAST = 3
 """Timesteps after which a generation that nobody ended is told from the next one, whatever the direction."""
 
@@ -232,43 +234,34 @@ class Generations(RuleBasedStateMachine):
                     self._call(name, eps)
             self.position, self.distinct = self.position + 1, self.distinct + 1
 
-    @rule(fails_at=st.integers(0, 4), name=st.sampled_from(["cond", "uncond"]))
-    def fail(self, fails_at: int, name: str) -> None:
-        """A program fails, or the loop is interrupted; somebody then ends all generations, as diffusers does."""
-        self.world.fails_at = fails_at
-        with suppress(KeyboardInterrupt):
-            self._call(name, 0.1)
-        self.world.fails_at = None
-        self._end()
-
-    @precondition(lambda self: self.distinct >= LEAST and not self.needs_reset)
-    @rule(changes_model=st.booleans(), changes_weights=st.booleans(), other_prompt=st.booleans(), errors=ERRORS)
-    def next_loop(self, changes_model: bool, changes_weights: bool, other_prompt: bool, errors: list[float]) -> None:
-        """Nobody says that a generation has ended: the timestep does, whatever has changed between the two."""
-        self.world.version += changes_model
-        self.world.weight += changes_weights
-        self.direction_is_known = True
-        self._new_loop(other_prompt)
-        self.steps(errors, guidance=True, repeats=False)
-
-    @rule()
-    def reset(self) -> None:
-        """The generation is ended from outside, at any point."""
-        self._end()
-
-    def _end(self) -> None:
+    @rule(fails_at=st.none() | st.integers(0, 4), name=st.sampled_from(["cond", "uncond"]))
+    def end(self, fails_at: int | None, name: str) -> None:
+        """Somebody ends all generations, as diffusers does, at any point: also after a program failed or the loop was interrupted."""
+        if fails_at is not None:
+            self.world.fails_at = fails_at
+            with suppress(KeyboardInterrupt):
+                self._call(name, 0.1)
+            self.world.fails_at = None
         self.driver.contexts.reset()
         self.driver.may_have_changed = True
         self._new_loop()
 
-    @rule()
-    def change_the_model(self) -> None:
-        self.world.version += 1
+    @precondition(lambda self: self.distinct >= LEAST and not self.needs_reset)
+    @rule(what=CHANGES, errors=ERRORS)
+    def next_loop(self, what: str, errors: list[float]) -> None:
+        """Nobody says that a generation has ended: the timestep does, whatever has changed between the two."""
+        self.direction_is_known = True
+        self._new_loop(other_prompt=what == "prompt")
+        self.change(what)
+        self.steps(errors, guidance=True, repeats=False)
 
-    @rule()
-    def change_the_weights(self) -> None:
-        """In place, which no fingerprint shows; hoisted values may follow from the next generation on."""
-        self.world.weight += 1
+    @rule(what=CHANGES)
+    def change(self, what: str) -> None:
+        """Weights change in place, which no fingerprint shows: hoisted values may follow from the next generation on."""
+        self.world.version += what == "model"
+        self.world.weight += what == "weights"
+        if what == "prompt":
+            self.y = self.y + 0.5
 
     @rule(order=st.sampled_from(["none", "right", "shifted", "short"]))
     def prepare(self, order: str) -> None:
@@ -276,10 +269,6 @@ class Generations(RuleBasedStateMachine):
             return  # which raises, one step late
         coming = [self._timestep(position + (order == "shifted")) for position in range(3 if order == "short" else 40)]
         self.driver.hoisting.timesteps = None if order == "none" else torch.tensor(coming)
-
-    @rule()
-    def another_prompt(self) -> None:
-        self.y = self.y + 0.5
 
     # ---- one call, and what has to hold ------------------------------------------------------------------------------
 
