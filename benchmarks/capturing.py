@@ -16,9 +16,12 @@ from rfc_fx.runtime.calls import signature
 
 
 @contextmanager
-def captured_once() -> Iterator[None]:
-    """Transform a model as often as one likes for the price of one capture: no later stage changes the captured graph."""
-    held: dict[Any, Any] = {}
+def captured_once(captures: dict[Any, Any] | None = None) -> Iterator[None]:
+    """Transform a model as often as one likes for the price of one capture: no later stage changes the captured graph.
+
+    `captures`: those made before, to which new ones are added.
+    """
+    held: dict[Any, Any] = {} if captures is None else captures
 
     def once(model: torch.nn.Module, arguments: dict[str, Any]) -> Any:
         key = model, signature(arguments, model)[0]

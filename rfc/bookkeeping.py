@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rfc.phase import PhaseName
+from rfc.phase import FULL, PhaseName
 from rfc.schedules.base import Numbers, Schedule, clock_at
 from rfc.state import Clock
 
@@ -95,7 +95,7 @@ class Book(NamedTuple):
     @property
     def nfc(self) -> int:
         """Number of full computations so far."""
-        return self.phases.count("FULL")
+        return self.phases.count(FULL.name)
 
 
 def continues(book: Book, timestep: float | None, sign: int = 1) -> bool:
@@ -212,7 +212,7 @@ def count(book: Book, rule: Rule, eps: float | None, timestep: float | None) -> 
         (*book.phases, phase),
         (*book.eps, eps if known else None),
         (*book.totals, total if known or (is_lagged and counts.anchors > 0) else None),
-        advance(counts, phase == "FULL"),
+        advance(counts, phase == FULL.name),
         last if timestep is None else timestep,
         book.has_moved or (timestep is not None and last is not None and timestep != last),
         book.before,
@@ -230,7 +230,7 @@ def move_to(book: Book, timestep: float) -> Book:
 
 def learn(book: Book, schedule: Schedule, eps: float) -> Book:
     """The book with the error of its latest step, which was decided without it (`Schedule.is_lagged`)."""
-    was_full = book.phases[-1] == "FULL"
+    was_full = book.phases[-1] == FULL.name
     if book.counts.anchors <= was_full:
         return book
     counts = book.counts if was_full else observe(book.counts, eps, accumulates=schedule.accumulates)

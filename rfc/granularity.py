@@ -17,6 +17,18 @@ class Granularity(NamedTuple):
     blocks: slice = slice(None)
     """Of "blocks": which, in the order in which they run."""
 
+    def __str__(self) -> str:
+        if self.kind != "blocks":
+            return self.kind
+        return f"blocks[{'' if self.blocks.start is None else self.blocks.start}:{'' if self.blocks.stop is None else self.blocks.stop}]"
+
+    def no_blocks(self, model: str, count: int) -> str:
+        """The error text where the range is empty in a model of `count` blocks."""
+        return (
+            f"{model}: granularity {self} chooses none of the {count} blocks; "
+            f"expected blocks[a:b] with 0 <= a < b <= {count}, or a method that leaves out or probes fewer than {count} blocks"
+        )
+
 
 def parse_granularity(text: str, *more: str) -> Granularity:
     """Return "module", "block", "stack", "output" (of all blocks, itself) or "blocks[a:b]", parsed; ValueError for anything else.

@@ -13,6 +13,7 @@ from rfc.estimators.predicted import Predicted
 from rfc.estimators.relational import RFE
 from rfc.estimators.taylor import Hermite, Reuse, Taylor
 from rfc.method import Method
+from rfc.phase import FULL, REUSE
 from rfc.predictor import PredictorError, checksum
 from rfc.schedules.base import checked_count
 from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
@@ -175,10 +176,10 @@ def _token_wise(name: str, interval: int, num_steps: int, tokens: Tokens, *, alt
 def _phases(interval: int, num_steps: int, tokens: Tokens, alternates: bool) -> Phased:
     """The phase of each step, from how many are left until the next full one: odd PARTIAL, even PARTIAL too, or REUSE (`alternates`)."""
     phases = [
-        "FULL" if not left else "REUSE" if alternates and left % 2 == 0 else tokens.phase(step, num_steps)
+        FULL.name if not left else REUSE.name if alternates and left % 2 == 0 else tokens.phase(step, num_steps)
         for step, left in enumerate(countdown(interval, num_steps))
     ]
-    return Phased(phases=phases, branches=("FULL", *tokens.phases, *(("REUSE",) if alternates else ())), period=float(interval))
+    return Phased(phases=phases, branches=(FULL.name, *tokens.phases, *((REUSE.name,) if alternates else ())), period=float(interval))
 
 
 def countdown(interval: int, num_steps: int) -> list[int]:

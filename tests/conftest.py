@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,12 +31,18 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def captures() -> dict[Any, Any]:
+    """Captured graphs by model and call."""
+    return {}
+
+
 @pytest.fixture(scope="module")
-def captured_once() -> Iterator[None]:
-    """All transformations of one model, in all tests of a file, share its capture."""
+def captured_once(captures: dict[Any, Any]) -> Iterator[None]:
+    """All transformations of one model share its capture, in all files that use this."""
     from benchmarks.capturing import captured_once
 
-    with captured_once():
+    with captured_once(captures):
         yield
 
 

@@ -4,6 +4,7 @@ Each function returns (model in eval mode, keyword arguments of one call); every
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -147,6 +148,12 @@ def wan_image(layers: int = 2, seed: int = 0) -> Family:
 
 
 FAMILIES: dict[str, Callable[..., Family]] = {"dit": dit, "pixart": pixart, "sd3": sd3, "flux": flux, "wan": wan}
+
+
+@cache
+def shared_model(name: str, layers: int = 2) -> Family:
+    """The model of that family which all tests share, so that it is captured once (`captured_once`): none may change it."""
+    return FAMILIES[name](layers=layers)
 
 
 def moved(kwargs: dict[str, Any], step: int, steps: int = 12) -> dict[str, Any]:

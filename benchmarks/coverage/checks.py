@@ -17,11 +17,15 @@ from benchmarks.capturing import captured_once
 from benchmarks.coverage.classes.spec import Spec, prediction
 from benchmarks.coverage.rows import ClassCoverage, public
 from rfc.granularity import GranularityName, block_of
+from rfc.phase import ESTIMATE, FULL
 from rfc_fx.passes.verify import heavy_outside_sites
 from rfc_fx.sites.residual import module_path
 from rfc_fx.tools.load import one_line
 
 STEPS = 6
+
+
+GRANULARITIES: tuple[GranularityName, ...] = get_args(GranularityName)
 
 
 RUNNABLE = 1_200_000
@@ -34,7 +38,15 @@ def difference(a: Any, b: Any) -> float:
 
 
 @captured_once()
-def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool = False) -> ClassCoverage:
+def check(
+    spec: Spec,
+    *,
+    meta: bool = True,
+    compiles: bool = True,
+    hoists: bool = True,
+    granularities: tuple[GranularityName, ...] = GRANULARITIES,
+    verbose: bool = False,
+) -> ClassCoverage:
     """Run every check on one class; failures are in `errors`, one line each, with their tracebacks on the console if `verbose`."""
     row = ClassCoverage(spec.name)
 
@@ -62,8 +74,8 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
         models["module"] = rfc_fx.transform(model, rfc.RFC(tau=0.0), example_inputs=arguments)
         row.captured = True
         compiled = models["module"].compiled
-        row.sites = [site.name for site in compiled.found.sites]
-        row.rejected = [(where, why) for where, why in compiled.found.rejected]
+        row.sites = [site.name for site in compiled.analysis.sites]
+        row.rejected = [(where, why) for where, why in compiled.analysis.rejected]
         row.heavy_left = list(
             dict.fromkeys(module_path(node) for node in between_sites(models["module"], heavy_on_the_latent(models["module"])))
         )
@@ -78,7 +90,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
         cached = rfc_fx.transform(model, rfc.Method(estimator=rfc.RFE(order=2), schedule=rfc.Listed(full_steps=[0, 1])))
         expected = [cached(**arguments) for _ in range(2)][-1]
         row.estimate_difference = difference(cached(**arguments), expected)
-        assert cached.stats.phases == ["FULL", "FULL", "ESTIMATE"], cached.stats.phases
+        assert cached.stats.phases == [FULL.name, FULL.name, ESTIMATE.name], cached.stats.phases
         if row.estimate_difference > 1e-5:
             raise AssertionError(f"an estimate with unchanged inputs differs from full by {row.estimate_difference:.1e}")
 
@@ -88,7 +100,7 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
             cached.method = skips
             cached.reset()
             outputs = [prediction(cached(**call))[0] for call in calls(spec, arguments, 4)]
-            assert cached.stats.phases == ["FULL", "FULL", "ESTIMATE", "ESTIMATE"], cached.stats.phases
+            assert cached.stats.phases == [FULL.name, FULL.name, ESTIMATE.name, ESTIMATE.name], cached.stats.phases
             assert all(bool(output.isfinite().all()) for output in outputs), "not finite"
             row.state_bytes[name] = cached.plan().state_bytes
 
@@ -133,9 +145,10 @@ def check(spec: Spec, *, meta: bool = True, compiles: bool = True, verbose: bool
     if attempt("capture", transform):
         attempt("full", full)
         attempt("estimate", estimate)
-        for name in get_args(GranularityName):
+        for name in granularities:
             attempt(f"granularity {name}", granularity(name))
-        attempt("hoist", hoisted)
+        if hoists:
+            attempt("hoist", hoisted)
         if compiles:
             attempt("compile", compiled)
         if meta:
@@ -149,7 +162,7 @@ def heavy_on_the_latent(cached: rfc_fx.CachedModel) -> list[fx.Node]:
     """Heavy operations of ESTIMATE whose result depends on the latent: embeddings and the output head, if all blocks are sites."""
     latents = set(cached.compiled.captured.latents)
     moved = _descendants(cached.guarded.module.graph, latents)
-    program = cached.programs["ESTIMATE"]
+    program = cached.programs[ESTIMATE.name]
     sources = [node for node in program.graph.nodes if node.op == "placeholder"]
     names = {
         node.name

@@ -15,6 +15,7 @@ from benchmarks.gpu.estimators import GRAPHS
 from benchmarks.latency.compiling import frames, times_ms
 from benchmarks.latency.timing import TimedVariant, figures
 from benchmarks.latency.workloads import Calls
+from rfc.phase import ESTIMATE
 
 
 @torch.no_grad()
@@ -64,7 +65,7 @@ def estimate_alone(bench: Bench, entry: PendingVariant) -> dict[str, Any]:
     assert entry.variant is not None
     assert entry.first is not None
     before = frames()
-    program = bench.compiled(entry.variant.cache.programs["ESTIMATE"].run)
+    program = bench.compiled(entry.variant.cache.programs[ESTIMATE.name].run)
     taken: dict[str, Any] = figures(times_ms(lambda: program(*entry.estimate_inputs), bench.device, 5 if bench.tiny else 50))
     taken["compiled_anew"] = frames() - before
     if (counted := entry.first.estimate_bytes) is not None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
+from rfc.phase import ESTIMATE, FULL
+
 
 def failed(section: dict[str, Any]) -> list[str]:
     """Names of the checks that ran and did not agree, or could not run."""
@@ -20,7 +22,7 @@ def shown(sections: dict[str, dict[str, Any]]) -> Table:
             if "generation" not in row:
                 table.add_row(name, variant, str(row.get("error", row.get("skipped", "")))[:60])
                 continue
-            cells = [f"{row[phase]['median_ms']:.2f}" if phase in row else "-" for phase in ("FULL", "ESTIMATE", "generation")]
+            cells = [f"{row[phase]['median_ms']:.2f}" if phase in row else "-" for phase in (FULL.name, ESTIMATE.name, "generation")]
             alone, gaps = row.get("estimate_program"), row.get("idle")
             shares = [part.get(key) if isinstance(part, dict) else None for part, key in ((alone, "share_of_copy"), (gaps, "idle_share"))]
             speedup = f"{row['speedup_vs_compiled_full']:.2f}x" if "speedup_vs_compiled_full" in row else "-"

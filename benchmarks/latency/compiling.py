@@ -16,6 +16,7 @@ from torch._inductor.utils import fresh_cache
 import rfc_fx
 from benchmarks.latency.timing import TimedVariant
 from benchmarks.latency.workloads import Calls
+from rfc.phase import ESTIMATE
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def estimate_arguments(cached: rfc_fx.CachedModel, calls: Calls, leading: int) -
     """What an estimated step hands to its program; runs uncompiled, and has to come before the program is compiled."""
     cached.trace(**calls[0])
     inputs: list[torch.Tensor] = []
-    hook = cached.programs["ESTIMATE"].run.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))
+    hook = cached.programs[ESTIMATE.name].run.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))
     try:
         for call in calls[: leading + 1]:
             cached(**call)

@@ -18,6 +18,7 @@ from torch import Tensor
 import rfc
 from rfc.generation import Generation
 from rfc.method import Method
+from rfc.phase import FULL
 from rfc_fx.zoo import DIGITS_PREDICTOR
 
 ESTIMATORS: dict[str, rfc.Estimator] = {
@@ -49,7 +50,7 @@ def equal_gaps(steps: int, nfc: int) -> rfc.RCS:
 def full_steps(plan: rfc.Schedule, steps: int) -> list[int]:
     """The steps that a schedule makes full where its error is nought."""
     generation, numbers = Generation(), plan.numbers()
-    return [step for step in range(steps) if generation.decide(plan, numbers, 0.0, None) == "FULL"]
+    return [step for step in range(steps) if generation.decide(plan, numbers, 0.0, None) == FULL.name]
 
 
 def counted(schedule: rfc.Schedule, plan: rfc.RCS) -> rfc.Schedule:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.pictures import save
+from rfc.phase import ESTIMATE
 
 OURS, RIVAL, PLAIN, TWIN = "#009e73", "#d55e00", "#444444", "#56b4e9"
 
@@ -85,7 +86,7 @@ def roof(rows: dict[str, Any], settings: dict[str, Any]) -> Figure:
     axes.loglog([low, ridge, high], [low * bandwidth, peak, peak], color="black", linewidth=1.2)
     names = list(dict.fromkeys(point[0] for point in points))
     for name, phase, intensity, rate in points:
-        filled = "white" if phase == "ESTIMATE" else f"C{names.index(name)}"
+        filled = "white" if phase == ESTIMATE.name else f"C{names.index(name)}"
         axes.plot(
             intensity, rate, MARKERS[names.index(name) % len(MARKERS)], color=f"C{names.index(name)}", markerfacecolor=filled, markersize=8
         )

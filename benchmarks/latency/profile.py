@@ -27,6 +27,7 @@ from benchmarks.latency import roofline
 from benchmarks.latency.methods import ESTIMATORS, equal_gaps, full_steps
 from benchmarks.latency.options import checked
 from benchmarks.latency.workloads import WORKLOADS, Calls, calls_of, timesteps_of
+from rfc.phase import ESTIMATE
 from rfc_fx.tools.summary_json import versions
 
 SMALL = 0.02
@@ -82,7 +83,7 @@ def measure(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int, rounds
     cached.reset()
     for call in calls[:4]:
         compiled(**call)
-    moved = roofline.programs(cached, calls)["ESTIMATE"]["bytes"]
+    moved = roofline.programs(cached, calls)[ESTIMATE.name]["bytes"]
     wall, full = statistics.median(walls[True]), statistics.median(walls[False])
     times = {name: statistics.median(values) for name, values in kernels.items()}
     return {

@@ -15,12 +15,13 @@ from benchmarks.latency import plots
 from benchmarks.latency.rivals.rival import Rival
 from benchmarks.latency.tables import markdown
 from benchmarks.latency.timing import TimedVariant, figures
+from rfc.phase import ESTIMATE, FULL
 
 
 def record(variants: list[TimedVariant], steps: int, nfc: int) -> dict[str, Any]:
     """Times by variant, and what they are against compiled full computation."""
     full = next(variant for variant in variants if variant.name == "full, compiled")
-    whole, step = statistics.median(full.generations_ms), statistics.median(full.steps_ms["FULL"])
+    whole, step = statistics.median(full.generations_ms), statistics.median(full.steps_ms[FULL.name])
     rows: dict[str, Any] = {}
     for variant in variants:
         generation = statistics.median(variant.generations_ms)
@@ -43,10 +44,10 @@ def _cached(variant: TimedVariant, speedup: float, full_ms: float, steps: int) -
     if variant.cache is None:
         return {}
     stats = variant.cache.stats
-    row: dict[str, Any] = {"nfc": stats.nfc, "full_steps": [step for step, phase in enumerate(stats.phases) if phase == "FULL"]}
+    row: dict[str, Any] = {"nfc": stats.nfc, "full_steps": [step for step, phase in enumerate(stats.phases) if phase == FULL.name]}
     row["share_of_bound"] = speedup / (steps / stats.nfc)
-    if variant.steps_ms.get("ESTIMATE"):
-        row["estimate_share_of_compiled_full"] = statistics.median(variant.steps_ms["ESTIMATE"]) / full_ms
+    if variant.steps_ms.get(ESTIMATE.name):
+        row["estimate_share_of_compiled_full"] = statistics.median(variant.steps_ms[ESTIMATE.name]) / full_ms
     if variant.reads is not None:
         row["host_reads"] = variant.reads
     return row
@@ -88,7 +89,7 @@ def shown(rows: dict[str, Any], settings: dict[str, Any]) -> None:
     """The times on the console, and what did not run."""
     table = Table("variant", "FULL ms", "ESTIMATE ms", "generation ms", "vs compiled full", title=settings["what"])
     for name, row in rows.items():
-        cells = [f"{row[phase]['median_ms']:.1f}" if phase in row else "-" for phase in ("FULL", "ESTIMATE", "generation")]
+        cells = [f"{row[phase]['median_ms']:.1f}" if phase in row else "-" for phase in (FULL.name, ESTIMATE.name, "generation")]
         table.add_row(name, *cells, f"{row['speedup_vs_compiled_full']:.2f}x")
     console = Console()
     console.print(table)

@@ -15,6 +15,8 @@ from torch._inductor.utils import fresh_cache
 import rfc_fx
 from benchmarks.latency.timing import WARMUP_STEPS
 from benchmarks.latency.workloads import Calls
+from rfc.phase import ESTIMATE, FULL
+from rfc_fx.ir.phase import PREFIX
 
 BYTES_ARE = "bytes that Inductor counts for the kernels of a program (torch._inductor.metrics.num_bytes_accessed), PREFIX included"
 
@@ -75,11 +77,11 @@ def programs(cached: rfc_fx.CachedModel, calls: Calls) -> dict[str, dict[str, in
     for hook in hooks:
         hook.remove()
     moved = {
-        phase: inductor_bytes(cached.programs[phase].run, inputs[phase]) for phase in ("PREFIX", "FULL", "ESTIMATE") if phase in inputs
+        phase: inductor_bytes(cached.programs[phase].run, inputs[phase]) for phase in (PREFIX, FULL.name, ESTIMATE.name) if phase in inputs
     }
     plan = cached.plan()
-    flops = {"FULL": plan.full_flops - plan.timestep_flops, "ESTIMATE": plan.estimate_flops - plan.timestep_flops}
-    return {phase: {"flops": flops[phase], "bytes": moved[phase] + moved.get("PREFIX", 0)} for phase in flops if phase in moved}
+    flops = {FULL.name: plan.full_flops - plan.timestep_flops, ESTIMATE.name: plan.estimate_flops - plan.timestep_flops}
+    return {phase: {"flops": flops[phase], "bytes": moved[phase] + moved.get(PREFIX, 0)} for phase in flops if phase in moved}
 
 
 def inductor_bytes(program: Any, inputs: tuple[Any, ...]) -> int:

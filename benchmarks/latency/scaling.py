@@ -28,6 +28,7 @@ from benchmarks.latency.record import record
 from benchmarks.latency.timing import TimedVariant
 from benchmarks.latency.workloads import WORKLOADS, Calls, dit, timesteps_of
 from benchmarks.pictures import save
+from rfc.phase import ESTIMATE, FULL
 from rfc_fx.tools.summary_json import versions
 
 ESTIMATORS: dict[str, rfc.Estimator] = {"Taylor m=1": rfc.Taylor(order=1), "RFE m=1": rfc.RFE(order=1)}
@@ -143,10 +144,10 @@ def markdown(results: dict[str, Any]) -> str:
     for name, rows in results["axes"].items():
         lines += [f"| {name} | full ms | {head} |", "|---" * (2 + 2 * len(ESTIMATORS)) + "|"]
         for row in rows:
-            cells = [f"{row['variants']['full, compiled']['FULL']['median_ms']:.2f}"]
+            cells = [f"{row['variants']['full, compiled'][FULL.name]['median_ms']:.2f}"]
             for estimator in ESTIMATORS:
                 variant = row["variants"][estimator]
-                cells += [f"{variant['ESTIMATE']['median_ms']:.2f}", f"{variant['estimate_share_of_compiled_full']:.1%}"]
+                cells += [f"{variant[ESTIMATE.name]['median_ms']:.2f}", f"{variant['estimate_share_of_compiled_full']:.1%}"]
             lines.append(f"| {row[name]} | {' | '.join(cells)} |")
         lines.append("")
     if rows := results["compile_time"]:
@@ -163,7 +164,7 @@ def draw(axes: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7), layout="constrained")
-    lines = {"full, compiled": ("FULL", "full computation"), **{name: ("ESTIMATE", f"estimated step, {name}") for name in ESTIMATORS}}
+    lines = {"full, compiled": (FULL.name, "full computation"), **{name: (ESTIMATE.name, f"estimated step, {name}") for name in ESTIMATORS}}
     for panel, name in zip(figure.subplots(2, 2).flat, AXES, strict=True):
         rows = axes.get(name, [])
         panel.set(xlabel=name, ylabel="ms per step", title="" if rows else "not measured", xscale="log", yscale="log")

@@ -25,12 +25,13 @@ from benchmarks.latency.compiling import first_runs
 from benchmarks.latency.methods import equal_gaps
 from benchmarks.latency.timing import TimedVariant
 from benchmarks.latency.workloads import WORKLOADS, timesteps_of
+from rfc.phase import ESTIMATE, FULL
 from rfc_fx.tools.summary_json import versions
 
 ESTIMATORS: dict[str, rfc.Estimator] = {"Taylor m=1": rfc.Taylor(order=1), "RFE m=1": rfc.RFE(order=1)}
 
 
-FULL, TWIN = "full, compiled", "RFE m=1, eager twin"
+COMPILED, TWIN = "full, compiled", "RFE m=1, eager twin"
 
 
 STEPS, NFC = 14, 5
@@ -48,7 +49,7 @@ def variants(samples: int, backend: str) -> tuple[list[TimedVariant], list[dict[
     model, plan = WORKLOADS["digits"].model(), equal_gaps(STEPS, NFC)
     calls = WORKLOADS["digits"].calls(model, samples, STEPS)
     twin = rfc.eager.cached(model, rfc.Method(estimator=ESTIMATORS["RFE m=1"], schedule=plan))
-    ways = [TimedVariant(FULL, torch.compile(model, fullgraph=True, backend=backend)), TimedVariant(TWIN, twin, twin)]
+    ways = [TimedVariant(COMPILED, torch.compile(model, fullgraph=True, backend=backend)), TimedVariant(TWIN, twin, twin)]
     for name, estimator in ESTIMATORS.items():
         cached = rfc_fx.transform(model, rfc.Method(estimator=estimator, schedule=plan), config=rfc_fx.Config(hoist=True))
         cached.prepare(timesteps_of(calls))
@@ -83,9 +84,9 @@ def spread(values: list[float]) -> dict[str, float]:
 def ratios(rounds: list[dict[str, dict[str, float]]], name: str) -> Record:
     """An estimator's times over those of compiled full computation and of the twin, each within a round."""
     return {
-        "estimate_share_of_full": spread([times[name]["ESTIMATE"] / times[FULL]["FULL"] for times in rounds]),
-        "full_step_of_full": spread([times[name]["FULL"] / times[FULL]["FULL"] for times in rounds]),
-        "generation_of_full": spread([times[name]["generation"] / times[FULL]["generation"] for times in rounds]),
+        "estimate_share_of_full": spread([times[name][ESTIMATE.name] / times[COMPILED][FULL.name] for times in rounds]),
+        "full_step_of_full": spread([times[name][FULL.name] / times[COMPILED][FULL.name] for times in rounds]),
+        "generation_of_full": spread([times[name]["generation"] / times[COMPILED]["generation"] for times in rounds]),
         "generation_of_twin": spread([times[name]["generation"] / times[TWIN]["generation"] for times in rounds]),
     }
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rfc.phase import ESTIMATE, FULL
+
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "FULL ms": lambda row: f"{row['FULL']['median_ms']:.1f}",
-    "ESTIMATE ms": lambda row: f"{row['ESTIMATE']['median_ms']:.1f}",
+    "FULL ms": lambda row: f"{row[FULL.name]['median_ms']:.1f}",
+    "ESTIMATE ms": lambda row: f"{row[ESTIMATE.name]['median_ms']:.1f}",
     "of compiled full": lambda row: f"{row['estimate_share_of_compiled_full']:.1%}",
     "generation ms (p10-p90)": lambda row: "{median_ms:.0f} ({p10_ms:.0f}-{p90_ms:.0f})".format(**row["generation"]),
     "vs compiled full": lambda row: f"{row['speedup_vs_compiled_full']:.2f}x",

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from benchmarks.latency.workloads import Calls
+from rfc.phase import FULL
 from rfc_fx.runtime.step_model import StepModel
 from rfc_fx.tools.variants import force_all_phases, steps_to_warm_up
 
@@ -146,7 +147,7 @@ class TimedVariant:
             self.call(**arguments)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            times.append((self.cache.stats.phases[-1] if self.cache is not None else "FULL", (time.perf_counter() - start) * 1e3))
+            times.append((self.cache.stats.phases[-1] if self.cache is not None else FULL.name, (time.perf_counter() - start) * 1e3))
         elapsed_s = time.perf_counter() - begin
         spent = CompileCounts.now() - compiled
         if not count:

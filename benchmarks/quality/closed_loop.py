@@ -22,7 +22,9 @@ from benchmarks.quality.trajectory import Trajectory, record
 from benchmarks.quality.workloads import CALIBRATED, FORCED, Bench, Images, Lot, Sampler
 from rfc.eager.recording import ratios_of
 from rfc.method import Method, programs_of
+from rfc.phase import FULL
 from rfc_fx.ir.ops import flops
+from rfc_fx.ir.phase import PREFIX, TIMESTEP
 from rfc_fx.runtime.summary import pattern
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.tools.calibrate import at, listed, named
@@ -207,6 +209,6 @@ def _short(sampler: Sampler, method: Method) -> Sampler:
 def _flops_share(cached: rfc_fx.CachedModel) -> float:
     """Floating-point operations of the latest generation as a share of as many full steps'."""
     costs = {phase: flops(program.graph.nodes) for phase, program in cached.programs.items()}
-    shared = costs.get("PREFIX", 0) + costs.get("TIMESTEP", 0)
+    shared = costs.get(PREFIX, 0) + costs.get(TIMESTEP, 0)
     phases = cached.stats.phases
-    return sum(costs[phase] + shared for phase in phases) / (len(phases) * (costs["FULL"] + shared))
+    return sum(costs[phase] + shared for phase in phases) / (len(phases) * (costs[FULL.name] + shared))

@@ -13,6 +13,7 @@ import torch
 import rfc
 from benchmarks.quality.trajectory import Trajectory
 from rfc.generation import Generation
+from rfc.phase import FULL
 from rfc.state import Clock, State, spec_of, zeros
 
 
@@ -27,8 +28,8 @@ def planned_steps(trajectory: Trajectory, tau: float, where: Literal["first", "a
         watched = {site: {"I": pairs[site][0]} for site in sites}
         errors = [schedule.error(watched[site], states[site], clock) for site in sites if site in states]
         eps = float(torch.stack(errors).mean()) if errors else None
-        if generation.decide(schedule, numbers, eps, None) == "FULL":
+        if generation.decide(schedule, numbers, eps, None) == FULL.name:
             for site in sites:
                 old = states.get(site) or zeros(schedule.slots({"I": spec_of(watched[site]["I"])}), watched[site]["I"].device)
                 states[site] = schedule.refresh(old, watched[site], clock)
-    return [step for step, phase in enumerate(generation.phases) if phase == "FULL"]
+    return [step for step, phase in enumerate(generation.phases) if phase == FULL.name]

@@ -18,6 +18,7 @@ from benchmarks.quality.relation import Relation, relation
 from benchmarks.quality.trajectory import Trajectory, record
 from benchmarks.quality.workloads import FORCED, Bench, Lot, Sampler
 from rfc.generation import Generation
+from rfc.phase import FULL
 from rfc.state import Clock, State, spec_of, zeros
 
 WARMUP = 3
@@ -46,7 +47,7 @@ def distances(steps: int, interval: int) -> list[int]:
     """k of every step; 0 where it is full."""
     schedule, generation = rfc.Every(interval=interval, warmup=WARMUP), Generation()
     numbers = schedule.numbers()
-    return [0 if generation.decide(schedule, numbers, None, None) == "FULL" else generation.since for _ in range(steps)]
+    return [0 if generation.decide(schedule, numbers, None, None) == FULL.name else generation.since for _ in range(steps)]
 
 
 def forced_errors(trajectory: Trajectory, site: int, estimator: rfc.Estimator, interval: int) -> Float[Tensor, "S N"]:
@@ -57,7 +58,7 @@ def forced_errors(trajectory: Trajectory, site: int, estimator: rfc.Estimator, i
     rows: list[Tensor] = []
     for I, O in zip(trajectory.inputs(site), trajectory.outputs(site), strict=True):
         clock = Clock.at(*generation.clock(schedule))
-        if generation.decide(schedule, numbers, None, None) == "FULL":
+        if generation.decide(schedule, numbers, None, None) == FULL.name:
             state = estimator.refresh(state or zeros(estimator.slots(spec_of(I), spec_of(O)), O.device), I, O, clock)
             rows.append(torch.full((len(O),), torch.nan))
         else:

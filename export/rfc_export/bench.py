@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 import rfc_fx
 from rfc.eager.model import cached
+from rfc.phase import ESTIMATE, FULL
 from rfc_export.runtime import Engine
 from rfc_export.verify import RecordedGeneration, Verdict, cached_like, parity_over
 from rfc_fx.runtime.step_model import StepModel
@@ -79,7 +80,7 @@ class Timed:
             for phase, taken in zip(phases, times, strict=True):
                 self.steps_ms[phase].append(taken)
             self.generations_ms.append(sum(times))
-            self.nfc = phases.count("FULL")
+            self.nfc = phases.count(FULL.name)
 
     @torch.no_grad()
     def count_reads(self, generation: RecordedGeneration) -> None:
@@ -98,7 +99,7 @@ class Timed:
     def record(self) -> dict[str, Any]:
         """All of it as JSON, with units."""
         return {
-            **{f"{phase.lower()}_ms": _median(self.steps_ms[phase]) for phase in dict.fromkeys(("FULL", "ESTIMATE", *self.steps_ms))},
+            **{f"{phase.lower()}_ms": _median(self.steps_ms[phase]) for phase in dict.fromkeys((FULL.name, ESTIMATE.name, *self.steps_ms))},
             "generation_ms": dict(zip(("median", "min", "max"), self.timing, strict=True)),
             "generations_ms": self.generations_ms,
             "nfc": self.nfc,

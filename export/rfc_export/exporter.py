@@ -17,6 +17,7 @@ import rfc
 import rfc_fx
 from rfc.encoding import classes_of
 from rfc.method import Method
+from rfc.phase import VERIFY
 from rfc_export.artifact import file_spec, write_manifest, writing
 from rfc_export.backends import Backend, Built
 from rfc_export.backends import backend as backend_of
@@ -32,6 +33,7 @@ from rfc_export.target import built_with, target_of
 from rfc_fx.capture.export import args_and_kwargs, named_arguments
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.layout import Layout
+from rfc_fx.ir.phase import PREFIX
 from rfc_fx.ir.progress import progress_slots
 from rfc_fx.passes.build import CompiledSet
 from rfc_fx.passes.lower_host import lower_host
@@ -98,7 +100,7 @@ def export(
             ),
             method=encode_method(cached.method),
             backend=backend,
-            config=replace(config, granularity=compiled.found.granularity),
+            config=replace(config, granularity=compiled.analysis.granularity),
             programs={phase: _program_spec(program, built[phase]) for phase, program in programs.items()},
             state=_state(layout, programs),
             pools=[
@@ -242,7 +244,7 @@ def _state(layout: Layout, programs: Mapping[str, Portable]) -> list[SlotSpecs]:
 def _decision(cached: rfc_fx.CachedModel, programs: Mapping[str, Portable]) -> DecisionSpec:
     schedule = cached.method.schedule
     numbers = {name: [_finite(one) for one in tensor.flatten().tolist()] for name, tensor in schedule.numbers().items()}
-    where = next((phase for phase in ("PREFIX", "VERIFY", STEP) if phase in programs), None)
+    where = next((phase for phase in (PREFIX, VERIFY.name, STEP) if phase in programs), None)
     return DecisionSpec(program=where, index=0, rule=type(schedule).__name__, numbers=numbers)
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rfc.method import Method
+from rfc.phase import ESTIMATE, FULL
 from rfc.state import SlotSpec
 from rfc_export.backends import Run
 from rfc_export.calls import ExpectedCall
@@ -115,7 +116,7 @@ class LoadedSet:
 def check_phases(manifest: Manifest, method: Method) -> None:
     """ArtifactError where the method has a phase that no program is for."""
     phases = method.schedule.branches
-    there = {"FULL", "ESTIMATE"} if manifest.config.dispatch == "cond" else set(manifest.programs)
+    there = {FULL.name, ESTIMATE.name} if manifest.config.dispatch == "cond" else set(manifest.programs)
     if missing := [phase for phase in phases if phase not in there]:
         raise ArtifactError(f"method.schedule: has the phases {', '.join(phases)}, there is no program for {', '.join(missing)}")
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from rfc.phase import ESTIMATE, FULL
 from rfc_export.specs import (
     BackendName,
     CallSpec,
@@ -62,7 +63,7 @@ class Manifest(Part):
                 raise ValueError(f"programs.{phase}.file: {program.file} is not among the files")
         if WEIGHTS not in self.files:
             raise ValueError(f"files: {WEIGHTS} is missing")
-        required = {"FULL", "ESTIMATE"} if self.config.dispatch == "host" else {"STEP"}
+        required = {FULL.name, ESTIMATE.name} if self.config.dispatch == "host" else {"STEP"}
         if missing := required - set(self.programs):
             raise ValueError(f"programs: {', '.join(sorted(missing))} missing")
         if self.decision.program is not None and self.decision.program not in self.programs:

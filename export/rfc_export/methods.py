@@ -11,6 +11,7 @@ import rfc
 from rfc import encoding
 from rfc.encoding import DTYPES as DTYPES
 from rfc.method import Method
+from rfc.phase import ESTIMATE, FULL
 from rfc_export.errors import ArtifactError, ExportError
 
 
@@ -18,7 +19,7 @@ def check_method(method: Method, dispatch: str = "host") -> None:
     """ExportError, which names the method, for one that no engine of this dispatch can run; nothing has been loaded for it."""
     encode_method(method)
     name, phases = method.name, method.schedule.branches
-    if dispatch == "cond" and phases != ("FULL", "ESTIMATE"):
+    if dispatch == "cond" and phases != (FULL.name, ESTIMATE.name):
         raise ExportError(
             f"export: {name} has the phases {', '.join(phases)}, an engine with dispatch='cond' has FULL and ESTIMATE; "
             "pass dispatch='host' (--dispatch host)"

@@ -13,6 +13,7 @@ from torch import Tensor
 from rfc.arguments import timestep_value
 from rfc.generation import Generation
 from rfc.method import Method
+from rfc.phase import FULL
 from rfc_export.errors import ExportError
 from rfc_export.runtime import Engine
 from rfc_fx.capture.export import latent_argument
@@ -103,7 +104,7 @@ def steps_to_check(method: Method) -> int:
     generation, numbers = Generation(), method.schedule.numbers()
     remaining = [False, True, False]
     for step in range(MOST_STEPS):
-        is_full = generation.decide(method.schedule, numbers, 0.0, None) == "FULL"
+        is_full = generation.decide(method.schedule, numbers, 0.0, None) == FULL.name
         if remaining and is_full is remaining[0]:
             remaining.pop(0)
         if not remaining and {*generation.phases} >= {*method.schedule.branches}:

@@ -9,12 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from rfc.phase import FULL
 from rfc.state import SlotSpec
 from rfc_export.errors import ExportError
 from rfc_export.methods import dtype_of, name_of
 from rfc_export.specs import TensorSpec
 from rfc_fx.capture.export import MODEL
 from rfc_fx.ir.ops import flops, value
+from rfc_fx.ir.phase import PREFIX
 from rfc_fx.ir.program import Program
 from rfc_fx.passes.build import CompiledSet
 from rfc_fx.passes.lower_cond import Cond, lower_cond
@@ -99,7 +101,7 @@ def _portable(compiled: CompiledSet, program: Program, host: Host, weights: Weig
         if what == "state":
             outputs.append(_slot("next", rest, host.layout.slots[rest]))
         elif what == "decision":
-            brings_noise = program.phase == "PREFIX" and compiled.timestep is not None
+            brings_noise = program.phase == PREFIX and compiled.timestep is not None
             outputs.append(_spec("decision", what, torch.empty(3 if brings_noise else 1, device="meta")))
         else:
             outputs.append(_spec(what, rest, value(node)))
@@ -184,7 +186,7 @@ def portable_cond(compiled: CompiledSet, weights: Weights, writes: Writes) -> di
     state = {name: SlotSpec(slot.shape, slot.dtype) for name, slot in cond.layout.slots.items()}
     own = [_slot(name if name in ("progress", "log") else "state", name, slot) for name, slot in state.items()]
     inputs += own + [_spec("numbers", name, numbers[name]) for name in names]
-    full = cond.programs["FULL"]
+    full = cond.programs[FULL.name]
     outputs = [
         _spec("output", name.removeprefix("output:"), value(node))
         for node, name in zip(full.returned(), full.results, strict=True)

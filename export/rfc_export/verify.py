@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import rfc_fx
+from rfc.phase import FULL
 from rfc_export.artifact import check_files, opened, read_manifest
 from rfc_export.engine_source import Exportable, engine_source, exportable
 from rfc_export.errors import ExportError
@@ -140,7 +141,7 @@ class Verdict:
         """In one line."""
         if self.fault is not None:
             return self.fault
-        full = self.parity.phases.count("FULL")
+        full = self.parity.phases.count(FULL.name)
         return (
             f"{self.description}: the same {len(self.parity.phases)} decisions ({full} FULL), largest error {self.parity.worst:.1e} of the "
             f"output, allowed {self.tolerance:g}"

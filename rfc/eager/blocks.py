@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rfc.eager.run import Now, Run
 from rfc.granularity import Granularity, block_attention, block_modules
+from rfc.phase import FULL, VERIFY
 
 STREAMS = ("hidden_states", "encoder_hidden_states")
 """What blocks call the latent's stream, and the other one of a joint attention."""
@@ -43,9 +44,11 @@ def spans(model: nn.Module, now: Now, grain: Granularity, probe: int) -> Iterato
     blocks = block_modules(model)
     cached_blocks = blocks[grain.blocks]
     if not cached_blocks:
-        raise ValueError(f"{type(model).__name__}: granularity {grain.blocks} chooses none of the {len(blocks)} blocks")
+        raise ValueError(grain.no_blocks(type(model).__name__, len(blocks)))
     if probe >= len(blocks):
-        raise ValueError(f"{type(model).__name__}: a probe of {probe} blocks leaves none of the {len(blocks)} to skip")
+        raise ValueError(
+            f"{type(model).__name__}: a probe of {probe} blocks leaves none of the {len(blocks)} to skip; probe fewer than {len(blocks)}"
+        )
     probed = Probe(now)
     groups = [[block] for block in cached_blocks] if grain.kind == "block" else [cached_blocks]
     for group in groups:
@@ -130,7 +133,7 @@ class Span:
             self.inputs = [self.probe.moved]
             run.decide(I=self.probe.moved, base=self.start["hidden_states"])
         if place > 0 or self.probe is not None:
-            output = block.compute(*args, **kwargs) if run.phase == "FULL" else None
+            output = block.compute(*args, **kwargs) if run.phase == FULL.name else None
         else:
             output = self._first(block, args, kwargs)
         if output is not None:
@@ -151,7 +154,7 @@ class Span:
         if self.now.run.is_verifying:
             return attention(*args, **kwargs)
         self.inputs = [value for value in (*args, *(kwargs.get(name) for name in STREAMS)) if isinstance(value, Tensor)]
-        if self.now.run.decide(I=self.inputs[0], base=self.start["hidden_states"]) != "FULL":
+        if self.now.run.decide(I=self.inputs[0], base=self.start["hidden_states"]) != FULL.name:
             raise _SkipError
         return attention(*args, **kwargs)
 
@@ -211,7 +214,7 @@ def verifier(last: nn.Module, now: Now, replaced: Callable[..., Any] | None) -> 
         streams = block.streams(args, kwargs)
         drafted = draft(*args, **kwargs)
         run = now.run
-        if run.phase == "VERIFY":
+        if run.phase == VERIFY.name:
             run.is_verifying = True
             try:
                 real = block.compute(*args, **kwargs)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rfc.eager.blocks import Replaced
 from rfc.eager.run import Now, Run
 from rfc.eager.token_wise import Chooser, Scorer, choosers
-from rfc.phase import is_partial
+from rfc.phase import FULL, is_partial
 from rfc.token_selection import Tokens
 
 
@@ -36,7 +36,7 @@ class ModuleSite:
             return self.compute(*args, **kwargs)
         inputs = self.inputs(args, kwargs)
         phase = self.run.decide(I=inputs[0])
-        if phase == "FULL":
+        if phase == FULL.name:
             compute = partial(self.compute, *args, **kwargs)
             output = compute() if self.scorer is None else self.scorer.compute(self.run, compute, inputs)
             outputs = output if isinstance(output, tuple) else (output,)
@@ -74,18 +74,18 @@ class ParallelSite(ModuleSite):
 
     def enter_attention(self, *args: Any, **kwargs: Any) -> Any:
         self.I = self.inputs(args, kwargs)[0]
-        if self.run.is_verifying or self.run.decide(I=self.I) == "FULL":
+        if self.run.is_verifying or self.run.decide(I=self.I) == FULL.name:
             return self.compute(*args, **kwargs)
         return torch.empty_like(self.I)
 
     def enter_mlp(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return forward(x) if self.run.is_verifying or self.run.decide(I=x) == "FULL" else x.new_empty(*x.shape[:-1], self.width)
+        return forward(x) if self.run.is_verifying or self.run.decide(I=x) == FULL.name else x.new_empty(*x.shape[:-1], self.width)
 
     def leave(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         assert self.I is not None
         if self.run.is_verifying:
             return forward(x)
-        if self.run.phase == "FULL":
+        if self.run.phase == FULL.name:
             O = forward(x)
             self.refresh(0, self.I, O)
             return O

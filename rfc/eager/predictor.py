@@ -18,6 +18,7 @@ from rfc.eager.blocks import Block, Replaced, in_place
 from rfc.eager.run import Now
 from rfc.estimators.predicted import Predicted
 from rfc.granularity import block_modules
+from rfc.phase import FULL
 from rfc.predictor import Predictor, PredictorError, same_blocks
 
 
@@ -72,7 +73,7 @@ class Prediction:
         if place == 0:
             self.x = _stream(block, args, kwargs)
             run.decide(I=self.x)
-        if run.phase == "FULL":
+        if run.phase == FULL.name:
             output = _one_stream(type(block.module).__name__, block.compute(*args, **kwargs))
             if place == len(self.blocks) - 1:
                 assert self.x is not None

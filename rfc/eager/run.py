@@ -10,7 +10,7 @@ from torch import Tensor
 from rfc.bookkeeping import clock_tensors
 from rfc.generation import Direction, Generation
 from rfc.method import Method
-from rfc.phase import PhaseName
+from rfc.phase import FULL, PhaseName
 from rfc.state import Clock, State, spec_of, zeros
 
 
@@ -68,7 +68,7 @@ class Run:
             if watched and self.generation.anchors and self.watched is not None:
                 eps = float(schedule.error(watched, self.watched, self.clock))
             self.phase = self.generation.decide(schedule, self.numbers, eps, self.timestep)
-            if watched and (self.phase == "FULL" or schedule.remembers == "all steps"):
+            if watched and (self.phase == FULL.name or schedule.remembers == "all steps"):
                 old = self.watched or zeros(schedule.slots({name: spec_of(tensor) for name, tensor in watched.items()}), device)
                 self.watched = schedule.refresh(old, watched, self.clock)
         return self.phase

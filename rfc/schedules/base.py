@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rfc.phase import PhaseName
+from rfc.phase import ESTIMATE, FULL, PhaseName
 from rfc.state import Clock, SlotSpec, State
 
 Numbers = Mapping[str, Tensor]
@@ -64,7 +64,7 @@ class Schedule(ABC):
     @property
     def branches(self) -> tuple[PhaseName, ...]:
         """The phases that the rule chooses from; FULL is the first."""
-        return ("FULL", "ESTIMATE")
+        return (FULL.name, ESTIMATE.name)
 
     @property
     def threshold(self) -> float | None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rfc.phase import PhaseName, phase_named
+from rfc.phase import FULL, PhaseName, phase_named
 from rfc.schedules.base import Numbers, Schedule, Unit, checked_count
 
 
@@ -107,7 +107,9 @@ class Placed(Listed):
         super().__post_init__()
         checked_count("Placed", "num_steps", self.num_steps, 1)
         if self.full_steps[-1] >= self.num_steps:
-            raise ValueError(f"Placed: full_steps must be below num_steps={self.num_steps}, got {self.full_steps[-1]}")
+            raise ValueError(
+                f"Placed: full_steps must be below num_steps={self.num_steps}, got {self.full_steps[-1]}; pass the steps of one generation"
+            )
         if self.unit not in get_args(Unit):
             raise ValueError(f"Placed: unit must be {' or '.join(get_args(Unit))}, got {self.unit!r}")
 
@@ -164,11 +166,11 @@ class Phased(Schedule):
         if any(isinstance(names, str) or not isinstance(names, Iterable) for names in (self.phases, self.branches)):
             raise ValueError(f"Phased: phases and branches must be lists of phases, got {self.phases!r} and {self.branches!r}")
         phases, branches = tuple(self.phases), tuple(self.branches)
-        if not phases or phases[0] != "FULL":
+        if not phases or phases[0] != FULL.name:
             raise ValueError(f"Phased: the first step must be FULL, got {phases[:1]}; it has nothing to reuse")
         if len(phases) > Listed.TABLE:
             raise ValueError(f"Phased: at most {Listed.TABLE} steps, got {len(phases)}")
-        branches = tuple(dict.fromkeys(("FULL", *branches))) if branches else tuple(dict.fromkeys(phases))
+        branches = tuple(dict.fromkeys((FULL.name, *branches))) if branches else tuple(dict.fromkeys(phases))
         for phase in dict.fromkeys((*phases, *branches)):
             if not _can_be_listed(phase):
                 raise ValueError(f"Phased: a phase is FULL, ESTIMATE, REUSE or PARTIAL_<number>, got {phase!r}")
@@ -181,7 +183,7 @@ class Phased(Schedule):
 
     @property
     def warmup(self) -> int:
-        return next((i for i, phase in enumerate(self.phases) if phase != "FULL"), len(self.phases))
+        return next((i for i, phase in enumerate(self.phases) if phase != FULL.name), len(self.phases))
 
     def numbers(self) -> dict[str, Tensor]:
         table = torch.zeros(Listed.TABLE + 1)  # as in `Listed`; zero is the index of FULL
@@ -197,7 +199,7 @@ class Phased(Schedule):
         return _row(numbers["table"], step).long()
 
     def can_skip(self, num_steps: int) -> bool:
-        return any(phase != "FULL" for phase in self.phases[:num_steps])
+        return any(phase != FULL.name for phase in self.phases[:num_steps])
 
     def exercised(self) -> Phased:
         return replace(self, phases=self.branches * 2)

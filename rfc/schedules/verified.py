@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from rfc.phase import PhaseName
+from rfc.phase import ESTIMATE, FULL, VERIFY, PhaseName
 from rfc.schedules.base import Numbers, Schedule, checked_count, checked_threshold
 
 
@@ -50,7 +50,7 @@ class Verified(Schedule):
 
     @property
     def branches(self) -> tuple[PhaseName, ...]:
-        return ("FULL", "ESTIMATE", "VERIFY")
+        return (FULL.name, ESTIMATE.name, VERIFY.name)
 
     def numbers(self) -> dict[str, Tensor]:
         names = ("base", "decay", "floor", "min_drafts", "max_drafts", "enhanced", "num_steps")

@@ -75,14 +75,14 @@ def named_arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs:
     except TypeError as error:
         raise TypeError(f"forward: {error}; the signature is {signature}") from None
     named: dict[str, Any] = {}
-    for name, given in bound.arguments.items():
+    for name, value in bound.arguments.items():
         kind = bound.signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_KEYWORD:
-            named.update(given)
+            named.update(value)
         elif kind is inspect.Parameter.VAR_POSITIONAL:
             raise TypeError(f"forward: *{name} cannot be captured; pass these arguments by name")
         else:
-            named[name] = given
+            named[name] = value
     return named
 
 
@@ -121,14 +121,14 @@ def _each_its_own(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments with a copy of each tensor that is passed twice: torch.export would read one for both, in later calls too."""
     seen: set[int] = set()
 
-    def own(tensor: Tensor) -> Tensor:
+    def unaliased(tensor: Tensor) -> Tensor:
         if id(tensor) in seen:
             return tensor.clone()
         seen.add(id(tensor))
         return tensor
 
-    given: dict[str, Any] = pytree.tree_map_only(Tensor, own, dict(arguments))
-    return given
+    kwargs: dict[str, Any] = pytree.tree_map_only(Tensor, unaliased, dict(arguments))
+    return kwargs
 
 
 def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:

@@ -33,15 +33,15 @@ def fold(module: fx.GraphModule, inputs: list[Tensor]) -> None:
     """Replace what has a shape that depends on values by its value, and boolean indices by the places they name."""
     graph = module.graph
     dynamic = [node for node in graph.nodes if shape_depends_on_values(node)]
-    wanted = {node for node in dynamic if not masks_of(node)} | {mask for node in dynamic for mask in masks_of(node)}
-    if not wanted:
+    folded = {node for node in dynamic if not masks_of(node)} | {mask for node in dynamic for mask in masks_of(node)}
+    if not folded:
         return
     values: dict[fx.Node, Any] = {}
 
     class Keep(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            if n in wanted:
+            if n in folded:
                 values[n] = result
             return result
 
@@ -60,8 +60,8 @@ def fold(module: fx.GraphModule, inputs: list[Tensor]) -> None:
             if masks := masks_of(node):
                 indices: list[Any] = []
                 for i in _indices(node):
-                    places = [constant(p, node) for p in values[i].nonzero(as_tuple=True)] if i in masks else [i]
-                    indices += places
+                    columns = [constant(p, node) for p in values[i].nonzero(as_tuple=True)] if i in masks else [i]
+                    indices += columns
                 node.args = (node.args[0], indices, *node.args[2:])
             else:
                 result = values[node]

@@ -70,7 +70,7 @@ class _Replay(nn.Module):
 class _Watch(TorchFunctionMode):
     """Notes every place where Python reads a traced tensor's values."""
 
-    found: list[tuple[frozenset[str], str]] = field(default_factory=list)
+    reads: list[tuple[frozenset[str], str]] = field(default_factory=list)
     """The traced arguments behind each read, and where it was."""
 
     def __post_init__(self) -> None:
@@ -82,14 +82,14 @@ class _Watch(TorchFunctionMode):
             for argument in args:
                 if mode is not None and isinstance(argument, Tensor) and argument in mode.tracer.tensor_tracker:
                     proxy = mode.tracer.tensor_tracker[argument].proxy
-                    self.found.append((_sources(proxy.node), _line(resolve_name(func) or "a read")))
+                    self.reads.append((_sources(proxy.node), _line(resolve_name(func) or "a read")))
         return func(*args, **(kwargs or {}))
 
 
 def _line(what: str) -> str:
     inside = ("/torch/", "/rfc_fx/capture/")
-    own = [frame for frame in traceback.extract_stack() if not any(part in frame.filename for part in inside)]
-    return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line} ({what})" if own else what
+    frames = [frame for frame in traceback.extract_stack() if not any(part in frame.filename for part in inside)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line} ({what})" if frames else what
 
 
 class _Paths:
@@ -142,10 +142,10 @@ def trace(model: nn.Module, arguments: Mapping[str, Any], moving: frozenset[str]
     outputs: list[pytree.TreeSpec] = []
 
     def forward(*tensors: Tensor) -> list[Any]:
-        given = [leaf for _, leaf in flat]
+        leaves = [leaf for _, leaf in flat]
         for position, tensor in zip(positions, tensors, strict=True):
-            given[position] = tensor
-        results, out_spec = pytree.tree_flatten(model(**pytree.tree_unflatten(given, spec)))
+            leaves[position] = tensor
+        results, out_spec = pytree.tree_flatten(model(**pytree.tree_unflatten(leaves, spec)))
         outputs.append(out_spec)
         return results
 
@@ -154,7 +154,7 @@ def trace(model: nn.Module, arguments: Mapping[str, Any], moving: frozenset[str]
     with torch.no_grad(), paths.recorded(), watch:
         module = make_fx(forward, tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False)(*inputs)
     number = {node.name: i for i, node in enumerate(n for n in module.graph.nodes if n.op == "placeholder")}
-    read = [(where, names) for names, where in watch.found]
+    read = [(where, names) for names, where in watch.reads]
     for node in module.graph.nodes:
         if shape_depends_on_values(node):
             read.append((f"{node} in {_path(node)}", frozenset().union(*map(_sources, masks_of(node) or [node]))))
@@ -167,9 +167,9 @@ def trace(model: nn.Module, arguments: Mapping[str, Any], moving: frozenset[str]
     _spell_out_autocast(module.graph)
     decided = frozenset(positions[number[name]] for _, names in read for name in names)
     fold(module, inputs)
-    known = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    name_of = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     held = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    weights = {name: known[id(getattr(module, name))] for name in held if id(getattr(module, name)) in known}
+    weights = {name: name_of[id(getattr(module, name))] for name in held if id(getattr(module, name)) in name_of}
     return Concrete(_Replay(module), inputs, positions, decided, outputs[-1], {f"traced.{name}": path for name, path in weights.items()})
 
 

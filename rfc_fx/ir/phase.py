@@ -6,7 +6,10 @@ from collections.abc import Iterable
 
 from rfc.phase import Phase, phase_named
 
-HOISTED_PHASES = ("INVARIANT", "TIMESTEP")
+INVARIANT = "INVARIANT"
+TIMESTEP = "TIMESTEP"
+
+HOISTED_PHASES = (INVARIANT, TIMESTEP)
 """Programs of hoisted work: once per generation, and once per timestep (`rfc_fx.passes.hoist`)."""
 
 PREFIX = "PREFIX"

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from rfc.phase import ESTIMATE, FULL
+
 
 class Level(IntEnum):
     """What a value depends on, besides the weights."""
@@ -56,13 +58,13 @@ class Plan:
 
     def share(self, phase: str) -> float:
         """FLOPs of a step in that phase as a share of a FULL step's."""
-        known = {"FULL": self.full_flops, "ESTIMATE": self.estimate_flops, **self.phase_flops}
+        known = {FULL.name: self.full_flops, ESTIMATE.name: self.estimate_flops, **self.phase_flops}
         return known[phase] / max(1, self.full_flops)
 
     @property
     def estimate_share(self) -> float:
         """FLOPs of an ESTIMATE step as a share of a FULL step's."""
-        return self.share("ESTIMATE")
+        return self.share(ESTIMATE.name)
 
 
 Alternatives = Mapping[str, Mapping[torch.dtype | None, int]]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rfc.bookkeeping import Book, Counts
+from rfc.phase import ESTIMATE, FULL
 from rfc.state import SlotSpec
 
 LOG_STEPS = 4096
@@ -59,7 +60,7 @@ def read_book(stacked: Tensor, log: Tensor) -> Book:
     rows = log[:steps].tolist()
     known = [eps == eps for _, eps, _ in rows]
     return Book(
-        phases=tuple("FULL" if full else "ESTIMATE" for full, _, _ in rows),
+        phases=tuple(FULL.name if full else ESTIMATE.name for full, _, _ in rows),
         eps=tuple(eps if is_known else None for (_, eps, _), is_known in zip(rows, known, strict=True)),
         totals=tuple(total if is_known else None for (_, _, total), is_known in zip(rows, known, strict=True)),
         timestep=float(progress.timestep) if steps else None,

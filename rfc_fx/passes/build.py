@@ -15,6 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from rfc.method import Method
+from rfc.phase import ESTIMATE, FULL
 from rfc.predictor import Predictor
 from rfc.state import SlotSpec
 from rfc_fx.capture.export import Captured, capture
@@ -22,7 +23,7 @@ from rfc_fx.errors import SignatureError
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import flops, value
-from rfc_fx.ir.phase import HOISTED_PHASES, PREFIX, step_phases
+from rfc_fx.ir.phase import HOISTED_PHASES, INVARIANT, PREFIX, TIMESTEP, step_phases
 from rfc_fx.ir.plan import Plan, SlotRow
 from rfc_fx.ir.program import Argument, CondStep, Program, unflattener
 from rfc_fx.passes.graft import capture_skipped, graft
@@ -35,7 +36,7 @@ from rfc_fx.passes.prefix import prefix_nodes
 from rfc_fx.passes.verify import verify_guarded
 from rfc_fx.sites.find import watched
 from rfc_fx.sites.granularity import alternatives, sites_within
-from rfc_fx.sites.residual import Found
+from rfc_fx.sites.residual import SiteAnalysis
 
 log = logging.getLogger("rfc_fx")
 
@@ -45,7 +46,7 @@ class CompiledSet:
     """Everything made for one signature: the graphs, the programs and the plan."""
 
     captured: Captured
-    found: Found
+    analysis: SiteAnalysis
     guarded: Guarded
     lowered: Host | Cond
     timestep: str | None
@@ -130,11 +131,11 @@ def build(
             "a plain number would be a constant of the graph, and every step would be captured anew"
         )
     captured = replace(capture(model, arguments), predictor=predictor)
-    found = sites_within(captured, config, method)
-    outlined = outline(captured, found.sites)
-    guarded = guard(outlined, watched(found.sites, captured), method)
+    analysis = sites_within(captured, config, method)
+    outlined = outline(captured, analysis.sites)
+    guarded = guard(outlined, watched(analysis.sites, captured), method)
     if predictor is not None:
-        guarded = graft(guarded, capture_skipped(captured, predictor, arguments, found.sites))
+        guarded = graft(guarded, capture_skipped(captured, predictor, arguments, analysis.sites))
     verify_guarded(guarded)
     named = next((place for place, name in captured.names.items() if name == timestep), None)
     lowered = (
@@ -145,13 +146,13 @@ def build(
     slots = lowered.layout.slots
     device = guarded.watched.I.meta["val"].device
     compiled = CompiledSet(
-        captured, found, guarded, lowered, named, _plan(guarded, lowered.programs, slots), device, time.perf_counter() - start
+        captured, analysis, guarded, lowered, named, _plan(guarded, lowered.programs, slots), device, time.perf_counter() - start
     )
     log.info(
         "%s: %d sites, %d rejected, %.1f MiB of state per context, ESTIMATE %.1f %% of FULL's FLOPs, captured in %.1f s",
         type(model).__name__,
         len(guarded.sites),
-        len(found.rejected),
+        len(analysis.rejected),
         compiled.plan.state_bytes / 2**20,
         100 * compiled.plan.estimate_share,
         compiled.seconds,
@@ -162,17 +163,17 @@ def build(
 def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, SlotSpec]) -> Plan:
     rows = [SlotRow(name, spec.shape, spec.dtype, prod(spec.shape) * spec.dtype.itemsize) for name, spec in slots.items()]
     cost = {phase: flops(program.graph.nodes) for phase, program in programs.items()}
-    shared = cost.get(PREFIX, 0) + cost.get("TIMESTEP", 0)
+    shared = cost.get(PREFIX, 0) + cost.get(TIMESTEP, 0)
     held = {phase: sum(value(node).nbytes for node in programs[phase].returned()) for phase in HOISTED_PHASES if phase in programs}
     return Plan(
         [site.name for site in guarded.sites],
         rows,
         sum(row.bytes for row in rows),
-        cost["FULL"] + shared,
-        cost["ESTIMATE"] + shared,
-        invariant_flops=cost.get("INVARIANT", 0),
-        invariant_bytes=held.get("INVARIANT", 0),
-        timestep_flops=cost.get("TIMESTEP", 0),
-        phase_flops={name: cost[name] + shared for name in step_phases(cost) if name not in ("FULL", "ESTIMATE")},
-        timestep_bytes=held.get("TIMESTEP", 0),
+        cost[FULL.name] + shared,
+        cost[ESTIMATE.name] + shared,
+        invariant_flops=cost.get(INVARIANT, 0),
+        invariant_bytes=held.get(INVARIANT, 0),
+        timestep_flops=cost.get(TIMESTEP, 0),
+        phase_flops={name: cost[name] + shared for name in step_phases(cost) if name not in (FULL.name, ESTIMATE.name)},
+        timestep_bytes=held.get(TIMESTEP, 0),
     )

@@ -71,7 +71,7 @@ class Builder:
         return self.argument("number", name, CLOCK_SPECS[0])
 
     def get(self, node: fx.Node) -> fx.Node:
-        """The copy of a guarded node; what a program before has done is carried over, views of it are made again."""
+        """The copy of a guarded node; one computed by an earlier program becomes a `carry` input, and its views are recomputed."""
         if node not in self.env:
             if node.op == "placeholder":
                 self.env[node] = self.argument("input", node.name, meta=node.meta)

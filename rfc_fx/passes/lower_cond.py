@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from rfc.bookkeeping import advance, observe
+from rfc.phase import ESTIMATE, FULL
 from rfc.schedules.base import Numbers, clock_at
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import base_of
+from rfc_fx.ir.phase import PREFIX
 from rfc_fx.ir.program import CLOCK, Argument, CondStep, Program
 from rfc_fx.ir.progress import LOG_STEPS, Progress, progress_slots
 from rfc_fx.passes.guard import Guarded
@@ -35,16 +37,16 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
 
     Raises RFCError for a schedule with more than the two phases of a torch.cond.
     """
-    if guarded.method.schedule.branches != ("FULL", "ESTIMATE"):
+    if guarded.method.schedule.branches != (FULL.name, ESTIMATE.name):
         phases = ", ".join(guarded.method.schedule.branches)
         raise RFCError(f"{type(guarded.method.schedule).__name__} has the phases {phases}, a torch.cond has two; use dispatch='host'")
-    programs = with_prefix(guarded, [specialize(guarded, phase, writes="returned") for phase in ("FULL", "ESTIMATE")], None)
+    programs = with_prefix(guarded, [specialize(guarded, phase, writes="returned") for phase in (FULL.name, ESTIMATE.name)], None)
     verify_programs(guarded, programs)
     programs = {phase: finish(program) for phase, program in programs.items()}
-    full, estimate = programs["FULL"], programs["ESTIMATE"]
+    full, estimate = programs[FULL.name], programs[ESTIMATE.name]
     schedule = guarded.method.schedule
     decide = type(schedule).full
-    first = programs.get("PREFIX")
+    first = programs.get(PREFIX)
     captured = guarded.outlined.captured
     places = list(captured.names)
     when = places.index(timestep) if timestep is not None else None

@@ -7,6 +7,7 @@ from typing import Literal
 
 from rfc.phase import ESTIMATE, FULL
 from rfc_fx.ir.layout import Layout
+from rfc_fx.ir.phase import INVARIANT, TIMESTEP
 from rfc_fx.ir.program import Program
 from rfc_fx.passes.guard import Guarded
 from rfc_fx.passes.hoist import Hoisted, hoist
@@ -62,8 +63,8 @@ def _hoisted_programs(guarded: Guarded, hoisted: Hoisted, programs: dict[str, Pr
     made: dict[str, Program] = {}
     read = carried(programs.values())
     if nodes := [node for node in hoisted.timestep_results if node.name in read]:
-        made["TIMESTEP"] = hoisted_program(guarded, "TIMESTEP", nodes, set(hoisted.invariant))
+        made[TIMESTEP] = hoisted_program(guarded, TIMESTEP, nodes, set(hoisted.invariant))
         read |= carried(made.values())
     if nodes := [node for node in hoisted.invariant_results if node.name in read]:
-        made = {"INVARIANT": hoisted_program(guarded, "INVARIANT", nodes)} | made
+        made = {INVARIANT: hoisted_program(guarded, INVARIANT, nodes)} | made
     return made

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from rfc.state import Clock
 from rfc_fx.ir.ops import aten, base_of, closure, is_heavy, is_view, spec_of
+from rfc_fx.ir.phase import PREFIX
 from rfc_fx.ir.program import CLOCK_SPECS, Program
 from rfc_fx.passes.builder import Builder
 from rfc_fx.passes.guard import Guarded
@@ -60,7 +61,7 @@ def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None, hoist
     watched = signals(guarded.watched, guarded.method)
     if not watched:
         return None
-    build = Builder(guarded, "PREFIX", set(hoisted))
+    build = Builder(guarded, PREFIX, set(hoisted))
     specs = {name: spec_of(node) for name, node in watched.items()}
     slots = schedule.slots(specs)
 
@@ -88,7 +89,7 @@ def with_prefix(
     outside = {node.name for node in hoisted}
     carries = [name for name in carried(steps) if name not in outside]
     first = prefix(guarded, carries, timestep, hoisted)
-    return ({"PREFIX": first} if first is not None else {}) | {program.phase: program for program in steps}
+    return ({PREFIX: first} if first is not None else {}) | {program.phase: program for program in steps}
 
 
 def carried(programs: Iterable[Program]) -> dict[str, None]:

@@ -22,12 +22,12 @@ def score(build: Builder, where: Callable[[fx.Node], fx.Node], attention: Attent
     """The normalised score of the tokens that an attention works on; `where` its operations are in the program."""
     operands = [_contiguous(build, where(node)) for node in attention.operands]
     specs = [spec_of(node) for node in attention.operands]
-    scale, own = attention.scale, attention.own
+    scale, tokens = attention.scale, attention.tokens
 
     def scored(*tensors: Tensor) -> Tensor:
-        return token_score(kind, Operands(*tensors), scale, own)
+        return token_score(kind, Operands(*tensors), scale, tokens)
 
-    return build.inline(("score", kind, scale, own.start, own.stop, *specs), scored, specs, operands)[0]
+    return build.inline(("score", kind, scale, tokens.start, tokens.stop, *specs), scored, specs, operands)[0]
 
 
 def _contiguous(build: Builder, node: fx.Node) -> fx.Node:
@@ -89,7 +89,7 @@ def work_on(build: Builder, work: Work, axes: dict[fx.Node, int], rows: fx.Node,
             if work.call is None:
                 env[node] = build.get(node)
             elif node.op == "placeholder":
-                env[node] = build.get(work.given(node))
+                env[node] = build.get(work.argument(node))
             else:
                 env[node] = build.graph.node_copy(node, operand)
         return env[node]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from torch import fx
 
-from rfc.phase import Phase
+from rfc.phase import ESTIMATE, FULL, Phase
 from rfc_fx.errors import IllegalGraphError
 from rfc_fx.ir.ops import is_heavy, is_mutable, select
 from rfc_fx.ir.phase import BEFORE_DECISION, HOISTED_PHASES, PREFIX, step_phases
@@ -53,7 +53,7 @@ def _no_guard_is_left(guarded: Guarded, programs: dict[str, Program]) -> Violati
 
 
 def _slots_read_are_written(guarded: Guarded, programs: dict[str, Program]) -> Violations:
-    written = programs["FULL"].written()
+    written = programs[FULL.name].written()
     for phase, program in programs.items():
         for slot in program.read():
             if slot not in written:
@@ -61,7 +61,7 @@ def _slots_read_are_written(guarded: Guarded, programs: dict[str, Program]) -> V
 
 
 def _full_writes_each_slot_once(guarded: Guarded, programs: dict[str, Program]) -> Violations:
-    written = programs["FULL"].written()
+    written = programs[FULL.name].written()
     for slot in guarded.slots:
         if written.count(slot) != 1:
             yield f"{slot} is written {written.count(slot)} times"
@@ -110,7 +110,7 @@ def _skipped_steps_do_no_site_work(guarded: Guarded, programs: dict[str, Program
 
 
 def _tokens_are_computed_one_by_one(guarded: Guarded, programs: dict[str, Program]) -> Violations:
-    outside = sum(node.target is ATTENTION for node in programs["ESTIMATE"].graph.nodes)
+    outside = sum(node.target is ATTENTION for node in programs[ESTIMATE.name].graph.nodes)
     for name, phase in step_phases(programs).items():
         attentions = sum(node.target is ATTENTION for node in programs[name].graph.nodes)
         if phase.tokens_part is not None and attentions > outside:

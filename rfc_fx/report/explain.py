@@ -22,7 +22,7 @@ from rfc_fx.report.drawing import draw
 from rfc_fx.runtime.cached_model import CachedModel
 from rfc_fx.runtime.kinds import cached_model
 from rfc_fx.runtime.summary import as_text
-from rfc_fx.sites.residual import Found
+from rfc_fx.sites.residual import SiteAnalysis
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Explanation:
     """What `transform` makes of a model; printable, and drawable block by block."""
 
     model: str
-    found: Found
+    analysis: SiteAnalysis
     guarded: Guarded
     share: float
     """FLOPs of an ESTIMATE step as a share of a FULL step's."""
@@ -38,25 +38,24 @@ class Explanation:
     @property
     def blocks(self) -> dict[str, tuple[list[str], list[tuple[str, str]]]]:
         """For every block: its sites, and its rejected branches with the reasons."""
-        found: dict[str, tuple[list[str], list[tuple[str, str]]]] = {}
-        for site in self.found.sites:
-            found.setdefault(block_of(site.name), ([], []))[0].append(site.name)
-        for where, why in self.found.rejected:
-            found.setdefault(block_of(where), ([], []))[1].append((where, why))
-        return found
+        blocks: dict[str, tuple[list[str], list[tuple[str, str]]]] = {}
+        for site in self.analysis.sites:
+            blocks.setdefault(block_of(site.name), ([], []))[0].append(site.name)
+        for where, why in self.analysis.rejected:
+            blocks.setdefault(block_of(where), ([], []))[1].append((where, why))
+        return blocks
 
     def table(self) -> Table:
         """One row per block."""
-        title = (
-            f"{self.model}: {len(self.found.sites)} sites, {len(self.found.rejected)} rejected, ESTIMATE {self.share:.2%} of FULL's FLOPs"
-        )
+        sites, rejected = self.analysis.sites, self.analysis.rejected
+        title = f"{self.model}: {len(sites)} sites, {len(rejected)} rejected, ESTIMATE {self.share:.2%} of FULL's FLOPs"
         table = Table(title=title, title_justify="left")
         for column in ("block", "sites", "not a site, because"):
             table.add_column(column)
-        for block, (sites, rejected) in self.blocks.items():
-            inside = ["the whole block" if site == block else site.removeprefix(f"{block}.") for site in sites]
-            reasons = [f"{where.removeprefix(block).lstrip('.') or 'here'}: {why}" for where, why in rejected]
-            table.add_row(escape(block or "outside blocks"), escape("\n".join(inside)), escape("\n".join(reasons)))
+        for block, (names, reasons) in self.blocks.items():
+            inside = ["the whole block" if name == block else name.removeprefix(f"{block}.") for name in names]
+            outside = [f"{where.removeprefix(block).lstrip('.') or 'here'}: {why}" for where, why in reasons]
+            table.add_row(escape(block or "outside blocks"), escape("\n".join(inside)), escape("\n".join(outside)))
         return table
 
     def __rich__(self) -> Table:
@@ -70,7 +69,7 @@ class Explanation:
 
         Raises RFCError when no operation lies in that block, or the file cannot be written.
         """
-        block = block if block is not None else block_of(self.found.sites[0].name)
+        block = block if block is not None else block_of(self.analysis.sites[0].name)
         draw(self.guarded, path, block, self.model, list(self.blocks))
 
 
@@ -90,4 +89,4 @@ def explain(
     if example_inputs is not None:
         args, kwargs = args_and_kwargs(example_inputs)
         cached.trace(*args, **kwargs)
-    return Explanation(type(cached.model).__name__, cached.compiled.found, cached.guarded, cached.plan().estimate_share)
+    return Explanation(type(cached.model).__name__, cached.compiled.analysis, cached.guarded, cached.plan().estimate_share)

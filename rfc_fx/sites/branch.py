@@ -37,20 +37,20 @@ def site_of(residual: Residual, residuals: Sequence[Residual], ancestry: Ancestr
     where = module_path(residual.add)
     if not heavy:
         return Rejected(where, "no heavy operation between the stream and the add")
-    first = [h for h in heavy if not any(ancestry.before(other, h) for other in heavy)]
-    inputs = [a for h in first for a in h.all_input_nodes if a in fed or a in streams or a is residual.root]
+    leading = [h for h in heavy if not any(ancestry.before(other, h) for other in heavy)]
+    inputs = [a for h in leading for a in h.all_input_nodes if a in fed or a in streams or a is residual.root]
     inputs = sorted(dict.fromkeys(inputs), key=ancestry.index.__getitem__)
-    own = [a for a in inputs if a is residual.root or residual.root in fed.get(a, ())] or [
+    stream_inputs = [a for a in inputs if a is residual.root or residual.root in fed.get(a, ())] or [
         a for a in inputs if a is residual.x or residual.x in fed.get(a, ())
     ]
-    if not (own or inputs):
-        return Rejected(where, f"nothing that its first heavy operation {first[0].name} reads comes from a stream")
-    candidates = own or inputs  # not its own: a hint from a control stream, a feed-forward around attention
+    if not (stream_inputs or inputs):
+        return Rejected(where, f"nothing that its first heavy operation {leading[0].name} reads comes from a stream")
+    candidates = stream_inputs or inputs  # not its own: a hint from a control stream, a feed-forward around attention
     O = _last_heavy(residual.v, heavy, ancestry, region)
     I = next((candidate for candidate in candidates if shape(candidate)[:1] == shape(O)[:1]), candidates[0])
     I = _with_samples_of(O, I)
     O = _with_rank_of(I, O, residual.v)
-    name = _common(module_path(first[0]), module_path(O)) or O.name
+    name = _common(module_path(leading[0]), module_path(O)) or O.name
     if len(shape(I)) != len(shape(O)):
         return Rejected(name, f"input {shape(I)} and output {shape(O)} differ in rank")
     if shape(I)[:1] != shape(O)[:1]:
@@ -94,8 +94,8 @@ def _is_float(node: fx.Node) -> bool:
 
 def _common(a: str, b: str) -> str:
     parts = []
-    for left, right in zip(a.split("."), b.split("."), strict=False):
-        if left != right:
+    for part_a, part_b in zip(a.split("."), b.split("."), strict=False):
+        if part_a != part_b:
             break
-        parts.append(left)
+        parts.append(part_a)
     return ".".join(parts) or b

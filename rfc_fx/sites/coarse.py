@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import fx
 
+from rfc.granularity import Granularity
 from rfc_fx.errors import NoSiteError
 from rfc_fx.ir.ops import CASTS, aten, is_view, shape
 from rfc_fx.sites.residual import Ancestry, Residual, Site, block_path
@@ -20,15 +21,17 @@ class Stream(NamedTuple):
     by_add: dict[fx.Node, Site]
     latents: Sequence[fx.Node]
     ancestry: Ancestry
+    model: str
+    """The model's class, for errors."""
 
     @property
-    def known(self) -> list[Residual]:
+    def site_adds(self) -> list[Residual]:
         return [residual for residual in self.residuals if residual.add in self.by_add]
 
     @property
     def names(self) -> list[str]:
         """The blocks in the order in which they run."""
-        return list(dict.fromkeys(name for residual in self.known if (name := block_path(residual.add))))
+        return list(dict.fromkeys(name for residual in self.site_adds if (name := block_path(residual.add))))
 
     def carries_latent(self, node: fx.Node) -> bool:
         return any(node is latent or self.ancestry.before(latent, node) for latent in self.latents)
@@ -37,12 +40,13 @@ class Stream(NamedTuple):
         """The latent's stream where that block begins; NoSiteError where there is none (of that shape)."""
         names = self.names
         if number < len(names):
-            for residual in self.known:
+            for residual in self.site_adds:
                 begins = block_path(residual.add) == names[number] and self.carries_latent(residual.x)
                 if begins and (like is None or shape(residual.x) == shape(like)):
                     return residual.x
         raise NoSiteError(
-            f"no block number {number} begins with the latent's stream in the shape it had before: the model has {len(names)} blocks"
+            f"{self.model}: no block number {number} begins with the latent's stream{'' if like is None else f' of shape {shape(like)}'}; "
+            f"the model has {len(names)} blocks, numbered from 0: choose a smaller probe or another granularity"
         )
 
 
@@ -55,7 +59,8 @@ def probed(sites: Sequence[Site], stream: Stream, probe: int) -> list[Site]:
     for site in sites:
         if stream.ancestry.before(site.output, I) or site.output is I:
             raise NoSiteError(
-                f"a probe of {probe} blocks lies inside {site.name}, which it is to measure: choose later blocks, or the stack"
+                f"{stream.model}: a probe of {probe} blocks lies inside {site.name}, which it is to measure; "
+                f"choose blocks from {probe} on, or granularity='stack'"
             )
     return [replace(site, I=I, origin=start) for site in sites]
 
@@ -65,7 +70,7 @@ def blocks(stream: Stream) -> Iterator[Site]:
     by_add = stream.by_add
     adds = {residual.add for residual in stream.residuals}
     yield from (site for add, site in by_add.items() if add not in adds)
-    chains = _chains(stream.known, across_blocks=False)
+    chains = _chains(stream.site_adds, across_blocks=False)
     names: set[str] = set()
     for chain in chains:
         first, last = chain[0], chain[-1]
@@ -104,12 +109,12 @@ def _joined_again(stream: fx.Node, x: fx.Node) -> bool:
 
 def stack(stream: Stream, start: Site, *, with_base: bool = True) -> Iterator[Site]:
     """One site for everything between the latent's first residual add (that of `start`) and the last; O is its residual or its output."""
-    known = stream.known
-    if not known:
+    adds = stream.site_adds
+    if not adds:
         return
-    base = next(residual.x for residual in known if stream.by_add[residual.add] is start)
-    end = without_text(known[-1].add, base)
-    alike = [residual.add for residual in known if shape(residual.add) == shape(base)]
+    base = next(residual.x for residual in adds if stream.by_add[residual.add] is start)
+    end = without_text(adds[-1].add, base)
+    alike = [residual.add for residual in adds if shape(residual.add) == shape(base)]
     if shape(end) != shape(base) and alike:  # the last branch works on pixels, or on another stream: the stack ends before it
         end = alike[-1]
         yield from (site for add, site in stream.by_add.items() if stream.ancestry.index[add] > stream.ancestry.index[end])
@@ -126,37 +131,36 @@ def without_text(end: fx.Node, base: fx.Node) -> fx.Node:
     return end
 
 
-def block_range(stream: Stream, wanted: slice) -> Iterator[Site]:
+def block_range(stream: Stream, grain: Granularity) -> Iterator[Site]:
     """A site for each stream that leaves a range of blocks: what those blocks added to it. NoSiteError where the range is empty."""
     names = stream.names
-    chosen = names[wanted]
-    text = f"blocks[{'' if wanted.start is None else wanted.start}:{'' if wanted.stop is None else wanted.stop}]"
-    if not chosen:
-        raise NoSiteError(f"granularity {text} chooses none of the {len(names)} blocks")
-    chains = _chains([residual for residual in stream.known if block_path(residual.add) in chosen], across_blocks=True)
+    chosen_names = names[grain.blocks]
+    if not chosen_names:
+        raise NoSiteError(grain.no_blocks(stream.model, len(names)))
+    chains = _chains([residual for residual in stream.site_adds if block_path(residual.add) in chosen_names], across_blocks=True)
 
-    def leads(one: list[Residual], other: list[Residual]) -> bool:
-        """Whether the end of one chain is where the other begins, or before it."""
-        return one[-1].add is other[0].x or stream.ancestry.before(one[-1].add, other[0].x)
+    def leads(earlier: list[Residual], later: list[Residual]) -> bool:
+        """Whether the end of the earlier chain is where the later one begins, or before it."""
+        return earlier[-1].add is later[0].x or stream.ancestry.before(earlier[-1].add, later[0].x)
 
     entries = [chain[0].x for chain in chains if not any(leads(other, chain) for other in chains)]
     leaving = [chain for chain in chains if not any(leads(chain, other) for other in chains)]
     entries.sort(key=lambda x: not stream.carries_latent(x))
-    found: list[Site] = []
+    sites: list[Site] = []
     while leaving:
         chain = leaving.pop(0)
-        end, own = chain[-1].add, chain[0].x
-        starts = [own] * (own in entries) + entries
-        if chosen[-1] == names[-1] and not any(shape(x) == shape(end) for x in starts):
+        end, start = chain[-1].add, chain[0].x
+        starts = [start] * (start in entries) + entries
+        if chosen_names[-1] == names[-1] and not any(shape(x) == shape(end) for x in starts):
             end = without_text(end, starts[0])
         base = next((x for x in starts if shape(x) == shape(end) and stream.ancestry.before(x, end)), None)
         if base is None:  # streams were joined inside: what the blocks before did to each is a site of its own
-            base = own
+            base = start
             before = [other for other in chains if leads(other, chain)]
-            leaving += [one for one in before if not any(leads(one, other) for other in before)]
+            leaving += [last for last in before if not any(leads(last, other) for other in before)]
         first = stream.by_add[chain[0].add]
-        found.append(Site(f"{text}:{first.name}" if found else text, _in_layout_of(end, first.I, own), end, base=base))
-    yield from found
+        sites.append(Site(f"{grain}:{first.name}" if sites else str(grain), _in_layout_of(end, first.I, start), end, base=base))
+    yield from sites
 
 
 def _in_layout_of(output: fx.Node, *candidates: fx.Node) -> fx.Node:

@@ -13,17 +13,17 @@ from dataclasses import replace
 from torch import fx
 
 from rfc.granularity import block_of, parse_granularity
-from rfc_fx.capture.export import Captured
+from rfc_fx.capture.export import LATENT_NAMES, Captured
 from rfc_fx.errors import NoSiteError
 from rfc_fx.ir.ops import is_heavy
-from rfc_fx.sites import coarse as coarse
+from rfc_fx.sites import coarse
 from rfc_fx.sites.branch import branch_of, site_of
-from rfc_fx.sites.residual import Ancestry, Found, Rejected, Residual, Site, block_path, module_path, residual_adds
+from rfc_fx.sites.residual import Ancestry, Rejected, Residual, Site, SiteAnalysis, block_path, module_path, residual_adds
 
 
 def find_sites(
     captured: Captured, granularity: str = "module", *, needs_input: bool = True, probe: int = 0, verifies: bool = False
-) -> Found:
+) -> SiteAnalysis:
     """Return the sites of the graph, one per residual branch and stream, block and stream, range of blocks, or for the whole stack.
 
     `needs_input`: whether the estimator reads I; if it does not, sites that only feed other sites' inputs are dropped. `probe`: I is what
@@ -49,20 +49,20 @@ def find_sites(
         rejected += [Rejected(module_path(r.add), "no heavy operation between the stream and the add") for r in empty]
     by_add: dict[fx.Node, Site] = {}
     for residual in (*residuals, *_transitions(residuals, ancestry)):
-        found = site_of(residual, residuals, ancestry)
-        if isinstance(found, Rejected):
-            rejected.append(found)
-        elif any(found.output is site.output for site in by_add.values()):
-            rejected.append(Rejected(found.name, "its output is another site's output"))
+        site = site_of(residual, residuals, ancestry)
+        if isinstance(site, Rejected):
+            rejected.append(site)
+        elif any(site.output is other.output for other in by_add.values()):
+            rejected.append(Rejected(site.name, "its output is another site's output"))
         else:
             joined = None if residual.v is residual.add else residual.add
-            by_add[residual.add] = replace(found, joined=joined, name=_unused(found, {site.name for site in by_add.values()}))
+            by_add[residual.add] = replace(site, joined=joined, name=_unused(site, {other.name for other in by_add.values()}))
     sites = list(by_add.values())
-    stream = coarse.Stream(residuals, by_add, latents, ancestry)
+    stream = coarse.Stream(residuals, by_add, latents, ancestry, type(captured.model).__name__)
     if grain.kind == "block":
         sites = list(coarse.blocks(stream))
     elif grain.kind == "blocks":
-        sites = list(coarse.block_range(stream, grain.blocks))
+        sites = list(coarse.block_range(stream, grain))
     elif grain.kind in ("stack", "output") and sites:
         sites = list(coarse.stack(stream, watched(sites, captured), with_base=grain.kind == "stack"))
     sites = coarse.probed(sites, stream, probe)
@@ -75,7 +75,7 @@ def find_sites(
         raise NoSiteError(
             f"{type(captured.model).__name__}: no site found in {len(ancestry.index)} nodes, so nothing could be cached:\n{listing}"
         )
-    return Found(sites, rejected, granularity)
+    return SiteAnalysis(sites, rejected, granularity)
 
 
 def last_sites(sites: Sequence[Site]) -> list[Site]:
@@ -115,7 +115,10 @@ def watched(sites: Sequence[Site], captured: Captured) -> Site:
             ancestry.before(o, site.I) for o in outputs
         ):
             return site
-    raise NoSiteError(f"{type(captured.model).__name__}: no site depends on the latent {', '.join(captured.latents)}")
+    raise NoSiteError(
+        f"{type(captured.model).__name__}: none of the {len(sites)} sites depends on the latent {', '.join(captured.latents)}; "
+        f"pass what the sampler moves as {LATENT_NAMES[0]}, or choose another granularity"
+    )
 
 
 def _nested(residuals: Sequence[Residual], latents: Sequence[fx.Node], ancestry: Ancestry) -> list[tuple[Residual, Residual]]:

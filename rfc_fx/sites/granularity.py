@@ -17,7 +17,7 @@ from rfc_fx.capture.export import Captured
 from rfc_fx.errors import NoSiteError, StateBudgetError
 from rfc_fx.ir.config import Config
 from rfc_fx.sites.find import find_sites, watched
-from rfc_fx.sites.residual import Found
+from rfc_fx.sites.residual import SiteAnalysis
 from rfc_fx.sites.state import state_slots
 
 
@@ -28,20 +28,20 @@ def state_bytes(slots: Mapping[str, SlotSpec]) -> int:
 
 def alternatives(captured: Captured, method: Method) -> dict[str, dict[torch.dtype | None, int]]:
     """Bytes of state for every granularity with a site and every type of the differences; None is the method as it is."""
-    found: dict[str, dict[torch.dtype | None, int]] = {}
-    own = method.granularity
-    for granularity in dict.fromkeys((*get_args(GranularityName), *([] if own is None else [own]))):
-        ways = {dtype: method if dtype is None else stored_anew(method, dtype) for dtype in (None, *STORED)}
+    sizes: dict[str, dict[torch.dtype | None, int]] = {}
+    fixed = method.granularity
+    for granularity in dict.fromkeys((*get_args(GranularityName), *([] if fixed is None else [fixed]))):
+        variants = {dtype: method if dtype is None else stored_anew(method, dtype) for dtype in (None, *STORED)}
         try:
             sites = _sites(captured, granularity, method).sites
-            first = watched(sites, captured)
-            found[granularity] = {dtype: state_bytes(state_slots(sites, first, way)) for dtype, way in ways.items()}
+            watched_site = watched(sites, captured)
+            sizes[granularity] = {dtype: state_bytes(state_slots(sites, watched_site, variant)) for dtype, variant in variants.items()}
         except NoSiteError:
             continue
-    return found
+    return sizes
 
 
-def _sites(captured: Captured, granularity: str, method: Method) -> Found:
+def _sites(captured: Captured, granularity: str, method: Method) -> SiteAnalysis:
     return find_sites(
         captured,
         granularity,
@@ -56,15 +56,15 @@ def granularities_for(config: Config, method: Method) -> tuple[str, ...]:
 
     Raises ValueError where method and configuration differ.
     """
-    own = method.granularity
-    if own is not None and config.granularity not in (None, own):
-        raise ValueError(f"granularity: {method.name} works on {own!r}, got {config.granularity!r}; leave granularity out")
-    if granularity := own or config.granularity:
+    fixed = method.granularity
+    if fixed is not None and config.granularity not in (None, fixed):
+        raise ValueError(f"granularity: {method.name} works on {fixed!r}, got {config.granularity!r}; leave granularity out")
+    if granularity := fixed or config.granularity:
         return (granularity,)
     return get_args(GranularityName) if config.state_budget is not None else ("module",)
 
 
-def sites_within(captured: Captured, config: Config, method: Method) -> Found:
+def sites_within(captured: Captured, config: Config, method: Method) -> SiteAnalysis:
     """The sites of the first granularity (`granularities_for`) whose state fits the budget.
 
     Raises StateBudgetError that lists what each would take when none fits, NoSiteError when nothing can be cached.

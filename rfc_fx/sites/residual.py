@@ -49,7 +49,7 @@ class Rejected(NamedTuple):
     why: str
 
 
-class Found(NamedTuple):
+class SiteAnalysis(NamedTuple):
     """The sites of a graph in execution order, and the branches that were passed over."""
 
     sites: list[Site]
@@ -97,7 +97,7 @@ def residual_adds(graph: fx.Graph, ancestry: Ancestry) -> Iterator[Residual]:
     for node in reversed(list(graph.nodes)):
         for source in node.all_input_nodes:
             after[source] |= after[node] | (1 << ancestry.index[node])
-    known: dict[fx.Node, Residual] = {}
+    residuals: dict[fx.Node, Residual] = {}
     for node in graph.nodes:
         if node.target not in _ADDS or len(shape(node)) < 2 or node.kwargs.get("alpha", 1) != 1:
             continue
@@ -110,11 +110,11 @@ def residual_adds(graph: fx.Graph, ancestry: Ancestry) -> Iterator[Residual]:
             while root is not None:
                 between = after[root] & (ancestry.bits[v] | 1 << ancestry.index[v]) & heavy_bits
                 if between and ancestry.before(root, v):
-                    known[node] = Residual(node, start, root, v)
-                    yield known[node]
+                    residuals[node] = Residual(node, start, root, v)
+                    yield residuals[node]
                     break
-                root = known[root].x if root in known else None
-            if node in known:
+                root = residuals[root].x if root in residuals else None
+            if node in residuals:
                 break
 
 

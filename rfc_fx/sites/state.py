@@ -26,11 +26,11 @@ LAST = "last"
 def state_slots(sites: Sequence[Site], watched: Site, method: Method) -> dict[str, SlotSpec]:
     """The state tensors of the sites, of their tokens, of the last block, and of the schedule at the site it watches."""
     slots: dict[str, SlotSpec] = {}
-    tokens, found = method.tokens, tokens_of_sites(sites, watched, method)[0]
+    tokens, token_wise = method.tokens, tokens_of_sites(sites, watched, method)[0]
     for site in sites:
         I, O = spec_of(site.I), spec_of(site.output)
         slots |= {f"{site.name}.{name}": spec for name, spec in method.estimator.slots(I, O).items()}
-        if site.name in found and tokens is not None:
+        if site.name in token_wise and tokens is not None:
             slots |= {f"{site.name}.tokens.{name}": spec for name, spec in tokens.slots(*I.shape[:2]).items()}
     if any(phase_named(name).reads_last for name in method.schedule.branches):
         slots[f"{LAST}.x"] = spec_of(last_stream(site_values(sites), watched))
@@ -55,7 +55,7 @@ def tokens_of_sites(sites: Sequence[Site], watched: Site, method: Method) -> tup
 
 def signals(watched: Site, method: Method) -> dict[str, fx.Node]:
     """What the schedule watches at that site; NoSiteError where the site has no stream of its own shape."""
-    found: dict[str, fx.Node] = {}
+    nodes: dict[str, fx.Node] = {}
     for name in method.schedule.watches:
         node = watched.I if name == "I" else watched.base
         if node is None:
@@ -63,5 +63,5 @@ def signals(watched: Site, method: Method) -> dict[str, fx.Node]:
                 f"{type(method.schedule).__name__} watches the stream before {watched.name}, which has another shape than what leaves it; "
                 "choose another granularity"
             )
-        found[name] = node
-    return found
+        nodes[name] = node
+    return nodes

@@ -25,11 +25,11 @@ class Work(NamedTuple):
     call: fx.Node | None
     """The call of the region."""
 
-    def given(self, placeholder: fx.Node) -> fx.Node:
+    def argument(self, placeholder: fx.Node) -> fx.Node:
         """What a placeholder of the region is called with."""
         assert self.call is not None
-        places = [node for node in placeholder.graph.nodes if node.op == "placeholder"]
-        node = self.call.args[places.index(placeholder)]
+        placeholders = [node for node in placeholder.graph.nodes if node.op == "placeholder"]
+        node = self.call.args[placeholders.index(placeholder)]
         assert isinstance(node, fx.Node)
         return node
 
@@ -68,7 +68,7 @@ def _axis_after(node: fx.Node, axes: Mapping[fx.Node, int]) -> int | None:
         return _axis_of_pointwise(node, axes)
     if target is aten.cat.default:
         return _axis_of_cat(node, axes)
-    if not isinstance(first, fx.Node) or first not in axes or any(one in axes for one in node.all_input_nodes if one is not first):
+    if not isinstance(first, fx.Node) or [operand for operand in node.all_input_nodes if operand in axes] != [first]:
         return None
     axis, rank = axes[first], len(shape(first))
     if target is operator.getitem:
@@ -88,18 +88,18 @@ def _axis_after(node: fx.Node, axes: Mapping[fx.Node, int]) -> int | None:
     return _axis_of_permutation(node, axis, rank)
 
 
-def _axis(node: fx.Node, place: int, rank: int) -> int:
-    given = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
-    assert isinstance(given, int)
-    return given % rank
+def _axis(node: fx.Node, index: int, rank: int) -> int:
+    dim = node.args[index] if len(node.args) > index else node.kwargs.get("dim", 0)
+    assert isinstance(dim, int)
+    return dim % rank
 
 
 def _axis_of_pointwise(node: fx.Node, axes: Mapping[fx.Node, int]) -> int | None:
     """Operands are lined up at their last axes; none from elsewhere may have an entry for each token."""
-    ends = {len(shape(one)) - axes[one] for one in node.all_input_nodes if one in axes}
+    ends = {len(shape(operand)) - axes[operand] for operand in node.all_input_nodes if operand in axes}
     end = ends.pop()
-    others = [shape(one) for one in node.all_input_nodes if one not in axes]
-    if ends or any(len(other) >= end and other[-end] != 1 for other in others):
+    untokened = [shape(operand) for operand in node.all_input_nodes if operand not in axes]
+    if ends or any(len(other) >= end and other[-end] != 1 for other in untokened):
         return None
     return len(shape(node)) - end
 
@@ -107,27 +107,27 @@ def _axis_of_pointwise(node: fx.Node, axes: Mapping[fx.Node, int]) -> int | None
 def _axis_of_cat(node: fx.Node, axes: Mapping[fx.Node, int]) -> int | None:
     parts = node.args[0]
     assert isinstance(parts, list | tuple)
-    places = {axes.get(part, -1) for part in parts}  # type: ignore[arg-type]
-    place = places.pop()
-    return None if places or place < 0 or _axis(node, 1, len(shape(node))) == place else place
+    part_axes = {axes.get(part, -1) for part in parts}  # type: ignore[arg-type]
+    axis = part_axes.pop()
+    return None if part_axes or axis < 0 or _axis(node, 1, len(shape(node))) == axis else axis
 
 
 def _axis_of_reduction(node: fx.Node, axis: int, rank: int) -> int | None:
-    given = node.args[1] if len(node.args) > 1 else None
-    if not isinstance(given, list | tuple) or not given:
+    dims = node.args[1] if len(node.args) > 1 else None
+    if not isinstance(dims, list | tuple) or not dims:
         return None
-    reduced = {length % rank for length in given if isinstance(length, int)}
+    reduced = {dim % rank for dim in dims if isinstance(dim, int)}
     keeps = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
     if axis in reduced:
         return None
-    return axis if keeps else axis - sum(one < axis for one in reduced)
+    return axis if keeps else axis - sum(dim < axis for dim in reduced)
 
 
 def _axis_of_view(before: Sequence[int], axis: int, after: Sequence[int]) -> int | None:
     """The axis with as many elements before it and as many in it."""
     ahead = prod(before[:axis])
-    places = [i for i, length in enumerate(after) if length == before[axis] and prod(after[:i]) == ahead]
-    return places[-1] if places else None
+    axes = [i for i, length in enumerate(after) if length == before[axis] and prod(after[:i]) == ahead]
+    return axes[-1] if axes else None
 
 
 def _axis_of_permutation(node: fx.Node, axis: int, rank: int) -> int | None:

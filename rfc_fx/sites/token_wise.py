@@ -24,7 +24,7 @@ class Attention(NamedTuple):
     node: fx.Node
     call: fx.Node | None
     """The call of the region that it lies in."""
-    own: slice
+    tokens: slice
     """Which of its keys are the site's tokens."""
 
     @property
@@ -56,18 +56,21 @@ def token_sites(values: Mapping[fx.Node, Site], watched: Site, tokens: Tokens) -
     `values`: the node that stands for each site's output in what follows. Raises NoSiteError where no site does.
     """
     order = layers(site.name for site in values.values())
-    found: dict[str, TokenSite] = {}
+    sites: dict[str, TokenSite] = {}
     reused: list[Rejected] = []
     for site in values.values():
-        made = _token_site(site, values, order, watched, tokens)
-        if isinstance(made, TokenSite):
-            found[site.name] = made
+        analysed = _token_site(site, values, order, watched, tokens)
+        if isinstance(analysed, TokenSite):
+            sites[site.name] = analysed
         else:
-            reused.append(Rejected(site.name, made))
-    if not found:
+            reused.append(Rejected(site.name, analysed))
+    if not sites:
         listing = "\n".join(f"  {where}: {why}" for where, why in reused)
-        raise NoSiteError(f"no site works on each token for itself, so a PARTIAL step would compute nothing:\n{listing}")
-    return found, reused
+        raise NoSiteError(
+            "no site works on each token for itself, so a PARTIAL step would compute nothing; "
+            f"choose granularity='module', or a method without tokens:\n{listing}"
+        )
+    return sites, reused
 
 
 def _token_site(
@@ -86,8 +89,8 @@ def _token_site(
         return axes
     attention = None
     if tokens.score != "random":
-        before = [one for one in _on_stream(site, values) if block_of(one.name) == block_of(site.name)]
-        attention = next((one for one in map(attention_of, before) if one is not None), None)
+        before = [earlier for earlier in _on_stream(site, values) if block_of(earlier.name) == block_of(site.name)]
+        attention = next((node for node in map(attention_of, before) if node is not None), None)
         if attention is None:
             return f"no attention of its {count} tokens to themselves before it in {block_of(site.name)} could score them"
     grid = tokens.grid_of(count) if count == shape(watched.I)[1] else None
@@ -102,9 +105,9 @@ def last_stream(values: Mapping[fx.Node, Site], watched: Site) -> fx.Node:
 
 def work_of(site: Site) -> Work:
     """The operations between a site's input and output."""
-    output, call, place = site.output, None, None
+    output, call, index = site.output, None, None
     if output.target is operator.getitem and isinstance(source := output.args[0], fx.Node) and source.op == "call_module":
-        call, place = source, output.args[1]
+        call, index = source, output.args[1]
     elif output.op == "call_module":
         call = output
     nodes: Sequence[fx.Node] = list(output.graph.nodes)
@@ -114,10 +117,10 @@ def work_of(site: Site) -> Work:
         region = call.graph.owning_module.get_submodule(str(call.target))
         assert isinstance(region, fx.GraphModule)
         nodes = list(region.graph.nodes)
-        places = [node for node in nodes if node.op == "placeholder"]
-        sources = {node for node, given in zip(places, call.args, strict=True) if given is site.I}
+        placeholders = [node for node in nodes if node.op == "placeholder"]
+        sources = {node for node, argument in zip(placeholders, call.args, strict=True) if argument is site.I}
         results: Any = next(node for node in nodes if node.op == "output").args[0]
-        output = results if place is None else results[place]
+        output = results if index is None else results[index]
     above = {output}
     for node in reversed(nodes):
         if node in above and node not in sources:
@@ -138,7 +141,7 @@ def _on_stream(site: Site, values: Mapping[fx.Node, Site]) -> list[Site]:
         if node not in seen:
             seen.add(node)
             pending.extend(() if node in values else node.all_input_nodes)
-    return [one for node, one in values.items() if node in seen]
+    return [earlier for node, earlier in values.items() if node in seen]
 
 
 def attention_of(site: Site) -> Attention | None:
@@ -151,21 +154,21 @@ def attention_of(site: Site) -> Attention | None:
     is_causal = node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False)
     if is_causal or len(shape(q)) != 4 or shape(q)[:2] != shape(k)[:2]:
         return None
-    first = _first_own(v, {*work.nodes, *work.sources}, shape(site.I)[1])
+    first = _first_token(v, {*work.nodes, *work.sources}, shape(site.I)[1])
     return None if first is None else Attention(node, work.call, slice(first, first + shape(site.I)[1]))
 
 
-def _first_own(v: Any, own: set[fx.Node], count: int) -> int | None:
+def _first_token(v: Any, work: set[fx.Node], count: int) -> int | None:
     """Which of the rows of v is the site's first token: v is made from its input alone, or joined from several along the tokens."""
     node = v
-    while isinstance(node, fx.Node) and node in own and (is_view(node) or node.target in CASTS):
+    while isinstance(node, fx.Node) and node in work and (is_view(node) or node.target in CASTS):
         node = node.args[0]
-    if node not in own:
+    if node not in work:
         return None
     if node.target is not aten.cat.default:
         return 0 if shape(v)[-2] == count else None
     parts, axis = node.args[0], node.args[1] if len(node.args) > 1 else 0
-    mine = [part for part in parts if part in own]
-    if len(mine) != 1 or shape(mine[0])[axis] != count:
+    joined = [part for part in parts if part in work]
+    if len(joined) != 1 or shape(joined[0])[axis] != count:
         return None
-    return sum(shape(part)[axis] for part in parts[: parts.index(mine[0])])
+    return sum(shape(part)[axis] for part in parts[: parts.index(joined[0])])

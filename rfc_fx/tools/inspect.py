@@ -17,6 +17,7 @@ from torch import nn
 import rfc_fx
 from rfc.granularity import GranularityName, block_of
 from rfc.method import Method
+from rfc.phase import ESTIMATE, FULL
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.ops import shape
@@ -41,7 +42,7 @@ def inspect_model(
     Raises RFCError when the model has no site at this granularity, `block` is in no site's path, or the picture cannot be written.
     """
     transformed = rfc_fx.transform(model, method, example_inputs=inputs, config=config)
-    granularity = transformed.compiled.found.granularity
+    granularity = transformed.compiled.analysis.granularity
     block_path = _block_to_show(transformed, block)
     graph = _block_graph(transformed, block_path)
     if draw is not None:
@@ -65,7 +66,7 @@ def inspect_model(
 
 
 def _sites(model: CachedModel, granularity: str) -> Table:
-    sites = model.compiled.found.sites
+    sites = model.compiled.analysis.sites
     table = Table(title=f"{type(model.model).__name__}: {len(sites)} sites, granularity {granularity}", title_justify="left")
     for column in ("site", "input I", "output O"):
         table.add_column(column, no_wrap=True)
@@ -75,7 +76,7 @@ def _sites(model: CachedModel, granularity: str) -> Table:
 
 
 def _rejections(model: CachedModel) -> RenderableType:
-    rejected = model.compiled.found.rejected
+    rejected = model.compiled.analysis.rejected
     if not rejected:
         return Text("rejected: none")
     table = Table(title=f"{len(rejected)} rejected", title_justify="left")
@@ -115,7 +116,7 @@ def _state(model: CachedModel) -> Table:
 
 def _granularities(by_granularity: dict[str, CachedModel], reasons: dict[str, str], method: Method) -> Table:
     table = Table(title=f"state per context and cost by granularity, {method}", title_justify="left")
-    more = [phase for phase in method.schedule.branches if phase not in ("FULL", "ESTIMATE")]
+    more = [phase for phase in method.schedule.branches if phase not in (FULL.name, ESTIMATE.name)]
     for column in ("granularity", "sites", "bytes", "state", "in bfloat16", "in int8", "FLOPs share", *more):
         table.add_column(column, justify="left" if column == "granularity" else "right", no_wrap=column == "granularity")
     for name in sorted((*by_granularity, *reasons), key=lambda name: (*get_args(GranularityName), name).index(name)):
@@ -123,7 +124,7 @@ def _granularities(by_granularity: dict[str, CachedModel], reasons: dict[str, st
             plan = by_granularity[name].plan()
             by_type = plan.alternatives.get(name, {})
             smaller = (show.mib(by_type[dtype]) if dtype in by_type else "-" for dtype in (torch.bfloat16, torch.int8))
-            shares = (f"{plan.share(phase):.2%}" for phase in ("ESTIMATE", *more))
+            shares = (f"{plan.share(phase):.2%}" for phase in (ESTIMATE.name, *more))
             table.add_row(escape(name), *map(str, (len(plan.sites), plan.state_bytes, show.mib(plan.state_bytes), *smaller, *shares)))
         else:
             table.add_row(name, "none", escape(reasons[name]))
@@ -131,7 +132,7 @@ def _granularities(by_granularity: dict[str, CachedModel], reasons: dict[str, st
 
 
 def _block_to_show(model: CachedModel, block: str | None) -> str:
-    first = model.compiled.found.sites[0].name
+    first = model.compiled.analysis.sites[0].name
     return block if block is not None else block_of(first) or first
 
 
@@ -143,7 +144,7 @@ def _module_path(block_path: str) -> str | None:
 def _block_graph(model: CachedModel, block_path: str) -> Text:
     text = guarded_text(model.guarded, _module_path(block_path))
     if not text:
-        sites = [site.name for site in model.compiled.found.sites]
+        sites = [site.name for site in model.compiled.analysis.sites]
         raise RFCError(f"--block {block_path}: no operation of the graph lies there; sites lie at {', '.join(sites[:4])} ...")
     return Text(f"guarded graph of {block_path}\n{text}")
 

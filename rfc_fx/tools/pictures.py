@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
+from rfc.phase import phase_named
 from rfc_fx.tools.compare import Comparison, Row
 from rfc_fx.tools.tiles import tiles
 from rfc_fx.tools.variants import FULL
@@ -189,7 +190,7 @@ def _accumulated(of: Comparison, row: Row, plot: Axes) -> None:
     schedule, record = of.methods[row.method].schedule, row.records[0]
     color, name = color_of(row.method), label_of(row.method)
     totals = [float("nan") if total is None else total for total in record.totals]
-    full = [step for step, phase in enumerate(record.phases) if phase == "FULL"]
+    full = [step for step, phase in enumerate(record.phases) if phase_named(phase).computes_sites]
     what = "accumulated eps" if schedule.accumulates else "eps"
     plot.plot(range(len(totals)), totals, ".-", color=color, linewidth=1, label=f"{name}: {what}")
     plot.plot(full, [totals[s] for s in full], "o", color=color, markersize=5, label=f"{name}: full step")

@@ -78,7 +78,7 @@ class Variant:
         """Extent of one estimate, as far as a generation has shown it; None for a model without a cache."""
         if isinstance(self.cache, CachedEager):
             return self.cache.granularity
-        return self.cache.compiled.found.granularity if isinstance(self.cache, CachedModel) else None
+        return self.cache.compiled.analysis.granularity if isinstance(self.cache, CachedModel) else None
 
     @property
     def samples(self) -> Float[Tensor, "N C H W"]:

@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, moved, sample
+from choosing import rotating
+from families import moved, sample, shared_model
 from torch import Tensor
 
 import rfc
 import rfc.eager
 import rfc_fx
 from rfc.conditioning import MAX_GROUPS, ConditioningChangesWarning, ConditioningGroups, conditioning
+
+pytestmark = pytest.mark.usefixtures("captured_once")
 
 Made = Callable[[], Any]
 STEPS = 10
@@ -88,6 +91,8 @@ def cond(model: Any) -> Any:
     return rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(dispatch="cond"))
 
 
+FORMS: dict[str, Made] = {"host": host, "twin": twin, "cond": cond}
+
 ORDERS = {
     "conditional first": lambda step: "cu",
     "unconditional first": lambda step: "uc",
@@ -96,11 +101,11 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("made", [twin, host, cond])
+@pytest.mark.parametrize(("form", "order"), rotating(FORMS, ORDERS, each=2))
 @torch.no_grad()
-def test_two_passes_through_one_model_equal_two_models(made: Made, order: str) -> None:
-    model, kwargs = FAMILIES["pixart"]()
+def test_two_passes_through_one_model_equal_two_models(form: str, order: str) -> None:
+    made = FORMS[form]
+    model, kwargs = shared_model("pixart")
     other = {**kwargs, "encoder_hidden_states": torch.randn_like(kwargs["encoder_hidden_states"])}
     shared, alone = made(model), {"c": made(model), "u": made(model)}
     for generation in range(2):
@@ -118,7 +123,7 @@ def test_two_passes_through_one_model_equal_two_models(made: Made, order: str) -
 @pytest.mark.parametrize("made", [twin, host, cond])
 @torch.no_grad()
 def test_another_prompt_in_the_next_generation_takes_no_more_memory(made: Made) -> None:
-    model, kwargs = FAMILIES["pixart"]()
+    model, kwargs = shared_model("pixart")
     shared = made(model)
     for _ in range(4):
         kwargs = {**kwargs, "encoder_hidden_states": torch.randn_like(kwargs["encoder_hidden_states"])}

@@ -142,7 +142,7 @@ def test_what_no_model_takes_is_refused_as_the_model_refuses_it(world: World, en
         assert kinds[0] is kinds[1]
 
 
-def test_a_number_is_the_one_the_engine_was_built_for() -> None:
+def test_a_call_with_another_number_than_at_export_or_a_tensor_for_it_is_refused() -> None:
     tree = pytree.treespec_dumps(pytree.tree_structure({"x": 0, "scale": 0}))
 
     def leaf(argument: str, value: Any = None, shape: list[int] | None = None) -> LeafSpec:

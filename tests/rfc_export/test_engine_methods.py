@@ -46,7 +46,7 @@ def check(
     config: rfc_fx.Config = rfc_fx.Config(hoist=False),
 ) -> rfc_export.Engine:
     """Export, and run two generations beside the model; the second begins with what the first left in the state."""
-    model, kwargs = FAMILIES["dit"](layers=3)
+    model, kwargs = FAMILIES["dit"](layers=2)
     path = rfc_export.export(model, folder / name, backend=backend, example_inputs=kwargs, method=METHODS[name], config=config)
     engine = rfc_export.load(path)
     cached = rfc_fx.transform(model, METHODS[name], example_inputs=kwargs)

@@ -6,11 +6,13 @@ import pytest
 import torch
 import torch._dynamo.testing
 from drawing import largest_difference, predictions
-from families import FAMILIES, moved, sample
+from families import moved, sample, shared_model
 from tolerances import INDUCTOR
 
 import rfc
 import rfc_fx
+
+pytestmark = pytest.mark.usefixtures("captured_once")
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +39,7 @@ def use_in_every_way(cached: rfc_fx.CachedModel, compiled: Any, plain: rfc_fx.Ca
 @pytest.mark.usefixtures("no_recompiles")
 @pytest.mark.parametrize("family", ["dit", "flux", "wan", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pixart", "sd3"))])
 def test_law_5_host_dispatch_compiles_one_frame_per_phase(family: str) -> None:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = shared_model(family)
     cached, plain = (rfc_fx.transform(model, rfc.RFC(tau=0.3)) for _ in range(2))
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     assert use_in_every_way(cached, torch.compile(cached, fullgraph=True, backend=counter), plain, kwargs) == 0
@@ -47,7 +49,7 @@ def test_law_5_host_dispatch_compiles_one_frame_per_phase(family: str) -> None:
 
 
 def test_law_5_a_fixed_schedule_needs_two_frames() -> None:
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     cached = rfc_fx.transform(model, rfc.TaylorSeer(interval=3, order=1))
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
@@ -59,7 +61,7 @@ def test_law_5_a_fixed_schedule_needs_two_frames() -> None:
 
 @pytest.mark.parametrize("family", ["dit", "flux", pytest.param("wan", marks=pytest.mark.slow)])
 def test_law_5_cond_dispatch_is_one_frame(family: str) -> None:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = shared_model(family)
     cached, plain = (rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(dispatch="cond")) for _ in range(2))
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     assert use_in_every_way(cached, torch.compile(cached, fullgraph=True, backend=counter), plain, kwargs) == 0
@@ -68,7 +70,7 @@ def test_law_5_cond_dispatch_is_one_frame(family: str) -> None:
 
 
 def test_cond_dispatch_works_inside_a_larger_compiled_function() -> None:
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     cached, plain = (
         rfc_fx.transform(model, rfc.RFC(tau=0.3), example_inputs=moved(kwargs, 0), config=rfc_fx.Config(dispatch="cond")) for _ in range(2)
     )
@@ -91,7 +93,7 @@ def test_cond_dispatch_works_inside_a_larger_compiled_function() -> None:
 @pytest.mark.compile
 @pytest.mark.parametrize("dispatch", ["host", "cond"])
 def test_law_2_inductor_agrees_with_the_uncompiled_programs(dispatch: Any) -> None:
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit", layers=2 if dispatch == "host" else 1)  # a cond compiles both branches with every block
     cached, plain = (rfc_fx.transform(model, rfc.RFC(tau=0.3, order=2), config=rfc_fx.Config(dispatch=dispatch)) for _ in range(2))
     compiled = torch.compile(cached, fullgraph=True)
     assert largest_difference(predictions(compiled, kwargs, 9), predictions(plain, kwargs, 9)) <= INDUCTOR

@@ -1,14 +1,14 @@
 """The laws of the design, for five families: full is the model, and every form of a method gives the same numbers."""
 
 import random
-from functools import cache
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from choosing import pairwise, rotating
 from drawing import difference, generation
-from families import FAMILIES, moved, sample
+from families import FAMILIES, moved, sample, shared_model
 from tolerances import ROUNDED_STATE, SAME_GRAPH
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ STEPS = 10
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 
-MADE = {name: cache(build) for name, build in FAMILIES.items()}
+MADE = {name: partial(shared_model, name) for name in FAMILIES}
 """One model of each family: no test here changes it."""
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterable
-from functools import cache
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import torch._dynamo.testing
 from choosing import rotated
 from diffusers import DDIMScheduler
 from drawing import difference, generation
-from families import FAMILIES
+from families import FAMILIES, shared_model
 from tolerances import INDUCTOR, SAME_GRAPH
 
 import rfc
@@ -61,7 +61,7 @@ def pairs(families: Iterable[str], methods: Iterable[str]) -> list[Any]:
     return [pytest.param(*pair, marks=() if pair in tested else pytest.mark.slow) for pair in product]
 
 
-MADE = {name: cache(lambda build=build: build(layers=BLOCKS)) for name, build in FAMILIES.items()}
+MADE = {name: partial(shared_model, name, layers=BLOCKS) for name in FAMILIES}
 """One model of each family: no test here changes it."""
 
 
@@ -185,7 +185,10 @@ PROBE_BEHIND = rfc.Method(estimator=rfc.Reuse(), schedule=rfc.AnchorChange(thres
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        (rfc.DeltaDiT(first=9), "granularity blocks[9:] chooses none of the 3 blocks"),
+        (
+            rfc.DeltaDiT(first=9),
+            "DiTTransformer2DModel: granularity blocks[9:] chooses none of the 3 blocks; expected blocks[a:b]",
+        ),
         (rfc.FirstBlockCache(blocks=2, tail=1), "chooses none of the 3 blocks"),
         (rfc.FirstBlockCache(blocks=3), "chooses none of the 3 blocks"),
         (PROBE_BEHIND, "lies inside blocks[0:1]"),

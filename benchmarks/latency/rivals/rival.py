@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.latency.timing import compiled_alone
+from rfc.phase import ESTIMATE, FULL
 
 
 class RivalError(Exception):
@@ -26,12 +27,12 @@ class Steps:
     @property
     def nfc(self) -> int:
         """Number of full steps so far."""
-        return self.phases.count("FULL")
+        return self.phases.count(FULL.name)
 
     @property
     def full(self) -> list[int]:
         """The full steps."""
-        return [step for step, phase in enumerate(self.phases) if phase == "FULL"]
+        return [step for step, phase in enumerate(self.phases) if phase == FULL.name]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Rival:
 
     def __call__(self, **arguments: Any) -> Any:
         output = self.step(**arguments)
-        self.stats.phases.append("FULL" if self.attached.was_full() else "ESTIMATE")
+        self.stats.phases.append(FULL.name if self.attached.was_full() else ESTIMATE.name)
         return output
 
     @property
@@ -86,8 +87,8 @@ class Rival:
             self.model(**arguments)
         finally:
             hook.remove()
-        self.stats.phases.append("FULL" if self.attached.was_full() else "ESTIMATE")
-        counted.phases.append("FULL" if runs else "ESTIMATE")
+        self.stats.phases.append(FULL.name if self.attached.was_full() else ESTIMATE.name)
+        counted.phases.append(FULL.name if runs else ESTIMATE.name)
 
     def state_bytes(self) -> int:
         """Bytes of the tensors that its cache holds."""

@@ -14,6 +14,7 @@ from small_digits import first_blocks
 
 import rfc
 import rfc_fx
+from benchmarks.capturing import captured_once
 from benchmarks.latency import __main__ as latency
 from benchmarks.latency import plots
 from benchmarks.latency.methods import WHOLE, equal_gaps, full_steps
@@ -40,7 +41,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path
     """The record of a small run on the first two blocks of the digits model, and its folder."""
     out = tmp_path_factory.mktemp("latency")
     asked = {"model": "digits", "methods": "Taylor m=1", "steps": STEPS, "nfc": NFC, "rounds": 1, "out": out}
-    with pytest.MonkeyPatch.context() as patch, torch._dynamo.config.patch(recompile_limit=8):
+    with pytest.MonkeyPatch.context() as patch, torch._dynamo.config.patch(recompile_limit=8), captured_once():
         traced_only(patch)
         patch.setitem(latency.WORKLOADS, "digits", replace(latency.WORKLOADS["digits"], model=lambda: first_blocks(2)[0]))
         names = ("cache-dit DBCache", "diffusers FirstBlockCache")

@@ -81,7 +81,7 @@ def test_a_count_that_moved_is_exit_code_1_and_a_ratio_is_not(tmp_path: Path, mo
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    fast = {smoke.FULL: {"FULL": 10.0, "generation": 100.0}, smoke.TWIN: {"generation": 80.0}}
+    fast = {smoke.COMPILED: {"FULL": 10.0, "generation": 100.0}, smoke.TWIN: {"generation": 80.0}}
     fast |= {"RFE m=1": {"FULL": 11.0, "ESTIMATE": 1.0, "generation": 40.0}}
     slow = {name: {phase: 2 * ms for phase, ms in times.items()} for name, times in fast.items()}
     found = smoke.ratios([fast, slow], "RFE m=1")

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from drawing import difference, largest_difference
-from families import FAMILIES, moved
+from families import FAMILIES, moved, shared_model
 from predictors import random_predictor
 from tolerances import SAME_GRAPH
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,13 +36,13 @@ CHANNELS = {"dit": 16, "pixart": 16, "wan": 24}
 
 @pytest.fixture(scope="module")
 def dit(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    model, kwargs = FAMILIES["dit"](layers=LAYERS)
+    model, kwargs = shared_model("dit", layers=LAYERS)
     return model, kwargs, random_predictor(model, tmp_path_factory.mktemp("predictor"), 16, BLOCKS)
 
 
 @pytest.mark.parametrize("family", ["dit", "pixart", pytest.param("wan", marks=pytest.mark.slow)])
 def test_laws_1_and_2_all_full_is_the_model_and_twin_guarded_host_and_cond_agree(family: str, tmp_path: Path) -> None:
-    model, kwargs = FAMILIES[family](layers=LAYERS)
+    model, kwargs = shared_model(family, layers=LAYERS)
     folder = random_predictor(model, tmp_path, CHANNELS[family], BLOCKS)
     method, every = rfc.DisCa(predictor=folder, full_steps=FULL), rfc.DisCa(predictor=folder, full_steps=range(STEPS))
     real, twin = predictions(model, kwargs), predictions(rfc.eager.cached(model, method), kwargs)
@@ -169,7 +169,7 @@ def test_a_model_that_was_changed_is_captured_anew_with_its_predictor(dit: Any) 
 
 def test_a_predictor_of_another_model_is_refused_in_one_line(dit: Any, tmp_path: Path) -> None:
     model, kwargs, folder = dit
-    pixart, others = FAMILIES["pixart"]()
+    pixart, others = shared_model("pixart")
     with pytest.raises(rfc_fx.PredictorMismatchError, match=r"model_class: the predictor was trained for DiTTransformer2DModel"):
         rfc_fx.transform(pixart, rfc.DisCa(predictor=folder), example_inputs=others)
     with pytest.raises(ValueError, match=r"DisCa works on 'output', got 'block'; leave granularity out"):
@@ -180,7 +180,7 @@ def test_a_predictor_of_another_model_is_refused_in_one_line(dit: Any, tmp_path:
 
 
 def test_blocks_of_two_streams_are_refused_by_name(tmp_path: Path) -> None:
-    model, kwargs = FAMILIES["sd3"]()
+    model, kwargs = shared_model("sd3")
     folder = random_predictor(model, tmp_path, model.inner_dim)
     with pytest.raises(
         rfc_fx.PredictorMismatchError, match=r"returns tuple, expected one tensor: a predictor stands in for blocks of one stream"

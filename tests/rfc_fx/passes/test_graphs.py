@@ -1,7 +1,7 @@
 """The graphs as they print, and the laws that a broken pass would break."""
 
 import pytest
-from families import FAMILIES, moved
+from families import moved, shared_model
 from inline_snapshot import snapshot
 
 import rfc
@@ -12,9 +12,11 @@ from rfc_fx.passes.specialize import specialize
 from rfc_fx.passes.verify import verify_guarded, verify_programs
 from rfc_fx.report.text import guarded_text
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 
 def cached(family: str = "dit", method: object = None) -> rfc_fx.CachedModel:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = shared_model(family)
     return rfc_fx.transform(model, method or rfc.RFC(), example_inputs=moved(kwargs, 0))
 
 

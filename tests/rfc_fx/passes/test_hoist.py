@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from drawing import difference, largest_difference
-from families import FAMILIES, moved, sample
+from families import FAMILIES, moved, sample, shared_model
 from pipelines import PIPELINES
 from tolerances import INDUCTOR, PREPARED, SAME_GRAPH
 
@@ -23,6 +23,8 @@ from rfc_fx.passes.hoist import hoist, levels
 from rfc_fx.passes.prefix import prefix_nodes
 from rfc_fx.runtime import calls, driver
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 STEPS = 8
 predictions = partial(drawing.predictions, steps=STEPS)
 METHODS = {"dit": rfc.TaylorSeer(interval=3, order=1), "sd3": rfc.RFC(tau=0.3), "wan": rfc.RFC(tau=0.3)}
@@ -34,7 +36,7 @@ def timesteps(kwargs: dict[str, Any], steps: int = STEPS) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", METHODS)
 def test_hoisted_programs_give_the_same_bits_and_prepared_ones_the_same_numbers(family: str) -> None:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = shared_model(family)
     plain = rfc_fx.transform(model, METHODS[family])
     hoisted = rfc_fx.transform(model, METHODS[family], config=rfc_fx.Config(hoist=True))
     again = {**kwargs, "hidden_states": kwargs["hidden_states"] * 1.1}
@@ -48,7 +50,7 @@ def test_hoisted_programs_give_the_same_bits_and_prepared_ones_the_same_numbers(
 
 @pytest.mark.parametrize("family", ["pixart", "flux"])
 def test_text_projections_and_keys_and_values_of_the_text_leave_every_step(family: str) -> None:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = shared_model(family)
     cached = rfc_fx.transform(model, example_inputs=kwargs, config=rfc_fx.Config(hoist=True))
     level = levels(cached.guarded, cached.compiled.timestep)
     names = {node.name for node in hoist(cached.guarded, cached.compiled.timestep, prefix_nodes(cached.guarded)).invariant}
@@ -63,7 +65,7 @@ def test_text_projections_and_keys_and_values_of_the_text_leave_every_step(famil
 
 
 def test_the_modulation_of_every_block_is_one_program() -> None:
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     cached = rfc_fx.transform(model, example_inputs=kwargs, config=rfc_fx.Config(hoist=True))
     plain = rfc_fx.transform(model, example_inputs=kwargs)
     assert list(cached.programs) == ["TIMESTEP", "PREFIX", "FULL", "ESTIMATE"]
@@ -88,7 +90,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, cached: rfc_fx.CachedModel) -> list
 
 
 def test_invariants_are_computed_once_per_generation_and_prepared_timesteps_never(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, kwargs = FAMILIES["pixart"]()
+    model, kwargs = shared_model("pixart")
     cached = rfc_fx.transform(model, rfc.TaylorSeer(interval=3, order=1), config=rfc_fx.Config(hoist=True))
     ran = counted(monkeypatch, cached)
     predictions(cached, kwargs)
@@ -102,7 +104,7 @@ def test_invariants_are_computed_once_per_generation_and_prepared_timesteps_neve
 
 @pytest.mark.parametrize("change", ["object", "in place"])
 def test_a_changed_conditioning_is_never_missed(change: str) -> None:
-    model, kwargs = FAMILIES["pixart"]()
+    model, kwargs = shared_model("pixart")
     results = {}
     for hoisted in (False, True):
         cached = rfc_fx.transform(model, rfc.TaylorSeer(interval=3, order=1), config=rfc_fx.Config(hoist=hoisted))
@@ -136,7 +138,7 @@ def test_weights_changed_between_generations_are_seen() -> None:
 def test_steps_in_another_order_or_at_other_timesteps_compute_their_own(host_knows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """`host_knows` False: as on a GPU, where the timestep comes to the host only with the decision."""
     monkeypatch.setattr(calls, "on_host", lambda tensor: host_knows)
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     expected = predictions(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)
     for order in (timesteps(kwargs), timesteps(kwargs)[::2], timesteps(kwargs) + 1, timesteps(kwargs)[:3]):
         cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(hoist=True))
@@ -147,7 +149,7 @@ def test_steps_in_another_order_or_at_other_timesteps_compute_their_own(host_kno
 
 
 def test_samples_at_different_timesteps_do_not_use_the_table() -> None:
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     times = kwargs["timestep"] - torch.tensor([0, 100])
     cached = rfc_fx.transform(model, rfc.TaylorSeer(interval=3, order=1), config=rfc_fx.Config(hoist=True))
     cached.prepare(times)
@@ -161,7 +163,7 @@ def test_work_that_cannot_be_batched_is_done_step_by_step(monkeypatch: pytest.Mo
         raise RuntimeError("no batching rule")
 
     monkeypatch.setattr(torch, "vmap", refuse)
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(hoist=True))
     cached.prepare(timesteps(kwargs))
     expected = predictions(rfc_fx.transform(model, rfc.RFC(tau=0.3)), kwargs)
@@ -172,7 +174,7 @@ def test_work_that_cannot_be_batched_is_done_step_by_step(monkeypatch: pytest.Mo
 def test_every_program_is_one_frame_whatever_is_prepared() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model, kwargs = FAMILIES["pixart"]()
+    model, kwargs = shared_model("pixart")
     cached, plain = (rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(hoist=True)) for _ in range(2))
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
@@ -188,7 +190,7 @@ def test_every_program_is_one_frame_whatever_is_prepared() -> None:
 @pytest.mark.compile
 def test_compiled_by_inductor_with_repeated_blocks_shared() -> None:
     torch._dynamo.reset()
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(hoist=True, regional=True))
     cached.prepare(timesteps(kwargs))
     compiled = torch.compile(cached, fullgraph=True)
@@ -196,7 +198,7 @@ def test_compiled_by_inductor_with_repeated_blocks_shared() -> None:
 
 
 def test_prepare_refuses_timesteps_of_another_rank() -> None:
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     with pytest.raises(ValueError, match=r"prepare: timesteps must have shape \(S,\) with S at least 1, got \(0,\)"):
         rfc_fx.transform(model, example_inputs=kwargs, config=rfc_fx.Config(hoist=True)).prepare([])
 
@@ -232,7 +234,7 @@ def test_a_model_that_follows_its_pipeline_computes_modulation_for_all_steps_at_
 
 
 def test_what_has_no_scheduler_cannot_be_followed_and_a_strange_timestep_is_computed_step_by_step() -> None:
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(hoist=True))
     for wrong, name in ((model, "DiTTransformer2DModel"), ("pipe", "str"), (None, "NoneType")):
         with pytest.raises(TypeError, match=f"follow: expected a pipeline with a scheduler, or a scheduler, got {name}"):

@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 import torch
 from drawing import difference, generation
-from families import FAMILIES, moved
+from families import FAMILIES, moved, shared_model
 from tolerances import INDUCTOR
 
 import rfc
 import rfc_fx
+
+pytestmark = pytest.mark.usefixtures("captured_once")
 
 LAYERS = 4
 METHODS = {
@@ -27,9 +29,11 @@ def _fresh_dynamo() -> Any:
     torch._dynamo.reset()
 
 
-def transformed(family: str, method: rfc.Method, layers: int = LAYERS) -> tuple[rfc_fx.CachedModel, rfc_fx.CachedModel, dict[str, Any]]:
-    """The same model with regions and without."""
-    model, kwargs = FAMILIES[family](layers=layers)
+def transformed(
+    family: str, method: rfc.Method, layers: int = LAYERS, *, own: bool = False
+) -> tuple[rfc_fx.CachedModel, rfc_fx.CachedModel, dict[str, Any]]:
+    """The same model with regions and without; `own`: a model that may be changed."""
+    model, kwargs = FAMILIES[family](layers=layers) if own else shared_model(family, layers)
     regional, straight = (
         rfc_fx.transform(model, method, example_inputs=moved(kwargs, 0), config=rfc_fx.Config(regional=flag)) for flag in (True, False)
     )
@@ -74,7 +78,9 @@ def test_a_program_in_which_no_block_repeats_stays_as_it_is() -> None:
 
 
 def test_regions_read_weights_live() -> None:
-    regional, straight, kwargs = transformed("dit", METHODS["rfc"])
+    regional, straight, kwargs = transformed(
+        "dit", METHODS["rfc"], build=lambda name, layers: FAMILIES[name](layers)
+    )  # a model of its own: it is changed
     before = generation(regional, kwargs)
     with torch.no_grad():
         for parameter in regional.model.parameters():

@@ -3,15 +3,17 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
+from itertools import product
 from typing import Any
 
 import drawing
 import pytest
 import torch
 import torch._dynamo.testing
+from choosing import rotating
 from drawing import difference
-from families import FAMILIES, moved, sample
+from families import FAMILIES, moved, sample, shared_model
 from tolerances import INDUCTOR, PREPARED, SAME_GRAPH
 from torch import Tensor, nn
 
@@ -38,10 +40,12 @@ METHODS: dict[str, rfc.Method] = {
     "duca-attention": rfc.DuCa(num_steps=STEPS, ratio=0.3, score="attention", interval=6, parts=2),
 }
 
+SLOW_PAIRS = [pytest.param(*pair, marks=pytest.mark.slow) for pair in product(["pixart", "wan"], METHODS)]
+
 COMPILED = {("dit", "duca", "eager"), ("flux", "toca", "eager")}
 """With which the count of frames is always tested."""
 
-MADE = {name: cache(build) for name, build in FAMILIES.items()}
+MADE = {name: partial(shared_model, name) for name in FAMILIES}
 """One model of each family: no test here changes it."""
 
 
@@ -54,8 +58,7 @@ def some_tokens(ratio: float, steps: list[str], **settings: Any) -> rfc.Method:
 # --- laws ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", ["dit", "sd3", "flux", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pixart", "wan"))])
+@pytest.mark.parametrize(("family", "method"), [*rotating(["dit", "sd3", "flux"], METHODS, each=2), *SLOW_PAIRS])
 def test_token_wise_steps_are_those_of_the_twin(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
     twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, METHODS[method])
@@ -234,8 +237,7 @@ def test_compiled_by_inductor_token_wise_steps_are_the_same(method: str) -> None
 # --- cost ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", ["dit", "sd3", "flux"])
+@pytest.mark.parametrize(("family", "method"), rotating(["dit", "sd3", "flux"], METHODS, each=2))
 def test_tokens_cost_more_than_an_estimate_and_less_than_a_full_step_and_reuse_next_to_nothing(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
     cached = rfc_fx.transform(model, METHODS[method], example_inputs=kwargs)

@@ -3,15 +3,17 @@
 from pathlib import Path
 
 import pytest
-from families import FAMILIES
+from families import shared_model
 from PIL import Image
 
 import rfc
 import rfc_fx
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 
 def test_every_block_is_listed_with_its_sites_and_with_what_is_none_and_why() -> None:
-    model, kwargs = FAMILIES["sd3"]()
+    model, kwargs = shared_model("sd3")
     explanation = rfc_fx.explain(model, rfc.FORA(), example_inputs=kwargs)
     sites, rejected = explanation.blocks["transformer_blocks.1"]
     assert {"transformer_blocks.1.attn", "transformer_blocks.1.ff.net"} <= set(sites)
@@ -22,7 +24,7 @@ def test_every_block_is_listed_with_its_sites_and_with_what_is_none_and_why() ->
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_a_block_is_drawn(tmp_path: Path, suffix: str) -> None:
-    model, kwargs = FAMILIES["flux"]()
+    model, kwargs = shared_model("flux")
     explanation = rfc_fx.explain(model, example_inputs=kwargs)
     path = tmp_path / f"block.{suffix}"
     explanation.draw(path, "single_transformer_blocks.0")
@@ -34,7 +36,7 @@ def test_a_block_is_drawn(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_block_that_is_not_there_is_an_error_that_names_some_that_are(tmp_path: Path) -> None:
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     with pytest.raises(
         rfc_fx.RFCError, match=r"no operation of DiTTransformer2DModel lies in 'blocks\.7'; blocks are transformer_blocks\.0"
     ):

@@ -144,6 +144,10 @@ SCHEDULES: dict[str, rfc.Schedule] = {
     "verified": rfc.SpeCa().schedule,
 }
 
+ERRORS = st.lists(st.sampled_from([0.0, 0.2, 0.4, 0.9]), min_size=3, max_size=7)
+
+CHANGES = st.sampled_from(["nothing", "weights", "model", "prompt"])
+
 LEAST = 3
 """Timesteps after which a generation that nobody ended is told from the next one, whatever the direction."""
 
@@ -158,6 +162,23 @@ class Truth:
     """As it was when the generation began."""
     full: list[int] = field(default_factory=list)
     """Numbers of its full steps."""
+    total: float = 0.0
+    """The error that counts since the last full one."""
+
+    def phase(self, schedule: rfc.Schedule, eps: float) -> str | None:
+        """What the schedule says of the coming step; None for one with more than two phases."""
+        match schedule:
+            case rfc.Every():
+                full = not self.full or self.steps < schedule.warmup or self.steps - self.full[-1] >= schedule.interval
+            case rfc.Listed():
+                full = self.steps in schedule.full_steps
+            case rfc.RCS():
+                known = 0.0 if schedule.is_lagged or not self.full else eps
+                full = self.steps < schedule.warmup or self.total + known > schedule.tau
+                self.total = 0.0 if full else self.total + eps
+            case _:
+                return None
+        return "FULL" if full else "ESTIMATE"
 
 
 class Generations(RuleBasedStateMachine):
@@ -194,9 +215,10 @@ class Generations(RuleBasedStateMachine):
         if hasattr(self, "patch"):
             self.patch.stop()
 
-    def _new_loop(self) -> None:
+    def _new_loop(self, other_prompt: bool = True) -> None:
         self.position, self.distinct = 0, 0
-        self.y = torch.tensor([float(self.generations)])
+        if other_prompt:
+            self.y = torch.tensor([float(self.generations)])
         self.restarted: set[str] = set()
         """Contexts that have begun in this loop."""
 
@@ -207,7 +229,7 @@ class Generations(RuleBasedStateMachine):
     # ---- what happens ------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.position < 30)
-    @rule(errors=st.lists(st.sampled_from([0.0, 0.2, 0.4, 0.9]), min_size=3, max_size=7), guidance=st.booleans(), repeats=st.booleans())
+    @rule(errors=ERRORS, guidance=st.booleans(), repeats=st.booleans())
     def steps(self, errors: list[float], guidance: bool, repeats: bool) -> None:
         """Steps of the sampler; guidance may be off after the leading ones; a sampler of second order calls twice at a timestep."""
         for eps in errors:
@@ -216,40 +238,34 @@ class Generations(RuleBasedStateMachine):
                     self._call(name, eps)
             self.position, self.distinct = self.position + 1, self.distinct + 1
 
-    @rule(fails_at=st.integers(0, 4), name=st.sampled_from(["cond", "uncond"]))
-    def fail(self, fails_at: int, name: str) -> None:
-        """A program fails, or the loop is interrupted; somebody then ends all generations, as diffusers does."""
-        self.world.fails_at = fails_at
-        with suppress(KeyboardInterrupt):
-            self._call(name, 0.1)
-        self.world.fails_at = None
-        self._end()
-
-    @precondition(lambda self: self.distinct >= LEAST and not self.needs_reset)
-    @rule()
-    def next_loop(self) -> None:
-        """Nobody says that a generation has ended: the timestep does."""
-        self.direction_is_known = True
-        self._new_loop()
-
-    @rule()
-    def reset(self) -> None:
-        """The generation is ended from outside, at any point."""
-        self._end()
-
-    def _end(self) -> None:
+    @rule(fails_at=st.none() | st.integers(0, 4), name=st.sampled_from(["cond", "uncond"]))
+    def end(self, fails_at: int | None, name: str) -> None:
+        """Somebody ends all generations, as diffusers does, at any point: also after a program failed or the loop was interrupted."""
+        if fails_at is not None:
+            self.world.fails_at = fails_at
+            with suppress(KeyboardInterrupt):
+                self._call(name, 0.1)
+            self.world.fails_at = None
         self.driver.generations.current().restart()
         self.driver.may_have_changed = True
         self._new_loop()
 
-    @rule()
-    def change_the_model(self) -> None:
-        self.world.version += 1
+    @precondition(lambda self: self.distinct >= LEAST and not self.needs_reset)
+    @rule(what=CHANGES, errors=ERRORS)
+    def next_loop(self, what: str, errors: list[float]) -> None:
+        """Nobody says that a generation has ended: the timestep does, whatever has changed between the two."""
+        self.direction_is_known = True
+        self._new_loop(other_prompt=what == "prompt")
+        self.change(what)
+        self.steps(errors, guidance=True, repeats=False)
 
-    @rule()
-    def change_the_weights(self) -> None:
-        """In place, which no fingerprint shows; hoisted values may follow from the next generation on."""
-        self.world.weight += 1
+    @rule(what=CHANGES)
+    def change(self, what: str) -> None:
+        """Weights change in place, which no fingerprint shows: hoisted values may follow from the next generation on."""
+        self.world.version += what == "model"
+        self.world.weight += what == "weights"
+        if what == "prompt":
+            self.y = self.y + 0.5
 
     @rule(order=st.sampled_from(["none", "right", "shifted", "short"]))
     def prepare(self, order: str) -> None:
@@ -257,10 +273,6 @@ class Generations(RuleBasedStateMachine):
             return  # which raises, one step late
         coming = [self._timestep(position + (order == "shifted")) for position in range(3 if order == "short" else 40)]
         self.driver.generations.known.prepare(None if order == "none" else torch.tensor(coming))
-
-    @rule()
-    def another_prompt(self) -> None:
-        self.y = self.y + 0.5
 
     # ---- one call, and what has to hold ------------------------------------------------------------------------------
 
@@ -288,17 +300,21 @@ class Generations(RuleBasedStateMachine):
         assert torch.equal(output, x)
         context = self.driver.generations.current().latest
         assert context is not None
-        self._check(context.book, truth, float(t))
+        self._check(context.book, truth, float(t), eps)
 
-    def _check(self, book: Book, truth: Truth, timestep: float) -> None:
+    def _check(self, book: Book, truth: Truth, timestep: float, eps: float) -> None:
         phase, ran = book.phases[-1], self.world.ran
         phases = [each.phase for each in ran]
         assert phases.count("FULL") == (phase == "FULL")  # at most once, whatever restarted
         last = next(each for each in reversed(ran) if each.phase == phase)  # what was decided ran, and last but for a draft in vain
         assert last is ran[-1]
+        numbers_are_known = self.direction_is_known or not self.rises
+        expected = truth.phase(self.world.schedule, eps)
+        assert not numbers_are_known or expected in (phase, None)
         if truth.steps == 0:
             assert phase == "FULL"
             assert last.version == self.world.version
+            assert book.eps[-1] is book.totals[-1] is None  # there is no state to measure against
         k, gap, anchors = (float(value) for value in last.values["clock"])
         if phase != "FULL":
             measured = [each.values["clock"] for each in ran if each.phase == "PREFIX"]
@@ -307,7 +323,7 @@ class Generations(RuleBasedStateMachine):
             assert generation == truth.generation  # no state of a generation that has ended
             assert written == truth.full[-1]
             assert k == truth.steps - written
-            if self.direction_is_known or not self.rises:
+            if numbers_are_known:
                 assert anchors == len(truth.full)
                 assert gap == (truth.full[-1] - truth.full[-2] if len(truth.full) > 1 else 0)
         if self.world.hoists:
@@ -325,10 +341,11 @@ class Generations(RuleBasedStateMachine):
             assert len(book.phases) == len(book.eps) == len(book.totals)
             if name in self.truths and name in self.restarted:
                 assert book.step <= self.truths[name].steps
+                assert book.step == self.truths[name].steps or not (self.direction_is_known or not self.rises)
 
 
 TestGenerations = Generations.TestCase
-TestGenerations.settings = settings(max_examples=100, stateful_step_count=12, deadline=None, phases=[Phase.generate])
+TestGenerations.settings = settings(max_examples=200, stateful_step_count=12, deadline=None, phases=[Phase.generate])
 
 
 # ---- single transitions ----------------------------------------------------------------------------------------------

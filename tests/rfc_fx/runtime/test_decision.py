@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, moved, sample
+from families import FAMILIES, moved, sample, shared_model
 from tolerances import SAME_GRAPH
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ STEPS = 10
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 
-MODEL, KWARGS = FAMILIES["dit"]()
+MODEL, KWARGS = shared_model("dit")
 
 
 def some_tau(share: float = 0.5, **rule: Any) -> rfc.Method:
@@ -95,7 +95,7 @@ def test_lagged_decisions_are_those_of_the_errors_before(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("family", ["dit", "flux"])
 def test_lagged_decisions_are_the_same_in_twin_host_and_cond(family: str) -> None:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = shared_model(family)
     method = rfc.Method(estimator=rfc.RFE(order=1), schedule=rfc.RCS(tau=0.12, lagged=True))
     host, cond = (rfc_fx.transform(model, method, config=rfc_fx.Config(dispatch=dispatch)) for dispatch in ("host", "cond"))  # type: ignore[arg-type]
     outputs = [generation(one, kwargs=kwargs) for one in (host, cond)]
@@ -206,7 +206,7 @@ def test_a_call_is_taken_apart_once_for_each_way_of_writing_it(monkeypatch: pyte
 
 @torch.no_grad()
 def test_what_lies_inside_other_arguments_is_looked_at_in_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, kwargs = FAMILIES["pixart"]()  # takes a mapping
+    model, kwargs = shared_model("pixart")  # takes a mapping
     cached = rfc_fx.transform(model, rfc.FullCompute())
     seen = taken_apart(monkeypatch)
     for _ in range(3):

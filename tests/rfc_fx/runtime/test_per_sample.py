@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.testing
-from families import FAMILIES, moved, sample
+from families import moved, sample, shared_model
 from torch import nn
 
 import rfc
 import rfc_fx
+
+pytestmark = pytest.mark.usefixtures("captured_once")
 
 STEPS = 10
 METHOD = rfc.RFC(tau=0.5)
@@ -34,7 +36,7 @@ def rows(kwargs: dict[str, Any], chosen: list[int]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("family", ["dit", "flux"])
 def test_a_sample_is_the_same_to_the_last_bit_with_any_batch_mates(family: str) -> None:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = shared_model(family)
     if kwargs["hidden_states"].shape[0] != 2:
         kwargs = {key: torch.cat([v, v]) if isinstance(v, torch.Tensor) and len(v) == 1 and v.dim() > 0 else v for key, v in kwargs.items()}
     calm, wild = 0.01, 0.3
@@ -54,7 +56,7 @@ def test_a_sample_is_the_same_to_the_last_bit_with_any_batch_mates(family: str) 
 
 
 def test_all_steps_full_give_the_models_own_results() -> None:
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     cached = rfc_fx.transform(model, rfc.RFC(tau=0.0), config=rfc_fx.Config(decision="per_sample"))
     result = cached(**kwargs)
     expected = model(**kwargs)
@@ -67,7 +69,7 @@ def test_all_steps_full_give_the_models_own_results() -> None:
 def test_every_batch_size_runs_on_the_same_frames() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     cached = rfc_fx.transform(model, METHOD, config=rfc_fx.Config(decision="per_sample"))
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
@@ -80,7 +82,7 @@ def test_every_batch_size_runs_on_the_same_frames() -> None:
 
 
 def test_named_contexts_are_kept_for_each_sample() -> None:
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     cached = rfc_fx.transform(model, METHOD, config=rfc_fx.Config(decision="per_sample"))
     for name in ("cond", "uncond"):
         with cached.cache_context(name):

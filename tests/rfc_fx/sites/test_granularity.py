@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from families import FAMILIES, moved
+from families import moved, shared_model
 from torch import nn
 
 import rfc
@@ -18,7 +18,7 @@ METHOD = rfc.RFC(tau=float("inf"))
 
 @pytest.mark.parametrize("family", ["dit", "flux"])
 def test_the_plan_says_what_every_granularity_and_type_would_take(family: str) -> None:
-    model, kwargs = FAMILIES[family]()
+    model, kwargs = shared_model(family)
     sizes = rfc_fx.transform(model, METHOD, example_inputs=kwargs).plan().alternatives
     for granularity in get_args(GranularityName):
         for dtype in (None, torch.bfloat16, torch.int8):
@@ -29,7 +29,7 @@ def test_the_plan_says_what_every_granularity_and_type_would_take(family: str) -
 
 @pytest.mark.parametrize(("over", "chosen"), [(("module", 0), "module"), (("module", -1), "block"), (("block", -1), "stack")])
 def test_a_budget_takes_the_finest_granularity_that_fits(over: tuple[GranularityName, int], chosen: GranularityName) -> None:
-    model, kwargs = FAMILIES["sd3"]()
+    model, kwargs = shared_model("sd3")
     sizes = rfc_fx.transform(model, METHOD, example_inputs=kwargs).plan().alternatives
     budget = sizes[over[0]][None] + over[1]
     finest, fixed = (rfc_fx.transform(model, METHOD, config=rfc_fx.Config(granularity=g, state_budget=budget)) for g in (None, chosen))
@@ -40,7 +40,7 @@ def test_a_budget_takes_the_finest_granularity_that_fits(over: tuple[Granularity
 
 
 def test_a_type_that_fits_keeps_the_finer_granularity() -> None:
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     sizes = rfc_fx.transform(model, METHOD, example_inputs=kwargs).plan().alternatives
     cached = rfc_fx.transform(
         model, METHOD, example_inputs=kwargs, config=rfc_fx.Config(state_dtype=torch.int8, state_budget=sizes["module"][torch.int8])
@@ -51,7 +51,7 @@ def test_a_type_that_fits_keeps_the_finer_granularity() -> None:
 
 @pytest.mark.parametrize("granularity", [None, "module"])
 def test_a_budget_that_nothing_fits_is_refused_with_the_sizes(granularity: Any) -> None:
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     sizes = rfc_fx.transform(model, METHOD, example_inputs=kwargs).plan().alternatives
     with pytest.raises(rfc_fx.StateBudgetError) as refused:
         rfc_fx.transform(model, METHOD, example_inputs=kwargs, config=rfc_fx.Config(granularity=granularity, state_budget="1KB"))
