@@ -124,7 +124,9 @@ def _opening(kind: type) -> type:
 
     @functools.wraps(kind.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        state = accelerated(self)
+        state = _ACCELERATED.get(self)
+        if state is None:  # a copy of the pipeline: the models know the scheduler
+            return kind.__call__(self, *args, **kwargs)
         with ExitStack() as opened:
             for name, model in state.cached.items():
                 known = Known()
