@@ -22,5 +22,6 @@ def timestep_argument(forward: Callable[..., Any]) -> str | None:
 def timestep_value(value: Any) -> float | None:
     """Largest timestep of a batch as a host number (a device tensor is read back), None when there is none."""
     if isinstance(value, Tensor):
-        return float(value.detach().amax()) if value.numel() else None
+        count = value.numel()
+        return float(value if count == 1 else value.detach().amax()) if count else None
     return float(value) if isinstance(value, int | float) else None

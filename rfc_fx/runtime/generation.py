@@ -78,6 +78,8 @@ class Generation:
         self._lanes: dict[Lane, Context] = {}
         self._groups: dict[tuple[Key, str], ConditioningGroups] = {}
         self._moments: dict[Lane, Moment] = {}
+        self._latents: dict[Key, int] = {}
+        """Where the latent is among the inputs."""
         self._doubtful: dict[Lane, Any] = {}
         """Lanes that had two calls at one timestep, until a timestep above."""
         self._ended: dict[str, Book] = {}
@@ -151,12 +153,15 @@ class Generation:
         if call.timestep is None:
             return lane
         at = self.index if self.index is not None else _moment(call.timestep)
-        latent, before = call.inputs[latent_index(call.compiled)], self._moments.get(lane)
+        before = self._moments.get(lane)
         again = before if before is not None and before.is_at(at) else None
         count = 1 if again is None else again.calls + 1
         if self.is_opened:
             self._moments[lane] = Moment(at, count, None)
             return lane if count == 1 else (f"{name} #{count}", call.key)
+        if (index := self._latents.get(call.key)) is None:
+            index = self._latents[call.key] = latent_index(call.compiled)
+        latent = call.inputs[index]
         self._moments[lane] = Moment(at, count, Seen.now(latent))
         if again is not None and again.latent is not None and not again.latent.equals(latent) and not self._known.repeats(at):
             self._doubtful[lane] = at
