@@ -6,43 +6,26 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rfc.arguments import timestep_value
 from rfc.bookkeeping import Book, Rule
-from rfc.conditioning import MAX_GROUPS, ConditioningGroups, Seen, group_name
+from rfc.conditioning import MAX_GROUPS, ConditioningGroups, group_name
 from rfc.generation import Generation as Record
 from rfc.method import Method
 from rfc_fx.errors import RFCError
 from rfc_fx.runtime import calls
 from rfc_fx.runtime.calls import Call, Key
-from rfc_fx.runtime.context import Context, latent_index
+from rfc_fx.runtime.context import Context
+from rfc_fx.runtime.moments import Lane, Moments
 from rfc_fx.runtime.pool import StatePool
 from rfc_fx.runtime.sampler import Known
 from rfc_fx.runtime.timetable import Timetable
 
 log = logging.getLogger("rfc_fx")
-
-Lane = tuple[str, Key]
-"""(name, program set)."""
-
-
-class Moment(NamedTuple):
-    """What a name was last called with."""
-
-    at: Any
-    """The index in the timetable, else the timestep: as a number, or the tensor where it lies on a device."""
-    calls: int
-    """Calls there, so far."""
-    latent: Seen | None
-    """What was moved; None where calls at one timestep are lanes of their own."""
-
-    def is_at(self, at: Any) -> bool:
-        """Whether that was at the same step."""
-        return self.at is at if isinstance(at, Tensor) else not isinstance(self.at, Tensor) and self.at == at
 
 
 class Generation:
@@ -77,11 +60,7 @@ class Generation:
         """Whether the timetable has been looked for."""
         self._lanes: dict[Lane, Context] = {}
         self._groups: dict[tuple[Key, str], ConditioningGroups] = {}
-        self._moments: dict[Lane, Moment] = {}
-        self._latents: dict[Key, int] = {}
-        """Where the latent is among the inputs."""
-        self._doubtful: dict[Lane, Any] = {}
-        """Lanes that had two calls at one timestep, until a timestep above."""
+        self._moments = Moments()
         self._ended: dict[str, Book] = {}
         """Records of the lanes that were given back."""
         self._latest: Lane | None = None
@@ -153,21 +132,9 @@ class Generation:
         if call.timestep is None:
             return lane
         at = self.index if self.index is not None else _moment(call.timestep)
-        before = self._moments.get(lane)
-        again = before if before is not None and before.is_at(at) else None
-        count = 1 if again is None else again.calls + 1
         if self.is_opened:
-            self._moments[lane] = Moment(at, count, None)
-            return lane if count == 1 else (f"{name} #{count}", call.key)
-        if (index := self._latents.get(call.key)) is None:
-            index = self._latents[call.key] = latent_index(call.compiled)
-        latent = call.inputs[index]
-        self._moments[lane] = Moment(at, count, Seen.now(latent))
-        if again is not None and again.latent is not None and not again.latent.equals(latent) and not self._known.repeats(at):
-            self._doubtful[lane] = at
-        elif lane in self._doubtful and not isinstance(at, Tensor) and self.sign * at > self.sign * self._doubtful[lane]:
-            del self._doubtful[lane]
-        self.in_doubt = lane in self._doubtful
+            return self._moments.numbered(lane, at)
+        self.in_doubt = self._moments.is_doubtful(lane, call, at, self.sign, self._known.repeats(at))
         return lane
 
     def _group(self, call: Call, sample: str) -> str:
@@ -209,13 +176,12 @@ class Generation:
         self._latest_book = self.latest_book
         for (name, key), context in self._lanes.items():
             self._pool.give(key, name, context)
-        self._lanes, self._moments, self._doubtful, self._groups = {}, {}, {}, {}
+        self._lanes, self._moments, self._groups = {}, Moments(), {}
 
     def drop(self, keys: Collection[Key]) -> None:
         """Forget the lanes of program sets that are gone."""
-        for lanes in (self._lanes, self._moments, self._doubtful):
-            for lane in [lane for lane in lanes if lane[1] in keys]:
-                del lanes[lane]
+        self._lanes = {lane: context for lane, context in self._lanes.items() if lane[1] not in keys}
+        self._moments.drop(keys)
         self._groups = {group: groups for group, groups in self._groups.items() if group[0] not in keys}
 
     # ---- its record --------------------------------------------------------------------------------------------------

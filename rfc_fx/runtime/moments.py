@@ -1,0 +1,71 @@
+"""Moments: what a lane was last called with, and whether another call there can be told apart from it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from rfc.conditioning import Seen
+from rfc_fx.runtime.calls import Call, Key
+from rfc_fx.runtime.context import latent_index
+
+Lane = tuple[str, Key]
+"""(name, program set)."""
+
+
+class Moment(NamedTuple):
+    """What a name was last called with."""
+
+    at: Any
+    """The index in the timetable, else the timestep: as a number, or the tensor where it lies on a device."""
+    calls: int
+    """Calls there, so far."""
+    latent: Seen | None
+    """What was moved; None where calls at one timestep are lanes of their own."""
+
+    def is_at(self, at: Any) -> bool:
+        """Whether that was at the same step."""
+        return self.at is at if isinstance(at, Tensor) else not isinstance(self.at, Tensor) and self.at == at
+
+
+class Moments:
+    """The latest moments of a generation's lanes."""
+
+    def __init__(self) -> None:
+        self._latest: dict[Lane, Moment] = {}
+        self._doubtful: dict[Lane, Any] = {}
+        """Lanes that had two calls at one timestep with other latents, until a timestep above."""
+        self._latents: dict[Key, int] = {}
+        """Where the latent is among the inputs."""
+
+    def numbered(self, lane: Lane, at: Any) -> Lane:
+        """The lane of a call where somebody has opened the generation: the second call of a name at a timestep has a lane of its own."""
+        before = self._latest.get(lane)
+        count = before.calls + 1 if before is not None and before.is_at(at) else 1
+        self._latest[lane] = Moment(at, count, None)
+        return lane if count == 1 else (f"{lane[0]} #{count}", lane[1])
+
+    def is_doubtful(self, lane: Lane, call: Call, at: Any, sign: int, repeats: bool) -> bool:
+        """Whether a call may belong to another run than the one before: twice at one timestep, which the sampler is not known to do.
+
+        `sign`: which way the timestep goes; the doubt ends where it moves back.
+        """
+        if (index := self._latents.get(call.key)) is None:
+            index = self._latents[call.key] = latent_index(call.compiled)
+        latent, before = call.inputs[index], self._latest.get(lane)
+        self._latest[lane] = Moment(at, 1, Seen.now(latent))
+        if before is not None and before.latent is not None and before.is_at(at) and not before.latent.equals(latent) and not repeats:
+            self._doubtful[lane] = at
+        elif lane in self._doubtful and not isinstance(at, Tensor) and sign * at > sign * self._doubtful[lane]:
+            del self._doubtful[lane]
+        return lane in self._doubtful
+
+    def drop(self, keys: Collection[Key]) -> None:
+        """Forget the lanes of program sets that are gone."""
+        for lanes in (self._latest, self._doubtful):
+            for lane in [lane for lane in lanes if lane[1] in keys]:
+                del lanes[lane]
+        for key in keys:
+            self._latents.pop(key, None)
