@@ -26,7 +26,7 @@ STRUCTURES = {
 }
 
 
-@pytest.mark.parametrize(("number", "name"), enumerate(STRUCTURES))
+@pytest.mark.parametrize(("number", "name"), list(enumerate(STRUCTURES)))
 def test_a_class_passes_every_check(number: int, name: str) -> None:
     """Beside those of its modules, its blocks or all of them at once are sites, and values are hoisted, in turn."""
     coarse = ("block", "stack")[number % 2]
