@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ def stored_dtype(folder: Path) -> torch.dtype | None:
     return counts.most_common(1)[0][0] if counts else None
 
 
-def _header(path: Path) -> dict[str, dict[str, object]]:
+def _header(path: Path) -> dict[str, dict[str, Any]]:
     """The table at the head of a safetensors file: eight bytes for its length, then JSON; empty for a file that is damaged."""
     try:
         with path.open("rb") as file:
