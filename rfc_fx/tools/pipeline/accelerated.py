@@ -6,10 +6,8 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
-import rfc
 import rfc_fx
 from rfc.bookkeeping import Book
 from rfc.generation import Generation
@@ -20,25 +18,10 @@ from rfc_fx.tools.load import LoadError, one_line
 from rfc_fx.tools.pipeline.folder import denoisers
 
 
-def accelerate(
-    pipe: Any, method: Method | None = None, *, nfc: int | None = None, compile: bool = True, config: Config | None = None
-) -> Any:
-    """Transform every denoiser of a pipeline in place; `method` None: LogSNR at the scheduler's noise levels as they stand, else RFC."""
-    if method is None:
-        try:
-            method = rfc.LogSNR(pipe.scheduler, nfc=nfc)
-        except ValueError:
-            method = rfc.RFC()
-    for name, model in denoisers(pipe).items():
-        transformed = rfc_fx.transform(model, method, source=pipe, config=config or Config(regional=True))
-        setattr(pipe, name, torch.compile(transformed, fullgraph=True) if compile else transformed)
-    return pipe
-
-
 def accelerated(pipe: Any, method: Method | None, *, nfc: int | None, compile: bool, config: Config | None) -> Any:
     """A relative of the pipeline, accelerated; LoadError for a pipeline or settings that cannot be."""
     try:
-        return accelerate(relative(pipe), method, nfc=nfc, compile=compile, config=config)
+        return rfc_fx.accelerate(relative(pipe), method, nfc=nfc if method is None else None, compile=compile, config=config)
     except (TypeError, ValueError) as error:
         raise LoadError(one_line(error)) from error
 
@@ -74,8 +57,8 @@ def records(pipe: Any) -> dict[str, Generation]:
 
 
 def _continued(first: Generation, then: Generation) -> Generation:
-    values = ((*getattr(first, field), *getattr(then, field)) for field in ("phases", "eps", "totals"))
-    return type(first)(Book(*values))
+    phases, eps, totals = ((*getattr(first, field), *getattr(then, field)) for field in ("phases", "eps", "totals"))
+    return Generation(Book(phases=phases, eps=eps, totals=totals))
 
 
 def state_bytes(pipe: Any) -> int:

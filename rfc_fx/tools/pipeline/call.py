@@ -188,7 +188,7 @@ def _groups(folder: PipelineFolder, options: CallOptions, arguments: Mapping[str
 def checked_classes(name: str, classes: list[int], count: int | None) -> list[int]:
     """The classes; LoadError where the model has no such class."""
     wrong = [] if count is None else [label for label in classes if not 0 <= label < count]
-    if wrong:
+    if count is not None and wrong:
         some = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
         raise LoadError(f"{name}: --classes must lie in 0-{count - 1}, got {some}")
     return classes

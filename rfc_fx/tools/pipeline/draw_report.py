@@ -121,5 +121,5 @@ def shown(value: Any) -> Any:
         return {str(key): shown(each) for key, each in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    size = tuple(getattr(value, "shape", None) or getattr(value, "size", ()))
+    size = tuple(getattr(value, "shape", None) or getattr(value, "size", None) or ())
     return f"{type(value).__name__} {size}"

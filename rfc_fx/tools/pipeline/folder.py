@@ -24,7 +24,7 @@ class PipelineFolder:
 
     name: str
     where: Path | str
-    kind: type
+    kind: Any
     parts: tuple[str, ...]
     """Components that are there, by name."""
     is_flat: bool = False
