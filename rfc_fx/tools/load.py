@@ -79,13 +79,13 @@ def quiet() -> None:
     """Let diffusers, transformers and the Hub's client report errors alone."""
     from diffusers.utils import logging as diffusers_logging
 
-    diffusers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    diffusers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
     if find_spec("transformers") is not None:
         from transformers.utils import logging as transformers_logging
 
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
 
 

@@ -32,7 +32,7 @@ class PipelineFolder:
 
     @property
     def class_name(self) -> str:
-        return self.kind.__name__
+        return str(self.kind.__name__)
 
     @property
     def denoisers(self) -> list[str]:
