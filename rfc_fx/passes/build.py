@@ -24,13 +24,14 @@ from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import flops, value
 from rfc_fx.ir.phase import HOISTED_PHASES, PREFIX, step_phases
 from rfc_fx.ir.plan import Plan, SlotRow
-from rfc_fx.ir.program import Argument, CondStep, Program, unflattener
+from rfc_fx.ir.program import Argument, CondStep, Program, as_read, unflattener
 from rfc_fx.passes.graft import capture_skipped, graft
 from rfc_fx.passes.guard import Guarded, guard
 from rfc_fx.passes.hoist import dependence
 from rfc_fx.passes.lower_cond import Cond, lower_cond
 from rfc_fx.passes.lower_host import Host, lower_host
 from rfc_fx.passes.outline import outline
+from rfc_fx.passes.pair_complex import pair_complex
 from rfc_fx.passes.prefix import prefix_nodes
 from rfc_fx.passes.verify import verify_guarded
 from rfc_fx.sites.find import watched
@@ -110,7 +111,7 @@ class CompiledSet:
 
     def inputs(self, leaves: list[Any]) -> list[Tensor]:
         """The tensor arguments in the order of the placeholders."""
-        return [leaves[position] for position in self.captured.inputs]
+        return [as_read(leaves[position]) for position in self.captured.inputs]
 
 
 def build(
@@ -129,7 +130,7 @@ def build(
             f"{type(model).__name__}: {timestep} must be a tensor, got {type(when).__name__}; "
             "a plain number would be a constant of the graph, and every step would be captured anew"
         )
-    captured = replace(capture(model, arguments), predictor=predictor)
+    captured = replace(pair_complex(capture(model, arguments)), predictor=predictor)
     found = sites_within(captured, config, method)
     outlined = outline(captured, found.sites)
     guarded = guard(outlined, watched(found.sites, captured), method)
