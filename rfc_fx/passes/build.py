@@ -20,6 +20,7 @@ from rfc.state import SlotSpec
 from rfc_fx.capture.export import Captured, capture
 from rfc_fx.errors import SignatureError
 from rfc_fx.ir.config import Config
+from rfc_fx.ir.fusion import keep_overwrites_apart
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import flops, value
 from rfc_fx.ir.phase import HOISTED_PHASES, PREFIX, step_phases
@@ -130,6 +131,7 @@ def build(
             f"{type(model).__name__}: {timestep} must be a tensor, got {type(when).__name__}; "
             "a plain number would be a constant of the graph, and every step would be captured anew"
         )
+    keep_overwrites_apart()
     captured = replace(pair_complex(capture(model, arguments)), predictor=predictor)
     found = sites_within(captured, config, method)
     outlined = outline(captured, found.sites)

@@ -123,7 +123,7 @@ class _Pairing:
                 self.env[node] = self.graph.node_copy(node, self.env.__getitem__)
             elif node.op == "placeholder":
                 copy = self.graph.node_copy(node)
-                copy.meta["val"] = torch.view_as_real(value(node))
+                copy.meta["val"] = torch.view_as_real(value(node).resolve_conj())
                 self.env[node] = self._parts(copy, node)
             elif node.op == "get_attr":
                 self.env[node] = self._held(node)
@@ -271,7 +271,7 @@ def _promoted(operand: Any, result: Any) -> Any:
     """A real operand of a complex result as a complex one: torch's decompositions would cast it to a complex type."""
     if not (isinstance(result, Tensor) and result.is_complex()) or isinstance(operand, ComplexTensor):
         return operand
-    dtype = result.real.dtype
+    dtype = result.dtype.to_real()
     if isinstance(operand, Tensor):
         return ComplexTensor(operand.to(dtype), torch.zeros_like(operand, dtype=dtype))
     if isinstance(operand, complex | float | int) and not isinstance(operand, bool):
