@@ -129,7 +129,7 @@ def build(
     if when is not None and not isinstance(when, Tensor):
         raise SignatureError(
             f"{type(model).__name__}: {timestep} must be a tensor, got {type(when).__name__}; "
-            "a plain number would be a constant of the graph, and every step would be captured anew"
+            "anything else would be a constant of the graph, and every step would be captured anew"
         )
     keep_overwrites_apart()
     captured = replace(pair_complex(capture(model, arguments)), predictor=predictor)

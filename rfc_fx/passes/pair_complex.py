@@ -1,4 +1,4 @@
-"""Pair complex: complex numbers become pairs of reals, by torch's own decompositions of complex operations (`ComplexTensor`).
+"""Pair complex: complex numbers become pairs of reals in a captured graph.
 
 Code generators and engines have no complex types; z = re + i im is two tensors, each of the shape that z has.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,65 +14,16 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
-from torch._subclasses.complex_tensor import ComplexTensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from rfc_fx.capture.clean import VIEWS_OF_ONE_LAYOUT
 from rfc_fx.capture.export import Captured
 from rfc_fx.errors import CaptureError
-from rfc_fx.ir.ops import aten, is_mutable, remove_dead, value
+from rfc_fx.ir.ops import aten, remove_dead, value
+from rfc_fx.passes.complex_operation import Pair, Traced, is_complex, kind, on_pairs, parts_of
 from rfc_fx.sites.residual import module_path
 
 log = logging.getLogger("rfc_fx")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Real and imaginary part of one value of the graph."""
-
-    re: Any
-    im: Any
-
-
-def _polar(length: Tensor, angle: Tensor) -> Tensor:
-    return ComplexTensor(length * angle.cos(), length * angle.sin())
-
-
-def _viewed(pairs: Tensor) -> Tensor:
-    return ComplexTensor(pairs.select(-1, 0), pairs.select(-1, 1))
-
-
-def _padded(sequences: list[Any], batch_first: bool = False, padding: float = 0.0, side: str = "right") -> Tensor:
-    longest = max(len(one) for one in sequences)
-
-    def part(parts: list[Tensor], fill: float) -> Tensor:
-        missing = [longest - len(one) for one in parts]
-        ends = [(0, 0) * (one.dim() - 1) + ((0, m) if side == "right" else (m, 0)) for one, m in zip(parts, missing, strict=True)]
-        padded = [aten.constant_pad_nd.default(one, end, fill) for one, end in zip(parts, ends, strict=True)]
-        return torch.stack(padded, 0 if batch_first else 1)
-
-    return ComplexTensor(part([one.re for one in sequences], padding), part([one.im for one in sequences], 0.0))
-
-
-def _filled(factory: Any) -> Callable[..., Tensor]:
-    """Zeros, ones and the like of a complex type: the imaginary part is zero."""
-
-    def make(*args: Any, dtype: torch.dtype, **kwargs: Any) -> Tensor:
-        re = factory(*args, dtype=dtype.to_real(), **kwargs)
-        return ComplexTensor(re, torch.zeros_like(re))
-
-    return make
-
-
-_OWN: Mapping[Any, Callable[..., Tensor]] = {
-    aten.view_as_complex.default: _viewed,
-    aten.complex.default: ComplexTensor,
-    aten.polar.default: _polar,
-    aten.pad_sequence.default: _padded,
-    **{factory: _filled(factory) for factory in (aten.zeros.default, aten.ones.default, aten.empty.memory_format)},
-}
-"""Operations that make complex numbers without an operand of type ComplexTensor, or that torch composes of such."""
 
 
 def pair_complex(captured: Captured) -> Captured:
@@ -81,24 +31,9 @@ def pair_complex(captured: Captured) -> Captured:
 
     Raises CaptureError where the model returns complex numbers.
     """
-    if not any(_is_complex(node) for node in captured.graph.nodes):
+    if not any(is_complex(node) for node in captured.graph.nodes):
         return captured
     return _Pairing(captured).result()
-
-
-def _is_complex(node: fx.Node) -> bool:
-    return any(isinstance(leaf, Tensor) and leaf.is_complex() for leaf in pytree.tree_leaves(value(node)))
-
-
-@dataclass
-class _Traced:
-    """The operations that stand for one."""
-
-    graph: fx.Graph
-    results: list[Any]
-    spec: pytree.TreeSpec
-    pairs: list[bool]
-    """Of each result, whether it is complex: two of the trace's."""
 
 
 @dataclass
@@ -108,7 +43,7 @@ class _Pairing:
     constants: dict[str, Tensor] = field(default_factory=dict)
     env: dict[fx.Node, Any] = field(default_factory=dict)
     """Nodes of the old graph -> a node, a Pair, or a sequence of them."""
-    traces: dict[str, _Traced | None] = field(default_factory=dict)
+    traces: dict[str, Traced | None] = field(default_factory=dict)
 
     @cached_property
     def mode(self) -> FakeTensorMode:
@@ -118,7 +53,7 @@ class _Pairing:
 
     def result(self) -> Captured:
         for node in self.captured.graph.nodes:
-            touched = _is_complex(node) or any(_is_complex(source) for source in node.all_input_nodes)
+            touched = is_complex(node) or any(is_complex(source) for source in node.all_input_nodes)
             if not touched:
                 self.env[node] = self.graph.node_copy(node, self.env.__getitem__)
             elif node.op == "placeholder":
@@ -130,7 +65,8 @@ class _Pairing:
             elif node.op == "output":
                 raise self._returned(node)
             elif node.target is operator.getitem:
-                self.env[node] = self.env[node.args[0]][node.args[1]]  # type: ignore[index]
+                source, place = node.args
+                self.env[node] = self.env[source][place]
             else:
                 self.env[node] = self._rewritten(node)
         remove_dead(self.graph)
@@ -138,7 +74,7 @@ class _Pairing:
         return replace(self.captured, graph=self.graph, constants=self.captured.constants | self.constants)
 
     def _returned(self, output: fx.Node) -> CaptureError:
-        places = [i for i, node in enumerate(pytree.tree_leaves(output.args[0])) if isinstance(node, fx.Node) and _is_complex(node)]
+        places = [i for i, node in enumerate(pytree.tree_leaves(output.args[0])) if isinstance(node, fx.Node) and is_complex(node)]
         return CaptureError(
             f"{type(self.captured.model).__name__}: forward returns complex numbers (result {', '.join(map(str, places))}), "
             "which programs do not hold; return torch.view_as_real of them"
@@ -168,14 +104,14 @@ class _Pairing:
     def _rewritten(self, node: fx.Node) -> Any:
         leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
         given = [self.env[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
-        key = f"{node.target} {spec} {[_kind(one) for one in given]}"
+        key = f"{node.target} {spec} {[kind(one) for one in given]}"
         if key not in self.traces:
-            self.traces[key] = _traced(node, given, spec, self.mode)
+            self.traces[key] = on_pairs(node, given, spec, self.mode)
         traced = self.traces[key]
         if traced is None:
             log.info("%s: %s (%s) keeps its complex numbers", type(self.captured.model).__name__, node.target, module_path(node))
             return self._as_it_stands(node, leaves, spec)
-        operands = iter([part for one in given for part in _nodes(one)])
+        operands = iter([part for one in given for part in parts_of(one)])
         inner: dict[fx.Node, fx.Node] = {}
         for new in traced.graph.nodes:
             if new.op == "placeholder":
@@ -220,66 +156,6 @@ class _Pairing:
         return Pair(*made)
 
 
-def _nodes(given: Any) -> Iterator[fx.Node]:
-    if isinstance(given, Pair):
-        yield from (given.re, given.im)
-    elif isinstance(given, fx.Node):
-        yield given
-
-
-def _kind(given: Any) -> str:
-    """What an operation's trace depends on: of tensors all but their values."""
-    tensors = [value(node) for node in _nodes(given)]
-    return f"{type(given).__name__} " + " ".join(f"{t.shape} {t.stride()} {t.dtype} {t.device}" for t in tensors) if tensors else repr(given)
-
-
-def _traced(node: fx.Node, given: list[Any], spec: pytree.TreeSpec, mode: FakeTensorMode) -> _Traced | None:
-    """The operation on pairs; None where torch has no decomposition of it."""
-    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
-    target: Any = _OWN.get(node.target, node.target)
-    found: list[Any] = []
-
-    def run(*parts: Tensor) -> list[Tensor]:
-        rest = iter(parts)
-        operands = []
-        for one in given:
-            if isinstance(one, Pair):
-                operands.append(ComplexTensor(next(rest), next(rest)))
-            else:
-                operands.append(next(rest) if isinstance(one, fx.Node) else one)
-        if pointwise and node.target not in _OWN:
-            operands = [_promoted(one, value(node)) for one in operands]
-        args, kwargs = pytree.tree_unflatten(operands, spec)
-        results, result_spec = pytree.tree_flatten(target(*args, **kwargs))
-        found[:] = [result_spec, [isinstance(one, ComplexTensor) for one in results]]
-        return [part for one in results for part in ((one.re, one.im) if isinstance(one, ComplexTensor) else (one,))]
-
-    try:
-        with mode, torch.no_grad():
-            operands = [value(part) for one in given for part in _nodes(one)]  # one placeholder each, also where two are the same tensor
-            fakes = [torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device=one.device) for one in operands]
-            graph = make_fx(run)(*fakes).graph
-    except Exception as error:
-        log.debug("%s has no decomposition on pairs", node.target, exc_info=error)
-        return None
-    if any(_is_complex(one) or one.op == "get_attr" or is_mutable(one) for one in graph.nodes):
-        return None
-    return _Traced(graph, list(graph.output_node().args[0]), *found)
-
-
-def _promoted(operand: Any, result: Any) -> Any:
-    """A real operand of a complex result as a complex one: torch's decompositions would cast it to a complex type."""
-    if not (isinstance(result, Tensor) and result.is_complex()) or isinstance(operand, ComplexTensor):
-        return operand
-    dtype = result.dtype.to_real()
-    if isinstance(operand, Tensor):
-        return ComplexTensor(operand.to(dtype), torch.zeros_like(operand, dtype=dtype))
-    if isinstance(operand, complex | float | int) and not isinstance(operand, bool):
-        parts = (torch.full((), part, dtype=dtype, device=result.device) for part in (complex(operand).real, complex(operand).imag))
-        return ComplexTensor(*parts)
-    return operand
-
-
-def _paired(results: list[fx.Node], traced: _Traced) -> Any:
+def _paired(results: list[fx.Node], traced: Traced) -> Any:
     rest = iter(results)
     return pytree.tree_unflatten([Pair(next(rest), next(rest)) if pair else next(rest) for pair in traced.pairs], traced.spec)

@@ -56,9 +56,7 @@ def surroundings() -> tuple[Any, ...]:
     return (*autocast, torch.get_default_dtype())
 
 
-def with_tensor(
-    args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None, position: int
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def with_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None, position: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with a timestep that is a plain number as a tensor: the number would be a constant, and every step captured anew."""
     given = args[position] if position < len(args) else kwargs.get(name or "")
     if name is None or not isinstance(given, int | float) or isinstance(given, bool):
