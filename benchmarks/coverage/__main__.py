@@ -19,6 +19,7 @@ import torch._dynamo.testing
 import typer
 
 from benchmarks.coverage.checks import check
+from benchmarks.coverage.inductor import fill_in
 from benchmarks.coverage.rows import ClassCoverage, markdown, read, write
 from benchmarks.coverage.specs import all_specs, in_order
 
@@ -33,6 +34,9 @@ def main(
     meta: Annotated[bool, typer.Option("--flops/--no-flops", help="count FLOPs at the published width")] = True,
     compile: Annotated[bool, typer.Option(help="count compiled frames and graph breaks")] = True,
     verbose: Annotated[bool, typer.Option(help="print tracebacks")] = False,
+    inductor: Annotated[
+        bool, typer.Option("--inductor", help="fill in the column of the real Inductor in the record at --out; hours")
+    ] = False,
     jobs: Annotated[int, typer.Option(help="processes", min=1)] = 1,
     out: Annotated[Path | None, typer.Option(help="folder for coverage.json and coverage.md; rows of other classes there are kept")] = None,
 ) -> None:
@@ -40,6 +44,11 @@ def main(
     classes = names or list(all_specs())
     if unknown := sorted(set(classes) - set(all_specs())):
         raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(all_specs())}")
+    if inductor:
+        if out is None:
+            raise typer.BadParameter("--inductor adds to a record: pass its folder as --out")
+        fill_in(out, names, jobs)
+        return
     rows: list[ClassCoverage] = []
     earlier = read(out, same_versions=True) if out is not None and (out / "coverage.json").exists() else []
     others = [row for row in earlier if row.name not in classes]

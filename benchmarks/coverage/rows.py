@@ -17,6 +17,24 @@ from rfc_fx.tools.summary_json import versions
 
 
 @dataclass
+class Inductor:
+    """What the real Inductor made of one class, with default options."""
+
+    error: str = ""
+    """Why the cached model does not compile."""
+    difference: float | None = None
+    """Largest difference of the cached model compiled and eager, relative to the largest number of the output."""
+    plain_error: str = ""
+    """Why the plain model does not compile."""
+
+    @property
+    def cell(self) -> str:
+        """As the table has it: of the cached model and of the plain one."""
+        ours = "-" if self.error else f"{self.difference:.0e}"
+        return f"{ours} / {'-' if self.plain_error else 'yes'}"
+
+
+@dataclass
 class ClassCoverage:
     """What was seen of one class."""
 
@@ -37,6 +55,11 @@ class ClassCoverage:
     estimate_share: float | None = None
     """FLOPs of ESTIMATE over FULL's at the published width with 2 blocks of each kind."""
     errors: list[str] = field(default_factory=list)
+    inductor: Inductor | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.inductor, dict):  # as JSON has it
+            self.inductor = Inductor(**self.inductor)
 
     @property
     def passed(self) -> bool:
@@ -44,11 +67,25 @@ class ClassCoverage:
         return not self.errors
 
 
+COLUMNS = (
+    "class",
+    "sites",
+    "rejected",
+    "FULL - model",
+    "same input - FULL",
+    "ESTIMATE FLOPs",
+    "KiB module / block / stack",
+    "frames",
+    "breaks",
+    "Inductor / plain",
+)
+
+
 def markdown(rows: list[ClassCoverage]) -> str:
     """The rows as a table, and the reasons of those that fail a check."""
     lines = [
-        "| class | sites | rejected | FULL - model | same input - FULL | ESTIMATE FLOPs | KiB module / block / stack | frames | breaks |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(COLUMNS)} |",
+        "|" + len(COLUMNS) * "---|",
     ]
     for row in rows:
         state = " / ".join(f"{row.state_bytes[name] / 1024:.0f}" if name in row.state_bytes else "-" for name in get_args(GranularityName))
@@ -62,6 +99,7 @@ def markdown(rows: list[ClassCoverage]) -> str:
             state,
             str(row.frames if row.frames is not None else "-"),
             str(row.breaks if row.breaks is not None else "-"),
+            "not run" if row.inductor is None else row.inductor.cell,
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", summary(rows, " (!) marks the others:")]) + "\n"
@@ -89,6 +127,9 @@ Every class is built small: 2 blocks of each kind, random weights, none of them 
 * ESTIMATE FLOPs: share of FULL's at the published width, with 2 blocks of each kind (the share falls with depth).
 * KiB: state of the small model, by granularity; all three are run.
 * frames, breaks: compiled frames and graph breaks over two generations.
+* Inductor / plain: the largest difference of the cached model compiled (default options, `fullgraph=True`) and eager in four steps, two
+  of them estimated, relative to the largest number of the output; then whether the plain model compiles. -: it does not; reasons below.
+  `--inductor` fills this column in, class by class, and goes on where it stopped.
 * rejected: branches that are no sites; the reasons are at the end.
 
 """
@@ -97,7 +138,11 @@ Every class is built small: 2 blocks of each kind, random weights, none of them 
 def report(rows: list[ClassCoverage], made_with: Record) -> str:
     """The whole page: versions, protocol, table, and why each rejected branch is none."""
     reasons = [f"* {row.name}: {'; '.join(_counted(why for _, why in row.rejected))}" for row in rows if row.rejected]
-    return "\n".join([PROTOCOL.format(**made_with) + markdown(rows), "## Rejected branches", "", *reasons]) + "\n"
+    seen = [(row.name, row.inductor) for row in rows if row.inductor is not None]
+    failed = [f"* {name}, the cached model: {one.error}" for name, one in seen if one.error]
+    failed += [f"* {name}, the plain model: {one.plain_error}" for name, one in seen if one.plain_error]
+    table = PROTOCOL.format(**made_with) + markdown(rows)
+    return "\n".join([table, "## Not compiled by Inductor", "", *failed, "", "## Rejected branches", "", *reasons]) + "\n"
 
 
 def _counted(reasons: Iterable[str]) -> list[str]:
@@ -114,7 +159,8 @@ def read(out: Path, *, same_versions: bool = False) -> list[ClassCoverage]:
     return [ClassCoverage(**row) for row in record["rows"]]
 
 
-def write(out: Path, rows: list[ClassCoverage]) -> None:
-    record: Record = {"versions": versions(), "rows": [asdict(row) for row in rows]}
+def write(out: Path, rows: list[ClassCoverage], made_with: Record | None = None) -> None:
+    """Write the record and the page; `made_with`: the versions that the rows are of, this machine's by default."""
+    record: Record = {"versions": made_with or versions(), "rows": [asdict(row) for row in rows]}
     write_json(out / "coverage.json", record)
     write_text(out / "coverage.md", report(rows, record["versions"]))

@@ -1,4 +1,4 @@
-"""Clean: operations of an exported graph that change nothing are removed."""
+"""Clean: operations of an exported graph that change nothing are removed, and none depends on the memory layout of the example."""
 
 from __future__ import annotations
 
@@ -63,8 +63,12 @@ IDENTITIES = (
 )
 
 
+VIEWS_OF_ONE_LAYOUT = frozenset({aten.view.default, aten._unsafe_view.default})
+"""Legal for the strides of the example; a reshape is a view where it can be one."""
+
+
 def clean(graph: fx.Graph) -> None:
-    """Erase the checks, put operands in the place of `IDENTITIES`, and remove dead nodes."""
+    """Erase the checks, put operands in the place of `IDENTITIES`, make views reshapes, and remove dead nodes."""
     for node in list(graph.nodes):
         if node.target in _CHECKS:
             graph.erase_node(node)
@@ -73,5 +77,7 @@ def clean(graph: fx.Graph) -> None:
             assert isinstance(operand, fx.Node)
             node.replace_all_uses_with(operand)
             graph.erase_node(node)
+        elif node.target in VIEWS_OF_ONE_LAYOUT:
+            node.target = aten.reshape.default
     remove_dead(graph)
     graph.lint()

@@ -15,6 +15,12 @@ from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import aten
 from rfc_fx.ir.plan import Plan
 
+
+def as_read(argument: Any) -> Any:
+    """A flat argument as programs read it: complex numbers as pairs of reals in a last axis."""
+    return torch.view_as_real(argument.resolve_conj()) if isinstance(argument, Tensor) and argument.is_complex() else argument
+
+
 Kind = Literal["input", "carry", "state", "next", "pool", "clock", "number"]
 
 

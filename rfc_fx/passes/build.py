@@ -21,17 +21,19 @@ from rfc.state import SlotSpec
 from rfc_fx.capture.export import Captured, capture
 from rfc_fx.errors import SignatureError
 from rfc_fx.ir.config import Config
+from rfc_fx.ir.fusion import keep_overwrites_apart
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import flops, value
 from rfc_fx.ir.phase import HOISTED_PHASES, INVARIANT, PREFIX, TIMESTEP, step_phases
 from rfc_fx.ir.plan import Plan, SlotRow
-from rfc_fx.ir.program import Argument, CondStep, Program, unflattener
+from rfc_fx.ir.program import Argument, CondStep, Program, as_read, unflattener
 from rfc_fx.passes.graft import capture_skipped, graft
 from rfc_fx.passes.guard import Guarded, guard
 from rfc_fx.passes.hoist import dependence
 from rfc_fx.passes.lower_cond import Cond, lower_cond
 from rfc_fx.passes.lower_host import Host, lower_host
 from rfc_fx.passes.outline import outline
+from rfc_fx.passes.pair_complex import pair_complex
 from rfc_fx.passes.prefix import prefix_nodes
 from rfc_fx.passes.verify import verify_guarded
 from rfc_fx.sites.find import watched
@@ -111,7 +113,7 @@ class CompiledSet:
 
     def inputs(self, leaves: list[Any]) -> list[Tensor]:
         """The tensor arguments in the order of the placeholders."""
-        return [leaves[position] for position in self.captured.inputs]
+        return [as_read(leaves[position]) for position in self.captured.inputs]
 
 
 def build(
@@ -128,9 +130,10 @@ def build(
     if when is not None and not isinstance(when, Tensor):
         raise SignatureError(
             f"{type(model).__name__}: {timestep} must be a tensor, got {type(when).__name__}; "
-            "a plain number would be a constant of the graph, and every step would be captured anew"
+            "anything else would be a constant of the graph, and every step would be captured anew"
         )
-    captured = replace(capture(model, arguments), predictor=predictor)
+    keep_overwrites_apart()
+    captured = replace(pair_complex(capture(model, arguments)), predictor=predictor)
     analysis = sites_within(captured, config, method)
     outlined = outline(captured, analysis.sites)
     guarded = guard(outlined, watched(analysis.sites, captured), method)

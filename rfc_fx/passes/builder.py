@@ -83,8 +83,6 @@ class Builder:
                 self.env[node] = self.argument("carry", node.name, meta={**node.meta, "val": value(node).contiguous()})
             else:
                 self.env[node] = self.graph.node_copy(node, self.get)
-                if node.target is aten.view.default and not value(node.all_input_nodes[0]).is_contiguous():
-                    self.env[node].target = aten.reshape.default  # what is carried is contiguous: the view was legal for what it was
         return self.env[node]  # type: ignore[no-any-return]
 
     def open(self, call: fx.Node) -> Callable[[fx.Node], fx.Node]:

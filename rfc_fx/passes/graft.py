@@ -22,6 +22,7 @@ from rfc_fx.errors import PredictorMismatchError
 from rfc_fx.ir.ops import closure, recall, select, shape, value
 from rfc_fx.passes.guard import Guarded
 from rfc_fx.passes.outline import graph_module
+from rfc_fx.passes.pair_complex import pair_complex
 from rfc_fx.sites.residual import Site
 
 PAST = "past_stream"
@@ -67,7 +68,7 @@ def capture_skipped(captured: Captured, predictor: Predictor, arguments: Mapping
     like = value(sites[0].output)
     cache = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
     try:
-        found = capture(_Skipping(captured.model, predictor), {PAST: cache, **arguments})
+        found = pair_complex(capture(_Skipping(captured.model, predictor), {PAST: cache, **arguments}))
     except PredictorError as error:
         raise PredictorMismatchError(str(error)) from error
     forecast = next(node for node in found.graph.nodes if node.op == "output").args[0][0]

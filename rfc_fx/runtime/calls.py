@@ -56,6 +56,18 @@ def surroundings() -> tuple[Any, ...]:
     return (*autocast, torch.get_default_dtype())
 
 
+def with_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None, position: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with a timestep that is a plain number as a tensor: the number would be a constant, and every step captured anew."""
+    given = args[position] if position < len(args) else kwargs.get(name or "")
+    if name is None or not isinstance(given, int | float) or isinstance(given, bool):
+        return args, kwargs
+    device = next((leaf.device for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), None)
+    lifted = torch.tensor(given, device=device)
+    if position < len(args):
+        return (*args[:position], lifted, *args[position + 1 :]), kwargs
+    return args, {**kwargs, name: lifted}
+
+
 PLAIN = (int, float, str, bool, type(None))
 """Types of arguments that are constants of a program set."""
 
@@ -87,12 +99,12 @@ class CallPattern:
     def of(
         cls, call: Call, arguments: Mapping[str, Any], timestep: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> CallPattern | None:
-        """The pattern of a call; None where arguments lie inside others, whose insides would have to be looked at each time.
+        """The pattern of a call; None where arguments lie inside others, or are complex: these are taken apart each time.
 
         `timestep`: name of the argument that carries it.
         """
         written = [*args, *kwargs.values()]
-        if not all(isinstance(value, (Tensor, *PLAIN)) for value in written):
+        if not all(isinstance(value, PLAIN) or (isinstance(value, Tensor) and not value.is_complex()) for value in written):
             return None
         names = list(arguments)
         order = [*range(len(args)), *(len(args) + list(kwargs).index(name) for name in names[len(args) :])]

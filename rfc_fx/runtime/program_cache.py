@@ -19,7 +19,7 @@ from rfc_fx.capture.refusals import refuse
 from rfc_fx.capture.watch import Watch
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.program import BuiltSet
-from rfc_fx.runtime.calls import Call, CallPattern, Key, new_call, signature
+from rfc_fx.runtime.calls import Call, CallPattern, Key, new_call, signature, with_tensor
 
 log = logging.getLogger("rfc_fx")
 
@@ -68,6 +68,7 @@ class ProgramCache:
     ) -> None:
         self._model, self._name = model, type(model).__name__
         self._call_signature, self._timestep = call_signature, timestep
+        self._timestep_position = [*call_signature.parameters, timestep].index(timestep)
         self._make, self._on_drop = make, on_drop
         self._sets: OrderedDict[Key, BuiltSet] = OrderedDict()
         self._shapes: dict[Key, Any] = {}
@@ -98,6 +99,7 @@ class ProgramCache:
         """The call with its programs; one that is written as an earlier one was, and differs in values alone, is recognised at once."""
         if self._model.training:
             raise RFCError(f"{self._name} is in training mode; call .eval() first: dropout is not part of a cached step")
+        args, kwargs = with_tensor(args, kwargs, self._timestep, self._timestep_position)
         for pattern in self._patterns:
             written = pattern.match(args, kwargs)
             if written is None:
