@@ -8,8 +8,8 @@ import torch
 from small_digits import first_blocks
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
-from torch import nn
 
+import rfc_fx
 from rfc_fx import zoo
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +20,7 @@ PAGES = ("README.md", "rfc/README.md", "rfc_fx/README.md", "export/README.md")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_python_of_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # some write engines
-    monkeypatch.setattr(nn.Module, "compile", lambda module, **_: None)  # which other tests do
+    monkeypatch.setattr(rfc_fx.CachedModel, "compile", lambda module, **_: None)  # which other tests do
     if page == "export/README.md":  # README.md exports the whole model
         monkeypatch.setattr(zoo, "load_digits", lambda dtype=torch.float32: first_blocks(2))
     examples = list(Sybil(parsers=[PythonCodeBlockParser()]).parse(ROOT / page).examples())
@@ -30,7 +30,7 @@ def test_the_python_of_the_page_runs(page: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_summary_in_readme_is_the_printed_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nn.Module, "compile", lambda module, **_: None)
+    monkeypatch.setattr(rfc_fx.CachedModel, "compile", lambda module, **_: None)
     pipeline = next(iter(Sybil(parsers=[PythonCodeBlockParser()]).parse(README).examples()))
     pipeline.evaluate()
     shown = README.read_text().partition("```\nDiTTransformer2DModel:")[2].partition("```")[0]

@@ -66,6 +66,8 @@ class CachedModel(StepModel):
     def _forget(self, keys: Collection[Key]) -> None:
         """Programs are gone: so is their state."""
         self.driver.generations.drop(keys)
+        if self._compiled is not None:
+            self._compiled.clear()
         if not len(self.cache):
             self._predictor = None
 

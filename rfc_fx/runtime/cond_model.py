@@ -50,6 +50,10 @@ class CondModel(CachedModel):
         self._prepared = self.driver.generations.of(self.cache.recognise(args, kwargs))[1]
         self._thresholds = self.driver.rules.numbers_on(self._prepared.compiled.device)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the call, which is one graph, in place."""
+        nn.Module.compile(self, *args, **kwargs)
+
     def _initialize_hook(self, *_: Any) -> None:
         """Marks a module that has to see arguments before it is compiled (torch's lazy-module protocol)."""
 

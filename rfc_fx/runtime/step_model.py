@@ -19,6 +19,7 @@ from rfc.method import Method, programs_of
 from rfc.storage import kept_like
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.plan import Plan
+from rfc_fx.runtime.compiled_runs import CompiledRuns
 from rfc_fx.runtime.driver import Driver, Run
 from rfc_fx.runtime.dynamo import skip_own_frame
 from rfc_fx.runtime.generation import Generation
@@ -73,6 +74,7 @@ class StepModel(nn.Module):
         speculate: bool | None = None,
     ) -> None:
         super().__init__()
+        self._compiled: CompiledRuns | None = None
         self.stopwatch: Stopwatch | None = None
         """Measures every step, where one is set."""
         self.model_name, self.call_signature, self.timestep_argument = name, signature, timestep
@@ -95,13 +97,21 @@ class StepModel(nn.Module):
             step = self._start(args, kwargs)
             try:
                 while step.run is not None:
-                    self._resume(step, step.run(*step.arguments))
+                    run = step.run if self._compiled is None else self._compiled.of(step.run)
+                    self._resume(step, run(*step.arguments))
             except BaseException:
                 step.stop()
                 raise
             if self.stopwatch is not None:
                 self.stopwatch.note(begin, self.stats.phases[-1])
             return step.output
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile every program at its first run, with these arguments of torch.compile; what lies between them, and hooks, stay Python.
+
+        In place, as `torch.nn.Module.compile`; `torch.compile(model)` returns a wrapper instead.
+        """
+        self._compiled = CompiledRuns(args, kwargs)
 
     @torch.compiler.disable
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:

@@ -9,6 +9,7 @@ import pipelines
 import pytest
 import torch
 import torch._dynamo.testing
+from accelerate.hooks import ModelHook, add_hook_to_module
 from pipelines import PIPELINES, run
 from tolerances import WHOLE_CALL
 from torch import Tensor, nn
@@ -191,6 +192,14 @@ def test_compiled_it_has_one_frame_for_each_program_and_no_recompile() -> None:
     assert set(pipe.transformer.programs) == {"TIMESTEP", "FULL", "ESTIMATE"}
     assert counter.frame_count == 2  # the first is computed for all steps at once
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_offloading_moves_a_compiled_model_too() -> None:
+    pipe = rfc_fx.accelerate(digits(), compile={"backend": "eager"})
+    expected = drawn(pipe)
+    hooked = pipe.transformer
+    add_hook_to_module(hooked, ModelHook())
+    assert torch.equal(drawn(pipe), expected)
 
 
 def test_a_saved_pipeline_is_the_plain_one(tmp_path: Any) -> None:
