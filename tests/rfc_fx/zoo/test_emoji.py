@@ -1,11 +1,13 @@
 """The emoji model draws from prompts, with full steps and with estimated ones, from noise and from a picture."""
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 import torch
 from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
@@ -14,8 +16,8 @@ from torch import Tensor
 
 import rfc
 import rfc_fx
-from rfc_fx.tools.pipeline.folder import pipeline_folder
-from rfc_fx.zoo import EMOJI, emoji
+from rfc_export import cli
+from rfc_fx.zoo import emoji
 
 PROMPTS = {
     "an apple, flat style, on light blue": (158, 216, 246),
@@ -130,12 +132,14 @@ def test_a_saved_pipeline_draws_the_same_also_as_a_stock_flux_pipeline(pipe: Any
     assert torch.equal(draw(quiet(FluxPipeline.from_pretrained(tmp_path)), steps=2, **SIZE), expected)
 
 
-def test_the_command_line_takes_the_class_with_the_defaults_and_float32(pipe: Any) -> None:
-    folder = pipeline_folder("emoji")
-    assert folder.where == EMOJI
-    loaded = folder.load(None, torch.device("cpu"))
-    assert type(loaded) is type(pipe)
-    assert loaded.transformer.dtype == torch.float32
+def test_the_command_line_draws_64_pixels_in_float32(tmp_path: Path) -> None:
+    call = ("--prompt", APPLE, "--prompt", "a cat", "--negative-prompt", "", "--call", "true_cfg_scale=3", "--steps", 4)
+    done = command.run(cli.app, "generate", "--model", "emoji", *call, "--nfc", 2, "--no-compile", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    settings = json.loads((tmp_path / "summary.json").read_text())["settings"]
+    assert (settings["pipeline"], settings["dtype"], settings["groups"]) == ("EmojiPipeline", "float32", [APPLE, "a cat"])
+    with Image.open(tmp_path / "log-snr-prompt1-seed0.png") as picture:
+        assert picture.size == (64, 64)
 
 
 def test_without_transformers_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
