@@ -10,16 +10,22 @@ BIN := .venv/bin
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: .venv/.installed  ## draw digits with the shipped model into out/demo
-	$(BIN)/rfc-fx generate --out out/demo
+# Guidance by a second call; 8 of 28 steps full with every method. Compiling three methods takes longer than what it saves here.
+demo: .venv/.installed  ## draw eight emoji with the shipped model by four methods into out/demo
+	$(BIN)/rfc-fx generate --model emoji --steps 28 --negative-prompt "" --call true_cfg_scale=3 --no-compile \
+	    --method taylorseer --interval 4 --method rfc --tau 0.17 --method log-snr --nfc 8 --out out/demo \
+	    --prompt "an apple, flat style, on light blue" --prompt "a cat, noto style, on yellow" \
+	    --prompt "a rocket, twemoji style, on dark blue" --prompt "a sunflower, flat style, on pink" \
+	    --prompt "a pizza, noto style, on white" --prompt "a fish, twemoji style, on green" \
+	    --prompt "a snowman, flat style, on purple" --prompt "a car, noto style, on orange"
 
-demo-engines: .venv/.installed  ## export the shipped model to AOTInductor and ONNX, check and run both, time them; minutes
+demo-engines: .venv/.installed  ## export the shipped emoji model to AOTInductor and ONNX, check both and draw with them; minutes
 	for backend in aoti onnx; do \
-	    $(BIN)/rfc-fx export digits --backend $$backend --out out/engines/$$backend --overwrite && \
-	    $(BIN)/rfc-fx verify out/engines/$$backend --model digits && \
-	    $(BIN)/rfc-fx run out/engines/$$backend --seeds 1 --out out/engines/drawn-$$backend || exit 1; \
+	    $(BIN)/rfc-fx export emoji --backend $$backend --tau 0.17 --out out/engines/$$backend --overwrite && \
+	    $(BIN)/rfc-fx verify out/engines/$$backend --model emoji && \
+	    $(BIN)/rfc-fx run out/engines/$$backend --model emoji --prompt "an apple, flat style, on light blue" --negative-prompt "" \
+	        --call true_cfg_scale=3 --steps 28 --out out/engines/drawn-$$backend || exit 1; \
 	done
-	$(BIN)/rfc-fx bench out/engines/aoti out/engines/onnx --rounds 3 --out out/engines
 
 # One thread for each worker: two workers with a thread pool each fight over the same cores. A file's tests stay on one worker: what they
 # share, engines above all, is made once.

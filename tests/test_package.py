@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ["onnx", "onnxscript", "onnxruntime", "torch_tensorrt", "tensorrt", "sklearn", "cache_dit", "pytest", "peft", "accelerate", "av"]
+EXTRAS = [
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "torch_tensorrt",
+    "tensorrt",
+    "sklearn",
+    "cache_dit",
+    "pytest",
+    "peft",
+    "accelerate",
+    "av",
+    "transformers",
+]
 WITHOUT_EXTRAS = f"""
 import sys
 sys.modules.update(dict.fromkeys({EXTRAS}))  # None: not found
@@ -41,6 +54,9 @@ def test_the_wheel_has_the_packages_with_type_markers_and_models_and_nothing_els
         modules = {path.relative_to(ROOT / source) for path in (ROOT / source).rglob("*.py")}
         assert {path.relative_to(installed / package) for path in (installed / package).rglob("*.py")} == modules
     assert (installed / "rfc_fx/zoo/digits/diffusion_pytorch_model.safetensors").exists()
+    emoji = {path.relative_to(ROOT) for path in (ROOT / "rfc_fx/zoo/emoji").rglob("*") if path.is_file()}
+    assert Path("rfc_fx/zoo/emoji/transformer/diffusion_pytorch_model.safetensors") in emoji
+    assert emoji == {path.relative_to(installed) for path in (installed / "rfc_fx/zoo/emoji").rglob("*") if path.is_file()}
 
 
 def test_without_extras_the_installed_packages_import_and_the_command_says_its_version(installed: Path, tmp_path: Path) -> None:

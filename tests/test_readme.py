@@ -33,7 +33,7 @@ def test_the_summary_in_readme_is_the_printed_one(capsys: pytest.CaptureFixture[
     monkeypatch.setattr(rfc_fx.CachedModel, "compile", lambda module, **_: None)
     pipeline = next(iter(Sybil(parsers=[PythonCodeBlockParser()]).parse(README).examples()))
     pipeline.evaluate()
-    shown = README.read_text().partition("```\nDiTTransformer2DModel:")[2].partition("```")[0]
+    shown = README.read_text().partition("```\nFluxTransformer2DModel:")[2].partition("```")[0]
     assert shown.split() == capsys.readouterr().out.split()[1:]
 
 

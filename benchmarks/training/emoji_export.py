@@ -6,7 +6,6 @@ The weights are the averaged ones in float16; the figures are of the folder as w
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,17 +31,13 @@ from benchmarks.training.emoji_model import (
 from benchmarks.training.emoji_names import BACKGROUNDS, EMOJI, STYLES
 from benchmarks.training.emoji_text import TOKENS, tokenizers
 from benchmarks.training.loop import save_grid
+from rfc_fx.zoo import emoji
 
 
 def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The `FluxPipeline` of a written folder, without a progress bar, which draws 64x64 pixels; OSError where there is none."""
-    from diffusers import FluxPipeline
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the argument is called dtype from diffusers 1.0 on
-        pipe = FluxPipeline.from_pretrained(folder, torch_dtype=dtype)
+    """The pipeline of a written folder, without a progress bar; OSError where there is none."""
+    pipe = emoji(dtype, folder)
     pipe.set_progress_bar_config(disable=True)
-    pipe.default_sample_size = 16  # latents: 64x64 pixels unless height and width are passed
     return pipe
 
 

@@ -1,4 +1,4 @@
-"""Drawing with an engine, without the Python model: batches of classes, and the record of it."""
+"""Drawing with an engine, without the Python model, and the record of it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from rfc_export.engine_source import EngineSource
 from rfc_export.errors import ExportError
 from rfc_export.manifest import MANIFEST, WEIGHTS, Manifest
+from rfc_export.pipeline_source import EngineInPipeline
 from rfc_export.runtime import Engine
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.tools.compare import Comparison, Row
@@ -34,7 +35,7 @@ def with_threshold(engine: Engine, value: float) -> None:
         raise ExportError(f"--threshold: this engine's schedule is {engine.method.schedule}: {error}; leave it out") from error
 
 
-def draw_all(source: EngineSource, steps: int, tick: Tick, warmed: Tick = lambda: None) -> Comparison:
+def draw_all(source: EngineSource | EngineInPipeline, steps: int, tick: Tick, warmed: Tick = lambda: None) -> Comparison:
     """Every seed once, after a short warm-up. ExportError for more steps than the model was trained on."""
     if steps > (most := source.scheduler.config.num_train_timesteps):
         raise ExportError(f"--steps must be at most {most}, the steps the model was trained on, got {steps}")
@@ -85,11 +86,10 @@ def run_summary(of: Comparison, engine: Engine) -> dict[str, Any]:
 def run_notes(of: Comparison, engine: Engine) -> list[str]:
     """Caveats of the pictures, one line each."""
     source = of.source
-    assert isinstance(source, EngineSource)
     notes = []
-    if filled := -len(source.classes) % source.size:
+    if isinstance(source, EngineSource) and (filled := -len(source.classes) % source.size):
         notes.append(f"the last batch was filled up with {filled} samples that are not shown; they have a part in its decisions")
-    if len(source.batches) > 1:
+    if isinstance(source, EngineSource) and len(source.batches) > 1:
         notes.append(f"{len(source.batches)} batches of classes, one schedule each; schedule.png shows the first")
     if of.nfc(of.rows[0]) == of.settings.steps:
         notes.append(f"all {of.settings.steps} steps were full with {engine.method}; a larger threshold skips more")

@@ -138,7 +138,7 @@ def engine_source(name: str, engine: Engine, classes: list[int] | None, seeds: l
     manifest = engine.manifest
     if manifest.sampler is None:
         raise ArtifactError(
-            f"{name}: says nothing of a sampler, so nothing can be drawn from here; put the engine into its pipeline: "
+            f"{name}: says nothing of a sampler; pass --model with its pipeline and --prompt, or put the engine into the pipeline: "
             f"pipe.transformer = rfc_export.load({name!r})"
         )
     facts, scheduler = _facts(name, manifest)

@@ -1,4 +1,4 @@
-"""Load: a model, a pipeline or a scheduler by name. A name is "digits", a folder in diffusers' layout, or a Hub id."""
+"""Load: a model, a pipeline or a scheduler by name. A name is "digits", "emoji", a folder in diffusers' layout, or a Hub id."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from torch import nn
 
 from rfc_fx.errors import RFCError
 from rfc_fx.tools.stored_dtype import stored_dtype
-from rfc_fx.zoo import DIGITS
+from rfc_fx.zoo import DIGITS, EMOJI
 
 ModelKind = Literal["digits", "transformer", "pipeline"]
 """digits: a class-conditional transformer with its scheduler; transformer: alone; pipeline: of diffusers."""
+
+
+SHIPPED = {"digits": DIGITS, "emoji": EMOJI}
+"""Folders of the models that ship with the package."""
 
 
 class LoadError(RFCError):
@@ -30,10 +34,10 @@ class LoadError(RFCError):
 
 def locate(name: str) -> Path | str:
     """Return the folder that `name` means, or `name` itself when it can only be a Hub id."""
-    if name == "digits":
-        if not DIGITS.is_dir():
-            raise LoadError(f"digits: the folder {DIGITS} is not there; install the package again, or pass a folder")
-        return DIGITS
+    if (shipped := SHIPPED.get(name)) is not None:
+        if not shipped.is_dir():
+            raise LoadError(f"{name}: the folder {shipped} is not there; install the package again, or pass a folder")
+        return shipped
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -41,7 +45,7 @@ def locate(name: str) -> Path | str:
         raise LoadError(f"{name}: expected a folder, got a file; pass the folder that holds config.json or model_index.json")
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         return name
-    raise LoadError(f"{name}: no such folder; pass digits, a folder in diffusers' layout, or a Hub id such as facebook/DiT-XL-2-256")
+    raise LoadError(f"{name}: no such folder; pass digits, emoji, a folder in diffusers' layout, or a Hub id such as facebook/DiT-XL-2-256")
 
 
 def model_kind(where: Path | str) -> ModelKind:

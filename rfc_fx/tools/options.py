@@ -25,7 +25,7 @@ from rfc_fx.tools.named_methods import DIGITS_TAU, METHODS, taking
 
 CPU = torch.device("cpu")
 
-_SOURCE = "digits, a folder in diffusers' layout (digits or pipeline), or a Hub id"
+_SOURCE = "digits, emoji, a folder in diffusers' layout (digits or pipeline), or a Hub id"
 _GRANULARITIES = ", ".join(GRANULARITIES).replace("[", r"\[")  # help is markup
 
 # ---- the model, and what is drawn with it ----------------------------------------------------------------------------
@@ -33,7 +33,7 @@ _GRANULARITIES = ", ".join(GRANULARITIES).replace("[", r"\[")  # help is markup
 SourceOption = Annotated[str, typer.Option("--model", help=_SOURCE)]
 SourceArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_SOURCE)]
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="digits, a folder in diffusers' layout (transformer or pipeline), or a Hub id")
+    str, typer.Argument(metavar="MODEL", help="digits, emoji, a folder in diffusers' layout (transformer or pipeline), or a Hub id")
 ]
 Steps = Annotated[int, typer.Option(min=1, max=10_000, help="sampling steps")]
 Guidance = Annotated[

@@ -98,6 +98,9 @@ MIN_BAND = 66
 
 MARGIN, GAP = 200, 14
 
+LINES = 4
+"""Of a prompt over a column, at most."""
+
 
 def decibel(value: float) -> str:
     """A PSNR as text."""
@@ -111,13 +114,15 @@ def save_images(of: Comparison, path: Path) -> None:
     font, bold = ImageFont.load_default(size=15), ImageFont.load_default(size=18)
     width, height = blocks[0][0].size
     height = max(height, MIN_BAND)
-    header = 34
+    titles = [_wrapped(group, bold, width) for group in groups]
+    line = 20
+    header = line * max(map(len, titles)) + GAP
     picture = Image.new("RGB", (MARGIN + len(groups) * (width + GAP), header + len(of.rows) * (height + GAP)), "white")
     draw = ImageDraw.Draw(picture)
-    for column, group in enumerate(groups):
-        left = MARGIN + column * (width + GAP)
-        text = group if draw.textlength(group, font=bold) <= width else _shortened(group, draw, bold, width)
-        draw.text((left + width / 2, header / 2), text, fill="black", font=bold, anchor="mm")
+    for column, title in enumerate(titles):
+        middle = MARGIN + column * (width + GAP) + width / 2
+        for number, text in enumerate(title, start=1):
+            draw.text((middle, header - GAP / 2 - line * (len(title) - number + 0.5)), text, fill="black", font=bold, anchor="mm")
     for band, (row, blocks_of_row) in enumerate(zip(of.rows, blocks, strict=True)):
         top = header + band * (height + GAP)
         lines = [f"{of.nfc(row):.4g} of {of.settings.steps} steps full"]
@@ -129,8 +134,19 @@ def save_images(of: Comparison, path: Path) -> None:
     picture.save(path, format="PNG")
 
 
-def _shortened(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    while text and draw.textlength(text + "...", font=font) > width:
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """At most four lines of at most this width in pixels; what does not fit is left out."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if font.getlength(longer) <= width else [*filter(None, lines), _shortened(word, font, width)]
+    return lines if len(lines) <= LINES else [*lines[: LINES - 1], _shortened(f"{lines[LINES - 1]}...", font, width)]
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
         text = text[:-1]
     return text + "..."
 

@@ -12,6 +12,9 @@ from torch.nn import functional as F
 MIN_TILE, MAX_TILE = 48, 256
 """Samples are shown at least and at most this wide, in pixels."""
 
+MIN_COLOR_TILE = 128
+"""Pictures in colour are shown at least this wide."""
+
 FRAMES = 6
 """At most so many frames of a video are shown."""
 
@@ -29,8 +32,9 @@ def tiles(samples: Float[Tensor, "N ..."]) -> Float[Tensor, "N C H W"]:
 def _sized(images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C h w"]:
     """Whole-number enlargement of small samples, so that pixels stay pixels; smooth reduction of large ones."""
     size = images.shape[-1]
-    if size < MIN_TILE:
-        return F.interpolate(images, scale_factor=ceil(MIN_TILE / size), mode="nearest")
+    least = MIN_TILE if images.shape[1] == 1 else MIN_COLOR_TILE
+    if size < least:
+        return F.interpolate(images, scale_factor=ceil(least / size), mode="nearest")
     if size > MAX_TILE:
         return F.interpolate(images, scale_factor=MAX_TILE / size, mode="area")
     return images

@@ -1,8 +1,10 @@
-"""The small trained diffusion transformer that ships with the package, and how to draw from models like it."""
+"""The small trained diffusion transformers that ship with the package, and how to draw from models like them."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ DIGITS = Path(__file__).parent / "digits"
 DIGITS_PREDICTOR = Path(__file__).parent / "digits_predictor"
 """Folder of DisCa's predictor for the digits model (`rfc.DisCa`)."""
 
+EMOJI = Path(__file__).parent / "emoji"
+"""Folder of the emoji model, a `FluxPipeline` of stock parts: a small text-to-image FLUX for 64x64 pixels."""
+
 NULL_CLASS = 10
 """The label that stands for "no class" in classifier-free guidance."""
 
@@ -25,6 +30,28 @@ def digits(dtype: torch.dtype = torch.float32) -> Any:
     from rfc_fx.zoo.digits_pipeline import DigitsPipeline
 
     return DigitsPipeline(*load_digits(dtype))
+
+
+def emoji(dtype: torch.dtype = torch.float32, folder: Path = EMOJI) -> Any:
+    """Return the shipped emoji model as a pipeline (`rfc_fx.zoo.emoji_pipeline`): `emoji()("a red apple").images`.
+
+    Guidance by `negative_prompt="", true_cfg_scale=3.0`. `folder`: another one of its kind. Raises ImportError without transformers,
+    OSError where no pipeline is.
+    """
+    kind = emoji_class()
+    options = {} if find_spec("accelerate") is not None else {"low_cpu_mem_usage": False}  # without accelerate the default warns
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # older diffusers know no other name for torch_dtype
+        return kind.from_pretrained(folder, torch_dtype=dtype, **options)
+
+
+def emoji_class() -> Any:
+    """`EmojiPipeline`; ImportError without transformers."""
+    if find_spec("transformers") is None:
+        raise ImportError("the emoji model's text encoders need the package transformers: pip install 'rfc-fx[text]'")
+    from rfc_fx.zoo.emoji_pipeline import EmojiPipeline
+
+    return EmojiPipeline
 
 
 def load_digits(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:

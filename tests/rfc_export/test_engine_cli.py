@@ -145,6 +145,7 @@ def test_what_cannot_be_drawn_is_refused_on_one_line(engine: Path, onnx_small: P
     text = one_line_error("run", onnx_small, "--out", out)
     assert f"pipe.transformer = rfc_export.load('{onnx_small}')" in text
     assert "--classes must lie in 0-9, got 10" in one_line_error("run", engine, "--classes", "10", "--out", out)
+    assert "--prompt: is for pipelines; pass --model too" in one_line_error("run", engine, "--prompt", "a cat", "--out", out)
     assert "--classes must be a list" in one_line_error("run", engine, "--classes", "three", "--out", out)
     assert "--steps must be at most 1000" in one_line_error("run", engine, "--steps", "1001", "--out", out)
     assert "'--seeds': Input should be greater than or equal to 1" in one_line_error("run", engine, "--seeds", "0", "--out", out)

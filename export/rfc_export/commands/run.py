@@ -10,19 +10,27 @@ from rich.console import Console
 
 from rfc_export.commands.options import Engine
 from rfc_export.drawing import draw_all, run_notes, run_summary, with_threshold
-from rfc_export.engine_source import engine_source
+from rfc_export.engine_source import EngineSource, engine_source
+from rfc_export.pipeline_source import EngineInPipeline, engine_in_pipeline
 from rfc_export.runtime import load
 from rfc_fx.runtime.summary import mib
 from rfc_fx.tools import options
-from rfc_fx.tools.arguments import parse_classes
+from rfc_fx.tools.arguments import OptionError, parse_classes
 from rfc_fx.tools.output import check_writable, print_notes, print_paths, progress_bar, save_comparison
+from rfc_fx.tools.pipeline.call import CallOptions
 
 
 def run(
     engine: Engine,
     classes: Annotated[str | None, typer.Option(help="such as 0-9 or 3,7 (default: all)")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="pipeline in which the engine draws: emoji, a folder or a Hub id (not for digits)")
+    ] = None,
+    prompt: options.Prompts = None,
+    negative_prompt: options.NegativePrompt = None,
+    call: options.Call = None,
     seed: options.Seed = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="seeds per class")] = 4,
+    seeds: Annotated[int | None, typer.Option(min=1, help="seeds per class or prompt (default: 4, with --model 1)")] = None,
     steps: options.Steps = 50,
     cfg: Annotated[float | None, typer.Option(help="guidance (default: as exported)")] = None,
     threshold: Annotated[float | None, typer.Option("--threshold", "--tau", help="another threshold (default: as exported)")] = None,
@@ -35,16 +43,28 @@ def run(
     loaded = load(engine, device=device, classes=method_classes or ())
     if threshold is not None:
         with_threshold(loaded, threshold)
-    source = engine_source(str(engine), loaded, labels, list(range(seed, seed + seeds)), cfg)
+    numbers = list(range(seed, seed + (seeds or (4 if model is None else 1))))
+    source: EngineSource | EngineInPipeline
+    if model is None:
+        for option, value in (("--prompt", prompt), ("--negative-prompt", negative_prompt), ("--call", call)):
+            if value:
+                raise OptionError(f"{option}: is for pipelines; pass --model too")
+        source = engine_source(str(engine), loaded, labels, numbers, cfg)
+    else:
+        said = CallOptions(
+            prompts=prompt or [], classes=labels, negative_prompt=negative_prompt, cfg=cfg, steps=steps, assignments=call or []
+        )
+        source = engine_in_pipeline(str(engine), loaded, model, said, numbers)
     check_writable(out)
     console = Console()
-    with progress_bar(console, "warming up", steps * len(source.batches) * seeds) as (advance, describe):
+    with progress_bar(console, "warming up", steps * len(source.batches) * len(numbers)) as (advance, describe):
         drawn = draw_all(source, steps, advance, lambda: describe("drawing"))
     paths = save_comparison(out, drawn, run_summary(drawn, loaded))  # what was drawn is safe before anything is printed
     row = drawn.rows[0]
     timing = row.eager.timing
+    count = len(source.groups) * len(numbers)
     console.print(
-        f"{engine}: {len(source.groups) * seeds} samples, {drawn.nfc(row):.4g} of {steps} steps full, {timing.median_ms:.0f} ms per seed "
+        f"{engine}: {count} samples, {drawn.nfc(row):.4g} of {steps} steps full, {timing.median_ms:.0f} ms per seed "
         f"({timing.min_ms:.0f}-{timing.max_ms:.0f}), state {mib(row.state_bytes)}",
         markup=False,
         highlight=False,

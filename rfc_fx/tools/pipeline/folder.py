@@ -13,6 +13,7 @@ from torch import nn
 
 from rfc_fx.tools.load import LoadError, load_scheduler, load_transformer, locate, memory_options, model_kind, quiet, reading
 from rfc_fx.tools.stored_dtype import stored_dtype
+from rfc_fx.zoo import EMOJI, emoji_class
 
 DENOISER = "transformer"
 """Components whose names contain this are the models that a pipeline calls in every step."""
@@ -68,6 +69,8 @@ class PipelineFolder:
     def load(self, dtype: torch.dtype | None, device: torch.device, **parts: Any) -> Any:
         """The pipeline on `device`, silent; `dtype` None: that of the denoiser's file. `parts` that are loaded already are used."""
         quiet()
+        if self.where == EMOJI:
+            dtype = dtype or torch.float32  # stored in float16 for its size
         if self.is_flat:
             pipe = self.kind(load_transformer(self.where, dtype, device), load_scheduler(self.where))
         else:
@@ -100,9 +103,8 @@ def pipeline_folder(name: str) -> PipelineFolder:
     with reading(where):
         index = DiffusionPipeline.load_config(where)
     entries = {part: entry for part, entry in index.items() if isinstance(entry, list | tuple) and len(entry) == 2}
-    folder = PipelineFolder(
-        name=name, where=where, kind=_class(name, index.get("_class_name")), parts=tuple(p for p, entry in entries.items() if entry[1])
-    )
+    parts = tuple(part for part, entry in entries.items() if entry[1])
+    folder = PipelineFolder(name=name, where=where, kind=_class(where, name, index.get("_class_name")), parts=parts)
     if not folder.denoisers:
         denoiser = next((part for part in ("unet", "prior", "decoder") if part in entries), None)
         what = "" if denoiser is None else f"; its denoiser is {denoiser}, {entries[denoiser][1]}"
@@ -110,11 +112,14 @@ def pipeline_folder(name: str) -> PipelineFolder:
     return folder
 
 
-def _class(name: str, class_name: Any) -> type:
+def _class(where: Path | str, name: str, class_name: Any) -> type:
     import diffusers
 
     from rfc_fx.zoo.digits_pipeline import DigitsPipeline
 
+    if where == EMOJI or class_name == "EmojiPipeline":
+        with reading(where):
+            return emoji_class()
     kind = DigitsPipeline if class_name == DigitsPipeline.__name__ else getattr(diffusers, str(class_name), None)
     if not inspect.isclass(kind) or not issubclass(kind, diffusers.DiffusionPipeline):
         raise LoadError(f"{name}: model_index.json has the class {class_name!r}, expected a pipeline of diffusers {diffusers.__version__}")

@@ -1,0 +1,79 @@
+"""Drawing with an engine that stands in its pipeline: prompts, classes, or whatever else the pipeline's call takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rfc.generation import Generation
+from rfc_export.errors import ExportError
+from rfc_export.manifest import Manifest
+from rfc_export.methods import dtype_of
+from rfc_export.runtime import Engine
+from rfc_fx.tools.pipeline.call import CallOptions, pipeline_call
+from rfc_fx.tools.pipeline.folder import pipeline_folder
+from rfc_fx.tools.pipeline.source import PipelineSource, generation
+from rfc_fx.tools.sources import Tick
+
+
+@dataclass(kw_only=True)
+class EngineInPipeline:
+    """A pipeline whose denoiser is an engine, and its call."""
+
+    name: str
+    model: Engine
+    pipeline: PipelineSource
+    generations: dict[str, Generation] = field(default_factory=dict)
+    """Records of the latest draw, by prompt and context."""
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.pipeline.seeds
+
+    @property
+    def groups(self) -> list[str]:
+        return self.pipeline.groups
+
+    @property
+    def batches(self) -> list[Any]:
+        """The calls of a draw, a generation each."""
+        return self.pipeline.call.batches
+
+    @property
+    def scheduler(self) -> Any:
+        """That of the pipeline."""
+        return self.pipeline.pipe.scheduler
+
+    @property
+    def cfg(self) -> float | None:
+        """The guidance of the call."""
+        guidance: float | None = self.pipeline.call.arguments.get("true_cfg_scale", self.pipeline.cfg)
+        return guidance
+
+    def draw(self, model: nn.Module, seed: int, steps: int, tick: Tick) -> Float[Tensor, "N C H W"]:
+        """One sample of every prompt: pixels in [-1, 1], float32 on the CPU."""
+        images, self.generations = [], {}
+        with self.pipeline.exchanged(model):
+            for own, samples in self.batches:
+                self.model.reset()
+                drawn = generation(self.pipeline.pipe, self.pipeline.call, own, samples, seed, steps, tick)
+                images.append(drawn.media.samples)
+                prompt = own.get("prompt", "sample")
+                self.generations |= {f"{prompt}: {context}": record for context, record in self.model.contexts.items()}
+        return torch.cat(images)
+
+
+def engine_in_pipeline(name: str, engine: Engine, model: str, call: CallOptions, seeds: list[int]) -> EngineInPipeline:
+    """The pipeline `model` with an engine for its denoiser; ExportError where that denoiser is of another class."""
+    manifest: Manifest = engine.manifest
+    folder = pipeline_folder(model)
+    options = pipeline_call(folder, call)
+    pipe = folder.load(dtype_of("model.dtype", manifest.model.dtype), engine.device)
+    source = PipelineSource(name=model, pipe=pipe, call=options, seeds=seeds)
+    if (own := type(source.model).__name__) != manifest.model.model_class:
+        raise ExportError(f"{model}: has a {own}, the engine was made from a {manifest.model.model_class}; pass --model of that pipeline")
+    return EngineInPipeline(name=name, model=engine, pipeline=source)
