@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import typer
 
@@ -58,8 +58,14 @@ class ClassCoverage:
     inductor: Inductor | None = None
 
     def __post_init__(self) -> None:
+<<<<<<< HEAD
         if isinstance(self.inductor, dict):  # as JSON has it
             self.inductor = Inductor(**self.inductor)  # type: ignore[unreachable]
+=======
+        held: Any = self.inductor
+        if isinstance(held, dict):  # as JSON has it
+            self.inductor = Inductor(**held)
+>>>>>>> classes18
 
     @property
     def passed(self) -> bool:
