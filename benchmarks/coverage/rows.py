@@ -58,14 +58,9 @@ class ClassCoverage:
     inductor: Inductor | None = None
 
     def __post_init__(self) -> None:
-<<<<<<< HEAD
-        if isinstance(self.inductor, dict):  # as JSON has it
-            self.inductor = Inductor(**self.inductor)  # type: ignore[unreachable]
-=======
         held: Any = self.inductor
         if isinstance(held, dict):  # as JSON has it
             self.inductor = Inductor(**held)
->>>>>>> classes18
 
     @property
     def passed(self) -> bool:

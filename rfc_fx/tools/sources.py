@@ -25,9 +25,10 @@ _DIGITS_CONFIG = {"in_channels": 1, "out_channels": 1, "sample_size": 8, "num_em
 class Source(Protocol):
     """A model and how to draw from it: `groups` of samples (a class, a prompt), each once per seed."""
 
-    name: str
-    seeds: list[int]
-
+    @property
+    def name(self) -> str: ...
+    @property
+    def seeds(self) -> list[int]: ...
     @property
     def model(self) -> nn.Module: ...
     @property

@@ -112,7 +112,7 @@ def pipeline_folder(name: str) -> PipelineFolder:
     return folder
 
 
-def _class(where: Path | str, name: str, class_name: Any) -> type:
+def _class(where: Path | str, name: str, class_name: Any) -> Any:
     import diffusers
 
     from rfc_fx.zoo.digits_pipeline import DigitsPipeline
