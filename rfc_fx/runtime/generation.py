@@ -142,7 +142,7 @@ class Generation:
 
         def is_over(index: int) -> bool:
             context = self._lanes.get((group_name(index) + sample, call.key))
-            if context is None or context.has_ended:
+            if context is None:
                 return True
             return context.is_over(timestep_value(call.timestep) if self.timestep is None else self.timestep, self.sign)
 

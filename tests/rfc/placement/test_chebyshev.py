@@ -106,7 +106,7 @@ def test_without_a_number_28_percent_are_full(steps: int, full: int) -> None:
     [
         ({"nfc": 51}, r"nfc must be at most num_steps \(50\), got 51"),
         ({"nfc": 0}, "nfc must be an integer of at least 1, got 0"),
-        ({"nfc": 7.5}, "nfc must be an integer of at least 1, got 7.5"),
+        ({"nfc": 7.5}, "nfc must be a number of full steps, or a share of the steps above 0 and below 1, got 7.5"),
         ({"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
         ({"num_steps": 5000}, "full_steps must be below 4096"),
         ({"clustering": 1.5}, r"clustering must be from 0 \(equal gaps\) to 1 \(Chebyshev-Lobatto points\), got 1.5"),

@@ -113,8 +113,8 @@ def test_bound_to_the_levels_of_a_generation_it_is_the_method_of_those_levels() 
 
 
 def test_a_sampler_is_named_in_one_way() -> None:
-    with pytest.raises(ValueError, match=r"LogSNR: pass a scheduler such as pipe\.scheduler, or lambdas"):
-        rfc.LogSNR(nfc=4)
+    with pytest.raises(ValueError, match=r"LogSNR: num_steps is of no use without the scheduler; pass pipe\.scheduler too, or neither"):
+        rfc.LogSNR(num_steps=4)
     with pytest.raises(ValueError, match="pass them alone, or a scheduler with num_steps"):
         rfc.LogSNR(DDIMScheduler(), lambdas=(0.0, 1.0))
 

@@ -78,9 +78,7 @@ def test_a_program_in_which_no_block_repeats_stays_as_it_is() -> None:
 
 
 def test_regions_read_weights_live() -> None:
-    regional, straight, kwargs = transformed(
-        "dit", METHODS["rfc"], build=lambda name, layers: FAMILIES[name](layers)
-    )  # a model of its own: it is changed
+    regional, straight, kwargs = transformed("dit", METHODS["rfc"], own=True)
     before = generation(regional, kwargs)
     with torch.no_grad():
         for parameter in regional.model.parameters():

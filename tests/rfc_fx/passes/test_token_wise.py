@@ -310,13 +310,13 @@ def test_joint_attention_scores_each_stream_by_its_own_columns() -> None:
     model, kwargs = MADE["flux"]()
     guarded = rfc_fx.transform(model, rfc.ToCa(), example_inputs=kwargs).guarded
     first = [site for name, site in guarded.tokens.items() if name.startswith("transformer_blocks.0")]
-    assert {site.place.tokens: site.attention and site.attention.own for site in first} == {5: slice(0, 5), 16: slice(5, 21)}  # text first
+    assert {site.place.tokens: site.attention and site.attention.tokens for site in first} == {5: slice(0, 5), 16: slice(5, 21)}  # text first
     assert {site.place.tokens: site.place.grid for site in first} == {5: None, 16: (4, 4)}
     assert {site.place.layers for site in first} == {4}
     assert not [name for name in guarded.tokens if name.startswith("single")]  # attention and feed-forward in one
     model, kwargs = MADE["sd3"]()
     guarded = rfc_fx.transform(model, rfc.ToCa(), example_inputs=kwargs).guarded
-    assert all(site.attention and site.attention.own == slice(0, 16) for site in guarded.tokens.values())  # SD3 puts the text last
+    assert all(site.attention and site.attention.tokens == slice(0, 16) for site in guarded.tokens.values())  # SD3 puts the text last
 
 
 class Gated(nn.Module):
