@@ -145,7 +145,7 @@ def _notes(of: Drawing) -> Iterator[str]:
     for row in comparison.rows[1:]:
         schedule = comparison.methods[row.method].schedule
         taken = {len(record.phases) for contexts in row.eager.records.values() for record in contexts.values()}
-        if not schedule.can_skip(steps):
+        if schedule.is_bound and not schedule.can_skip(steps):
             yield f"{row.method}: nothing can be skipped in {steps} steps with {schedule}"
         elif comparison.nfc(row) == steps:
             yield f"{row.method}: all {steps} steps were full although {schedule} could skip; raise its threshold"
