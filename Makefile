@@ -13,7 +13,7 @@ help:  ## show this list
 # Guidance by a second call; 8 of 28 steps full with every method. Compiling three methods takes longer than what it saves here.
 demo: .venv/.installed  ## draw eight emoji with the shipped model by four methods into out/demo
 	$(BIN)/rfc-fx generate --model emoji --steps 28 --negative-prompt "" --call true_cfg_scale=3 --no-compile \
-	    --method taylorseer --interval 4 --method rfc --tau 0.17 --method log-snr --nfc 8 --out out/demo \
+	    --method taylorseer --interval 4 --method rfc --tau 0.28 --method log-snr --nfc 8 --out out/demo \
 	    --prompt "an apple, flat style, on light blue" --prompt "a cat, noto style, on yellow" \
 	    --prompt "a rocket, twemoji style, on dark blue" --prompt "a sunflower, flat style, on pink" \
 	    --prompt "a pizza, noto style, on white" --prompt "a fish, twemoji style, on green" \
@@ -21,7 +21,7 @@ demo: .venv/.installed  ## draw eight emoji with the shipped model by four metho
 
 demo-engines: .venv/.installed  ## export the shipped emoji model to AOTInductor and ONNX, check both and draw with them; minutes
 	for backend in aoti onnx; do \
-	    $(BIN)/rfc-fx export emoji --backend $$backend --tau 0.17 --out out/engines/$$backend --overwrite && \
+	    $(BIN)/rfc-fx export emoji --backend $$backend --tau 0.28 --out out/engines/$$backend --overwrite && \
 	    $(BIN)/rfc-fx verify out/engines/$$backend --model emoji && \
 	    $(BIN)/rfc-fx run out/engines/$$backend --model emoji --prompt "an apple, flat style, on light blue" --negative-prompt "" \
 	        --call true_cfg_scale=3 --steps 28 --out out/engines/drawn-$$backend || exit 1; \

@@ -310,7 +310,8 @@ def test_joint_attention_scores_each_stream_by_its_own_columns() -> None:
     model, kwargs = MADE["flux"]()
     guarded = rfc_fx.transform(model, rfc.ToCa(), example_inputs=kwargs).guarded
     first = [site for name, site in guarded.tokens.items() if name.startswith("transformer_blocks.0")]
-    assert {site.place.tokens: site.attention and site.attention.tokens for site in first} == {5: slice(0, 5), 16: slice(5, 21)}  # text first
+    scored = {site.place.tokens: site.attention and site.attention.tokens for site in first}
+    assert scored == {5: slice(0, 5), 16: slice(5, 21)}  # text first
     assert {site.place.tokens: site.place.grid for site in first} == {5: None, 16: (4, 4)}
     assert {site.place.layers for site in first} == {4}
     assert not [name for name in guarded.tokens if name.startswith("single")]  # attention and feed-forward in one
