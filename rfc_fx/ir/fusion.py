@@ -23,13 +23,21 @@ def _careful() -> Any:
     class Careful(InductorChoices):
         @classmethod
         def uuid(cls) -> str:
-            return "rfc_fx.ir.fusion 1"
+            return "rfc_fx.ir.fusion 2"
 
         @staticmethod
         def can_fuse_vertical(scheduler: Any, node1: Any, node2: Any, shared_data_score: int) -> bool:
-            return not _mixes(node1, node2) and InductorChoices.can_fuse_vertical(scheduler, node1, node2, shared_data_score)
+            if _share_outer_loops(scheduler, node1, node2) and _mixes(node1, node2):
+                return False
+            return InductorChoices.can_fuse_vertical(scheduler, node1, node2, shared_data_score)
 
     return Careful()
+
+
+def _share_outer_loops(scheduler: Any, node1: Any, node2: Any) -> bool:
+    """Whether the two would be fused by their outer loops alone, which the C++ back end does and no other."""
+    can_share = getattr(scheduler.get_backend(node1.get_device()), "can_fuse_vertical_outer_loop", None)
+    return can_share is not None and bool(can_share(node1, node2))
 
 
 def _mixes(node1: Any, node2: Any) -> bool:
