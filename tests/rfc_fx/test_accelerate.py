@@ -11,6 +11,7 @@ import torch
 import torch._dynamo.testing
 from accelerate.hooks import ModelHook, add_hook_to_module
 from pipelines import PIPELINES, run
+from small_digits import first_blocks
 from tolerances import WHOLE_CALL
 from torch import Tensor, nn
 
@@ -21,12 +22,19 @@ from rfc_fx.pipelines.accelerated import SpeedupWarning
 from rfc_fx.pipelines.choices import REPEATS, chosen
 from rfc_fx.pipelines.step_times import StepTimes
 from rfc_fx.runtime.stopwatch import Stopwatch
+from rfc_fx.zoo.digits_pipeline import DigitsPipeline
 
 SHOWN = ("dit", "sd3", "flux", "wan")
 
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
+BLOCKS, SCHEDULER = first_blocks(2)
+
+
 def digits() -> Any:
-    pipe = rfc_fx.zoo.digits()
+    """Two blocks of the shipped model; every pipeline has the same ones."""
+    pipe = DigitsPipeline(BLOCKS, type(SCHEDULER).from_config(SCHEDULER.config))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -203,7 +211,8 @@ def test_offloading_moves_a_compiled_model_too() -> None:
 
 
 def test_a_saved_pipeline_is_the_plain_one(tmp_path: Any) -> None:
-    pipe = digits()
+    pipe = rfc_fx.zoo.digits()
+    pipe.set_progress_bar_config(disable=True)
     plain = drawn(pipe)
     rfc_fx.accelerate(pipe, compile=False)
     drawn(pipe)
