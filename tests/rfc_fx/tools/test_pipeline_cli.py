@@ -12,9 +12,10 @@ from PIL import Image
 
 import rfc_export.cli
 import rfc_fx.zoo
+from rfc_fx import accelerate
 from rfc_fx.tools.load import load_transformer
 from rfc_fx.tools.pipeline import video_file
-from rfc_fx.tools.pipeline.accelerated import accelerate, records, relative
+from rfc_fx.tools.pipeline.accelerated import records, relative
 from rfc_fx.tools.pipeline.folder import denoisers, pipeline_folder
 
 run, one_line_error = partial(command.run, rfc_export.cli.app), partial(command.one_line_error, rfc_export.cli.app)
