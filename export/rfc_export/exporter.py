@@ -243,10 +243,8 @@ def _state(layout: Layout, programs: Mapping[str, Portable]) -> list[SlotSpecs]:
 
 def _decision(cached: rfc_fx.CachedModel, programs: Mapping[str, Portable]) -> DecisionSpec:
     schedule = cached.method.schedule
-    numbers = {name: [_finite(one) for one in tensor.flatten().tolist()] for name, tensor in schedule.numbers().items()}
+    numbers = {
+        name: ["inf" if math.isinf(one) else one for one in tensor.flatten().tolist()] for name, tensor in schedule.numbers().items()
+    }
     where = next((phase for phase in (PREFIX, VERIFY.name, STEP) if phase in programs), None)
     return DecisionSpec(program=where, index=0, rule=type(schedule).__name__, numbers=numbers)
-
-
-def _finite(number: float) -> Any:
-    return "inf" if math.isinf(number) else number

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rfc.bookkeeping import Book, Counts
+from rfc.bookkeeping import Book
+from rfc.counts import Counts
 from rfc.phase import ESTIMATE, FULL
 from rfc.state import SlotSpec
 

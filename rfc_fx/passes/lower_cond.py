@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rfc.bookkeeping import advance, observe
+from rfc.counts import advance, observe
 from rfc.phase import ESTIMATE, FULL
 from rfc.schedules.base import Numbers, clock_at
 from rfc_fx.errors import RFCError

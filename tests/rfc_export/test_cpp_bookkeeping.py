@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rfc.bookkeeping import Counts, advance, observe
+from rfc.counts import Counts, advance, observe
 
 STEPS = st.lists(st.tuples(st.floats(0, 4, width=32), st.booleans()), min_size=1, max_size=30)
 
