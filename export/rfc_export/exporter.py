@@ -242,9 +242,8 @@ def _state(layout: Layout, programs: Mapping[str, Portable]) -> list[SlotSpecs]:
 
 
 def _decision(cached: rfc_fx.CachedModel, programs: Mapping[str, Portable]) -> DecisionSpec:
-    schedule = cached.method.schedule
-    numbers = {
-        name: ["inf" if math.isinf(one) else one for one in tensor.flatten().tolist()] for name, tensor in schedule.numbers().items()
-    }
+    schedule, numbers = cached.method.schedule, dict[str, list[Any]]()
+    for name, tensor in schedule.numbers().items():
+        numbers[name] = ["inf" if math.isinf(one) else one for one in tensor.flatten().tolist()]
     where = next((phase for phase in (PREFIX, VERIFY.name, STEP) if phase in programs), None)
     return DecisionSpec(program=where, index=0, rule=type(schedule).__name__, numbers=numbers)
