@@ -103,7 +103,7 @@ from diffusers import FluxPipeline
 
 pipe = FluxPipeline.from_pretrained("rfc_fx/zoo/emoji")
 image = pipe(
-    "a red apple, flat style, on light blue", negative_prompt="", true_cfg_scale={GUIDANCE:g},
+    "an apple, flat style, on light blue", negative_prompt="", true_cfg_scale={GUIDANCE:g},
     height=64, width=64, num_inference_steps={steps}, max_sequence_length={TOKENS},
 ).images[0]
 ```
