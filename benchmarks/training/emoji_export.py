@@ -103,8 +103,13 @@ from diffusers import FluxPipeline
 
 pipe = FluxPipeline.from_pretrained("rfc_fx/zoo/emoji")
 image = pipe(
-    "an apple, flat style, on light blue", negative_prompt="", true_cfg_scale={GUIDANCE:g},
-    height=64, width=64, num_inference_steps={steps}, max_sequence_length={TOKENS},
+    "an apple, flat style, on light blue",
+    negative_prompt="",
+    true_cfg_scale={GUIDANCE:g},
+    height=64,
+    width=64,
+    num_inference_steps={steps},
+    max_sequence_length={TOKENS},
 ).images[0]
 ```
 
