@@ -23,7 +23,6 @@ from rfc_fx.runtime.hoisted import carry_names
 from rfc_fx.runtime.hoisting import known_values
 from rfc_fx.runtime.program_cache import ProgramSource
 from rfc_fx.runtime.rules import Rules, place
-from rfc_fx.runtime.warnings import Warned
 
 log = logging.getLogger("rfc_fx")
 
@@ -42,7 +41,7 @@ class Driver:
     def __init__(self, name: str, method: Method, programs: ProgramSource, generations: Generations, speculate: bool | None) -> None:
         self.name = name
         self.programs, self.generations = programs, generations
-        self.warned = Warned(name)
+        self.warned = generations.warned
         self.rules = Rules(method, self.warned)
         self.may_have_changed = False
         """Whether the next step looks at the model first: a generation has been ended from outside."""

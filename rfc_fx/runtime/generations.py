@@ -7,7 +7,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from rfc_fx.runtime.context import Context, new_context
 from rfc_fx.runtime.generation import Generation
 from rfc_fx.runtime.pool import StatePool
 from rfc_fx.runtime.sampler import Known
+from rfc_fx.runtime.warnings import Warned
 
 
 class _Here(NamedTuple):
@@ -31,9 +32,18 @@ class _Here(NamedTuple):
     """Names of the samples of a batch, where the caller gives them."""
     outer: _Here | None = None
     """What stood here before the block."""
+    block: object = None
+    """The block that says so."""
 
 
 _NOWHERE = _Here()
+
+
+def _open(here: _Here) -> _Here:
+    """The innermost place whose generation has not ended."""
+    while here.generation is not None and here.generation.has_ended:
+        here = here.outer or _NOWHERE
+    return here
 
 
 def caller() -> object:
@@ -58,23 +68,17 @@ class Generations:
         self._lock = threading.RLock()
         self._recent: weakref.WeakKeyDictionary[object, Generation] = weakref.WeakKeyDictionary()
         """The generation that a thread or task has opened and left, unless it has made calls of its own since."""
-        self.run: Callable[..., Any] = _unset
+        self.warned = Warned(model)
+        self.run: Callable[..., Any] | None = None
         """Calls the model with (args, kwargs)."""
-        self.ended: Callable[[Generation], object] = _unset
+        self.ended: Callable[[Generation], object] | None = None
         """Hears of a generation that ends, before its contexts are given back."""
-        self.rows_changed: Callable[[int, int], object] = _unset
-        """Hears of a batch whose samples cannot be told apart: how many there were, and are."""
-        self.doubted: Callable[[], object] = _unset
-        """Hears of a call that is in doubt."""
 
     # ---- where a call belongs ----------------------------------------------------------------------------------------
 
     def _where(self) -> _Here:
         """What a call that is made here belongs to; blocks that were left in another order than they were entered do not count."""
-        here = self._here.get()
-        while here.generation is not None and here.generation.has_ended:
-            here = here.outer or _NOWHERE
-        return here
+        return _open(self._here.get())
 
     def current(self) -> Generation:
         """The generation of a call that is made here."""
@@ -91,7 +95,7 @@ class Generations:
                 del self._recent[owner]
         context = generation.context(call, here.name, here.sample, again=again)
         if generation.in_doubt:
-            self.doubted()
+            self.warned.of_doubt()
         return generation, context
 
     def _own_of(self, owner: object) -> Generation:
@@ -115,46 +119,41 @@ class Generations:
         """
         with self._lock:
             generation = self._new(is_opened=True, known=known)
-        here = _Here(generation, outer=self._here.get())
-        token = self._here.set(here)
         try:
-            yield generation
+            with self._standing(_Here(generation)):
+                yield generation
         finally:
-            if self._here.get() is here:
-                self._here.reset(token)
-            self.ended(generation)
+            if self.ended is not None:
+                self.ended(generation)
             generation.end()
             generation.has_ended = True
             self.used(generation)
 
+    @contextmanager
+    def _standing(self, here: _Here) -> Iterator[None]:
+        """Calls inside, of this thread or task and of those it starts, belong there; blocks may be nested, and left in any order."""
+        block, outer = object(), self._where()
+        if outer.outer is not None:  # what has ended is not held by those that are open
+            outer = outer._replace(outer=_open(outer.outer))
+        token = self._here.set(here._replace(outer=outer, block=block))
+        try:
+            yield
+        finally:
+            if self._here.get().block is block:
+                self._here.reset(token)
+
     def _call_in(self, generation: Generation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        token = self._here.set(self._here.get()._replace(generation=generation))
-        try:
+        assert self.run is not None
+        with self._standing(self._where()._replace(generation=generation)):
             return self.run(*args, **kwargs)
-        finally:
-            self._here.reset(token)
 
-    @contextmanager
-    def named(self, name: str) -> Iterator[None]:
-        """Calls inside, of this thread or task and of those it starts, have this name; may be nested."""
-        here = self._where()._replace(generation=self.current(), name=name, outer=self._here.get())
-        token = self._here.set(here)
-        try:
-            yield
-        finally:
-            if self._here.get() is here:
-                self._here.reset(token)
+    def named(self, name: str) -> AbstractContextManager[None]:
+        """Calls inside have this name."""
+        return self._standing(self._where()._replace(generation=self.current(), name=name))
 
-    @contextmanager
-    def named_rows(self, names: tuple[str, ...]) -> Iterator[None]:
-        """The samples of calls inside have these names; may be nested."""
-        here = self._where()._replace(generation=self.current(), rows=names, outer=self._here.get())
-        token = self._here.set(here)
-        try:
-            yield
-        finally:
-            if self._here.get() is here:
-                self._here.reset(token)
+    def named_rows(self, names: tuple[str, ...]) -> AbstractContextManager[None]:
+        """The samples of calls inside have these names."""
+        return self._standing(self._where()._replace(generation=self.current(), rows=names))
 
     def samples(self, count: int) -> tuple[str, ...]:
         """The names of the samples of a call made here: those that were given, else their numbers; SignatureError for another count.
@@ -166,7 +165,7 @@ class Generations:
         if rows is None:
             generation = self.current()
             if (before := generation.rows.get(here.name, count)) != count:
-                self.rows_changed(before, count)
+                self.warned.of_rows(before, count)
                 generation.restart()
             generation.rows[here.name] = count
             return tuple(map(str, range(count)))
@@ -217,7 +216,3 @@ class Generations:
 def _end(generation: weakref.ref[Generation]) -> None:
     if (own := generation()) is not None:
         own.end()
-
-
-def _unset(*_: Any, **__: Any) -> Any:
-    raise NotImplementedError

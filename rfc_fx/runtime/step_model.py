@@ -80,7 +80,6 @@ class StepModel(nn.Module):
         self.model_name, self.call_signature, self.timestep_argument = name, signature, timestep
         self.driver = Driver(name, method, programs, generations, speculate)
         generations.run, generations.ended = _caller_of(weakref.ref(self)), self.driver.ended
-        generations.doubted, generations.rows_changed = self.driver.warned.of_doubt, self.driver.warned.of_rows
         if timestep is None:
             log.warning("%s: no timestep argument found; call reset() before every generation", name)
 

@@ -442,6 +442,35 @@ def test_named_samples_keep_their_state_wherever_they_stand() -> None:
     assert all(torch.equal(requests[row].x, alone(RFC, 0, row, 0)[-1]) for row in (1, 2))
 
 
+def test_a_name_ends_with_its_block_where_each_sample_decides_too() -> None:
+    """In the block the samples take turns; behind it neither the name nor the last sample stands here."""
+    model, cond, plain = per_sample(), Request(0, 0), Request(0, 1)
+    for _ in range(3):
+        with model.cache_context("cond"):
+            Batch(cond).step(model)
+        Batch(plain).step(model)
+    assert list(model.contexts) == ["cond[0]", "default[0]"]
+    assert torch.equal(plain.x, alone(RFC, 0, 1, 0)[2])
+
+
+def test_blocks_that_are_left_in_another_order_hold_nothing() -> None:
+    """As in a server that opens the next request's generation before it closes the last one's."""
+    model = cached(LISTED)
+    generations, last = model.driver.generations, model.generation()
+    last.__enter__()
+    for _ in range(20):
+        following = model.generation()
+        following.__enter__()
+        last.__exit__(None, None, None)
+        last = following
+    here, depth = generations._here.get(), 0
+    while here.outer is not None:
+        here, depth = here.outer, depth + 1
+    assert depth <= 3
+    last.__exit__(None, None, None)
+    assert not generations.current().is_opened
+
+
 def test_unnamed_samples_whose_number_changes_begin_anew_and_that_is_said() -> None:
     model, requests, plain = per_sample(), [Request(0, seed) for seed in range(2)], Request(0, 1)
     with model.generation():
