@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -23,4 +26,27 @@ def skip_own_frame(function: Callable[P, R]) -> Callable[P, R]:
     if skip_code is not None:
         skip_code(function.__code__)
     wrapped: Callable[P, R] = torch.compiler.disable(recursive=False)(function)
-    return wrapped
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if _capturing and threading.get_ident() not in _capturing:
+            return function(*args, **kwargs)  # torch's wrapper takes the export of another thread for one of this call, and refuses
+        return wrapped(*args, **kwargs)
+
+    if skip_code is not None:
+        skip_code(run.__code__)  # type: ignore[attr-defined]  # a function it is
+    return run
+
+
+_capturing: set[int] = set()
+"""Threads in which a model is being captured."""
+
+
+@contextmanager
+def capturing() -> Iterator[None]:
+    """A model is captured here, which torch tells all threads of."""
+    _capturing.add(threading.get_ident())
+    try:
+        yield
+    finally:
+        _capturing.discard(threading.get_ident())

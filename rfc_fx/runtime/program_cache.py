@@ -20,6 +20,7 @@ from rfc_fx.capture.watch import Watch
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.program import BuiltSet
 from rfc_fx.runtime.calls import Call, CallPattern, Key, new_call, signature, with_tensor
+from rfc_fx.runtime.dynamo import capturing
 
 log = logging.getLogger("rfc_fx")
 
@@ -134,7 +135,7 @@ class ProgramCache:
             log.warning("%s: new call signature, capturing programs number %d", self._name, len(self._sets) + 1)
         else:
             self._fingerprint = fingerprint(self._model)
-        with inference_mode(False):
+        with inference_mode(False), capturing():
             built = self._make(arguments)
         self._watch = Watch(self._model)  # after the capture, in which a forward may keep what it has computed
         key = next(self._keys)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import rfc
 import rfc_fx
+from rfc_fx.runtime.dynamo import capturing
 
 NET = tiny()
 
@@ -81,3 +82,18 @@ def test_conditioning_that_is_overwritten_is_another_one(mode: Any) -> None:
         label.fill_(5)
         call = {"timestep": torch.tensor([700]), "class_labels": label}
         assert torch.equal(model(x, **call).sample, NET(x, **call).sample)
+
+
+def test_a_call_runs_while_another_thread_captures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says "exporting" to every thread; the model of this one is captured already."""
+    model, expected = rfc_fx.transform(NET, LISTED), alone(3, 0)
+    Loop(3, 0).run(model)
+    model.reset()
+    with ThreadPoolExecutor(1) as other:
+        block = capturing()
+        other.submit(block.__enter__).result()
+        monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+        try:
+            assert torch.equal(Loop(3, 0).run(model), expected)
+        finally:
+            other.submit(block.__exit__, None, None, None).result()
