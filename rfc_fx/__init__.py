@@ -106,6 +106,8 @@ def accelerate(
         if isinstance(speedup, bool) or not isinstance(speedup, int | float) or not 1 < speedup < float("inf"):
             raise ValueError(f"accelerate: speedup must be a number above 1, got {speedup!r}")
         chosen.with_nfc(None)  # ValueError where the method does not place a number of full steps
+    if not isinstance(compile, bool | Mapping):
+        raise TypeError(f"accelerate: compile must be True, False or arguments of torch.compile such as {{'mode': ...}}, got {compile!r}")
     options: dict[str, Any] | None = None
     if compile is not False:
         options = {"fullgraph": True} | ({} if compile is True else dict(compile))

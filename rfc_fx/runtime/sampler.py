@@ -54,9 +54,9 @@ class Known:
         counts = Counter(() if timesteps is None else timesteps.tolist())
         self._repeated = frozenset(timestep for timestep, count in counts.items() if count > 1)
 
-    def follow(self, source: Any, stage: Stage | None = None) -> None:
+    def follow(self, source: Any, stage: Stage | None = None, where: str = "follow") -> None:
         """Take those of a pipeline, or of a scheduler; `stage`: of the timesteps that this model is called at."""
-        scheduler_of(source, "follow")
+        scheduler_of(source, where)
         self.prepare(None)
         self._source, self._stage = weakref.ref(source), stage
 

@@ -158,7 +158,7 @@ class StepModel(nn.Module):
             known.say(said(timesteps, "generation"))
         elif source is not None:
             known = Known()
-            known.follow(source)
+            known.follow(source, where="generation")
         self.driver.may_have_changed = True
         return self.driver.generations.opened(known)
 

@@ -189,8 +189,11 @@ class Timetable:
 
 def said(timesteps: Tensor | Sequence[float], where: str) -> Tensor:
     """Timesteps that a caller gave, (S,); ValueError for another shape."""
-    with torch.inference_mode(False):
-        prepared = torch.as_tensor(timesteps).detach().clone()
+    try:
+        with torch.inference_mode(False):
+            prepared = torch.as_tensor(timesteps).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{where}: timesteps must be numbers, in a list or a tensor of shape (S,), got {timesteps!r}") from error
     if prepared.dim() != 1 or not prepared.numel():
         raise ValueError(f"{where}: timesteps must have shape (S,) with S at least 1, got {tuple(prepared.shape)}")
     return prepared

@@ -255,6 +255,7 @@ def test_what_cannot_be_accelerated_is_refused_by_name(make: Callable[[], Any], 
         ({"method": rfc.RFC(), "nfc": 5}, ValueError, "does not place a number of full steps"),
         ({"method": "rfc"}, TypeError, "method must be an rfc method"),
         ({"config": {"hoist": True}}, TypeError, "config must be a rfc_fx.Config"),
+        ({"compile": 3}, TypeError, "^accelerate: compile must be True, False or arguments of torch.compile"),
     ],
 )
 def test_wrong_settings_leave_the_pipeline_as_it_was(settings: dict[str, Any], error: type[Exception], match: str) -> None:

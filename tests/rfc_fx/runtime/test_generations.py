@@ -403,7 +403,7 @@ def test_calls_that_were_left_out_are_followed_by_a_full_step() -> None:
     assert "".join(phase[0] for phase in generation.contexts["uncond"].phases) == "FFEEFFE"
 
 
-@pytest.mark.parametrize(("timesteps", "source"), [([], None), ([[1.0]], None), ([1.0], DDIMScheduler())])
+@pytest.mark.parametrize(("timesteps", "source"), [([], None), ([[1.0]], None), (["late"], None), ([1.0], DDIMScheduler())])
 def test_wrong_arguments_of_a_generation(timesteps: Any, source: Any) -> None:
     with pytest.raises(ValueError, match=r"^generation: "):
         cached(LISTED).generation(timesteps, source=source)
