@@ -66,17 +66,22 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
             f"accelerate: {type(pipe).__name__} denoises with a U-Net, {', '.join(unets)}; rfc-fx caches transformers, whose blocks add to "
             "one stream; use a pipeline with a transformer"
         )
-    found = {name: part for name, part in named.items() if _denoises(part)}
-    if not found:
+    if not (found := transformers_of(pipe)):
         raise ValueError(
             f"accelerate: {type(pipe).__name__} has no transformer that is called with a timestep, among {', '.join(components) or 'none'}"
         )
     return found
 
 
+def transformers_of(pipe: Any) -> dict[str, nn.Module]:
+    """The transformers that a pipeline denoises with, by component, compiled or cached ones too; none where it has none."""
+    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module) and _denoises(part)}
+
+
 def _denoises(module: nn.Module) -> bool:
-    kind = type(module.model if isinstance(module, CachedModel) else module)
-    skipped = ("ControlNet", "Adapter", "Autoencoder", "VQ")
+    inner = getattr(module, "_orig_mod", module)  # torch.compile's wrapper
+    kind = type(inner.model if isinstance(inner, CachedModel) else inner)
+    skipped = ("ControlNet", "Adapter", "Autoencoder", "VQ", "UNet")
     return not any(word in kind.__name__ for word in skipped) and timestep_argument(kind.forward) is not None
 
 

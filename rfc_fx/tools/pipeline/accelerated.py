@@ -13,9 +13,9 @@ from rfc.bookkeeping import Book
 from rfc.generation import Generation
 from rfc.method import Method
 from rfc_fx.ir.config import Config
+from rfc_fx.pipelines.accelerated import transformers_of
 from rfc_fx.runtime.step_model import StepModel
 from rfc_fx.tools.load import LoadError, one_line
-from rfc_fx.tools.pipeline.folder import denoisers
 
 
 def accelerated(pipe: Any, method: Method | None, *, nfc: int | None, compile: bool, config: Config | None) -> Any:
@@ -35,7 +35,7 @@ def relative(pipe: Any) -> Any:
 
 def models(pipe: Any) -> Iterator[StepModel]:
     """The transformed denoisers."""
-    for model in denoisers(pipe).values():
+    for model in transformers_of(pipe).values():
         inner: nn.Module = getattr(model, "_orig_mod", model)
         if isinstance(inner, StepModel):
             yield inner

@@ -13,11 +13,11 @@ import torch
 
 from rfc.method import Method
 from rfc_fx.ir.config import Config
+from rfc_fx.pipelines.accelerated import transformers_of
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.tools.load import one_line
 from rfc_fx.tools.pipeline.accelerated import accelerated, method_of, records, relative, state_bytes
 from rfc_fx.tools.pipeline.draw import relative_error
-from rfc_fx.tools.pipeline.folder import denoisers
 from rfc_fx.tools.pipeline.peak_memory import begin_peak, peak_bytes
 from rfc_fx.tools.pipeline.source import Drawn, PipelineSource, refusing
 from rfc_fx.tools.variants import wait
@@ -131,7 +131,7 @@ def bench_pipeline(
 
 def compiled(pipe: Any) -> Any:
     """The pipeline with every denoiser compiled as it is."""
-    for name, model in denoisers(pipe).items():
+    for name, model in transformers_of(pipe).items():
         setattr(pipe, name, torch.compile(model))
     return pipe
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from torch import nn
 
+from rfc_fx.pipelines.accelerated import transformers_of
 from rfc_fx.tools.load import LoadError, load_scheduler, load_transformer, locate, memory_options, model_kind, quiet, reading
 from rfc_fx.tools.stored_dtype import stored_dtype
 from rfc_fx.zoo import EMOJI, emoji_class
@@ -80,7 +80,7 @@ class PipelineFolder:
                     where = where if isinstance(where, Path) else Path(self.kind.download(where))
                     dtype = next(filter(None, (stored_dtype(where / part) for part in self.denoisers)), torch.float32)
                 pipe = self.kind.from_pretrained(where, torch_dtype=dtype, **memory_options(), **parts)
-        if not denoisers(pipe):
+        if not transformers_of(pipe):
             raise LoadError(f"{self.name}: {self.class_name} has no transformer to cache")
         pipe.set_progress_bar_config(disable=True)
         with reading(self.where):
@@ -124,8 +124,3 @@ def _class(where: Path | str, name: str, class_name: Any) -> Any:
     if not inspect.isclass(kind) or not issubclass(kind, diffusers.DiffusionPipeline):
         raise LoadError(f"{name}: model_index.json has the class {class_name!r}, expected a pipeline of diffusers {diffusers.__version__}")
     return kind
-
-
-def denoisers(pipe: Any) -> dict[str, nn.Module]:
-    """The models that a pipeline calls in every step, by the names of their components."""
-    return {part: model for part, model in pipe.components.items() if DENOISER in part and isinstance(model, nn.Module)}

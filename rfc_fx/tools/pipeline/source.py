@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rfc_fx.pipelines.accelerated import transformers_of
 from rfc_fx.tools.load import LoadError, one_line
 from rfc_fx.tools.pipeline.call import PipelineCall
-from rfc_fx.tools.pipeline.folder import denoisers
 from rfc_fx.tools.pipeline.media import Media, Samples, media_of
 
 
@@ -39,7 +39,7 @@ class PipelineSource:
     @property
     def model(self) -> nn.Module:
         """The first denoiser."""
-        return next(iter(denoisers(self.pipe).values()))
+        return next(iter(transformers_of(self.pipe).values()))
 
     @property
     def groups(self) -> list[str]:
@@ -63,7 +63,7 @@ class PipelineSource:
     @contextmanager
     def exchanged(self, model: nn.Module) -> Iterator[None]:
         """The pipeline with `model` for its first denoiser."""
-        name, own = next(iter(denoisers(self.pipe).items()))
+        name, own = next(iter(transformers_of(self.pipe).items()))
         setattr(self.pipe, name, model)
         if callable(follow := getattr(model, "follow", None)) and hasattr(self.pipe, "scheduler"):
             follow(self.pipe)

@@ -13,10 +13,11 @@ from PIL import Image
 import rfc_export.cli
 import rfc_fx.zoo
 from rfc_fx import accelerate
+from rfc_fx.pipelines.accelerated import transformers_of
 from rfc_fx.tools.load import load_transformer
 from rfc_fx.tools.pipeline import video_file
 from rfc_fx.tools.pipeline.accelerated import records, relative
-from rfc_fx.tools.pipeline.folder import denoisers, pipeline_folder
+from rfc_fx.tools.pipeline.folder import pipeline_folder
 
 run, one_line_error = partial(command.run, rfc_export.cli.app), partial(command.one_line_error, rfc_export.cli.app)
 SMALL = ["--height", 16, "--width", 16, "--no-compile"]
@@ -66,8 +67,8 @@ def test_a_video_pipeline_of_two_models_draws_with_both_accelerated(wan, tmp_pat
 def test_both_models_of_a_pipeline_are_loaded_and_transformed(wan):
     pipe = pipeline_folder(str(wan)).load(None, torch.device("cpu"))
     other = accelerate(relative(pipe), compile=False)
-    assert [type(model).__name__ for model in denoisers(other).values()] == ["CachedModel"] * 2
-    assert [type(model).__name__ for model in denoisers(pipe).values()] == ["WanTransformer3DModel"] * 2
+    assert [type(model).__name__ for model in transformers_of(other).values()] == ["CachedModel"] * 2
+    assert [type(model).__name__ for model in transformers_of(pipe).values()] == ["WanTransformer3DModel"] * 2
     assert records(other) == {}
 
 
