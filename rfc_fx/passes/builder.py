@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from rfc.phase import ESTIMATE
 from rfc.state import SlotSpec
@@ -18,6 +15,7 @@ from rfc_fx.ir.program import CLOCK, CLOCK_SPECS, Argument, Kind, Program
 from rfc_fx.passes.guard import Guarded
 from rfc_fx.passes.outline import graph_module
 from rfc_fx.passes.push_slices import push_slices
+from rfc_fx.passes.traced import traced
 
 
 class Builder:
@@ -30,7 +28,6 @@ class Builder:
         self.anchor = self.graph.create_node("placeholder", "end_of_arguments")
         self.arguments: dict[Argument, fx.Node] = {}
         self.env: dict[fx.Node, Any] = {}
-        self.traces: dict[Any, fx.GraphModule] = {}
         self._clock: list[fx.Node] = []
         self._rows: dict[str, fx.Node] = {}
 
@@ -125,24 +122,21 @@ class Builder:
         node.meta = {"val": tensor}
         return node
 
-    def inline(self, key: Any, function: Callable[..., Any], specs: Sequence[SlotSpec], args: Sequence[fx.Node]) -> list[fx.Node]:
-        """Trace a function of tensors once per `key` and copy its operations into the graph."""
-        if key not in self.traces:
-            with FakeTensorMode(), torch.no_grad():
-                device = value(self.guarded.watched.I).device
-                fakes = [torch.empty(spec.shape, dtype=spec.dtype, device=device) for spec in specs]
-                self.traces[key] = make_fx(function)(*fakes)
-        traced = self.traces[key]
+    def inline(
+        self, owners: tuple[Any, ...], function: Callable[..., Any], specs: Sequence[SlotSpec], args: Sequence[fx.Node]
+    ) -> list[fx.Node]:
+        """Copy the operations of a function of tensors into the graph; `owners`: what else the function depends on (`traced`)."""
+        module = traced(function, owners, specs, value(self.guarded.watched.I).device)
         inner: dict[fx.Node, fx.Node] = {}
         arguments = iter(args)
-        for node in traced.graph.nodes:
+        for node in module.graph.nodes:
             if node.op == "placeholder":
                 inner[node] = next(arguments)
             elif node.op == "output":
                 results = node.args[0] if isinstance(node.args[0], list | tuple) else [node.args[0]]
                 return [inner[result] for result in results]
             elif node.op == "get_attr":
-                constant = getattr(traced, str(node.target))
+                constant = getattr(module, str(node.target))
                 inner[node] = self.graph.call_function(aten.full.default, ([], constant.item()), {"dtype": constant.dtype})
                 inner[node].meta = {"slot": SlotSpec((), constant.dtype)}
             else:

@@ -70,7 +70,9 @@ def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None, hoist
         return schedule.error(dict(zip(specs, seen, strict=True)), dict(zip(slots, held, strict=True)), Clock(*clock)).reshape(1)
 
     inputs = [*build.state(SCHEDULE).values(), *map(build.get, watched.values()), *build.clock()]
-    (decision,) = build.inline("error", error, [*slots.values(), *specs.values(), *CLOCK_SPECS], inputs)
+    (decision,) = build.inline(
+        ("error", schedule, tuple(slots), tuple(specs)), error, [*slots.values(), *specs.values(), *CLOCK_SPECS], inputs
+    )
     by_name = {node.name: node for node in guarded.module.graph.nodes}
     if timestep is not None:
         given = build.get(by_name[timestep])

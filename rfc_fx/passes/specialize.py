@@ -82,7 +82,13 @@ class _Step:
             def seen(old: State, *tensors: Any) -> dict[str, Tensor]:
                 return schedule.refresh(old, dict(zip(specs, tensors[:-1], strict=True)), tensors[-1])
 
-            self.refresh(SCHEDULE, schedule.slots(specs), seen, [(self.build.get(node), spec_of(node)) for node in watched.values()])
+            self.refresh(
+                SCHEDULE,
+                (schedule, *specs),
+                schedule.slots(specs),
+                seen,
+                [(self.build.get(node), spec_of(node)) for node in watched.values()],
+            )
 
     def compute(self, node: fx.Node) -> None:
         """Copy a node of the model, and score the tokens that it tells something about."""
@@ -105,7 +111,7 @@ class _Step:
         if self.phase.computes_sites:
             output = build.get(node.args[1])  # type: ignore[arg-type]
             O = output if base is None else build.graph.call_function(aten.sub.Tensor, (output, base))
-            self.refresh(site.name, slots, self.estimator.refresh, [(I, specs[0]), (O, specs[1])])
+            self.refresh(site.name, (self.estimator,), slots, self.estimator.refresh, [(I, specs[0]), (O, specs[1])])
             if site.name in self.guarded.tokens:
                 self.store(f"{site.name}.tokens", {"age": no_age(build, I, self.guarded.slots[f"{site.name}.tokens.age"])})
             build.env[node] = output
@@ -134,9 +140,14 @@ class _Step:
         return held
 
     def refresh(
-        self, owner: str, slots: dict[str, SlotSpec], fresh: Callable[..., dict[str, Tensor]], given: list[tuple[fx.Node, SlotSpec]]
+        self,
+        owner: str,
+        by: tuple[Any, ...],
+        slots: dict[str, SlotSpec],
+        fresh: Callable[..., dict[str, Tensor]],
+        given: list[tuple[fx.Node, SlotSpec]],
     ) -> None:
-        """Write what an owner keeps after this step."""
+        """Write what an owner keeps after this step, as `fresh` makes it, which depends on its tensors and on `by`."""
         old = self.build.state(owner)
 
         def step(*tensors: Tensor) -> list[Tensor]:
@@ -145,8 +156,9 @@ class _Step:
             return [new[name] for name in slots]
 
         nodes, specs = [node for node, _ in given], [spec for _, spec in given]
-        key = ("refresh", owner == SCHEDULE, *specs, *slots.items())
-        results = self.build.inline(key, step, [*slots.values(), *specs, *CLOCK_SPECS], [*old.values(), *nodes, *self.build.clock()])
+        results = self.build.inline(
+            ("refresh", by, tuple(slots)), step, [*slots.values(), *specs, *CLOCK_SPECS], [*old.values(), *nodes, *self.build.clock()]
+        )
         self.store(owner, dict(zip(slots, results, strict=True)))
 
     def estimate(self, held: dict[str, fx.Node], I: fx.Node, slots: dict[str, SlotSpec], specs: tuple[SlotSpec, SlotSpec]) -> fx.Node:
@@ -157,9 +169,8 @@ class _Step:
             *held, I, k, N, n = tensors
             return estimator.estimate(dict(zip(slots, held, strict=True)), I, Clock(k, N, n))
 
-        key = ("estimate", repr(estimator), specs)
         inputs = [*held.values(), I, *self.build.clock()]
-        return self.build.inline(key, step, [*slots.values(), specs[0], *CLOCK_SPECS], inputs)[0]
+        return self.build.inline(("estimate", estimator, tuple(slots)), step, [*slots.values(), specs[0], *CLOCK_SPECS], inputs)[0]
 
     def store(self, owner: str, values: dict[str, fx.Node]) -> None:
         """Write slots, in place or as results."""
@@ -212,4 +223,4 @@ def _verified(build: Builder, guarded: Guarded) -> fx.Node:
         return ((x - x_real).abs() / (x_real.abs() + 1e-10)).mean().reshape(1)
 
     spec = spec_of(stream)
-    return build.inline("verified", error, [spec, spec], [build.get(stream), real(stream)])[0]
+    return build.inline(("verified",), error, [spec, spec], [build.get(stream), real(stream)])[0]

@@ -27,7 +27,7 @@ def score(build: Builder, where: Callable[[fx.Node], fx.Node], attention: Attent
     def scored(*tensors: Tensor) -> Tensor:
         return token_score(kind, Operands(*tensors), scale, tokens)
 
-    return build.inline(("score", kind, scale, tokens.start, tokens.stop, *specs), scored, specs, operands)[0]
+    return build.inline(("score", kind, scale, tokens.start, tokens.stop), scored, specs, operands)[0]
 
 
 def _contiguous(build: Builder, node: fx.Node) -> fx.Node:
@@ -41,12 +41,12 @@ def _contiguous(build: Builder, node: fx.Node) -> fx.Node:
 
 def no_age(build: Builder, I: fx.Node, spec: SlotSpec) -> fx.Node:
     """The age of every token after a full step."""
-    return build.inline(("no age", spec, spec_of(I)), lambda I: I.new_zeros(spec.shape, dtype=spec.dtype), [spec_of(I)], [I])[0]
+    return build.inline(("no age", spec), lambda I: I.new_zeros(spec.shape, dtype=spec.dtype), [spec_of(I)], [I])[0]
 
 
 def grown_older(build: Builder, age: fx.Node, spec: SlotSpec) -> fx.Node:
     """The age of every token after a step that computed none."""
-    return build.inline(("aged", spec), lambda age: aged(age), [spec], [age])[0]
+    return build.inline(("aged",), lambda age: aged(age), [spec], [age])[0]
 
 
 def computed(
@@ -63,9 +63,10 @@ def computed(
         return tokens.choose(dict(zip(kept, held, strict=True)), site.place, count, period, Clock(k, N, n))
 
     given = [*kept.values(), build.number("period"), *build.clock()]
-    key = ("choose", tokens, site.place, count, *kept_specs)
-    (chosen,) = build.inline(key, choose, [*kept_specs, *CLOCK_SPECS[:1], *CLOCK_SPECS], given)
-    (rows,) = build.inline(("take", spec_of(I), count), take, [spec_of(I), chosen_spec], [I, chosen])
+    (chosen,) = build.inline(
+        ("choose", tokens, site.place, count, tuple(kept)), choose, [*kept_specs, *CLOCK_SPECS[:1], *CLOCK_SPECS], given
+    )
+    (rows,) = build.inline(("take",), take, [spec_of(I), chosen_spec], [I, chosen])
     rows.meta["val"] = value(I)[:, :count].contiguous()
     O_rows = work_on(build, site.work, site.axes, rows, count)
 
@@ -76,7 +77,7 @@ def computed(
 
     specs = [*slots.values(), chosen_spec, spec_of(rows), spec_of(O_rows), kept_specs[list(kept).index("age")], *CLOCK_SPECS]
     inputs = [*old.values(), chosen, rows, _contiguous(build, O_rows), kept["age"], *build.clock()]
-    *new, age = build.inline(("renew", repr(estimator), *specs), renew, specs, inputs)
+    *new, age = build.inline(("renew", estimator, tuple(slots)), renew, specs, inputs)
     return dict(zip(slots, new, strict=True)), age
 
 

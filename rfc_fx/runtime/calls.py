@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rfc.conditioning import conditioning
 from rfc_fx.errors import SignatureError
 from rfc_fx.ir.program import ProgramSet
+from rfc_fx.ir.surroundings import surroundings
 
 Key = int
 """Integer id of a program set; cheaper to hash than a call signature."""
@@ -47,13 +48,6 @@ def signature(arguments: Mapping[str, Any], model: nn.Module) -> tuple[tuple[Any
         else:
             parts.append(leaf if isinstance(leaf, PLAIN) else repr(leaf))
     return (spec, surroundings(), *parts), leaves
-
-
-def surroundings() -> tuple[Any, ...]:
-    """What is set around a call and changes what the model computes: autocast by device type, and the default type."""
-    kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    autocast = tuple(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in kinds)
-    return (*autocast, torch.get_default_dtype())
 
 
 def with_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None, position: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,0 +1,68 @@
+"""Traced: the operations of a function of tensors, traced once per process for its owners, shapes, dtypes and device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from rfc.state import SlotSpec
+from rfc_fx.ir.surroundings import surroundings
+
+KEPT = 1024
+"""Traces that are kept, some 20 KiB each; those used longest ago go first."""
+
+
+@dataclass(frozen=True)
+class _Function:
+    """A function of tensors, told apart by what it depends on."""
+
+    function: Callable[..., Any] = field(compare=False)
+    owners: tuple[Any, ...]
+    written: str
+    """The owners as text: 1 and 1.0 are equal, and are different constants of a graph."""
+    specs: tuple[SlotSpec, ...]
+    device: torch.device
+    surroundings: tuple[Any, ...]
+
+
+def traced(function: Callable[..., Any], owners: tuple[Any, ...], specs: Sequence[SlotSpec], device: torch.device) -> fx.GraphModule:
+    """The aten operations of a function of tensors with these shapes and dtypes on a device.
+
+    `owners`: everything else that the function depends on. What may change under the same name (an object that is no frozen dataclass)
+    is traced anew each time.
+    """
+    wanted = _Function(function, owners, repr(owners), tuple(specs), device, surroundings())
+    return _kept(wanted) if all(map(_is_constant, owners)) else _trace(wanted)
+
+
+def _is_constant(owner: Any) -> bool:
+    if isinstance(owner, tuple):
+        return all(map(_is_constant, owner))
+    if is_dataclass(owner):
+        parameters: Any = owner
+        return bool(parameters.__dataclass_params__.frozen) and _is_hashable(owner)
+    return owner is None or isinstance(owner, str | int | float | torch.dtype)
+
+
+def _is_hashable(owner: Any) -> bool:
+    try:
+        hash(owner)
+    except TypeError:
+        return False
+    return True
+
+
+def _trace(wanted: _Function) -> fx.GraphModule:
+    with FakeTensorMode(), torch.no_grad():
+        fakes = [torch.empty(spec.shape, dtype=spec.dtype, device=wanted.device) for spec in wanted.specs]
+        return make_fx(wanted.function)(*fakes)
+
+
+_kept = lru_cache(KEPT)(_trace)
