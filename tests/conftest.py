@@ -46,6 +46,25 @@ def captured_once(captures: dict[Any, Any]) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def two_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the digits model with its first two blocks."""
+    from small_digits import first_blocks
+
+    folder = tmp_path_factory.mktemp("models") / "digits"
+    for part in first_blocks(2):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def few_blocks(two_blocks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line's model "digits" has two blocks: a quarter of the time to trace."""
+    from rfc_fx.tools import load
+
+    monkeypatch.setitem(load.SHIPPED, "digits", two_blocks)
+
+
 @pytest.fixture
 def no_recompiles() -> Iterator[None]:
     """A frame that torch.compile compiles again because a guard failed is an error."""

@@ -9,4 +9,5 @@ def first_blocks(number: int) -> tuple[Any, Any]:
     """(model, scheduler): trained weights, so few blocks that a test may trace them many times."""
     model, scheduler = load_digits()
     model.transformer_blocks = model.transformer_blocks[:number]
+    model.register_to_config(num_layers=number)
     return model, scheduler

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -45,18 +45,10 @@ def traced(function: Callable[..., Any], owners: tuple[Any, ...], specs: Sequenc
 def _is_constant(owner: Any) -> bool:
     if isinstance(owner, tuple):
         return all(map(_is_constant, owner))
-    if is_dataclass(owner):
+    if is_dataclass(owner) and not isinstance(owner, type):
         parameters: Any = owner
-        return bool(parameters.__dataclass_params__.frozen) and _is_hashable(owner)
+        return bool(parameters.__dataclass_params__.frozen) and all(_is_constant(getattr(owner, part.name)) for part in fields(owner))
     return owner is None or isinstance(owner, str | int | float | torch.dtype)
-
-
-def _is_hashable(owner: Any) -> bool:
-    try:
-        hash(owner)
-    except TypeError:
-        return False
-    return True
 
 
 def _trace(wanted: _Function) -> fx.GraphModule:

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from families import FAMILIES, moved, sample
+from families import moved, sample, shared_model
 
 import rfc
 import rfc_export
@@ -15,6 +15,8 @@ from rfc_export import ExportError, exporter
 from rfc_export.parity import TOLERANCE, steps_to_check
 from rfc_export.specs import BackendName
 from rfc_fx.runtime.summary import pattern
+
+pytestmark = pytest.mark.usefixtures("captured_once")
 
 STEPS = 10
 
@@ -46,7 +48,7 @@ def check(
     config: rfc_fx.Config = rfc_fx.Config(hoist=False),
 ) -> rfc_export.Engine:
     """Export, and run two generations beside the model; the second begins with what the first left in the state."""
-    model, kwargs = FAMILIES["dit"](layers=2)
+    model, kwargs = shared_model("dit")
     path = rfc_export.export(model, folder / name, backend=backend, example_inputs=kwargs, method=METHODS[name], config=config)
     engine = rfc_export.load(path)
     cached = rfc_fx.transform(model, METHODS[name], example_inputs=kwargs)
@@ -98,7 +100,7 @@ def test_more_than_two_phases_are_refused_for_a_conditional_step_before_anything
     backend: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporter.rfc_fx, "transform", lambda *_, **__: pytest.fail("captured before it was checked"))
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     wanted = rf"^export: {METHODS[name].name} has the phases FULL, .*; pass dispatch='host' \(--dispatch host\)$"
     with pytest.raises(ExportError, match=wanted):
         rfc_export.export(

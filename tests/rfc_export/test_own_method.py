@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, moved, sample
+from families import moved, sample, shared_model
 from own_method import Cautious, Drift, method
 from typer.testing import CliRunner
 
@@ -14,6 +14,8 @@ import rfc_fx
 from rfc_export import ArtifactError
 from rfc_export.cli import app
 from rfc_fx.io.method_file import MethodFileError, read_method
+
+pytestmark = pytest.mark.usefixtures("captured_once", "few_blocks")
 
 FEW = ["--steps", "6", "--classes", "3,8", "--seeds", "1"]
 
@@ -53,7 +55,7 @@ def test_a_path_to_no_method_is_refused_in_one_line(path: str, said: str) -> Non
 
 @pytest.mark.onnx
 def test_an_engine_decides_and_draws_as_the_model_for_those_who_have_the_classes(tmp_path: Path) -> None:
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     path = rfc_export.export(model, tmp_path / "engine", backend="onnx", example_inputs=kwargs, method=method)
     with pytest.raises(ArtifactError, match=r"own_method:Cautious is a class outside of rfc"):
         rfc_export.load(path)

@@ -9,8 +9,6 @@ from benchmarks.coverage.checks import check
 from benchmarks.coverage.specs import all_specs
 
 STRUCTURES = {
-    "QwenImageTransformer2DModel": "two streams that meet in attention",
-    "Flux2Transformer2DModel": "attention and MLP side by side, modulation shared by all blocks",
     "AuraFlowTransformer2DModel": "register tokens; a feed-forward that is added to the block's input, around attention",
     "ChromaTransformer2DModel": "residual layers on the timestep before any on the latent",
     "WanVACETransformer3DModel": "a control stream whose hints are added to the main one",
@@ -19,9 +17,7 @@ STRUCTURES = {
     "StableAudioDiTModel": "one dimension, a convolution on the latent itself before the blocks",
     "HunyuanDiT2DModel": "skips from the first half of the blocks to the second",
     "SkyReelsV2Transformer3DModel": "a timestep for each frame",
-    "ZImageTransformer2DModel": "lists of tensors, autocast in the forward",
     "QwenImage21Transformer2DModel": "Python that reads a mask",
-    "ErnieImageTransformer2DModel": "tokens before samples",
     "Cosmos3OmniTransformer": "tokens without samples",
 }
 

@@ -157,9 +157,10 @@ def test_inductor_takes_a_model_with_complex_numbers() -> None:
 
 
 FAMILIES = ["QwenImageTransformer2DModel", "ZImageTransformer2DModel", "Lumina2Transformer2DModel", "LuminaNextDiT2DModel"]
+FAST = FAMILIES[:2]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES])
 def test_programs_of_a_class_hold_no_complex_value_and_equal_the_model(name: str) -> None:
     spec = all_specs()[name]
     model = spec.model()

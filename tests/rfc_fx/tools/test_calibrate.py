@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, moved, sample
+from families import moved, sample, shared_model
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -21,6 +21,8 @@ from rfc_fx.tools.cli import app
 
 STEPS = 12
 
+pytestmark = pytest.mark.usefixtures("captured_once", "few_blocks")
+
 
 @dataclass
 class Tiny:
@@ -32,7 +34,7 @@ class Tiny:
     made: Any = None
 
     def __post_init__(self) -> None:
-        self.made = FAMILIES["dit"]()
+        self.made = shared_model("dit")
 
     @property
     def model(self) -> nn.Module:
@@ -90,10 +92,10 @@ def test_the_better_forecast_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for better in (rfc.Newton, rfc.RFE):
         monkeypatch.setattr(calibrate_module.Laboratory, "measure", liking(better))
-        found = calibrate(Tiny(), rfc.Chebyshev(), Goal(nfc=5), STEPS, lists=20)
+        found = calibrate(Tiny(), rfc.Chebyshev(), Goal(nfc=5), STEPS, lists=10)
         assert type(found.method.estimator) is better
         assert found.measured.error < 10
-        assert found.tried == 20
+        assert found.tried == 10
     with_order = calibrate(Tiny(), rfc.Chebyshev(order=3), Goal(nfc=5), STEPS, lists=1)
     assert with_order.method.estimator == rfc.Newton(order=3, damping=0.5)
 
@@ -148,7 +150,7 @@ def test_a_method_file_gives_the_same_method_to_transform(method: rfc.Method, tm
     chosen = method.with_threshold(0.25)
     write_method(tmp_path / "sub" / "method.json", chosen, {"nfc": 3.5})
     assert json.loads((tmp_path / "sub" / "method.json").read_text())["measured"] == {"nfc": 3.5}
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = shared_model("dit")
     named = rfc_fx.transform(model, tmp_path / "sub" / "method.json", example_inputs=kwargs)
     plain = rfc_fx.transform(model, chosen, example_inputs=kwargs)
     assert named.method == chosen

@@ -28,6 +28,8 @@ PROMPTS = {
 """Captions with the colour of the background, RGB."""
 
 APPLE = next(iter(PROMPTS))
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 STEPS = 16
 GUIDANCE = {"negative_prompt": "", "true_cfg_scale": 3.0}
 SIZE = {"height": 64, "width": 64, "max_sequence_length": 12}
