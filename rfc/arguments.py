@@ -22,6 +22,15 @@ def timestep_argument(forward: Callable[..., Any]) -> str | None:
 def timestep_value(value: Any) -> float | None:
     """Largest timestep of a batch as a host number (a device tensor is read back), None when there is none."""
     if isinstance(value, Tensor):
-        count = value.numel()
-        return float(value if count == 1 else value.detach().amax()) if count else None
+        return _largest(value) if value.numel() else None
     return float(value) if isinstance(value, int | float) else None
+
+
+FEW = 64
+"""Numbers that are compared faster in Python than by a reduction."""
+
+
+def _largest(values: Tensor) -> float:
+    if values.numel() > FEW:
+        return float(values.detach().amax())
+    return float(max(values.tolist() if values.dim() == 1 else values.flatten().tolist()))

@@ -10,42 +10,74 @@ from operator import eq
 from typing import Any
 
 from torch import Tensor, nn
+from torch._C._dynamo.guards import dict_version
+from torch.utils.hooks import RemovableHandle
 
-LISTENED = ("_forward_hooks", "_forward_pre_hooks", "_modules")
-"""Of nn.Module's own containers those whose content changes what forward does; weights and buffers are looked at by the fingerprint."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+"""Of nn.Module's own containers those whose content forward calls; weights and buffers are looked at by the fingerprint."""
 
 DEPTH = 4
 """Of containers and objects inside one module."""
 
 
 class Watch:
-    """What the modules of a model held when it was captured. Comparing takes no Python code but for what has changed."""
+    """What the modules of a model held when it was captured.
+
+    Looked at in every step, between programs that have driven all of it out of the processor's caches, so what counts is how many objects
+    are touched. Dictionaries are compared where their version is another. Modules of torch without children, most of all modules, are
+    looked at for new attributes alone, and hooks where some were registered anywhere: the rest is left to `has_changed_at_all`.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         seen: set[int] = set()
         modules = list(model.modules())
-        own: list[Any] = [module._modules for module in modules if module._modules]
-        for module in modules:
-            if not _is_of_torch(module):
-                own.append(vars(module))
-                own += [each for name, value in vars(module).items() if name not in OF_MODULES for each in _inside(value, seen, DEPTH)]
-        listened = [vars(module)[name] for module in modules for name in LISTENED]
-        self._sized = [*map(vars, modules), *listened]
-        self._lengths = list(map(len, self._sized))
-        self._own, self._own_copies = own, [container.copy() for container in own]
-        self._all = [*map(vars, modules), *(container for container in listened if container)]
-        self._all_copies = [container.copy() for container in self._all]
+        leaves = [module for module in modules if _is_leaf_of_torch(module)]
+        own: list[Any] = [each for module in modules for each in _own(module, seen)]
+        hooks = [vars(module)[name] for module in modules for name in HOOKS]
+        self._dicts = _Versions(
+            [vars(module) for module in modules if not _is_leaf_of_torch(module)]
+            + [module._modules for module in modules if module._modules]
+            + [each for each in own if isinstance(each, dict)]
+            + [each for each in hooks if each]
+        )
+        self._leaves = [vars(module) for module in leaves]
+        self._lengths = list(map(len, self._leaves))
+        self._others = [each for each in own if not isinstance(each, dict)]
+        self._other_copies = [each.copy() for each in self._others]
+        self._rest = _Versions([*self._leaves, *hooks, *(module._modules for module in modules)])
+        self._registered = RemovableHandle.next_id
 
     def has_changed(self) -> bool:
-        """Whether anything is another object, and not an equal one, by now; cheap enough for every step.
-
-        New settings of torch's own modules (an eps, a probability) are left to `has_changed_at_all`.
-        """
-        return list(map(len, self._sized)) != self._lengths or _differ(self._own, self._own_copies)
+        """Whether anything is another object, and not an equal one, by now; cheap enough for every step."""
+        if self._registered != RemovableHandle.next_id:
+            if self._rest.differ():
+                return True
+            self._registered = RemovableHandle.next_id
+        return self._dicts.differ() or list(map(len, self._leaves)) != self._lengths or _differ(self._others, self._other_copies)
 
     def has_changed_at_all(self) -> bool:
-        """The same with the settings of torch's own modules, for the beginning of a generation."""
-        return self.has_changed() or _differ(self._all, self._all_copies)
+        """The same with the settings of torch's own modules and hooks that nobody registered, for the beginning of a generation."""
+        return self.has_changed() or self._rest.differ()
+
+
+class _Versions:
+    """Dictionaries as they were. A version is a number that CPython, or torch where CPython has none, gives a dictionary at every write."""
+
+    def __init__(self, dicts: list[dict[Any, Any]]) -> None:
+        self._dicts = dicts
+        self._copies = [each.copy() for each in dicts]
+        self._versions = list(map(dict_version, dicts))
+
+    def differ(self) -> bool:
+        """Whether any holds something else; those that were written and hold the same are taken as they are."""
+        versions = list(map(dict_version, self._dicts))
+        if versions == self._versions:
+            return False
+        written = [index for index, (now, then) in enumerate(zip(versions, self._versions, strict=True)) if now != then]
+        if _differ([self._dicts[index] for index in written], [self._copies[index] for index in written]):
+            return True
+        self._versions = versions
+        return False
 
 
 def _differ(live: list[Any], copies: list[Any]) -> bool:
@@ -55,8 +87,15 @@ def _differ(live: list[Any], copies: list[Any]) -> bool:
         return True
 
 
-def _is_of_torch(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.nn.")
+def _is_leaf_of_torch(module: nn.Module) -> bool:
+    return not module._modules and type(module).__module__.startswith("torch.nn.")
+
+
+def _own(module: nn.Module, seen: set[int]) -> Iterator[Any]:
+    """The containers below the attributes that a class of modules gives itself."""
+    for name, value in vars(module).items():
+        if name not in OF_MODULES and not _is_leaf_of_torch(module):
+            yield from _inside(value, seen, DEPTH)
 
 
 def _inside(value: Any, seen: set[int], depth: int) -> Iterator[Any]:

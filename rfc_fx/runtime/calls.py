@@ -10,6 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from rfc.arguments import FEW
 from rfc.conditioning import conditioning
 from rfc_fx.errors import SignatureError
 from rfc_fx.ir.program import ProgramSet
@@ -154,7 +155,3 @@ def timestep_ends(timestep: Tensor) -> tuple[float, float]:
         return float(low), float(high)
     values = timestep.tolist() if timestep.dim() == 1 else timestep.flatten().tolist()
     return float(min(values)), float(max(values))
-
-
-FEW = 64
-"""Numbers that are compared faster in Python than by a reduction."""

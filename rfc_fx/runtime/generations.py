@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator
@@ -48,9 +47,8 @@ def _open(here: _Here) -> _Here:
 
 def caller() -> object:
     """The task that runs here, else the thread."""
-    with contextlib.suppress(RuntimeError):
-        if (task := asyncio.current_task()) is not None:
-            return task
+    if (loop := asyncio._get_running_loop()) is not None and (task := asyncio.current_task(loop)) is not None:
+        return task
     return threading.current_thread()
 
 

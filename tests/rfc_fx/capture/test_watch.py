@@ -99,3 +99,51 @@ def test_an_array_in_the_place_of_another_is_a_change_and_no_error() -> None:
     assert not watch.has_changed()
     module.table = torch.arange(3).numpy()
     assert watch.has_changed_at_all()
+
+
+class Holder(nn.Module):
+    """A leaf of torch, and a table that is no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.table = nn.Linear(2, 2), {"scale": 1.0}
+
+
+def test_what_is_written_and_stays_equal_is_no_change() -> None:
+    module = Holder()
+    watch = Watch(module)
+    module.table["scale"] = 1.0
+    module.table["other"] = 1
+    del module.table["other"]
+    module.eval().train()
+    assert not watch.has_changed_at_all()
+    module.table["scale"] = 2.0
+    assert watch.has_changed()
+
+
+def test_a_leaf_of_torch_with_another_forward_or_a_hook_is_seen_at_once_and_its_settings_at_the_beginning() -> None:
+    def forward(x: Tensor) -> Tensor:
+        return x
+
+    module = Holder()
+    watch = Watch(module)
+    module.linear.forward = forward
+    assert watch.has_changed()
+    del module.linear.forward
+    assert not watch.has_changed()
+    handle = module.linear.register_forward_hook(lambda module, args, result: result)
+    assert watch.has_changed()
+    handle.remove()
+    assert not watch.has_changed()
+    module.linear.in_features = 3
+    assert not watch.has_changed()
+    assert watch.has_changed_at_all()
+
+
+def test_a_hook_on_another_model_is_no_change() -> None:
+    module, other = Holder(), Holder()
+    watch = Watch(module)
+    other.linear.register_forward_hook(lambda module, args, result: result)
+    assert not watch.has_changed()
+    module.linear.register_forward_pre_hook(lambda module, args: None)
+    assert watch.has_changed()
