@@ -14,6 +14,9 @@ from torch import Tensor
 
 from rfc.state import SlotSpec
 
+ALIGNMENT = 16
+"""Bytes at whose multiples compilers take tensors to begin."""
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -36,10 +39,14 @@ class Layout:
 
     @classmethod
     def pooled(cls, slots: Mapping[str, SlotSpec], alone: AbstractSet[str] = frozenset()) -> Layout:
-        """Put slots of one shape and type into one pool, in their order, but for those `alone`."""
+        """Put slots of one shape and type into one pool, in their order, but for those `alone`.
+
+        And for those whose rows are no whole number of 16 bytes (a scale, a scalar of a token): the next slot would begin where Inductor's
+        code for CUDA may not write; it drops such a tensor from its CUDA graphs and hands an engine a copy, in which writes are lost.
+        """
         alike: dict[SlotSpec, list[str]] = {}
         for name, spec in slots.items():
-            if spec.shape and name not in alone:
+            if spec.shape and name not in alone and spec.shape[-1] * spec.dtype.itemsize % ALIGNMENT == 0:
                 alike.setdefault(spec, []).append(name)
         groups = [(spec, tuple(names)) for spec, names in alike.items() if len(names) > 1]
         pools = tuple(

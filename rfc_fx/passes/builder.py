@@ -126,7 +126,8 @@ class Builder:
         self, owners: tuple[Any, ...], function: Callable[..., Any], specs: Sequence[SlotSpec], args: Sequence[fx.Node]
     ) -> list[fx.Node]:
         """Copy the operations of a function of tensors into the graph; `owners`: what else the function depends on (`traced`)."""
-        module = traced(function, owners, specs, value(self.guarded.watched.I).device)
+        device = value(self.guarded.watched.I).device
+        module = traced(function, owners, specs, device)
         inner: dict[fx.Node, fx.Node] = {}
         arguments = iter(args)
         for node in module.graph.nodes:
@@ -137,7 +138,9 @@ class Builder:
                 return [inner[result] for result in results]
             elif node.op == "get_attr":
                 constant = getattr(module, str(node.target))
-                inner[node] = self.graph.call_function(aten.full.default, ([], constant.item()), {"dtype": constant.dtype})
+                inner[node] = self.graph.call_function(
+                    aten.full.default, ([], constant.item()), {"dtype": constant.dtype, "device": device}
+                )
                 inner[node].meta = {"slot": SlotSpec((), constant.dtype)}
             else:
                 inner[node] = self.graph.node_copy(node, lambda n: inner[n])

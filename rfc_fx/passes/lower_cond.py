@@ -88,7 +88,8 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
             results = estimate.module(*arguments(estimate, values))
             outcome = [r.contiguous().clone() if a else r.contiguous() for r, a in zip(results, aliases[estimate.phase], strict=True)]
             new = dict(zip(estimate.results[outputs:], outcome[outputs:], strict=True))
-            return (*outcome[:outputs], *(new[s] if (s := f"state:{slot}") in new else state[slot].clone() for slot in slots))
+            kept = [new[f"state:{slot}"] if f"state:{slot}" in new else state[slot].clone() for slot in slots]
+            return (*outcome[:outputs], *kept)
 
         if torch.compiler.is_compiling():
             results = torch.cond(is_full, compute, skip)
