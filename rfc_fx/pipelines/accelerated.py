@@ -19,6 +19,7 @@ from rfc.method import Method, programs_of
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config
 from rfc_fx.pipelines.choices import chosen
+from rfc_fx.pipelines.modular import guidance_pass, offloading_paused, progress_is_hidden, put
 from rfc_fx.pipelines.step_times import StepTimes, key_of, read_times, write_times
 from rfc_fx.runtime.cached_model import Build, CachedModel
 from rfc_fx.runtime.kinds import cached_model
@@ -85,15 +86,6 @@ def _denoises(module: nn.Module) -> bool:
     return not any(word in kind.__name__ for word in skipped) and timestep_argument(kind.forward) is not None
 
 
-def put(pipe: Any, parts: Mapping[str, nn.Module]) -> None:
-    """Exchange components."""
-    if callable(update := getattr(pipe, "update_components", None)):
-        update(**parts)
-        return
-    for name, part in parts.items():
-        setattr(pipe, name, part)
-
-
 def accelerate_pipeline(
     pipe: Any, method: Method, config: Config | None, compiled: Mapping[str, Any] | None, build: Build, speedup: float | None = None
 ) -> None:
@@ -108,16 +100,28 @@ def accelerate_pipeline(
         restore(pipe)
         originals = denoisers(pipe)
     cached: dict[str, CachedModel] = {}
-    for name, part in originals.items():
-        if isinstance(part, CachedModel):  # of a pipeline that this one was made from
-            cached[name] = part
-            continue
-        model = cached[name] = cached_model(part, method, chosen(part, config), _announced(pipe, build))
-        if compiled is not None:
-            model.compile(**compiled)
-    put(pipe, cached)
+    with offloading_paused(pipe):
+        for name, part in originals.items():
+            if isinstance(part, CachedModel):  # of a pipeline that this one was made from
+                cached[name] = _shared(name, part, method, config)
+                continue
+            model = cached[name] = cached_model(part, method, chosen(part, config), _announced(pipe, build))
+            if compiled is not None:
+                model.compile(**compiled)
+        put(pipe, cached)
     _ACCELERATED[pipe] = Accelerated(type(pipe), originals, cached, config, compiled, speedup)
     pipe.__class__ = _opening(type(pipe))
+
+
+def _shared(name: str, model: CachedModel, method: Method, config: Config | None) -> CachedModel:
+    """The cached model of another pipeline, with the method that is asked for; ValueError where that or the configuration needs other programs."""
+    if programs_of(model.method) != programs_of(method) or (config is not None and chosen(model.model, config) != model.options):
+        raise ValueError(
+            f"accelerate: {name} is the cached {model.model_name} of another pipeline, made for {model.method} and {model.options}; "
+            "use the same here, restore the other pipeline first, or pass a component of its own"
+        )
+    model.method = method
+    return model
 
 
 def _takes(before: Accelerated, method: Method) -> bool:
@@ -135,8 +139,10 @@ def _opening(kind: type) -> type:
         with ExitStack() as opened:
             for name, model in state.cached.items():
                 known = Known()
-                known.follow(self, stages(self).get(name))
-                model.follow(self.scheduler)  # for pipelines that share the models and are not accelerated themselves
+                known.passes = functools.partial(guidance_pass, self, name)
+                if getattr(self, "scheduler", None) is not None:
+                    known.follow(self, stages(self).get(name))
+                    model.follow(self.scheduler)  # for pipelines that share the models and are not accelerated themselves
                 opened.enter_context(model.driver.generations.opened(known))
                 model.driver.may_have_changed = True
                 if state.speedup is not None:
@@ -184,7 +190,8 @@ class SpeedupWarning(UserWarning):
 def restore(pipe: Any) -> Any:
     """Give a pipeline its own models and class back, and return it; ValueError where it is not accelerated."""
     state = accelerated(pipe)
-    put(pipe, state.originals)
+    with offloading_paused(pipe):
+        put(pipe, state.originals)
     pipe.__class__ = state.kind
     del _ACCELERATED[pipe]
     return pipe
@@ -194,7 +201,7 @@ def _announced(pipe: Any, build: Build) -> Build:
     """The same with a line that says what takes so long, unless the pipeline's progress bar is off."""
 
     def build_and_say(model: nn.Module, *args: Any) -> Any:
-        if getattr(pipe_of(), "_progress_bar_config", {}).get("disable"):
+        if progress_is_hidden(pipe_of()):
             return build(model, *args)
         console, name = Console(file=sys.stderr), type(model).__name__
         with console.status(f"rfc-fx: capturing {name} for this call"):

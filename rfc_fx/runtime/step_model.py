@@ -26,6 +26,7 @@ from rfc_fx.runtime.generation import Generation
 from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.program_cache import ProgramSource
 from rfc_fx.runtime.sampler import Known
+from rfc_fx.runtime.signed import signed
 from rfc_fx.runtime.stopwatch import Stopwatch
 from rfc_fx.runtime.summary import Summary
 from rfc_fx.runtime.timetable import said
@@ -78,6 +79,7 @@ class StepModel(nn.Module):
         self.stopwatch: Stopwatch | None = None
         """Measures every step, where one is set."""
         self.model_name, self.call_signature, self.timestep_argument = name, signature, timestep
+        self.forward = signed(self, type(self).forward, signature)
         self.driver = Driver(name, method, programs, generations, speculate)
         generations.run, generations.ended = _caller_of(weakref.ref(self)), self.driver.ended
         if timestep is None:
