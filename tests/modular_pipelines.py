@@ -27,6 +27,14 @@ def _modular(blocks: str, source: Any, guidance: float | None = None, **more: An
     return pipe
 
 
+def with_components(blocks: str, pipe: ModularPipeline) -> ModularPipeline:
+    """Another pipeline with the components of one, but a scheduler and a guider of its own."""
+    own = {name: type(part).from_config(part.config) for name, part in pipe.components.items() if name in ("scheduler", "guider")}
+    other = _modular(blocks, pipe)
+    other.update_components(**own)
+    return other
+
+
 def flux(**more: Any) -> Tiny:
     """One call a step: the guidance is embedded."""
     source, prompt = pipelines.flux()

@@ -19,7 +19,7 @@ from rfc.method import Method, programs_of
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config
 from rfc_fx.pipelines.choices import chosen
-from rfc_fx.pipelines.modular import guidance_pass, offloading_paused, progress_is_hidden, put
+from rfc_fx.pipelines.modular import guidance_pass, offloading_paused, progress_is_hidden, put, release_guiders
 from rfc_fx.pipelines.step_times import StepTimes, key_of, read_times, write_times
 from rfc_fx.runtime.cached_model import Build, CachedModel
 from rfc_fx.runtime.kinds import cached_model
@@ -114,7 +114,7 @@ def accelerate_pipeline(
 
 
 def _shared(name: str, model: CachedModel, method: Method, config: Config | None) -> CachedModel:
-    """The cached model of another pipeline, with the method that is asked for; ValueError where that or the configuration needs other programs."""
+    """The cached model of another pipeline, with the method that is asked for; ValueError where it needs other programs."""
     if programs_of(model.method) != programs_of(method) or (config is not None and chosen(model.model, config) != model.options):
         raise ValueError(
             f"accelerate: {name} is the cached {model.model_name} of another pipeline, made for {model.method} and {model.options}; "
@@ -151,9 +151,10 @@ def _opening(kind: type) -> type:
                 result = kind.__call__(self, *args, **kwargs)
                 _choose_full_steps(state)
                 return result
-            except RFCError:
-                if not any(len(model.cache) for model in state.cached.values()):  # nothing was captured: as if never accelerated
-                    restore(self)
+            except BaseException as error:
+                release_guiders(self, (model.model for model in state.cached.values()))
+                if isinstance(error, RFCError) and not any(len(model.cache) for model in state.cached.values()):
+                    restore(self)  # nothing was captured: as if never accelerated
                 raise
 
     return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__})
@@ -219,7 +220,7 @@ class PipelineSummary:
     def __init__(self, pipe: Any) -> None:
         state = accelerated(pipe)
         self.models = {name: model.summary() for name, model in state.cached.items()}
-        self.choices = "; ".join(f"{name}: {', '.join(_choices(model.options, state.compiled))}" for name, model in state.cached.items())
+        self.choices = "; ".join(f"{name}: {', '.join(_choices(model.options, model.compile_settings))}" for name, model in state.cached.items())
 
     def __rich__(self) -> Group:
         return Group(*(summary.table() for summary in self.models.values()), f"{self.choices}")

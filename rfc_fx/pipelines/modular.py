@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,16 +48,24 @@ def offloading_paused(pipe: Any) -> Iterator[None]:
 
 
 def guidance_pass(pipe: Any, denoiser: str) -> str | None:
-    """Name of the pass that the guider of a denoiser ("guider_2" of "transformer_2") prepares; None where there is none, or it does not say.
+    """Name of the pass that the guider of a denoiser ("guider_2" of "transformer_2") prepares; None where no guider says so.
 
-    A guider says whether a pass is conditional; its third pass ("cond" with layers skipped) is conditional, too.
+    A guider says whether a pass is conditional, if it counts passes at all; the pass with layers skipped is conditional, too.
     """
     guider = getattr(pipe, denoiser.replace("transformer", "guider"), None)
+    if not getattr(guider, "_count_prepared", 0):
+        return None
     try:
-        conditional = guider.is_conditional  # type: ignore[union-attr]
+        return "cond" if guider.is_conditional else "uncond"  # type: ignore[union-attr]  # counted, so it is there
     except (AttributeError, NotImplementedError):
         return None
-    return "cond" if conditional else "uncond"
+
+
+def release_guiders(pipe: Any, denoisers: Iterable[nn.Module]) -> None:
+    """Take the hooks of guiders off denoisers whose pass has failed; a model that keeps them would leave layers out for good."""
+    guiders = [part for part in pipe.components.values() if callable(getattr(part, "cleanup_models", None))]
+    for guider, denoiser in itertools.product(guiders, denoisers):
+        guider.cleanup_models(denoiser)
 
 
 def progress_is_hidden(pipe: Any) -> bool:

@@ -7,7 +7,7 @@ import inspect
 import logging
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -113,6 +113,11 @@ class StepModel(nn.Module):
         In place, as `torch.nn.Module.compile`; `torch.compile(model)` returns a wrapper instead.
         """
         self._compiled = CompiledRuns(args, kwargs)
+
+    @property
+    def compile_settings(self) -> Mapping[str, Any] | None:
+        """The keyword arguments with which programs are compiled; None where they are not, or a wrapper compiles them."""
+        return None if self._compiled is None else self._compiled.settings
 
     @torch.compiler.disable
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
