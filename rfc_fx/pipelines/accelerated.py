@@ -220,7 +220,7 @@ class PipelineSummary:
     def __init__(self, pipe: Any) -> None:
         state = accelerated(pipe)
         self.models = {name: model.summary() for name, model in state.cached.items()}
-        self.choices = "; ".join(f"{name}: {', '.join(_choices(model.options, model.compile_settings))}" for name, model in state.cached.items())
+        self.choices = "; ".join(f"{name}: {', '.join(_choices(model))}" for name, model in state.cached.items())
 
     def __rich__(self) -> Group:
         return Group(*(summary.table() for summary in self.models.values()), f"{self.choices}")
@@ -229,8 +229,9 @@ class PipelineSummary:
         return as_text(self.__rich__())
 
 
-def _choices(config: Config, compiled: Mapping[str, Any] | None) -> list[str]:
+def _choices(model: CachedModel) -> list[str]:
     """What was chosen, in words."""
+    config, compiled = model.options, model.compile_settings
     said: list[tuple[Any, str]] = [
         (config.hoist, "hoisted"),
         (config.regional, "equal blocks compiled once"),

@@ -46,6 +46,7 @@ def bench(
     order: options.Order = None,
     interval: options.Interval = None,
     nfc: options.NFC = None,
+    speedup: options.Speedup = None,
     cfg: options.Guidance = None,
     classes: options.Classes = None,
     prompt: options.Prompts = None,
@@ -71,7 +72,7 @@ def bench(
         steps=steps,
         assignments=call or [],
     )
-    arguments = MethodArguments(tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, preset=preset)
+    arguments = MethodArguments(tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, speedup=speedup, preset=preset)
     if not _are_pipelines(targets):
         if used := _used_options(own, arguments, method, dtype):
             raise OptionError(f"{used}: is for pipelines, and {targets[0]} is an engine")
