@@ -25,5 +25,5 @@ def pipeline_methods(names: list[str], arguments: MethodArguments) -> dict[str, 
         raise OptionError(f"--speedup: {', '.join(names)} places no number of full steps; {', '.join(taking('nfc'))} do")
     most = arguments.num_steps
     if None in methods.values() and isinstance(arguments.nfc, int) and most is not None and arguments.nfc > most:
-        raise OptionError(f"--nfc must be from 1 to {most}, the steps of a generation, or a share of them, got {arguments.nfc}")
+        raise OptionError(f"--nfc must be from 1 to {most}, the steps of a generation, got {arguments.nfc}")
     return methods
