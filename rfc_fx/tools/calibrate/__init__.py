@@ -53,9 +53,7 @@ class Goal:
     def __post_init__(self) -> None:
         goals = [field.name for field in fields(self) if getattr(self, field.name) is not None]
         if len(goals) != 1:
-            raise CalibrationError(
-                f"calibrate: exactly one of nfc, psnr and max_error is needed, as --nfc, --psnr or --max-error, got {', '.join(goals) or 'none'}"
-            )
+            raise CalibrationError(f"calibrate: exactly one of nfc, psnr and max_error is needed, got {', '.join(goals) or 'none'}")
 
     def loss(self, measured: Measured) -> float:
         """Quantity to minimise; the goal is met at `bound` or below."""

@@ -124,7 +124,7 @@ def test_a_method_that_knows_the_noise_levels_begins_with_its_own_full_steps() -
         (rfc.Chebyshev(), {"nfc": 99}, "nfc must be from 1 to the number of steps 12, got 99"),
         (rfc.Chebyshev(), {"nfc": 4.5}, "nfc must be a whole number, got 4.5"),
         (rfc.RFC(), {"nfc": 99}, "nfc must be from 1 to the number of steps 12, got 99"),
-        (rfc.RFC(), {}, r"exactly one of nfc, psnr and max_error is needed \(.*\), got none"),
+        (rfc.RFC(), {}, "exactly one of nfc, psnr and max_error is needed, got none"),
         (rfc.RFC(), {"nfc": 5, "psnr": 30}, "got nfc, psnr"),
         (
             rfc.SpeCa(enhanced=0, max_drafts=1, num_steps=STEPS),
