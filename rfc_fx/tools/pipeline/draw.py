@@ -159,7 +159,8 @@ def _notes(of: Drawing) -> Iterator[str]:
         if schedule.is_bound and not schedule.can_skip(steps):
             yield f"{row.method}: nothing can be skipped in {steps} steps with {schedule}"
         elif comparison.nfc(row) == steps:
-            yield f"{row.method}: all {steps} steps were full although {schedule} could skip; raise its threshold"
+            hint = "take more --steps, or another method with --dispatch cond" if schedule.threshold is None else "raise its threshold"
+            yield f"{row.method}: nothing was skipped in {steps} step{'s' if steps > 1 else ''} with {schedule}; {hint}"
         if schedule.is_placed and schedule.num_steps is not None and taken and schedule.num_steps not in taken:
             yield f"{row.method}: its full steps were placed for {schedule.num_steps} calls, a generation has {', '.join(map(str, taken))}"
     yield "times hold text encoders and decoders; of the first generation also capture and compilation; rfc-fx bench times in turns"
