@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from torch import nn
 
 from rfc.arguments import timestep_argument
@@ -25,7 +25,6 @@ from rfc_fx.runtime.cached_model import Build, CachedModel
 from rfc_fx.runtime.kinds import cached_model
 from rfc_fx.runtime.sampler import Known, stages
 from rfc_fx.runtime.stopwatch import Stopwatch
-from rfc_fx.runtime.summary import as_text
 
 
 @dataclass(frozen=True)
@@ -109,6 +108,8 @@ def accelerate_pipeline(
             if compiled is not None:
                 model.compile(**compiled)
         put(pipe, cached)
+    for model in cached.values():
+        _follow(pipe, model)
     _ACCELERATED[pipe] = Accelerated(type(pipe), originals, cached, config, compiled, speedup)
     pipe.__class__ = _opening(type(pipe))
 
@@ -122,6 +123,14 @@ def _shared(name: str, model: CachedModel, method: Method, config: Config | None
         )
     model.method = method
     return model
+
+
+def _follow(pipe: Any, model: CachedModel) -> bool:
+    """Tell a model the scheduler, for pipelines that share the model and are not accelerated themselves; whether there is one."""
+    if (scheduler := getattr(pipe, "scheduler", None)) is None:
+        return False
+    model.follow(scheduler)
+    return True
 
 
 def _takes(before: Accelerated, method: Method) -> bool:
@@ -140,9 +149,8 @@ def _opening(kind: type) -> type:
             for name, model in state.cached.items():
                 known = Known()
                 known.passes = functools.partial(guidance_pass, self, name)
-                if getattr(self, "scheduler", None) is not None:
+                if _follow(self, model):
                     known.follow(self, stages(self).get(name))
-                    model.follow(self.scheduler)  # for pipelines that share the models and are not accelerated themselves
                 opened.enter_context(model.driver.generations.opened(known))
                 model.driver.may_have_changed = True
                 if state.speedup is not None:
@@ -212,33 +220,3 @@ def _announced(pipe: Any, build: Build) -> Build:
 
     pipe_of = weakref.ref(pipe)
     return build_and_say
-
-
-class PipelineSummary:
-    """What the latest generation of every denoiser computed and skipped, and how it was made; printable, and a rich renderable."""
-
-    def __init__(self, pipe: Any) -> None:
-        state = accelerated(pipe)
-        self.models = {name: model.summary() for name, model in state.cached.items()}
-        self.choices = "; ".join(f"{name}: {', '.join(_choices(model))}" for name, model in state.cached.items())
-
-    def __rich__(self) -> Group:
-        return Group(*(summary.table() for summary in self.models.values()), f"{self.choices}")
-
-    def __str__(self) -> str:
-        return as_text(self.__rich__())
-
-
-def _choices(model: CachedModel) -> list[str]:
-    """What was chosen, in words."""
-    config, compiled = model.options, model.compile_settings
-    said: list[tuple[Any, str]] = [
-        (config.hoist, "hoisted"),
-        (config.regional, "equal blocks compiled once"),
-        (config.dispatch == "cond", "decided in the graph"),
-    ]
-    said += [(config.decision == "per_sample", "decided per sample"), (config.speculate, "speculates")]
-    said += [(config.granularity, f"granularity {config.granularity}"), (config.state_dtype, f"state in {config.state_dtype}")]
-    words = [text for is_so, text in said if is_so]
-    settings = "" if compiled is None else ", ".join(f"{name}={value!r}" for name, value in compiled.items())
-    return [*words, "not compiled" if compiled is None else f"torch.compile({settings})"]
