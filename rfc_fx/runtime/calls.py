@@ -49,6 +49,19 @@ def signature(arguments: Mapping[str, Any], model: nn.Module) -> tuple[tuple[Any
     return (spec, surroundings(), *parts), leaves
 
 
+def described(arguments: Mapping[str, Any]) -> str:
+    """The arguments of a call in words: tensors by shape and dtype, all else by value or, where that is long, by type."""
+
+    def words(value: Any) -> str:
+        if isinstance(value, Tensor):
+            return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        if isinstance(value, list | tuple) and any(isinstance(each, Tensor) for each in value):
+            return f"[{', '.join(map(words, value))}]"
+        return text if len(text := repr(value)) <= 40 else type(value).__name__
+
+    return ", ".join(f"{name} {words(value)}" for name, value in arguments.items()) or "no arguments"
+
+
 def surroundings() -> tuple[Any, ...]:
     """What is set around a call and changes what the model computes: autocast by device type, and the default type."""
     kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)

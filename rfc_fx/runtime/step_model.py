@@ -100,8 +100,9 @@ class StepModel(nn.Module):
                 while step.run is not None:
                     run = step.run if self._compiled is None else self._compiled.of(step.run)
                     self._resume(step, run(*step.arguments))
-            except BaseException:
+            except BaseException as error:
                 step.stop()
+                error.add_note(f"{self.model_name}: raised by a program that was captured from the model")
                 raise
             if self.stopwatch is not None:
                 self.stopwatch.note(begin, self.stats.phases[-1])
