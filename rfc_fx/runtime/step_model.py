@@ -79,7 +79,7 @@ class StepModel(nn.Module):
         self.stopwatch: Stopwatch | None = None
         """Measures every step, where one is set."""
         self.model_name, self.call_signature, self.timestep_argument = name, signature, timestep
-        self.forward = signed(self, type(self).forward, signature)
+        self.forward = signed(self, type(self).forward, signature)  # type: ignore[method-assign]  # the same code under another signature
         self.driver = Driver(name, method, programs, generations, speculate)
         generations.run, generations.ended = _caller_of(weakref.ref(self)), self.driver.ended
         if timestep is None:
