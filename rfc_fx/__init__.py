@@ -23,7 +23,8 @@ from rfc_fx.io.predictor import write_predictor
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.plan import Plan
 from rfc_fx.passes.build import build
-from rfc_fx.pipelines.accelerated import PipelineSummary, accelerate_pipeline, restore
+from rfc_fx.pipelines.accelerated import SpeedupWarning, accelerate_pipeline, restore
+from rfc_fx.pipelines.summary import PipelineSummary
 from rfc_fx.report.explain import Explanation, explain
 from rfc_fx.runtime.cached_model import CachedModel
 from rfc_fx.runtime.cond_model import CondModel
@@ -53,6 +54,7 @@ __all__ = [
     "RFCError",
     "RisingTimestepWarning",
     "SignatureError",
+    "SpeedupWarning",
     "StateBudgetError",
     "StepsMismatchWarning",
     "UncertainCallWarning",

@@ -66,6 +66,15 @@ def wan(folder: Path, transformers: int = 1) -> Path:
     return folder
 
 
+def ltx(folder: Path) -> Path:
+    """Text to video with a frame rate of the call."""
+    pipe, _ = pipelines.ltx()
+    encoder, tokenizer = t5(16)
+    pipe.register_modules(text_encoder=encoder, tokenizer=tokenizer)
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def stable_audio(folder: Path) -> Path:
     """Text to sound."""
     torch.manual_seed(4)

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from torch import nn
 
 from rfc.arguments import timestep_argument
@@ -19,12 +19,12 @@ from rfc.method import Method, programs_of
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config
 from rfc_fx.pipelines.choices import chosen
+from rfc_fx.pipelines.modular import guidance_pass, offloading_paused, progress_is_hidden, put, release_guiders
 from rfc_fx.pipelines.step_times import StepTimes, key_of, read_times, write_times
 from rfc_fx.runtime.cached_model import Build, CachedModel
 from rfc_fx.runtime.kinds import cached_model
 from rfc_fx.runtime.sampler import Known, stages
 from rfc_fx.runtime.stopwatch import Stopwatch
-from rfc_fx.runtime.summary import as_text
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,6 @@ def _denoises(module: nn.Module) -> bool:
     return not any(word in kind.__name__ for word in skipped) and timestep_argument(kind.forward) is not None
 
 
-def put(pipe: Any, parts: Mapping[str, nn.Module]) -> None:
-    """Exchange components."""
-    if callable(update := getattr(pipe, "update_components", None)):
-        update(**parts)
-        return
-    for name, part in parts.items():
-        setattr(pipe, name, part)
-
-
 def accelerate_pipeline(
     pipe: Any, method: Method, config: Config | None, compiled: Mapping[str, Any] | None, build: Build, speedup: float | None = None
 ) -> None:
@@ -108,16 +99,38 @@ def accelerate_pipeline(
         restore(pipe)
         originals = denoisers(pipe)
     cached: dict[str, CachedModel] = {}
-    for name, part in originals.items():
-        if isinstance(part, CachedModel):  # of a pipeline that this one was made from
-            cached[name] = part
-            continue
-        model = cached[name] = cached_model(part, method, chosen(part, config), _announced(pipe, build))
-        if compiled is not None:
-            model.compile(**compiled)
-    put(pipe, cached)
+    with offloading_paused(pipe):
+        for name, part in originals.items():
+            if isinstance(part, CachedModel):  # of a pipeline that this one was made from
+                cached[name] = _shared(name, part, method, config)
+                continue
+            model = cached[name] = cached_model(part, method, chosen(part, config), _announced(pipe, build))
+            if compiled is not None:
+                model.compile(**compiled)
+        put(pipe, cached)
+    for model in cached.values():
+        _follow(pipe, model)
     _ACCELERATED[pipe] = Accelerated(type(pipe), originals, cached, config, compiled, speedup)
     pipe.__class__ = _opening(type(pipe))
+
+
+def _shared(name: str, model: CachedModel, method: Method, config: Config | None) -> CachedModel:
+    """The cached model of another pipeline, with the method that is asked for; ValueError where it needs other programs."""
+    if programs_of(model.method) != programs_of(method) or (config is not None and chosen(model.model, config) != model.options):
+        raise ValueError(
+            f"accelerate: {name} is the cached {model.model_name} of another pipeline, made for {model.method} and {model.options}; "
+            "use the same here, restore the other pipeline first, or pass a component of its own"
+        )
+    model.method = method
+    return model
+
+
+def _follow(pipe: Any, model: CachedModel) -> bool:
+    """Tell a model the scheduler, for pipelines that share the model and are not accelerated themselves; whether there is one."""
+    if (scheduler := getattr(pipe, "scheduler", None)) is None:
+        return False
+    model.follow(scheduler)
+    return True
 
 
 def _takes(before: Accelerated, method: Method) -> bool:
@@ -135,8 +148,9 @@ def _opening(kind: type) -> type:
         with ExitStack() as opened:
             for name, model in state.cached.items():
                 known = Known()
-                known.follow(self, stages(self).get(name))
-                model.follow(self.scheduler)  # for pipelines that share the models and are not accelerated themselves
+                known.passes = functools.partial(guidance_pass, self, name)
+                if _follow(self, model):
+                    known.follow(self, stages(self).get(name))
                 opened.enter_context(model.driver.generations.opened(known))
                 model.driver.may_have_changed = True
                 if state.speedup is not None:
@@ -145,9 +159,10 @@ def _opening(kind: type) -> type:
                 result = kind.__call__(self, *args, **kwargs)
                 _choose_full_steps(state)
                 return result
-            except RFCError:
-                if not any(len(model.cache) for model in state.cached.values()):  # nothing was captured: as if never accelerated
-                    restore(self)
+            except BaseException as error:
+                release_guiders(self, (model.model for model in state.cached.values()))
+                if isinstance(error, RFCError) and not any(len(model.cache) for model in state.cached.values()):
+                    restore(self)  # nothing was captured: as if never accelerated
                 raise
 
     return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__})
@@ -184,7 +199,8 @@ class SpeedupWarning(UserWarning):
 def restore(pipe: Any) -> Any:
     """Give a pipeline its own models and class back, and return it; ValueError where it is not accelerated."""
     state = accelerated(pipe)
-    put(pipe, state.originals)
+    with offloading_paused(pipe):
+        put(pipe, state.originals)
     pipe.__class__ = state.kind
     del _ACCELERATED[pipe]
     return pipe
@@ -194,7 +210,7 @@ def _announced(pipe: Any, build: Build) -> Build:
     """The same with a line that says what takes so long, unless the pipeline's progress bar is off."""
 
     def build_and_say(model: nn.Module, *args: Any) -> Any:
-        if getattr(pipe_of(), "_progress_bar_config", {}).get("disable"):
+        if progress_is_hidden(pipe_of()):
             return build(model, *args)
         console, name = Console(file=sys.stderr), type(model).__name__
         with console.status(f"rfc-fx: capturing {name} for this call"):
@@ -204,32 +220,3 @@ def _announced(pipe: Any, build: Build) -> Build:
 
     pipe_of = weakref.ref(pipe)
     return build_and_say
-
-
-class PipelineSummary:
-    """What the latest generation of every denoiser computed and skipped, and how it was made; printable, and a rich renderable."""
-
-    def __init__(self, pipe: Any) -> None:
-        state = accelerated(pipe)
-        self.models = {name: model.summary() for name, model in state.cached.items()}
-        self.choices = "; ".join(f"{name}: {', '.join(_choices(model.options, state.compiled))}" for name, model in state.cached.items())
-
-    def __rich__(self) -> Group:
-        return Group(*(summary.table() for summary in self.models.values()), f"{self.choices}")
-
-    def __str__(self) -> str:
-        return as_text(self.__rich__())
-
-
-def _choices(config: Config, compiled: Mapping[str, Any] | None) -> list[str]:
-    """What was chosen, in words."""
-    said: list[tuple[Any, str]] = [
-        (config.hoist, "hoisted"),
-        (config.regional, "equal blocks compiled once"),
-        (config.dispatch == "cond", "decided in the graph"),
-    ]
-    said += [(config.decision == "per_sample", "decided per sample"), (config.speculate, "speculates")]
-    said += [(config.granularity, f"granularity {config.granularity}"), (config.state_dtype, f"state in {config.state_dtype}")]
-    words = [text for is_so, text in said if is_so]
-    settings = "" if compiled is None else ", ".join(f"{name}={value!r}" for name, value in compiled.items())
-    return [*words, "not compiled" if compiled is None else f"torch.compile({settings})"]

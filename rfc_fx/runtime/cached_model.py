@@ -110,7 +110,7 @@ class CachedModel(StepModel):
         return type(self) if model is None else type(model)
 
     def _get_name(self) -> str:
-        return type(self).__name__
+        return next(kind.__name__ for kind in type(self).__mro__ if kind.__module__.startswith("rfc_fx."))
 
     def __getattr__(self, name: str) -> Any:
         try:

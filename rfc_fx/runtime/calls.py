@@ -51,6 +51,19 @@ def signature(arguments: Mapping[str, Any], model: nn.Module) -> tuple[tuple[Any
     return (spec, surroundings(), *parts), leaves
 
 
+def described(arguments: Mapping[str, Any]) -> str:
+    """The arguments of a call in words: tensors by shape and dtype, all else by value or, where that is long, by type."""
+
+    def words(value: Any) -> str:
+        if isinstance(value, Tensor):
+            return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        if isinstance(value, list | tuple) and any(isinstance(each, Tensor) for each in value):
+            return f"[{', '.join(map(words, value))}]"
+        return text if len(text := repr(value)) <= 40 else type(value).__name__
+
+    return ", ".join(f"{name} {words(value)}" for name, value in arguments.items()) or "no arguments"
+
+
 def with_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None, position: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with a timestep that is a plain number as a tensor: the number would be a constant, and every step captured anew."""
     given = args[position] if position < len(args) else kwargs.get(name or "")

@@ -64,6 +64,8 @@ class Generation:
         self._ended: dict[str, Book] = {}
         """Records of the lanes that were given back."""
         self._latest: Lane | None = None
+        self._labels: dict[str, tuple[str, str]] = {}
+        """What a guider calls a conditioning that nobody names, and the sample, by the name of the lane."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model in this generation, from wherever; RFCError where it has ended."""
@@ -150,6 +152,9 @@ class Generation:
         if groups is None:
             groups = self._groups[call.key, sample] = ConditioningGroups(sys.maxsize if self.is_opened else MAX_GROUPS)
         name = group_name(groups.find(call.conditioning, is_over))
+        if name + sample not in self._labels and (label := self._known.passes()) is not None:
+            taken = sum((each.partition("/")[0], of) == (label, sample) for each, of in self._labels.values())
+            self._labels[name + sample] = label if not taken else f"{label}/{taken + 1}", sample
         if groups.made_room and (context := self._lanes.get((name + sample, call.key))) is not None:
             context.end()  # what another conditioning left is no beginning of this one
         return name
@@ -192,7 +197,9 @@ class Generation:
             return dict(self._ended)
         books: dict[str, Book] = {}
         times = Counter[str]()
-        for (name, _), context in list(self._lanes.items()):
+        for (lane, _), context in list(self._lanes.items()):
+            conditioning, numbered, number = lane.partition(" #")
+            name = "".join(self._labels.get(conditioning, (conditioning,))) + numbered + number
             times[name] += 1
             books[name if times[name] == 1 else f"{name} ({times[name]})"] = context.record()
         return books

@@ -38,4 +38,11 @@ def cached_model(model: nn.Module, method: Any, config: Config, build: Build) ->
         raise ValueError(f"transform: {error}") from None
     refuse(model)
     kind = CondModel if config.dispatch == "cond" else PerSampleModel if config.decision == "per_sample" else CachedModel
-    return kind(model, method if config.state_dtype is None else stored_anew(method, config.state_dtype), config, build)
+    if config.state_dtype is not None:
+        method = stored_anew(method, config.state_dtype)
+    return _named_after(kind, type(model))(model, method, config, build)
+
+
+def _named_after(kind: type[CachedModel], model: type[nn.Module]) -> type[CachedModel]:
+    """A kind under the name of the model's class: modular pipelines save what `type()` says, and such folders load without this package."""
+    return type(model.__name__, (kind,), {"__module__": model.__module__, "__qualname__": model.__qualname__, "__doc__": kind.__doc__})

@@ -19,7 +19,7 @@ from rfc_fx.capture.refusals import refuse
 from rfc_fx.capture.watch import Watch
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.program import BuiltSet
-from rfc_fx.runtime.calls import Call, CallPattern, Key, new_call, signature, with_tensor
+from rfc_fx.runtime.calls import Call, CallPattern, Key, described, new_call, signature, with_tensor
 from rfc_fx.runtime.dynamo import capturing
 
 log = logging.getLogger("rfc_fx")
@@ -115,7 +115,10 @@ class ProgramCache:
             return self._taken_apart(args, kwargs)
 
     def _taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        arguments = named_arguments(self._call_signature, args, kwargs)
+        try:
+            arguments = named_arguments(self._call_signature, args, kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self._name}.{error}") from None
         shape, leaves = signature(arguments, self._model)
         key = next((key for key in self._sets if self._shapes[key] == shape and self._holds(key, leaves)), None)
         if key is None:
@@ -135,8 +138,12 @@ class ProgramCache:
             log.warning("%s: new call signature, capturing programs number %d", self._name, len(self._sets) + 1)
         else:
             self._fingerprint = fingerprint(self._model)
-        with inference_mode(False), capturing():
-            built = self._make(arguments)
+        try:
+            with inference_mode(False), capturing():
+                built = self._make(arguments)
+        except Exception as error:
+            error.add_note(f"{self._name}: raised while the plain model was run and traced for a call with {described(arguments)}")
+            raise
         self._watch = Watch(self._model)  # after the capture, in which a forward may keep what it has computed
         key = next(self._keys)
         self._sets[key], self._shapes[key] = built, shape

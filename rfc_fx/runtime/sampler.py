@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -47,6 +48,8 @@ class Known:
         self._source: weakref.ref[Any] | None = None
         self._said: Tensor | None = None
         self._stage: Stage | None = None
+        self.passes: Callable[[], str | None] = lambda: None
+        """What a guider says of the pass that it prepares: "cond", "uncond", or nothing."""
 
     def prepare(self, timesteps: Tensor | None) -> None:
         """Take these; None: they are not known."""

@@ -7,7 +7,7 @@ import inspect
 import logging
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -26,6 +26,7 @@ from rfc_fx.runtime.generation import Generation
 from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.program_cache import ProgramSource
 from rfc_fx.runtime.sampler import Known
+from rfc_fx.runtime.signed import signed
 from rfc_fx.runtime.stopwatch import Stopwatch
 from rfc_fx.runtime.summary import Summary
 from rfc_fx.runtime.timetable import said
@@ -78,6 +79,7 @@ class StepModel(nn.Module):
         self.stopwatch: Stopwatch | None = None
         """Measures every step, where one is set."""
         self.model_name, self.call_signature, self.timestep_argument = name, signature, timestep
+        self.forward = signed(self, type(self).forward, signature)  # type: ignore[method-assign]  # the same code under another signature
         self.driver = Driver(name, method, programs, generations, speculate)
         generations.run, generations.ended = _caller_of(weakref.ref(self)), self.driver.ended
         if timestep is None:
@@ -98,8 +100,9 @@ class StepModel(nn.Module):
                 while step.run is not None:
                     run = step.run if self._compiled is None else self._compiled.of(step.run)
                     self._resume(step, run(*step.arguments))
-            except BaseException:
+            except BaseException as error:
                 step.stop()
+                error.add_note(f"{self.model_name}: raised by a program that was captured from the model")
                 raise
             if self.stopwatch is not None:
                 self.stopwatch.note(begin, self.stats.phases[-1])
@@ -111,6 +114,11 @@ class StepModel(nn.Module):
         In place, as `torch.nn.Module.compile`; `torch.compile(model)` returns a wrapper instead.
         """
         self._compiled = CompiledRuns(args, kwargs)
+
+    @property
+    def compile_settings(self) -> Mapping[str, Any] | None:
+        """The keyword arguments with which programs are compiled; None where they are not, or a wrapper compiles them."""
+        return None if self._compiled is None else self._compiled.settings
 
     @torch.compiler.disable
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 import torch
 
 from rfc.granularity import parse_granularity
+from rfc.placement.base import check_count
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config, Decision, Dispatch, parse_bytes
 from rfc_fx.tools.load import one_line
@@ -130,6 +131,24 @@ def finite(option: str, least: float | None = None) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def parse_nfc(text: str) -> int | float:
+    """A number of full steps, or the share of the steps that are full; OptionError for any other text."""
+    try:
+        count = int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else float(text)
+        check_count("--nfc", count)
+    except ValueError:
+        raise OptionError(f"--nfc must be a number of full steps such as 8, or a share of the steps such as 0.28, got {text}") from None
+    return count
+
+
+def parse_speedup(text: str) -> float:
+    """A speed-up above 1; OptionError for any other text."""
+    speedup = finite("--speedup")(text)
+    if speedup <= 1:
+        raise OptionError(f"--speedup must be above 1, how many times faster than full computation, got {text}")
+    return speedup
 
 
 def imported(option: str, path: str, kind: type[Imported]) -> Imported:

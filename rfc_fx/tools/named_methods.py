@@ -31,7 +31,9 @@ class MethodArguments:
     threshold: float | None = None
     order: int | None = None
     interval: int | None = None
-    nfc: int | None = None
+    nfc: int | float | None = None
+    speedup: float | None = None
+    """In the place of `nfc`, of a pipeline's generation over full computation."""
     num_steps: int | None = None
     """Calls of a generation; None where nothing says how many."""
     preset: str | None = None
@@ -40,6 +42,10 @@ class MethodArguments:
     """Name of the model whose scheduler's noise levels `log-snr` reads; None where nothing will be drawn."""
     is_digits: bool = False
     """Whether the model is the digits model, for which RCS has a threshold of its own (`DIGITS_TAU`)."""
+
+    def __post_init__(self) -> None:
+        if self.nfc is not None and self.speedup is not None:
+            raise OptionError("--nfc and --speedup: pass one of them, the speed-up says how many steps are full")
 
 
 class NamedMethod(NamedTuple):
@@ -75,7 +81,7 @@ def _disca(*, interval: int = 3) -> Method:
     return rfc.DisCa(predictor=DIGITS_PREDICTOR, interval=interval, warmup=2)
 
 
-def _log_snr(*, model: str | None = None, num_steps: int = 50, nfc: int | None = None, order: int = 2) -> Method:
+def _log_snr(*, model: str | None = None, num_steps: int = 50, nfc: int | float | None = None, order: int = 2) -> Method:
     if model is None:
         raise OptionError("--method log-snr: it places full steps by a sampler's noise levels, and nothing is drawn here; take chebyshev")
     try:

@@ -20,6 +20,8 @@ from rfc_fx.tools.arguments import (
     parse_class,
     parse_device,
     parse_granularity_option,
+    parse_nfc,
+    parse_speedup,
 )
 from rfc_fx.tools.named_methods import DIGITS_TAU, METHODS, taking
 
@@ -80,7 +82,23 @@ Order = Annotated[int | None, typer.Option(help="order of the forecast (default:
 Interval = Annotated[
     int | None, typer.Option(help=f"{', '.join(taking('interval'))}: every so many steps one is full (default: the method's own)")
 ]
-NFC = Annotated[int | None, typer.Option(help=f"{', '.join(taking('nfc'))}: how many steps of a generation are full (default: 28 %)")]
+NFC = Annotated[
+    float | None,
+    typer.Option(
+        parser=parse_nfc,
+        metavar="NUMBER",
+        help=f"{', '.join(taking('nfc'))}: how many steps of a generation are full, such as 8, or which share of them (default: 0.28)",
+    ),
+]
+Speedup = Annotated[
+    float | None,
+    typer.Option(
+        parser=parse_speedup,
+        metavar="NUMBER",
+        help=f"pipelines, {', '.join(taking('nfc'))}: in the place of --nfc, how many times faster than full computation, such as 2.5; "
+        "a generation measures the steps first",
+    ),
+]
 
 MethodClasses = Annotated[
     list[type] | None,

@@ -22,6 +22,7 @@ from rfc_fx.runtime.summary import as_text
 from rfc_fx.tools import options
 from rfc_fx.tools.arguments import OptionError, device_here, dtype_named, parse_classes
 from rfc_fx.tools.commands.bench import time_pipeline
+from rfc_fx.tools.load import SHIPPED
 from rfc_fx.tools.named_methods import MethodArguments
 from rfc_fx.tools.output import check_writable, print_notes, progress_bar, time_cell, whole_files, write_json
 from rfc_fx.tools.pipeline.call import CallOptions
@@ -30,7 +31,8 @@ from rfc_fx.tools.summary_json import versions
 
 def bench(
     targets: Annotated[
-        list[str], typer.Argument(metavar="PIPELINE | ENGINE...", help="digits, a pipeline's folder or Hub id, or one or more engines")
+        list[str],
+        typer.Argument(metavar="PIPELINE | ENGINE...", help="digits, emoji, a pipeline's folder or Hub id, or one or more engines"),
     ],
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="counted generations of every variant")] = 5,
     steps: Annotated[int | None, typer.Option(min=1, help=f"of a generation (default: the pipeline's own, {STEPS} of an engine)")] = None,
@@ -46,6 +48,7 @@ def bench(
     order: options.Order = None,
     interval: options.Interval = None,
     nfc: options.NFC = None,
+    speedup: options.Speedup = None,
     cfg: options.Guidance = None,
     classes: options.Classes = None,
     prompt: options.Prompts = None,
@@ -71,7 +74,12 @@ def bench(
         steps=steps,
         assignments=call or [],
     )
-    arguments = MethodArguments(tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, preset=preset)
+    arguments = MethodArguments(tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, speedup=speedup, preset=preset)
+    if not (_are_pipelines(targets) or Path(targets[0]).expanduser().exists()):
+        raise OptionError(
+            f"{targets[0]}: no such artefact, folder or model; bench takes digits, emoji, a pipeline's folder or Hub id, "
+            "or engines: folders with rfc.json, or .pt2 files"
+        )
     if not _are_pipelines(targets):
         if used := _used_options(own, arguments, method, dtype):
             raise OptionError(f"{used}: is for pipelines, and {targets[0]} is an engine")
@@ -102,7 +110,7 @@ def _are_pipelines(targets: list[str]) -> bool:
     first = Path(targets[0]).expanduser()
     if first.exists():
         return first.is_dir() and not (first / MANIFEST).exists()
-    return targets[0] == "digits" or (len(first.parts) == 2 and not first.suffix and not first.parent.exists())
+    return targets[0] in SHIPPED or (len(first.parts) == 2 and not first.suffix and not first.parent.exists())
 
 
 def _used_options(own: CallOptions, arguments: MethodArguments, method: str | None, dtype: str | None) -> str | None:

@@ -46,7 +46,15 @@ def time_pipeline(
     total = (2 + compile) * (1 + rounds) * len(call.batches) * call.steps
     with progress_bar(console, "warming up", total) as (advance, describe):
         timed = bench_pipeline(
-            source, chosen, nfc=arguments.nfc, rounds=rounds, compile=compile, config=None, tick=advance, describe=describe
+            source,
+            chosen,
+            nfc=arguments.nfc,
+            speedup=arguments.speedup,
+            rounds=rounds,
+            compile=compile,
+            config=None,
+            tick=advance,
+            describe=describe,
         )
     table = bench_table(timed)
     with whole_files(out) as files:

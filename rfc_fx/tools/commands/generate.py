@@ -41,6 +41,7 @@ def generate(
     order: options.Order = None,
     interval: options.Interval = None,
     nfc: options.NFC = None,
+    speedup: options.Speedup = None,
     steps: options.OwnSteps = None,
     cfg: options.Guidance = None,
     classes: options.Classes = None,
@@ -78,7 +79,15 @@ def generate(
         regional=regional and dispatch == "host",
     )
     arguments = MethodArguments(
-        tau=tau, threshold=threshold, order=order, interval=interval, nfc=nfc, num_steps=steps or 50, preset=preset, model=model
+        tau=tau,
+        threshold=threshold,
+        order=order,
+        interval=interval,
+        nfc=nfc,
+        speedup=speedup,
+        num_steps=steps or 50,
+        preset=preset,
+        model=model,
     )
     request = CallOptions(
         prompts=prompt or [],
@@ -97,7 +106,7 @@ def generate(
         settings = Settings(steps=steps or 50, rounds=rounds, compile=compile, config=config)
         _compared(model, method, arguments, settings, request, list(range(seed, seed + (seeds or 4))), type_of_weights, device, out)
     else:
-        drawn = Request(methods={}, nfc=nfc, rounds=rounds, compile=compile, config=config)
+        drawn = Request(methods={}, nfc=nfc, speedup=speedup, rounds=rounds, compile=compile, config=config)
         _drawn(model, method, arguments, drawn, request, seed, seeds, type_of_weights, device, fps, out)
 
 
@@ -115,6 +124,8 @@ def _compared(
     """The digits model: every method as eager twin and compiled, timed in turns."""
     for option in request.by_option().keys() - {"--cfg"}:
         raise OptionError(f"{option}: this model draws classes; {option} is for pipelines")
+    if arguments.speedup is not None:
+        raise OptionError("--speedup: this model is drawn in a loop of this command; --speedup is for pipelines, pass --nfc")
     best, reason = ("", None) if names else best_known(arguments)
     names = names or ["taylorseer", "rfc", best]
     check_granularity(methods := new_methods(names, arguments), settings.config)  # refused before anything is loaded
@@ -172,6 +183,7 @@ def _drawn(
     source = PipelineSource(name=model, pipe=folder.load(dtype, device), call=call, seeds=numbers)
     console = Console()
     total = (1 + len(methods)) * len(numbers) * len(call.batches) * request.rounds * call.steps
+    total += len(methods) * len(call.batches) * call.steps if request.speedup is not None else 0
     with progress_bar(console, "drawing", total) as (advance, describe):
         drawing = draw(source, request, advance, describe)
     rate = fps or call.value("frame_rate") or call.value("fps") or 16.0

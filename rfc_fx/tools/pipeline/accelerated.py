@@ -16,12 +16,20 @@ from rfc_fx.ir.config import Config
 from rfc_fx.pipelines.accelerated import transformers_of
 from rfc_fx.runtime.step_model import StepModel
 from rfc_fx.tools.load import LoadError, one_line
+from rfc_fx.tools.pipeline.methods import takes_speedup
 
 
-def accelerated(pipe: Any, method: Method | None, *, nfc: int | None, compile: bool, config: Config | None) -> Any:
-    """A relative of the pipeline, accelerated; LoadError for a pipeline or settings that cannot be."""
+def accelerated(
+    pipe: Any, method: Method | None, *, nfc: int | float | None, speedup: float | None, compile: bool, config: Config | None
+) -> Any:
+    """A relative of the pipeline, accelerated; LoadError for a pipeline or settings that cannot be.
+
+    A method that was made with its own number of full steps takes no `nfc`, one that places none no `speedup`.
+    """
+    nfc = nfc if method is None else None
+    speedup = speedup if takes_speedup(method) else None
     try:
-        return rfc_fx.accelerate(relative(pipe), method, nfc=nfc if method is None else None, compile=compile, config=config)
+        return rfc_fx.accelerate(relative(pipe), method, nfc=nfc, speedup=speedup, compile=compile, config=config)
     except (TypeError, ValueError) as error:
         raise LoadError(one_line(error)) from error
 

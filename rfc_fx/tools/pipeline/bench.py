@@ -13,7 +13,7 @@ import torch
 
 from rfc.method import Method
 from rfc_fx.ir.config import Config
-from rfc_fx.pipelines.accelerated import transformers_of
+from rfc_fx.pipelines.accelerated import SpeedupWarning, transformers_of
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.tools.load import one_line
 from rfc_fx.tools.pipeline.accelerated import accelerated, method_of, records, relative, state_bytes
@@ -75,6 +75,8 @@ class PipelineBench:
     variants: list[PipelineVariant]
     method: Method
     rounds: int
+    asked: float | None
+    """The speed-up that was asked for."""
     graphs_compiled_while_counting: int
 
     def speedup(self, variant: PipelineVariant, over: str) -> float | None:
@@ -91,7 +93,8 @@ def bench_pipeline(
     source: PipelineSource,
     method: Method | None,
     *,
-    nfc: int | None,
+    nfc: int | float | None,
+    speedup: float | None,
     rounds: int,
     compile: bool,
     config: Config | None,
@@ -103,11 +106,11 @@ def bench_pipeline(
     made = {
         "eager": lambda: base,
         "compiled": lambda: compiled(relative(base)),
-        "accelerated": lambda: accelerated(base, method, nfc=nfc, compile=compile, config=config),
+        "accelerated": lambda: accelerated(base, method, nfc=nfc, speedup=speedup, compile=compile, config=config),
     }
     variants = [PipelineVariant(name=name, make=make) for name, make in made.items() if compile or name != "compiled"]
     with warnings.catch_warnings():
-        for said_in_notes in (NothingSkippedWarning, StepsMismatchWarning):
+        for said_in_notes in (NothingSkippedWarning, StepsMismatchWarning, SpeedupWarning):
             warnings.simplefilter("ignore", said_in_notes)
         for variant in variants:
             describe(f"warming up {variant.name}")
@@ -126,7 +129,9 @@ def bench_pipeline(
                 variant.errors += [relative_error(each, full) for each, full in zip(drawn, reference, strict=True)]
         after = _graphs_compiled()
     chosen = method_of(variants[-1].pipe)
-    return PipelineBench(source=source, variants=variants, method=chosen, rounds=rounds, graphs_compiled_while_counting=after - before)
+    return PipelineBench(
+        source=source, variants=variants, method=chosen, rounds=rounds, asked=speedup, graphs_compiled_while_counting=after - before
+    )
 
 
 def compiled(pipe: Any) -> Any:
@@ -184,6 +189,13 @@ def _notes(of: PipelineBench) -> Iterator[str]:
     last = of.variants[-1]
     if last.full_steps == last.steps:
         yield f"accelerated: all {last.steps} steps were full with {of.method}"
+    if of.asked is not None:
+        plain = "compiled" if len(of.variants) == 3 and of.variants[1].failure is None else "eager"
+        reached = of.speedup(last, plain) or 0.0
+        yield (
+            f"accelerated: asked to be {of.asked:g} times as fast as all steps in full; with {last.full_steps:.4g} of {last.steps} "
+            f"steps full a whole call is {reached:.2f} times as fast as {plain}"
+        )
     if of.rounds < 3:
         yield f"{of.rounds} counted round{'s' if of.rounds > 1 else ''}: too few for a median; use more --rounds"
     if len(of.variants) == 2:

@@ -159,7 +159,7 @@ def _assigned(folder: PipelineFolder, assignments: Sequence[str]) -> dict[str, A
 def _nearest(folder: PipelineFolder, name: str) -> str:
     """The arguments that a user may have meant."""
     names = [known for known in folder.parameters if known not in _SET_BY]
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    near = get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
         return f"the nearest names: {', '.join(near)}"
     return f"it takes {', '.join(names)}"

@@ -13,6 +13,7 @@ import torch
 
 from rfc.method import Method
 from rfc_fx.ir.config import Config
+from rfc_fx.pipelines.accelerated import SpeedupWarning
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.tools.compare import Comparison, Row, psnr
 from rfc_fx.tools.pipeline.accelerated import accelerated, method_of, records, state_bytes
@@ -25,7 +26,8 @@ class Request:
     """How to draw with a method: None is the default of `accelerate`."""
 
     methods: Mapping[str, Method | None]
-    nfc: int | None
+    nfc: int | float | None
+    speedup: float | None
     rounds: int
     compile: bool
     config: Config | None
@@ -75,6 +77,12 @@ class _Drawer:
         self.variants.append(variant)
         return variant
 
+    def measure(self, name: str, pipe: Any) -> None:
+        """A generation that is not counted, in which the steps are measured."""
+        self.describe(f"{name}, measuring its steps")
+        for _ in self.source.generations(pipe, self.source.seeds[0], self.source.call.steps, self.tick):
+            pass
+
     def _timed(self, variant: Variant, pipe: Any, seed: int) -> Iterator[Drawn]:
         generations = self.source.generations(pipe, seed, self.source.call.steps, self.tick)
         while True:
@@ -101,11 +109,14 @@ def draw(source: PipelineSource, request: Request, tick: Callable[[], object], d
     rows = [Row(method=FULL, eager=full, graph=None, psnr_db=float("inf"), psnr_eager_db=float("inf"), state_bytes=0)]
     methods: dict[str, Method] = {}
     with warnings.catch_warnings():
-        for said_in_notes in (NothingSkippedWarning, StepsMismatchWarning):
+        for said_in_notes in (NothingSkippedWarning, StepsMismatchWarning, SpeedupWarning):
             warnings.simplefilter("ignore", said_in_notes)
         for name, method in request.methods.items():
-            nfc = request.nfc if method is None else None
-            pipe = accelerated(source.pipe, method, nfc=nfc, compile=request.compile, config=request.config)
+            pipe = accelerated(
+                source.pipe, method, nfc=request.nfc, speedup=request.speedup, compile=request.compile, config=request.config
+            )
+            if request.speedup is not None:
+                drawer.measure(name, pipe)
             variant = drawer.row(name, pipe)
             quality = psnr(variant.samples, full.samples)
             held = state_bytes(pipe)
@@ -148,7 +159,8 @@ def _notes(of: Drawing) -> Iterator[str]:
         if schedule.is_bound and not schedule.can_skip(steps):
             yield f"{row.method}: nothing can be skipped in {steps} steps with {schedule}"
         elif comparison.nfc(row) == steps:
-            yield f"{row.method}: all {steps} steps were full although {schedule} could skip; raise its threshold"
+            hint = "take more --steps, or another method with --dispatch cond" if schedule.threshold is None else "raise its threshold"
+            yield f"{row.method}: nothing was skipped in {steps} step{'s' if steps > 1 else ''} with {schedule}; {hint}"
         if schedule.is_placed and schedule.num_steps is not None and taken and schedule.num_steps not in taken:
             yield f"{row.method}: its full steps were placed for {schedule.num_steps} calls, a generation has {', '.join(map(str, taken))}"
     yield "times hold text encoders and decoders; of the first generation also capture and compilation; rfc-fx bench times in turns"

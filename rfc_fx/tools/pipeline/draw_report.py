@@ -47,8 +47,10 @@ def _stems(of: Drawing, method: str, seed: int) -> Iterator[str]:
 def drawing_table(of: Drawing) -> Table:
     """A row for each method."""
     comparison = of.comparison
-    groups, seeds = len(of.source.groups), len(of.source.seeds)
-    title = escape(f"{of.source.name}: {type(of.source.pipe).__name__}, {groups * seeds} samples, {comparison.settings.steps} steps")
+    count = len(of.source.groups) * len(of.source.seeds)
+    title = escape(
+        f"{of.source.name}: {type(of.source.pipe).__name__}, {count} sample{'s' if count > 1 else ''}, {comparison.settings.steps} steps"
+    )
     caption = (
         "seconds of a call of the pipeline: the first, with capture and compilation, and the median of the later ones. PSNR of the "
         "samples, data range 2, and error ||x - x_full|| / ||x_full|| of the final latents: both against eager full computation."

@@ -12,8 +12,9 @@ from PIL import Image
 
 import rfc_export.cli
 import rfc_fx.zoo
-from rfc_fx import accelerate
+from rfc_fx import CachedModel, accelerate
 from rfc_fx.pipelines.accelerated import transformers_of
+from rfc_fx.pipelines.step_times import StepTimes
 from rfc_fx.tools.load import load_transformer
 from rfc_fx.tools.pipeline import video_file
 from rfc_fx.tools.pipeline.accelerated import records, relative
@@ -67,7 +68,7 @@ def test_a_video_pipeline_of_two_models_draws_with_both_accelerated(wan, tmp_pat
 def test_both_models_of_a_pipeline_are_loaded_and_transformed(wan):
     pipe = pipeline_folder(str(wan)).load(None, torch.device("cpu"))
     other = accelerate(relative(pipe), compile=False)
-    assert [type(model).__name__ for model in transformers_of(other).values()] == ["CachedModel"] * 2
+    assert [isinstance(model, CachedModel) for model in transformers_of(other).values()] == [True] * 2
     assert [type(model).__name__ for model in transformers_of(pipe).values()] == ["WanTransformer3DModel"] * 2
     assert records(other) == {}
 
@@ -97,6 +98,44 @@ def test_an_audio_pipeline_writes_sound_and_its_waveform(tmp_path):
     assert "." in record["methods"]["log-snr"]["phases"][0]
     with wave.open(str(out / "full-seed0.wav")) as sound:
         assert (sound.getnchannels(), sound.getframerate(), sound.getsampwidth()) == (2, 4, 2)
+
+
+@pytest.fixture
+def _measured(monkeypatch, tmp_path):
+    """A full step takes 1 s, an estimated one 0.1."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("rfc_fx.pipelines.accelerated.read_times", lambda key: StepTimes(1.0, 0.1))
+
+
+@pytest.mark.usefixtures("_measured")
+@pytest.mark.parametrize(("options", "full"), [(["--nfc", 0.5], 6), (["--speedup", 2.5], 4)])
+def test_full_steps_are_a_share_or_what_a_speedup_takes(flux, tmp_path, options, full):
+    given = [*SMALL, "--prompt", "a", "--steps", 12, *options]
+    _, _, record = generated(flux, tmp_path / "drawn", *given)
+    assert record["methods"]["log-snr"]["nfc"] == full
+    assert 12 / (full + (12 - full) * 0.1) >= (options[1] if full == 4 else 0)
+    assert run("bench", flux, *given, "--rounds", 1, "--out", tmp_path / "timed").exit_code == 0
+    record = json.loads((tmp_path / "timed" / "bench.json").read_text())
+    assert record["variants"]["accelerated"]["full_steps"] == full
+    assert any("asked to be 2.5 times as fast" in note for note in record["notes"]) == ("--speedup" in options)
+
+
+WRONG = [
+    (["--nfc", 0], "--nfc must be a number of full steps such as 8, or a share of the steps such as 0.28, got 0"),
+    (["--nfc", 1.5], "--nfc must be a number of full steps such as 8, or a share of the steps such as 0.28, got 1.5"),
+    (["--nfc", 99], "--nfc must be from 1 to 28, the steps of a generation, got 99"),
+    (["--nfc", 0.3, "--speedup", 2], "--nfc and --speedup: pass one of them"),
+    (["--speedup", 1], "--speedup must be above 1, how many times faster than full computation, got 1"),
+    (["--speedup", "fast"], "--speedup must be a finite number, got fast"),
+    (["--speedup", 2, "--method", "fora"], "--speedup: fora places no number of full steps; chebyshev, log-snr do"),
+]
+
+
+@pytest.mark.parametrize("command_line", [["generate", "--model"], ["bench"]], ids=["generate", "bench"])
+@pytest.mark.parametrize(("options", "text"), WRONG)
+def test_wrong_numbers_of_full_steps_are_refused_before_anything_is_loaded(flux, monkeypatch, command_line, options, text):
+    monkeypatch.setattr("rfc_fx.tools.pipeline.folder.PipelineFolder.load", lambda *_: pytest.fail("loaded"))
+    assert text in one_line_error(*command_line, flux, "--prompt", "a", *options)
 
 
 def test_a_call_that_the_pipeline_refuses_is_one_line(flux):
@@ -156,4 +195,5 @@ def test_bench_refuses_what_is_for_the_other_kind(flux, tmp_path):
     assert "--prompt: is for pipelines" in one_line_error("bench", tmp_path, "--prompt", "a")
     assert "--model: is for engines" in one_line_error("bench", flux, "--prompt", "a", "--model", "digits")
     assert "one pipeline, or engines" in one_line_error("bench", flux, flux)
-    assert "no such artefact" in one_line_error("bench", tmp_path / "nowhere")
+    assert "no such artefact, folder or model; bench takes digits, emoji" in one_line_error("bench", tmp_path / "nowhere")
+    assert "--steps must be at least 2" in one_line_error("bench", "emoji", "--prompt", "a", "--steps", 1)
