@@ -82,10 +82,16 @@ def _compiled(program: Portable) -> Any:
         if program.written and not writes:
             raise ExportError(f"export: {program.phase} writes no state after torch.export; it would be frozen; please report this")
         module: Any = exported.module()
-        files: Any = torch._inductor.aot_compile(module, program.examples, options=OPTIONS)
+        files: Any = torch._inductor.aot_compile(module, program.examples, options=options())
     for source in (Path(file) for file in files if str(file).endswith(".cpp")):
         check_source(source.read_text())
     return files
+
+
+def options() -> dict[str, Any]:
+    """Of `OPTIONS` those that this torch knows: 2.11 writes no line tables and has no setting for them."""
+    known = set(torch._inductor.list_options())
+    return {name: value for name, value in OPTIONS.items() if name in known}
 
 
 def check_source(text: str) -> None:

@@ -19,7 +19,7 @@ from rfc.phase import ESTIMATE, FULL
 from rfc.predictor import Predictor
 from rfc.state import SlotSpec
 from rfc_fx.capture.export import Captured, capture
-from rfc_fx.errors import SignatureError
+from rfc_fx.errors import RFCError, SignatureError
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.fusion import keep_overwrites_apart
 from rfc_fx.ir.layout import Layout
@@ -148,6 +148,7 @@ def build(
     )
     slots = lowered.layout.slots
     device = guarded.watched.I.meta["val"].device
+    check_types(type(model).__name__, slots, device)
     compiled = CompiledSet(
         captured, analysis, guarded, lowered, named, _plan(guarded, lowered.programs, slots), device, time.perf_counter() - start
     )
@@ -161,6 +162,18 @@ def build(
         compiled.seconds,
     )
     return compiled
+
+
+def check_types(model: str, slots: Mapping[str, SlotSpec], device: torch.device) -> None:
+    """RFCError where a device cannot compute in a type of the state: float8 needs sm_89."""
+    floats = {spec.dtype for spec in slots.values()} & {torch.float8_e4m3fn, torch.float8_e5m2}
+    if device.type != "cuda" or not floats or (capability := torch.cuda.get_device_capability(device)) >= (8, 9):
+        return
+    named = ", ".join(str(dtype).removeprefix("torch.") for dtype in floats)
+    raise RFCError(
+        f"{model}: state in {named} needs a card of sm_89 (Ada, Hopper) or later, got sm_{capability[0]}{capability[1]}; "
+        "choose int8, which takes as much memory"
+    )
 
 
 def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, SlotSpec]) -> Plan:

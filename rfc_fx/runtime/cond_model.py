@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.program import BuiltSet
 from rfc_fx.runtime.cached_model import CachedModel
-from rfc_fx.runtime.context import Context
+from rfc_fx.runtime.context import CondContext, Context
 
 
 class CondModel(CachedModel):
@@ -22,8 +23,8 @@ class CondModel(CachedModel):
 
     _prepared: Context | None = None
     """The context of the call that comes."""
-    _thresholds: dict[str, Tensor]
-    """The schedule's numbers on its device."""
+    _thresholds: Mapping[str, Tensor]
+    """The schedule's numbers for it."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step; see `CachedModel.forward`."""
@@ -47,8 +48,10 @@ class CondModel(CachedModel):
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Have programs and state for this call ready; torch.compile calls it through the lazy-module protocol."""
         self.driver.look_at_the_model()
-        self._prepared = self.driver.generations.of(self.cache.recognise(args, kwargs))[1]
-        self._thresholds = self.driver.rules.numbers_on(self._prepared.compiled.device)
+        generation, context = self.driver.generations.of(self.cache.recognise(args, kwargs))
+        assert isinstance(context, CondContext)
+        self._prepared = context
+        self._thresholds = context.numbers_of(self.driver.rules.of(generation))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the call, which is one graph, in place."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rfc.bookkeeping import Book, ClockValues, continues
+from rfc.bookkeeping import Book, ClockValues, Rule, continues
 from rfc.schedules.base import Schedule
 from rfc_fx.ir.phase import HOISTED_PHASES, PREFIX
 from rfc_fx.ir.program import CLOCK, Argument, ProgramSet
@@ -103,7 +104,7 @@ class Context:
     def set_clock(self, values: ClockValues) -> None:
         """Write the clock of the coming step."""
         if self._clock_memory is None:
-            self.clock.copy_(torch.tensor(values), non_blocking=True)
+            self.clock.copy_(_pinned(values), non_blocking=True)
         else:
             self._clock_memory[:] = list(values)
 
@@ -143,6 +144,20 @@ class Context:
 class CondContext(Context):
     """A context whose bookkeeping is state of the graph."""
 
+    _rule: Rule | None = None
+    _numbers: Mapping[str, Tensor]
+
+    def numbers_of(self, rule: Rule) -> Mapping[str, Tensor]:
+        """The schedule's numbers that the graph decides by, at addresses of their own: generations have lists of their own."""
+        if self._rule is None:
+            with torch.inference_mode(False):
+                self._numbers = {name: number.to(self.compiled.device, copy=True) for name, number in rule.numbers.items()}
+        elif self._rule is not rule:
+            for name, number in rule.numbers.items():
+                self._numbers[name].copy_(number)
+        self._rule = rule
+        return self._numbers
+
     def record(self) -> Book:
         return read_book(self.state["progress"], self.state["log"])
 
@@ -162,6 +177,13 @@ def latent_index(compiled: ProgramSet) -> int:
     """Where the latent, or the first of a list of latents, is among the inputs; the first of them where no program reads it."""
     names = [name.partition(".")[0] for _, name in compiled.placeholders]
     return names.index(compiled.latent) if compiled.latent in names else 0
+
+
+@lru_cache(maxsize=4096)
+def _pinned(values: ClockValues) -> Tensor:
+    """The numbers of a clock in memory that a device copies from without a wait; it is never written again."""
+    with torch.inference_mode(False):
+        return torch.tensor(values).pin_memory()
 
 
 def _named(kind: Any, tensors: Mapping[str, Tensor]) -> dict[Argument, Tensor]:

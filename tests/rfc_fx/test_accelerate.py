@@ -121,6 +121,21 @@ def test_full_steps_as_a_number_or_as_a_share(nfc: float | None, full: int) -> N
     assert pipe.transformer.stats.nfc == full
 
 
+def test_one_graph_with_its_decision_has_the_full_steps_of_the_host_in_every_call() -> None:
+    pipe, call = PIPELINES["flux"]()
+    drawn = {}
+    for dispatch in ("host", "cond"):
+        rfc_fx.accelerate(pipe, nfc=4, compile=False, config=rfc_fx.Config(dispatch=dispatch))  # type: ignore[arg-type]
+        for steps in (12, 10):
+            latents = run(pipe, call(), num_inference_steps=steps)
+            contexts = rfc_fx.summary(pipe).models["transformer"].contexts
+            drawn[dispatch, steps] = latents, {name: record.phases for name, record in contexts.items()}
+        rfc_fx.restore(pipe)
+    for steps in (12, 10):
+        assert drawn["host", steps][1] == drawn["cond", steps][1]
+        torch.testing.assert_close(drawn["host", steps][0], drawn["cond", steps][0])
+
+
 def test_a_generation_in_which_nothing_can_be_skipped_says_so_once() -> None:
     pipe = rfc_fx.accelerate(digits(), compile=False)
     plain = drawn(digits(), steps=2)
