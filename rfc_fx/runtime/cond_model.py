@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from rfc_fx.errors import RFCError
 from rfc_fx.ir.program import BuiltSet
 from rfc_fx.runtime.cached_model import CachedModel
 from rfc_fx.runtime.context import Context
+from rfc_fx.runtime.generation import Generation
 
 
 class CondModel(CachedModel):
@@ -22,13 +24,15 @@ class CondModel(CachedModel):
 
     _prepared: Context | None = None
     """The context of the call that comes."""
+    _generation: Generation | None = None
+    """The generation of that call."""
     _thresholds: dict[str, Tensor]
     """The schedule's numbers on its device."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step; see `CachedModel.forward`."""
-        if not torch.compiler.is_compiling():
-            self._prepare(args, kwargs)
+        if not torch.compiler.is_compiling() and (plain := self._prepare(args, kwargs)) is not None:
+            return plain(*args, **kwargs)
         with torch.no_grad():
             context = self._prepared
             if context is None:
@@ -41,14 +45,21 @@ class CondModel(CachedModel):
             arguments = dict(zip(names, args, strict=False)) | kwargs
             leaves = pytree.tree_leaves({name: arguments[name] for name in names if name in arguments})
             outputs = compiled.step(compiled.inputs(leaves), state, state["progress"], state["log"], self._thresholds)
+            if not torch.compiler.is_compiling() and self._generation is not None:
+                self._generation.note(outputs)
             return pytree.tree_unflatten(list(outputs), compiled.outputs)
 
     @torch.compiler.disable
-    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Have programs and state for this call ready; torch.compile calls it through the lazy-module protocol."""
-        self.driver.look_at_the_model()
-        self._prepared = self.driver.generations.of(self.cache.recognise(args, kwargs))[1]
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
+        """Have programs and state for this call ready; torch.compile calls it through the lazy-module protocol.
+
+        Returns the plain model where that takes the call.
+        """
+        if (plain := self.driver.look_at_the_model()) is not None:
+            return plain
+        self._generation, self._prepared = self.driver.generations.of(self.cache.recognise(args, kwargs))
         self._thresholds = self.driver.rules.numbers_on(self._prepared.compiled.device)
+        return None
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the call, which is one graph, in place."""
