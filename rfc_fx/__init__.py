@@ -29,10 +29,13 @@ from rfc_fx.report.explain import Explanation, explain
 from rfc_fx.runtime.cached_model import CachedModel
 from rfc_fx.runtime.cond_model import CondModel
 from rfc_fx.runtime.kinds import cached_model
+from rfc_fx.runtime.numbers import ChangingNumberWarning
 from rfc_fx.runtime.per_sample import PerSampleModel
 from rfc_fx.runtime.sampler import default_method
 from rfc_fx.runtime.warnings import (
+    ForeignHooksWarning,
     NothingSkippedWarning,
+    RepeatedCallWarning,
     RisingTimestepWarning,
     StepsMismatchWarning,
     UncertainCallWarning,
@@ -42,9 +45,11 @@ from rfc_fx.runtime.warnings import (
 __all__ = [
     "CachedModel",
     "CaptureError",
+    "ChangingNumberWarning",
     "CondModel",
     "Config",
     "Explanation",
+    "ForeignHooksWarning",
     "IllegalGraphError",
     "NoSiteError",
     "NothingSkippedWarning",
@@ -52,6 +57,7 @@ __all__ = [
     "Plan",
     "PredictorMismatchError",
     "RFCError",
+    "RepeatedCallWarning",
     "RisingTimestepWarning",
     "SignatureError",
     "SpeedupWarning",

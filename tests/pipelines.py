@@ -29,14 +29,14 @@ FLOW = diffusers.FlowMatchEulerDiscreteScheduler
 def dit() -> Tiny:
     """Both halves of guidance in one batch; the class of "nothing" is 1000."""
     transformer = _transformer("DiTTransformer2DModel", 2, num_embeds_ada_norm=1000)
-    pipe = diffusers.DiTPipeline(transformer=transformer, vae=_vae(4), scheduler=diffusers.DDIMScheduler())
+    pipe = diffusers.DiTPipeline(transformer=transformer, vae=_vae(4), scheduler=diffusers.DDIMScheduler(clip_sample=False))
     return pipe, lambda seed=0, samples=1: {"class_labels": [seed + 1 + i for i in range(samples)]}
 
 
 def pixart_sigma() -> Tiny:
     """One batch; a text with a mask, which another prompt fills otherwise."""
     transformer = _transformer("PixArtTransformer2DModel", 2)
-    pipe = diffusers.PixArtSigmaPipeline(**_texts(1), transformer=transformer, vae=_vae(4), scheduler=diffusers.DDIMScheduler())
+    pipe = diffusers.PixArtSigmaPipeline(**_texts(1), transformer=transformer, vae=_vae(4), scheduler=diffusers.DDIMScheduler(clip_sample=False))
     fixed = {**SIZE, "negative_prompt": None, "use_resolution_binning": False}
     return pipe, lambda seed=0, samples=1: {**fixed, **_embeds(seed, samples, (7, 12), mask="prompt_attention_mask")}
 

@@ -98,8 +98,8 @@ def check(
         def run() -> None:
             cached = models.get(name) or rfc_fx.transform(model, skips, config=rfc_fx.Config(granularity=name))
             cached.method = skips
-            cached.reset()
-            outputs = [prediction(cached(**call))[0] for call in calls(spec, arguments, 4)]
+            with cached.generation():
+                outputs = [prediction(cached(**call))[0] for call in calls(spec, arguments, 4)]
             assert cached.stats.phases == [FULL.name, FULL.name, ESTIMATE.name, ESTIMATE.name], cached.stats.phases
             assert all(bool(output.isfinite().all()) for output in outputs), "not finite"
             row.state_bytes[name] = cached.plan().state_bytes
@@ -108,7 +108,8 @@ def check(
 
     def hoisted() -> None:
         plain, ahead = (rfc_fx.transform(model, skips, config=rfc_fx.Config(hoist=hoist)) for hoist in (False, True))
-        worst = max(difference(ahead(**call), plain(**call)) for call in calls(spec, arguments, 4))
+        with ahead.generation(), plain.generation():
+            worst = max(difference(ahead(**call), plain(**call)) for call in calls(spec, arguments, 4))
         assert worst == 0, f"with hoist=True the outputs differ by {worst:.1e}"
 
     def compiled() -> None:
@@ -116,11 +117,11 @@ def check(
         torch._dynamo.utils.counters.clear()
         counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
         cached, plain = rfc_fx.transform(model, skips), models["module"]
-        plain.reset()
         step = torch.compile(cached, fullgraph=True, backend=counter)
         worst = 0.0
         for _ in range(2):
-            worst = max(worst, *(difference(step(**call), plain(**call)) for call in calls(spec, arguments, STEPS)))
+            with cached.generation(), plain.generation():
+                worst = max(worst, *(difference(step(**call), plain(**call)) for call in calls(spec, arguments, STEPS)))
         row.frames, row.breaks = counter.frame_count, sum(torch._dynamo.utils.counters["graph_break"].values())
         torch._dynamo.reset()
         assert row.frames == 3, f"{row.frames} frames"

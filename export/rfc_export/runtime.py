@@ -103,6 +103,15 @@ class EngineCalls:
         """Never."""
         return False
 
+    @property
+    def is_empty(self) -> bool:
+        """Never."""
+        return False
+
+    def visitors(self) -> tuple[list[str], None]:
+        """None: there is no model to put hooks on."""
+        return [], None
+
     def drop(self) -> None:
         """Nothing is captured anew."""
 

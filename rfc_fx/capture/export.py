@@ -19,6 +19,8 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from rfc.arguments import timestep_argument
 from rfc_fx.capture.clean import clean
+from rfc_fx.capture.lifted import Answer, Lifted, NotLiftedError
+from rfc_fx.capture.subclasses import path_of
 from rfc_fx.capture.with_values import Concrete, trace
 from rfc_fx.errors import CaptureError, NestedGraphError
 from rfc_fx.ir.ops import is_mutable
@@ -54,6 +56,8 @@ class Captured:
     """The argument that the sampler moves."""
     decided: frozenset[int] = frozenset()
     """Positions among the flattened arguments whose values the graph has as constants."""
+    answers: tuple[Answer, ...] = ()
+    """What the forward's Python asked of lifted numbers: the graph is for calls that answer alike."""
     predictor: nn.Module | None = None
     """What stands in for the blocks at skipped steps (`rfc_fx.passes.graft`); its weights are `predictor.<path>`."""
 
@@ -100,16 +104,22 @@ def latent_argument(arguments: Mapping[str, Any]) -> str:
 def capture(model: nn.Module, arguments: Mapping[str, Any]) -> Captured:
     """Trace `model(**arguments)` with `torch.export` (non-strict) and clean the graph.
 
-    Raises CaptureError with the model's file and line when the forward cannot be traced or writes to its own buffers.
+    Raises CaptureError with the model's file and line when the forward cannot be traced or writes to its own buffers, NotLiftedError
+    where it reads a number that is to be lifted.
     """
     kwargs = _each_its_own(arguments)
+    lifted = {position for position, leaf in enumerate(pytree.tree_leaves(kwargs)) if isinstance(leaf, Lifted)}
     if not any(leaf.is_meta for leaf in pytree.tree_leaves(kwargs) if isinstance(leaf, Tensor)):
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model(**kwargs)  # what the forward keeps from its first call (rotary tables) must be real: tracing leaves fake tensors
+            model(
+                **pytree.tree_map_only(Lifted, lambda leaf: leaf.number, kwargs)
+            )  # what the forward keeps from its first call (rotary tables) must be real: tracing leaves fake tensors
     try:
-        captured = _captured(model, _exported(model, (), kwargs), kwargs)
-    except CaptureError:
+        captured = _with_values(model, kwargs, None) if lifted else _captured(model, _exported(model, (), kwargs), kwargs)
+        if lifted & captured.decided:
+            raise NotLiftedError(sorted(lifted & captured.decided))
+    except (CaptureError, NotLiftedError):
         raise
     except Exception as error:
         captured = _with_values(model, kwargs, error)
@@ -164,10 +174,10 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _with_values(model: nn.Module, kwargs: dict[str, Any], error: Exception) -> Captured:
-    """Trace again with the values of the example where torch.export cannot do without them."""
+def _with_values(model: nn.Module, kwargs: dict[str, Any], error: Exception | None) -> Captured:
+    """Trace with the values of the example, where torch.export cannot do without them or numbers are lifted."""
     if any(leaf.is_meta for leaf in pytree.tree_leaves(kwargs) if isinstance(leaf, Tensor)):
-        raise CaptureError.from_export(model, error) from error
+        raise CaptureError.from_export(model, error or TypeError("numbers are lifted with values only")) from error
     moving = frozenset({latent_argument(kwargs), timestep_argument(model.forward) or ""})
     try:
         concrete = trace(model, kwargs, moving)
@@ -177,7 +187,7 @@ def _with_values(model: nn.Module, kwargs: dict[str, Any], error: Exception) -> 
         raise
     except Exception as second:
         log.debug("%s: tracing with values failed too", type(model).__name__, exc_info=second)
-        raise CaptureError.from_export(model, error) from error
+        raise CaptureError.from_export(model, error or second) from (error or second)
     fixed = sorted({_owners(kwargs)[position] for position in concrete.decided})
     log.info("%s: traced with the values of the example%s", type(model).__name__, f"; fixed: {', '.join(fixed)}" if fixed else "")
     return _captured(model, exported, kwargs, concrete)
@@ -220,7 +230,7 @@ def _captured(
             else:
                 env[node] = spec.arg.value if isinstance(spec.arg, ConstantArgument) else None
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and (concrete is None or spec.target in concrete.weights):
-            path = spec.target if concrete is None else concrete.weights[str(spec.target)]
+            path = path_of(model, str(spec.target)) if concrete is None else concrete.weights[str(spec.target)]
             env[node] = _get_attr(graph, f"{MODEL}.{path}", node)
         elif spec.kind in (InputKind.CONSTANT_TENSOR, InputKind.BUFFER, InputKind.PARAMETER):
             name = f"constant_{len(constants)}"
@@ -237,8 +247,8 @@ def _captured(
             env[node] = graph.node_copy(node, lambda n: env[n])
     spec_of_outputs = exported.call_spec.out_spec if concrete is None else concrete.outputs
     assert spec_of_outputs is not None
-    decided = frozenset() if concrete is None else concrete.decided
-    return Captured(model, graph, inputs, names, spec_of_outputs, constants, latent_argument(kwargs), decided)
+    decided, answers = (frozenset(), ()) if concrete is None else (concrete.decided, concrete.answers)
+    return Captured(model, graph, inputs, names, spec_of_outputs, constants, latent_argument(kwargs), decided, answers)
 
 
 def _get_attr(graph: fx.Graph, target: str, like: fx.Node) -> fx.Node:

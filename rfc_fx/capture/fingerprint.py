@@ -24,7 +24,7 @@ def _parts(model: nn.Module) -> Iterator[Any]:
     for module in model.modules():
         yield type(module)
         for parameter in module._parameters.values():
-            yield None if parameter is None else (parameter.dtype, parameter.device)
+            yield None if parameter is None else (type(parameter), parameter.dtype, parameter.device)
         if hasattr(module, "active_adapters"):  # a layer of PEFT: scales and switches are numbers of its forward
             settings = ("active_adapters", "scaling", "merged_adapters", "disable_adapters")
             yield tuple(repr(getattr(module, name, None)) for name in settings)

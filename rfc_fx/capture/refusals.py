@@ -27,5 +27,17 @@ def refuse(model: nn.Module) -> None:
             )
 
 
+OF_GUIDERS = ("diffusers.hooks.layer_skip", "diffusers.hooks.smoothed_energy_guidance_utils")
+"""Where the hooks are defined that a guider puts on a model for one call of a step: skipped layers, perturbed or blurred attention."""
+
+
+def hooks_of_guiders(model: nn.Module) -> list[str]:
+    """Names of the guiders' hooks on a model; none where other hooks of diffusers are on it, too."""
+    hooks = {
+        name: hook for module in model.modules() for name, hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).items()
+    }
+    return sorted(hooks) if all(type(hook).__module__ in OF_GUIDERS for hook in hooks.values()) else []
+
+
 def _hooks_of_diffusers(module: nn.Module) -> list[str]:
     return list(getattr(getattr(module, "_diffusers_hook", None), "hooks", {}))

@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from rfc_fx.capture.fold import fold, masks_of, shape_depends_on_values
+from rfc_fx.capture.lifted import Answer, Lifted, Number, lifted_numbers
 from rfc_fx.errors import CaptureError
 from rfc_fx.ir.ops import FLOPS, aten, closure, value
 
@@ -53,6 +54,8 @@ class Concrete:
     outputs: pytree.TreeSpec
     weights: dict[str, str]
     """Attribute of the module -> path in the model."""
+    answers: tuple[Answer, ...] = ()
+    """Comparisons that the forward made with lifted numbers."""
 
 
 class _Replay(nn.Module):
@@ -132,26 +135,28 @@ def trace(model: nn.Module, arguments: Mapping[str, Any], moving: frozenset[str]
     """
     flat, spec = pytree.tree_flatten_with_path(dict(arguments))
     for path, leaf in flat:
-        if not isinstance(leaf, Tensor | int | float | complex | str | bool | torch.dtype | torch.device | type(None)):
+        if not isinstance(leaf, Tensor | Lifted | int | float | complex | str | bool | torch.dtype | torch.device | type(None)):
             raise CaptureError(
                 f"{type(model).__name__}: the argument {pytree.keystr(path)} is a {type(leaf).__name__}, which a graph cannot read anew "
                 "in every step; pass its tensors as arguments, or register the class with torch.utils._pytree.register_pytree_node"
             )
-    positions = [i for i, (_, leaf) in enumerate(flat) if isinstance(leaf, Tensor)]
+    positions = [i for i, (_, leaf) in enumerate(flat) if isinstance(leaf, Tensor | Lifted)]
     owners = [str(getattr(flat[i][0][0], "key", flat[i][0][0])) for i in positions]
     outputs: list[pytree.TreeSpec] = []
 
     def forward(*tensors: Tensor) -> list[Any]:
         leaves = [leaf for _, leaf in flat]
         for position, tensor in zip(positions, tensors, strict=True):
-            leaves[position] = tensor
+            lifted = leaves[position]
+            leaves[position] = tensor if isinstance(lifted, Tensor) else Number.of(lifted, tensor, position, notes)
         results, out_spec = pytree.tree_flatten(model(**pytree.tree_unflatten(leaves, spec)))
         outputs.append(out_spec)
         return results
 
-    inputs = [flat[i][1] for i in positions]
+    device = next((flat[i][1].device for i in positions if isinstance(flat[i][1], Tensor)), None)
+    inputs = [leaf.tensor(device) if isinstance(leaf := flat[i][1], Lifted) else leaf for i in positions]
     watch, paths = _Watch(), _Paths(model)
-    with torch.no_grad(), paths.recorded(), watch:
+    with torch.no_grad(), paths.recorded(), watch, lifted_numbers(model) as notes:
         module = make_fx(forward, tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False)(*inputs)
     number = {node.name: i for i, node in enumerate(n for n in module.graph.nodes if n.op == "placeholder")}
     read = [(where, names) for names, where in watch.reads]
@@ -165,12 +170,21 @@ def trace(model: nn.Module, arguments: Mapping[str, Any], moving: frozenset[str]
                 f"  at {where}\n  no graph can follow that; replace it in the model by a tensor operation of fixed shape"
             )
     _spell_out_autocast(module.graph)
-    decided = frozenset(positions[number[name]] for _, names in read for name in names)
+    decided = notes.read | frozenset(positions[number[name]] for _, names in read for name in names)
     fold(module, inputs)
     name_of = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     held = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
     weights = {name: name_of[id(getattr(module, name))] for name in held if id(getattr(module, name)) in name_of}
-    return Concrete(_Replay(module), inputs, positions, decided, outputs[-1], {f"traced.{name}": path for name, path in weights.items()})
+    paths_of = {f"traced.{name}": path for name, path in weights.items()}
+    return Concrete(
+        _Replay(module),
+        inputs,
+        positions,
+        frozenset(decided),
+        outputs[-1],
+        paths_of,
+        tuple(Answer(*item) for item in notes.answers.items()),
+    )
 
 
 def _spell_out_autocast(graph: fx.Graph) -> None:

@@ -177,6 +177,11 @@ class BuiltSet(ProgramSet, Protocol):
         ...
 
     @property
+    def answers(self) -> Sequence[Any]:
+        """What the forward asked of lifted numbers: the programs are for calls that answer alike (`rfc_fx.capture.lifted.Answer`)."""
+        ...
+
+    @property
     def outputs(self) -> pytree.TreeSpec:
         """The structure of what the model's forward returns."""
         ...

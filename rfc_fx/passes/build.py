@@ -83,6 +83,11 @@ class CompiledSet:
         return self.captured.decided
 
     @property
+    def answers(self) -> Sequence[Any]:
+        """What the forward asked of lifted numbers (`rfc_fx.capture.lifted.Answer`)."""
+        return self.captured.answers
+
+    @property
     def outputs(self) -> pytree.TreeSpec:
         """The structure of what the model's forward returns."""
         return self.captured.outputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -108,6 +108,16 @@ class CachedModel(StepModel):
         """The model's class: pipelines ask for it before they load, scale, fuse, disable, unload or save what a model holds."""
         model = self.__dict__.get("_modules", {}).get("model")
         return type(self) if model is None else type(model)
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """All modules, lists of blocks under the model's own names for them too: guiders of diffusers look for them there."""
+        is_first = memo is None or self not in memo
+        yield from super().named_modules(memo, prefix, remove_duplicate)
+        if remove_duplicate and is_first:
+            lists = [(name, module) for name, module in self.model.named_modules() if isinstance(module, nn.ModuleList)]
+            yield from ((f"{prefix}.{name}" if prefix else name, module) for name, module in lists)
 
     def _get_name(self) -> str:
         return next(kind.__name__ for kind in type(self).__mro__ if kind.__module__.startswith("rfc_fx."))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from rfc_fx.errors import RFCError
 from rfc_fx.ir.program import BuiltSet
 from rfc_fx.runtime.cached_model import CachedModel
 from rfc_fx.runtime.context import CondContext, Context
+from rfc_fx.runtime.generation import Generation
 
 
 class CondModel(CachedModel):
@@ -23,13 +24,15 @@ class CondModel(CachedModel):
 
     _prepared: Context | None = None
     """The context of the call that comes."""
+    _generation: Generation | None = None
+    """The generation of that call."""
     _thresholds: Mapping[str, Tensor]
     """The schedule's numbers for it."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step; see `CachedModel.forward`."""
-        if not torch.compiler.is_compiling():
-            self._prepare(args, kwargs)
+        if not torch.compiler.is_compiling() and (plain := self._prepare(args, kwargs)) is not None:
+            return plain(*args, **kwargs)
         with torch.no_grad():
             context = self._prepared
             if context is None:
@@ -42,16 +45,23 @@ class CondModel(CachedModel):
             arguments = dict(zip(names, args, strict=False)) | kwargs
             leaves = pytree.tree_leaves({name: arguments[name] for name in names if name in arguments})
             outputs = compiled.step(compiled.inputs(leaves), state, state["progress"], state["log"], self._thresholds)
+            if not torch.compiler.is_compiling() and self._generation is not None:
+                self._generation.note(outputs)
             return pytree.tree_unflatten(list(outputs), compiled.outputs)
 
     @torch.compiler.disable
-    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Have programs and state for this call ready; torch.compile calls it through the lazy-module protocol."""
-        self.driver.look_at_the_model()
-        generation, context = self.driver.generations.of(self.cache.recognise(args, kwargs))
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
+        """Have programs and state for this call ready; torch.compile calls it through the lazy-module protocol.
+
+        Returns the plain model where that takes the call.
+        """
+        if (plain := self.driver.look_at_the_model()) is not None:
+            return plain
+        self._generation, context = self.driver.generations.of(self.cache.recognise(args, kwargs))
         assert isinstance(context, CondContext)
         self._prepared = context
-        self._thresholds = context.numbers_of(self.driver.rules.of(generation))
+        self._thresholds = context.numbers_of(self.driver.rules.of(self._generation))
+        return None
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the call, which is one graph, in place."""

@@ -86,6 +86,10 @@ class Context:
         self.has_ended = True
         self.readback.discard()
 
+    def complete(self) -> None:
+        """The calls so far are a whole generation: what comes at another timestep is no second step of it (`rfc.bookkeeping.arrive`)."""
+        self.book = self.book._replace(has_moved=True)
+
     def clear(self) -> None:
         """Forget the generation: it has another owner from here on."""
         self.end()

@@ -55,7 +55,8 @@ class Driver:
         context: Context | None = None
         try:
             while True:
-                self.look_at_the_model()
+                if (plain := self.look_at_the_model()) is not None:
+                    return self.generations.beside(args, kwargs, plain(*args, **kwargs))
                 call = self.programs.recognise(args, kwargs)
                 generation, context = self.generations.of(call, again=bool(reasons))
                 compiled, inputs = call.compiled, call.inputs
@@ -116,6 +117,7 @@ class Driver:
             if rule.is_lagged and context.prefix is None:  # the phase's own error, of the step after this one
                 results = self._with_error(context, phase, results)
             outputs = context.owned(results)
+            generation.note(outputs)
             context.ran(phase)
             context.index = generation.index
             return compiled.unflatten(outputs)
@@ -132,11 +134,21 @@ class Driver:
 
     # ---- its parts, in their order -----------------------------------------------------------------------------------
 
-    def look_at_the_model(self) -> None:
-        """Drop the programs where the model is another by now: looked at thoroughly where a generation was ended from outside or opened."""
-        if self.programs.has_changed() if self.may_have_changed else self.programs.is_touched():
+    def look_at_the_model(self) -> Callable[..., Any] | None:
+        """Drop the programs where the model is another by now: looked at thoroughly where a generation was ended from outside or opened.
+
+        Returns the plain model where hooks are on it for this call alone: it takes the call, and programs and state stay as they are.
+        """
+        is_other = self.programs.is_touched() or (self.may_have_changed and self.programs.has_changed())
+        if is_other or self.programs.is_empty:
+            names, plain = self.programs.visitors()
+            if names and plain is not None:
+                self.warned.of_visitors(names)
+                return plain
+        if is_other:
             self.programs.drop()
         self.may_have_changed = False
+        return None
 
     def _learn(self, generation: Generation, context: Context, rule: Rule) -> None:
         """Take in the error of the step before and, where no host saw it, its timestep; RFCError where that began a generation."""

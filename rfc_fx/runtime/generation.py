@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class Generation:
     decisions are per sample. Nobody else writes its state; when the generation ends, its contexts go back to the model's pool.
 
     What one thread or task calls outside of any block belongs to a generation of its own, `is_opened=False`: there a timestep that moves
-    back begins a new run, and two calls of one name at one timestep with other latents are in doubt: computed in full.
+    back begins a new run, and so does a latent that no sampler makes of the latents and outputs before (`succession`).
     """
 
     def __init__(self, model: str, pool: StatePool, known: Known, call: Callable[..., Any], *, is_opened: bool) -> None:
@@ -54,7 +54,9 @@ class Generation:
         self.rows: dict[str | None, int] = {}
         """Samples of the calls of each name, where each has decisions of its own."""
         self.in_doubt = False
-        """Whether the latest call was in doubt."""
+        """Whether the latest call was in doubt: computed in full, which no timestep called for."""
+        self._is_foreign = False
+        """Whether the latent of the latest call does not follow from its lane's calls before."""
         self._pool, self._known, self._call = pool, known, call
         self._is_read = False
         """Whether the timetable has been looked for."""
@@ -101,6 +103,9 @@ class Generation:
             if not self._lanes:
                 self._ended.clear()
             context = self._lanes[lane] = self._pool.take(call, lane[0])
+        if self._is_foreign and not again and not context.has_ended:
+            self.in_doubt = not context.is_over(self._value(call), self.sign)
+            context.complete()
         if self.in_doubt:
             context.end()
         self._latest = lane
@@ -115,6 +120,9 @@ class Generation:
         if table is None and not self._is_read:
             self._is_read, table, before = True, self._known.timetable(), None
         self.timetable, self.index, self.timestep = table, None, None
+        if table is None and timestep is not None and not self.is_opened:
+            low, high = calls.timestep_ends(timestep) if isinstance(timestep, Tensor) else (timestep, timestep)
+            self.timestep = high if low == high else None
         if table is None or timestep is None:
             return
         self.index = table.arrive(timestep)
@@ -130,7 +138,10 @@ class Generation:
 
     def _lane(self, name: str, call: Call) -> Lane:
         """The lane of a call, by how often its name was called at this moment; notes whether that is in doubt."""
-        lane, self.in_doubt = (name, call.key), False
+        lane, self.in_doubt, self._is_foreign = (name, call.key), False, False
+        if not self.is_opened and self.index is None:
+            self._is_foreign = self._moments.is_foreign(lane, call, self._value(call))
+            return lane
         if call.timestep is None:
             return lane
         at = self.index if self.index is not None else _moment(call.timestep)
@@ -139,6 +150,28 @@ class Generation:
         self.in_doubt = self._moments.is_doubtful(lane, call, at, self.sign, self._known.repeats(at))
         return lane
 
+    @property
+    def is_repeated(self) -> bool:
+        """Whether the latest call was made before, with the same latent at the same timestep, as far as that is looked at."""
+        return self._moments.is_repeated
+
+    def _value(self, call: Call) -> float | None:
+        """The timestep of a call as a number."""
+        return timestep_value(call.timestep) if self.timestep is None else self.timestep
+
+    def note(self, outputs: Sequence[Any]) -> None:
+        """Take in what the latest call has given, where that tells which calls follow it."""
+        if not self.is_opened and self.index is None:
+            output = next((each for each in outputs if isinstance(each, Tensor) and each.is_floating_point()), None)
+            if output is not None:
+                self._moments.note(output)
+
+    def beside(self, arguments: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Take in what the model gave for a call that is part of no lane, made with the latent of the latest call."""
+        if not self.is_opened and self._moments.is_at(arguments):
+            self._moments.is_repeated = False
+            self.note(outputs)
+
     def _group(self, call: Call, sample: str) -> str:
         """Name of a call that has none: conditional and unconditional calls get a lane each."""
 
@@ -146,7 +179,7 @@ class Generation:
             context = self._lanes.get((group_name(index) + sample, call.key))
             if context is None:
                 return True
-            return context.is_over(timestep_value(call.timestep) if self.timestep is None else self.timestep, self.sign)
+            return context.is_over(self._value(call), self.sign)
 
         groups = self._groups.get((call.key, sample))
         if groups is None:

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+import torch.utils._pytree as pytree
+
 from rfc_fx.errors import SignatureError
 from rfc_fx.ir.program import ProgramSet
 from rfc_fx.runtime.calls import Call
@@ -92,9 +94,16 @@ class Generations:
             if owner in self._recent:
                 del self._recent[owner]
         context = generation.context(call, here.name, here.sample, again=again)
+        if generation.is_repeated and not again:
+            self.warned.of_repeat()
         if generation.in_doubt:
-            self.warned.of_doubt()
+            self.warned.of_doubt(is_known=generation.index is not None)
         return generation, context
+
+    def beside(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Take in what the plain model gave for a call that is part of no lane; returns it."""
+        self.current().beside(pytree.tree_leaves((args, kwargs)), pytree.tree_leaves(output))
+        return output
 
     def _own_of(self, owner: object) -> Generation:
         own = self._own.get(owner)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from rfc.conditioning import Seen
 from rfc_fx.runtime.calls import Call, Key
 from rfc_fx.runtime.context import latent_index
+from rfc_fx.runtime.succession import Run, Succession
 
 Lane = tuple[str, Key]
 """(name, program set)."""
@@ -39,6 +40,11 @@ class Moments:
         """Lanes that had two calls at one timestep with other latents, until a timestep above."""
         self._latents: dict[Key, int] = {}
         """Where the latent is among the inputs."""
+        self._succession = Succession()
+        self._runs: dict[Lane, Run] = {}
+        """The run that each lane is in."""
+        self.is_repeated = False
+        """Whether the latest call was made before: the same lane, latent and timestep."""
 
     def numbered(self, lane: Lane, at: Any) -> Lane:
         """The lane of a call where somebody has opened the generation: the second call of a name at a timestep has a lane of its own."""
@@ -52,9 +58,7 @@ class Moments:
 
         `sign`: which way the timestep goes; the doubt ends where it moves back.
         """
-        if (index := self._latents.get(call.key)) is None:
-            index = self._latents[call.key] = latent_index(call.compiled)
-        latent, before = call.inputs[index], self._latest.get(lane)
+        latent, before = self._latent(call), self._latest.get(lane)
         self._latest[lane] = Moment(at, 1, Seen.now(latent))
         if before is not None and before.latent is not None and before.is_at(at) and not before.latent.equals(latent) and not repeats:
             self._doubtful[lane] = at
@@ -62,9 +66,32 @@ class Moments:
             del self._doubtful[lane]
         return lane in self._doubtful
 
+    def is_foreign(self, lane: Lane, call: Call, at: Any) -> bool:
+        """Whether a call is no next step of the lane's run: its latent does not follow from that run."""
+        before = self._runs.get(lane)
+        run = self._runs[lane] = self._succession.find(self._latent(call), at, before)
+        lanes = run[-1].lanes
+        self.is_repeated = lane in lanes
+        lanes.add(lane)
+        return before is not None and run is not before
+
+    def is_at(self, arguments: Sequence[Any]) -> bool:
+        """Whether the latent of the latest call is among the arguments."""
+        return any(self._succession.is_at(argument) for argument in arguments if isinstance(argument, Tensor))
+
+    def note(self, output: Tensor) -> None:
+        """Take in what the model made of the latent of the call that `is_foreign` was asked about last."""
+        if not self.is_repeated:
+            self._succession.note(output)
+
+    def _latent(self, call: Call) -> Tensor:
+        if (index := self._latents.get(call.key)) is None:
+            index = self._latents[call.key] = latent_index(call.compiled)
+        return call.inputs[index]
+
     def drop(self, keys: Collection[Key]) -> None:
         """Forget the lanes of program sets that are gone."""
-        for lanes in (self._latest, self._doubtful):
+        for lanes in (self._latest, self._doubtful, self._runs):
             for lane in [lane for lane in lanes if lane[1] in keys]:
                 del lanes[lane]
         for key in keys:

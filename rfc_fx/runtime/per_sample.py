@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,8 @@ class PerSampleModel(CachedModel):
     @skip_own_frame
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step of every sample; see `CachedModel.forward`."""
+        if (plain := self._visited()) is not None:
+            return plain(*args, **kwargs)
         join, samples = self._samples(args, kwargs)
         results = []
         for name, arguments in zip(self._names(len(samples)), samples, strict=True):
@@ -50,9 +52,12 @@ class PerSampleModel(CachedModel):
         return super().trace(**samples[0])
 
     @torch.compiler.disable
+    def _visited(self) -> Callable[..., Any] | None:
+        return self.driver.look_at_the_model()
+
+    @torch.compiler.disable
     def _samples(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Join, list[dict[str, Any]]]:
         """The samples of a call, and how their results go together."""
-        self.driver.look_at_the_model()
         arguments = named_arguments(self.call_signature, args, kwargs)
         count = batch_size(arguments, self.model_name)
         shape, _ = signature(arguments, self.model)

@@ -15,12 +15,14 @@ from torch import inference_mode, nn
 from rfc.conditioning import Seen
 from rfc_fx.capture.export import named_arguments
 from rfc_fx.capture.fingerprint import Fingerprint, fingerprint
-from rfc_fx.capture.refusals import refuse
+from rfc_fx.capture.lifted import NotLiftedError
+from rfc_fx.capture.refusals import hooks_of_guiders, refuse
 from rfc_fx.capture.watch import Watch
-from rfc_fx.errors import RFCError
+from rfc_fx.errors import CaptureError, RFCError
 from rfc_fx.ir.program import BuiltSet
 from rfc_fx.runtime.calls import Call, CallPattern, Key, described, new_call, signature, with_tensor
 from rfc_fx.runtime.dynamo import capturing
+from rfc_fx.runtime.numbers import Numbers, tensors_for
 
 log = logging.getLogger("rfc_fx")
 
@@ -36,6 +38,11 @@ _CAPTURES = threading.RLock()
 class ProgramSource(Protocol):
     """Where a driver has its programs from."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no programs yet."""
+        ...
+
     def recognise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The call with the programs for it."""
         ...
@@ -46,6 +53,10 @@ class ProgramSource(Protocol):
 
     def is_touched(self) -> bool:
         """The same, cheap enough to be asked before every step; it may miss what `has_changed` sees."""
+        ...
+
+    def visitors(self) -> tuple[list[str], Callable[..., Any] | None]:
+        """Names of hooks that are on the model for this call alone, and the plain model, which takes it; asked where something is new."""
         ...
 
     def drop(self) -> None:
@@ -76,6 +87,9 @@ class ProgramCache:
         self._decided: dict[Key, dict[int, Seen]] = {}
         """Flat arguments whose values the model's forward read, as they were."""
         self._patterns: list[CallPattern] = []
+        self._numbers = Numbers(self._name)
+        self.lifts = True
+        """Whether plain numbers that change from call to call may become inputs."""
         self._keys = count()
         self._fingerprint: Fingerprint = ()
         self._watch: Watch | None = None
@@ -88,6 +102,11 @@ class ProgramCache:
 
     def __iter__(self) -> Iterator[BuiltSet]:
         return iter(self._sets.values())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is captured."""
+        return not self._sets
 
     @property
     def latest(self) -> BuiltSet:
@@ -119,16 +138,29 @@ class ProgramCache:
             arguments = named_arguments(self._call_signature, args, kwargs)
         except TypeError as error:
             raise TypeError(f"{self._name}.{error}") from None
-        shape, leaves = signature(arguments, self._model)
-        key = next((key for key in self._sets if self._shapes[key] == shape and self._holds(key, leaves)), None)
+        whole, leaves = signature(arguments, self._model)
+        shape, numbers = whole, dict[int, float]()
+        if (key := self._find(whole, leaves)) is None and self.lifts:
+            shape, numbers = self._numbers.lift(whole, self._shapes.values())
+            key = self._find(shape, leaves) if numbers else None
+        if key is None and numbers:
+            try:
+                key = self._add(self._numbers.as_lifted(arguments, numbers), shape, leaves)
+            except (NotLiftedError, CaptureError) as error:
+                self._numbers.leave(arguments, numbers, error)
+                shape, numbers = whole, {}
+                key = self._find(shape, leaves)
         if key is None:
             key = self._add(arguments, shape, leaves)
         built = self._use(key)
         assert built is not None
-        call = new_call(key, built, leaves, arguments, self._timestep)
-        if (pattern := CallPattern.of(call, arguments, self._timestep, args, kwargs)) is not None:
+        call = new_call(key, built, tensors_for(leaves, numbers), arguments, self._timestep)
+        if not numbers and (pattern := CallPattern.of(call, arguments, self._timestep, args, kwargs)) is not None:
             self._patterns = [pattern, *self._patterns][:MAX_SIGNATURES]
         return call
+
+    def _find(self, shape: Any, leaves: list[Any]) -> Key | None:
+        return next((key for key in self._sets if self._shapes[key] == shape and self._holds(key, leaves)), None)
 
     def _add(self, arguments: Mapping[str, Any], shape: Any, leaves: list[Any]) -> Key:
         if self.has_changed():
@@ -153,8 +185,10 @@ class ProgramCache:
         return key
 
     def _holds(self, key: Key, leaves: list[Any]) -> bool:
-        """Whether the values that a forward read are in `leaves` what they were when this set was made."""
-        return all(seen.equals(leaves[position]) for position, seen in self._decided[key].items())
+        """Whether `leaves` have the values that a forward read when this set was made, and numbers that answer what it asked alike."""
+        if not all(seen.equals(leaves[position]) for position, seen in self._decided[key].items()):
+            return False
+        return all(answer.holds(leaves) for answer in self._sets[key].answers)
 
     def _use(self, key: Key) -> BuiltSet | None:
         """The set of a key, which is now the one used last; None where another thread has dropped it."""
@@ -175,6 +209,10 @@ class ProgramCache:
     def is_touched(self) -> bool:
         """Whether hooks, processors, scales or flags of the model are others than at capture."""
         return self._watch is not None and self._watch.has_changed()
+
+    def visitors(self) -> tuple[list[str], Callable[..., Any] | None]:
+        """Names of the hooks that a guider has put on the model for this call alone, and the plain model, which takes it."""
+        return hooks_of_guiders(self._model), self._model
 
     def drop(self) -> None:
         """Drop all programs and their state: they are captured anew."""

@@ -36,6 +36,7 @@ class Rules:
     @method.setter
     def method(self, method: Method) -> None:
         self._method = method
+        self._warned.can_skip = not method.schedule.is_bound or method.schedule.can_skip(1000)
         fresh = method.schedule.numbers()
         for numbers in self._numbers.values():
             for name, tensor in numbers.items():

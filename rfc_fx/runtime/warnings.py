@@ -24,6 +24,14 @@ class UncertainCallWarning(UserWarning):
     """Calls of a model cannot be told apart, so they are computed in full."""
 
 
+class RepeatedCallWarning(UserWarning):
+    """The same call comes twice, and nobody has said whether it is another generation's."""
+
+
+class ForeignHooksWarning(UserWarning):
+    """Calls are made with hooks on the model that are there for these calls alone; the plain model takes them."""
+
+
 class RisingTimestepWarning(UserWarning):
     """Calls at rising timesteps are taken for one generation; nobody has said so."""
 
@@ -34,6 +42,8 @@ class Warned:
     def __init__(self, name: str) -> None:
         self._name = name
         self._said: set[type[Warning]] = set()
+        self.can_skip = True
+        """Whether the method could estimate a step: otherwise no doubt matters."""
 
     def at_the_end(self, record: Book, schedule: Schedule, *, is_known: bool = False) -> None:
         """Say what was wrong with a generation that has ended; `is_known`: the schedule was made for its own timesteps."""
@@ -81,6 +91,14 @@ class Warned:
             "are requests of one step each, open model.generation() for each of them; if not, pass source=pipe to rfc_fx.transform",
         )
 
+    def of_visitors(self, names: list[str]) -> None:
+        """Warn where hooks are on the model for single calls."""
+        self._once(
+            ForeignHooksWarning,
+            f"calls with hooks of a guider on the model ({', '.join(names)}) are made by the model itself, in full and outside of the "
+            "cache; all others are cached; to have these cached too, choose a guidance without hooks (classifier-free guidance, for one)",
+        )
+
     def of_rows(self, before: int, now: int) -> None:
         """Warn where samples of a batch cannot be told apart."""
         self._once(
@@ -89,14 +107,35 @@ class Warned:
             "wrap the calls in model.samples(names), which says who is who",
         )
 
-    def of_doubt(self) -> None:
-        """Warn where two calls cannot be told apart."""
+    def of_doubt(self, *, is_known: bool) -> None:
+        """Warn where a call may be no next step of the one before; `is_known`: its timesteps are."""
+        if not self.can_skip:
+            return
+        if not is_known:
+            self._once(
+                UncertainCallWarning,
+                "the latent of a call is not what a sampler makes of the latent and output before: a generation that was abandoned, "
+                "windows or tiles, a sampler that adds noise (ancestral, SDE), or a loop that mixes other latents in (inpainting); such "
+                "calls are computed in full; say which calls belong together: use rfc_fx.accelerate(pipe), open model.generation() for "
+                "each generation, or pass source=pipe to rfc_fx.transform",
+            )
+            return
         self._once(
             UncertainCallWarning,
             "two calls of one name (or one conditioning) at one timestep had different latents: windows or tiles, a sampler of second "
             "order, or a generation that was abandoned; they are computed in full; say which it is: open model.generation() for each "
             "generation, pass source=pipe to rfc_fx.transform, or call reset()",
         )
+
+    def of_repeat(self) -> None:
+        """Warn where a call comes twice and both count as steps."""
+        if self.can_skip:
+            self._once(
+                RepeatedCallWarning,
+                "it is called again with the same latent at the same timestep, which counts as another step of the generation; if this is "
+                "another generation (a request that is tried again) or another prompt with the same text, open model.generation(), give "
+                "names with model.cache_context(name), or call reset()",
+            )
 
     def _once(self, category: type[Warning], said: str) -> None:
         if category not in self._said:

@@ -5,7 +5,7 @@ The driver runs programs that compute nothing: they note what they were called w
 
 import warnings
 from collections.abc import Callable, Collection
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -29,6 +29,7 @@ from rfc_fx.runtime.calls import Call
 from rfc_fx.runtime.decide import MAX_RESTARTS, Facts, Reason, Restart, bounded, decide
 from rfc_fx.runtime.driver import Driver
 from rfc_fx.runtime.generations import Generations as Owner
+from rfc_fx.runtime.moments import Moments
 
 # ---- programs that note how they are called --------------------------------------------------------------------------
 
@@ -128,6 +129,13 @@ class World:
     def is_touched(self) -> bool:
         return False
 
+    @property
+    def is_empty(self) -> bool:
+        return False
+
+    def visitors(self) -> tuple[list[str], None]:
+        return [], None
+
     def drop(self) -> None:
         assert self.held is not None
         self.owner.drop([self.held.version])
@@ -200,9 +208,10 @@ class Generations(RuleBasedStateMachine):
         self.world = World(schedule, hoists)
         method = rfc.Method(estimator=rfc.Reuse(), schedule=schedule)
         self.driver = Driver("Model", method, self.world, self.world.owner, speculates)
-        self.world.owner.known.repeats = lambda timestep: True  # type: ignore[method-assign]  # what is in doubt: test_generations.py
-        self.patch = mock.patch.object(calls, "on_host", return_value=is_seen)
-        self.patch.start()
+        self.patches = ExitStack()
+        self.patches.enter_context(mock.patch.object(calls, "on_host", return_value=is_seen))
+        # what is in doubt: test_generations.py
+        self.patches.enter_context(mock.patch.multiple(Moments, is_foreign=lambda *_: False, note=lambda *_: None))
         if self.is_blind:
             self.driver._seen_timestep = lambda *_: None  # type: ignore[method-assign]
         self.truths: dict[str, Truth] = {}
@@ -212,8 +221,8 @@ class Generations(RuleBasedStateMachine):
         self._new_loop()
 
     def teardown(self) -> None:
-        if hasattr(self, "patch"):
-            self.patch.stop()
+        if hasattr(self, "patches"):
+            self.patches.close()
 
     def _new_loop(self, other_prompt: bool = True) -> None:
         self.position, self.distinct = 0, 0

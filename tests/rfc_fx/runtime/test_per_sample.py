@@ -20,13 +20,13 @@ METHOD = rfc.RFC(tau=0.5)
 
 def generation(model: Any, kwargs: dict[str, Any], scale: torch.Tensor) -> list[torch.Tensor]:
     """Predictions of a generation whose samples swing with different strength, so that their decisions differ."""
-    start, results = kwargs["hidden_states"], []
+    start, calls = kwargs["hidden_states"], []
     direction = torch.randn(start.shape[1:], generator=torch.Generator().manual_seed(3))
     for i in range(STEPS):
         latent = start + math.sin(2 * i) * scale.view(-1, *(1,) * direction.dim()) * direction
-        with torch.no_grad():
-            results.append(sample(model(**{**moved(kwargs, i, STEPS), "hidden_states": latent})))
-    return results
+        calls.append({**moved(kwargs, i, STEPS), "hidden_states": latent})
+    with torch.no_grad(), model.generation():
+        return [sample(model(**call)) for call in calls]
 
 
 def rows(kwargs: dict[str, Any], chosen: list[int]) -> dict[str, Any]:
