@@ -6,9 +6,20 @@ engine = rfc_export.load("engine")
 
 from __future__ import annotations
 
-from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetError
+from rfc_export.errors import ArtifactError, BackendError, ExportError, MachineCodeWarning, TargetError, TrustError
 from rfc_export.exporter import export
 from rfc_export.manifest import Manifest
 from rfc_export.runtime import Engine, load
 
-__all__ = ["ArtifactError", "BackendError", "Engine", "ExportError", "Manifest", "TargetError", "export", "load"]
+__all__ = [
+    "ArtifactError",
+    "BackendError",
+    "Engine",
+    "ExportError",
+    "MachineCodeWarning",
+    "Manifest",
+    "TargetError",
+    "TrustError",
+    "export",
+    "load",
+]

@@ -12,10 +12,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rfc_export.artifact import opened, read_manifest
 from rfc_export.bench import PROTOCOL, Timed, engine_variant, measure, model_variants
+from rfc_export.commands.options import Trust, Trusted
 from rfc_export.drawing import is_shipped, sizes
+from rfc_export.engine_files import opened
 from rfc_export.manifest import MANIFEST
+from rfc_export.reading import read_manifest
 from rfc_export.runtime import Engine, load
 from rfc_export.verify import STEPS, Verdict, exported_from, record_generation
 from rfc_fx.runtime.summary import as_text
@@ -39,6 +41,8 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="folder for bench.json and bench.txt (default: out/bench for a pipeline)")] = None,
     model: Annotated[str | None, typer.Option(help="engines: what they were made from (default: digits, where it is that)")] = None,
     method_classes: options.MethodClasses = None,
+    trusted: Trusted = None,
+    trust: Trust = False,
     method: Annotated[str | None, typer.Option(help=f"pipelines: {options.METHOD} (default: log-snr)")] = None,
     preset: options.Preset = None,
     tau: options.Tau = None,
@@ -76,13 +80,23 @@ def bench(
         if used := _used_options(own, arguments, method, dtype):
             raise OptionError(f"{used}: is for pipelines, and {targets[0]} is an engine")
         _bench_engines(
-            [Path(target) for target in targets], model, rounds, steps or STEPS, compile, method_classes, device or options.CPU, out
+            [Path(target) for target in targets],
+            model,
+            rounds,
+            steps or STEPS,
+            compile,
+            method_classes,
+            device or options.CPU,
+            out,
+            trusted,
+            trust,
         )
         return
     if len(targets) > 1:
         raise OptionError(f"bench takes one pipeline, or engines, got {', '.join(targets)}")
-    if model is not None or method_classes:
-        raise OptionError(f"{'--class' if model is None else '--model'}: is for engines, and {targets[0]} is a pipeline")
+    for option, value in (("--model", model), ("--class", method_classes), ("--trusted", trusted), ("--trust", trust)):
+        if value:
+            raise OptionError(f"{option}: is for engines, and {targets[0]} is a pipeline")
     time_pipeline(
         targets[0],
         own,
@@ -121,17 +135,19 @@ def _bench_engines(
     method_classes: list[type] | None,
     device: torch.device,
     out: Path | None,
+    trusted: list[str] | None,
+    trust: bool,
 ) -> None:
     if out is not None:
         check_writable(out)
     names, bytes_of = [str(path) for path in engine], []
     for path in engine:
-        with opened(path) as folder:
-            manifest = read_manifest(folder)
-            bytes_of.append(sum(sizes(folder, manifest).values()))
-            if model is None and is_shipped(folder, manifest):
+        with opened(path) as files:
+            manifest = read_manifest(files, trusted)
+            bytes_of.append(sum(sizes(files, manifest).values()))
+            if model is None and is_shipped(manifest):
                 model = "digits"
-    engines = [load(path, device=device, classes=method_classes or ()) for path in engine]
+    engines = [load(path, device=device, classes=method_classes or (), trusted=trusted, trust=trust) for path in engine]
     first = engines[0]
     _check_comparable(names, engines)
     variants = [

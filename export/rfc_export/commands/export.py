@@ -8,12 +8,15 @@ from typing import Annotated
 
 import typer
 
-from rfc_export.artifact import check_place, opened, read_manifest
+from rfc_export.artifact import check_place
 from rfc_export.backends import backend as backend_of
 from rfc_export.drawing import sizes
+from rfc_export.engine_files import opened
 from rfc_export.engine_source import exportable
 from rfc_export.exporter import export as export_model
 from rfc_export.methods import check_method
+from rfc_export.reading import read_manifest
+from rfc_export.seal import public_key
 from rfc_export.specs import BackendName
 from rfc_fx.runtime.summary import mib
 from rfc_fx.tools import options
@@ -49,6 +52,10 @@ def export(
     ] = None,
     dtype: options.DType = "float32",
     device: options.Device = options.CPU,
+    sign: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY", help="Ed25519 private key (PEM): whoever trusts its public half may load only what it signed"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the engine that is there")] = False,
 ) -> None:
     """Transform a model, build its programs for a back end, and check the engine against the model."""
@@ -69,6 +76,7 @@ def export(
     check_granularity(methods, config)
     (instance,) = methods.values()
     check_method(instance, config.dispatch)
+    signer = None if sign is None else public_key(sign)
     backend_of(backend).check(device)  # before anything is loaded
     exported = exportable(model, dtype_named(dtype), device, batch)
     start = time.perf_counter()
@@ -85,11 +93,14 @@ def export(
         config=config,
         sampler=exported.sampler,
         overwrite=overwrite,
+        sign=sign,
         report=report,
     )
     report(f"done: {out}")
-    with opened(out) as folder:
-        for name, count in sizes(folder, read_manifest(folder)).items():
+    if signer is not None:
+        typer.echo(f"signed:        load it with --trusted {signer}")
+    with opened(out) as files:
+        for name, count in sizes(files, read_manifest(files)).items():
             typer.echo(f"  {name:<24} {mib(count):>12}")
     if exported.sampler is not None:
         typer.echo(f"draw with it:  rfc-fx run {out} --classes 3\ncheck it:      rfc-fx verify {out} --model {model}")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rfc_export.commands.options import Engine
+from rfc_export.commands.options import Engine, Trust, Trusted
 from rfc_export.drawing import draw_all, run_notes, run_summary, with_threshold
 from rfc_export.engine_source import EngineSource, engine_source
 from rfc_export.pipeline_source import EngineInPipeline, engine_in_pipeline
@@ -35,12 +35,14 @@ def run(
     cfg: Annotated[float | None, typer.Option(help="guidance (default: as exported)")] = None,
     threshold: Annotated[float | None, typer.Option("--threshold", "--tau", help="another threshold (default: as exported)")] = None,
     method_classes: options.MethodClasses = None,
+    trusted: Trusted = None,
+    trust: Trust = False,
     device: options.Device = options.CPU,
     out: options.Pictures = Path("out/run"),
 ) -> None:
     """Draw with an engine, without the model's Python."""
     labels = parse_classes(classes)
-    loaded = load(engine, device=device, classes=method_classes or ())
+    loaded = load(engine, device=device, classes=method_classes or (), trusted=trusted, trust=trust)
     if threshold is not None:
         with_threshold(loaded, threshold)
     numbers = list(range(seed, seed + (seeds or (4 if model is None else 1))))
