@@ -61,16 +61,23 @@ def read_bytes(path: Path, most: int, *, follow: bool = True) -> bytes:
     return content
 
 
-def read_json(path: Path, *, most: int = MOST_JSON_BYTES, follow: bool = True) -> Any:
+def read_json(path: Path, *, most: int = MOST_JSON_BYTES, follow: bool = True, finite: bool = True) -> Any:
     """The JSON in a file; FileError says what is wrong with it, without the path."""
-    return parse_json(read_bytes(path, most, follow=follow))
+    return parse_json(read_bytes(path, most, follow=follow), finite=finite)
 
 
-def parse_json(content: bytes) -> Any:
-    """JSON in UTF-8 with finite numbers, integers of 64 bits, each name once, valid texts and bounded nesting; FileError for any other."""
+def parse_json(content: bytes, *, finite: bool = True) -> Any:
+    """JSON in UTF-8 with integers of 64 bits, each name once, valid texts and bounded nesting; FileError for any other.
+
+    `finite`: whether NaN and Infinity, which are no JSON but which Python writes, are refused too.
+    """
     try:
         value = json.loads(
-            content.decode("utf-8"), parse_int=_integer, parse_float=_number, parse_constant=_refused, object_pairs_hook=_each_once
+            content.decode("utf-8"),
+            parse_int=_integer,
+            parse_float=_number,
+            parse_constant=_refused if finite else float,
+            object_pairs_hook=_each_once,
         )
     except FileError:
         raise

@@ -6,10 +6,11 @@ import ctypes
 import errno
 import os
 import secrets
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -83,6 +84,39 @@ def replace_folder(new: Path, path: Path) -> Path | None:
             os.replace(old, path)
         raise
     return old
+
+
+@contextmanager
+def write_together(out: Path) -> Iterator[Path]:
+    """A folder whose files move to the folder `out` when the block ends well, all before any other writer's; OSError where that fails."""
+    staging = out / f".partial-{secrets.token_hex(8)}"
+    try:
+        staging.mkdir(mode=0o700)
+        yield staging
+        files = sorted(staging.iterdir())
+        for file in files:
+            if (out / file.name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(out / file.name))
+            sync(file)
+        with _locked(out), uninterrupted():
+            for file in files:
+                os.replace(file, out / file.name)
+        sync(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait for other writers of the folder; without a lock where the file system has none."""
+    with ExitStack() as held:
+        with suppress(OSError, ImportError):
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

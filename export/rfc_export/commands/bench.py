@@ -60,6 +60,7 @@ def bench(
     image: options.Images = None,
     call: options.Call = None,
     seed: options.Seed = 0,
+    allow_pickle: options.AllowPickle = False,
     dtype: options.StoredDType = None,
 ) -> None:
     """Time a pipeline eager, compiled and accelerated, or engines beside the compiled CachedModel and the eager twin; all in turns."""

@@ -50,6 +50,7 @@ def export(
     batch: Annotated[
         int | None, typer.Option(min=1, help="samples of a call; guidance doubles them (default: 10 for digits, else 1)")
     ] = None,
+    allow_pickle: options.AllowPickle = False,
     dtype: options.DType = "float32",
     device: options.Device = options.CPU,
     sign: Annotated[

@@ -28,6 +28,7 @@ def run(
     ] = None,
     prompt: options.Prompts = None,
     negative_prompt: options.NegativePrompt = None,
+    allow_pickle: options.AllowPickle = False,
     call: options.Call = None,
     seed: options.Seed = 0,
     seeds: Annotated[int | None, typer.Option(min=1, help="seeds per class or prompt (default: 4, with --model 1)")] = None,

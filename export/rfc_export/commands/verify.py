@@ -15,6 +15,7 @@ from rfc_fx.tools import options
 def verify(
     engine: Engine,
     model: Annotated[str | None, typer.Option(help="what it was made from: a whole generation of both is compared")] = None,
+    allow_pickle: options.AllowPickle = False,
     method_classes: options.MethodClasses = None,
     trusted: Trusted = None,
     trust: Trust = False,

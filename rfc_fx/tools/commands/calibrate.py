@@ -44,6 +44,7 @@ def calibrate(
     call: options.Call = None,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="first seed; take others than you will judge by")] = 1000,
     seeds: options.Seeds = 4,
+    allow_pickle: options.AllowPickle = False,
     dtype: options.StoredDType = None,
     device: options.Device = options.CPU,
     compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True)")] = False,

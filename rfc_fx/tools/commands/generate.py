@@ -53,6 +53,7 @@ def generate(
     call: options.Call = None,
     seed: options.Seed = 0,
     seeds: options.OwnSeeds = None,
+    allow_pickle: options.AllowPickle = False,
     dtype: options.StoredDType = None,
     device: options.DeviceHere = None,
     compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True) on the graph side")] = True,

@@ -26,6 +26,7 @@ def inspect(
     state_budget: options.StateBudget = None,
     block: Annotated[str | None, typer.Option(help="print the graph of this module path, e.g. transformer_blocks.0")] = None,
     draw: Annotated[Path | None, typer.Option(help="draw that graph to a .svg, .png or .pdf file")] = None,
+    allow_pickle: options.AllowPickle = False,
     dtype: options.DType = "float32",
     device: options.Device = options.CPU,
 ) -> None:
