@@ -18,10 +18,13 @@ from rfc_export.manifest import MANIFEST, Manifest
 from rfc_export.seal import sealed
 from rfc_export.specs import FileSpec
 from rfc_fx.io.atomic import replace_folder, sync, temporary_beside, write_atomically
+from rfc_fx.tools.load import path_problem
 
 
 def check_place(path: Path, *, overwrite: bool = False) -> None:
     """ExportError where `path` exists and may not be overwritten, or is no artefact."""
+    if (problem := path_problem(path)) is not None:
+        raise ExportError(f"export: {str(path)[:80]}: cannot be written: {problem}; pass another path")
     if path.exists() and not overwrite:
         raise ExportError(f"export: {path} exists; pass another path, or overwrite=True (--overwrite)")
     if path.is_dir() and not (path / MANIFEST).exists() and any(path.iterdir()):

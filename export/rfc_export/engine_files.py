@@ -21,6 +21,7 @@ from rfc.files import FileError, open_regular
 from rfc_export.errors import ArtifactError
 from rfc_export.manifest import MANIFEST, Manifest
 from rfc_export.specs import FileSpec
+from rfc_fx.tools.load import path_problem
 
 MOST_MANIFEST_BYTES = 64 << 20
 MOST_ENTRIES, MOST_READ = 4096, 1 << 20
@@ -145,6 +146,8 @@ class _BoundedReads(io.BufferedReader):
 @contextmanager
 def opened(path: Path) -> Iterator[EngineFiles]:
     """The files of an artefact for the time of the block; ArtifactError where there is none, or an archive that no export wrote."""
+    if (problem := path_problem(path)) is not None:
+        raise ArtifactError(f"{str(path)[:80]}: no such artefact: {problem}; pass a folder with {MANIFEST}, or a .pt2 file")
     if path.is_dir():
         yield EngineFiles(path)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ def locate(name: str) -> Path | str:
         if not shipped.is_dir():
             raise LoadError(f"{name}: the folder {shipped} is not there; install the package again, or pass a folder")
         return shipped
+    if (problem := path_problem(name)) is not None:
+        raise LoadError(f"{name[:80]}: no name of a folder: {problem}; pass digits, emoji, a folder in diffusers' layout, or a Hub id")
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -48,6 +51,19 @@ def locate(name: str) -> Path | str:
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         return name
     raise LoadError(f"{name}: no such folder; pass digits, emoji, a folder in diffusers' layout, or a Hub id such as facebook/DiT-XL-2-256")
+
+
+def path_problem(name: str | Path) -> str | None:
+    """Why the system cannot even look for a path: too long, a null character, letters it has no bytes for; None where it can."""
+    if not str(name):
+        return "it is empty"
+    try:
+        os.lstat(Path(name).expanduser())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RuntimeError) as error:
+        return None if isinstance(error, NotADirectoryError) else str(getattr(error, "strerror", None) or error)
+    return None
 
 
 def model_kind(where: Path | str) -> ModelKind:

@@ -18,6 +18,7 @@ from rfc_fx.io.atomic import write_together
 from rfc_fx.tools import pictures
 from rfc_fx.tools.arguments import OptionError
 from rfc_fx.tools.compare import Comparison
+from rfc_fx.tools.terminal import progress_terminal
 from rfc_fx.tools.variants import Timing
 
 
@@ -70,16 +71,16 @@ def print_paths(paths: Iterable[Path]) -> None:
         typer.echo(path)
 
 
-def progress(console: Console) -> Progress:
-    """Bars with a description, a count, and the time taken and left."""
+def progress() -> Progress:
+    """Bars with a description, a count, and the time taken and left, on standard error."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, refresh_per_second=4)
+    return Progress(*columns, console=progress_terminal(), refresh_per_second=4)
 
 
 @contextmanager
-def progress_bar(console: Console, description: str, total: int) -> Iterator[tuple[Callable[[], object], Callable[[str], object]]]:
+def progress_bar(description: str, total: int) -> Iterator[tuple[Callable[[], object], Callable[[str], object]]]:
     """One bar: (advance by one, replace the description)."""
-    with progress(console) as bars:
+    with progress() as bars:
         task = bars.add_task(description, total=total)
         yield lambda: bars.advance(task), lambda text: bars.update(task, description=text)
 

@@ -38,7 +38,7 @@ run, one_line_error = partial(command.run, cli.app), partial(command.one_line_er
 def ran(*arguments: Any) -> str:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    return result.stdout
+    return result.stdout if arguments[0] != "export" else result.output  # its stages are on standard error
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from typing import Annotated
 import torch
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from rfc_export.bench import PROTOCOL, Timed, engine_variant, measure, model_variants
@@ -24,10 +23,12 @@ from rfc_fx.runtime.summary import as_text
 from rfc_fx.tools import options
 from rfc_fx.tools.arguments import OptionError, device_here, dtype_named, parse_classes
 from rfc_fx.tools.commands.bench import time_pipeline
+from rfc_fx.tools.load import locate, model_kind, path_problem
 from rfc_fx.tools.named_methods import MethodArguments
 from rfc_fx.tools.output import check_writable, print_notes, progress_bar, time_cell, whole_files, write_json
 from rfc_fx.tools.pipeline.call import CallOptions
 from rfc_fx.tools.summary_json import versions
+from rfc_fx.tools.terminal import terminal
 
 
 def bench(
@@ -35,7 +36,9 @@ def bench(
         list[str], typer.Argument(metavar="PIPELINE | ENGINE...", help="digits, a pipeline's folder or Hub id, or one or more engines")
     ],
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="counted generations of every variant")] = 5,
-    steps: Annotated[int | None, typer.Option(min=1, help=f"of a generation (default: the pipeline's own, {STEPS} of an engine)")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help=f"of a generation (default: the pipeline's own, {STEPS} of an engine)")
+    ] = None,
     compile: Annotated[bool, typer.Option(help="torch.compile: the plain and the accelerated pipeline, an engine's CachedModel")] = True,
     device: options.DeviceHere = None,
     out: Annotated[Path | None, typer.Option(help="folder for bench.json and bench.txt (default: out/bench for a pipeline)")] = None,
@@ -114,6 +117,8 @@ def bench(
 
 def _are_pipelines(targets: list[str]) -> bool:
     """Whether the first target is a pipeline; one that is not there can only be a Hub id, unless its folder is there."""
+    if path_problem(targets[0]) is not None:
+        return True
     first = Path(targets[0]).expanduser()
     if first.exists():
         return first.is_dir() and not (first / MANIFEST).exists()
@@ -141,6 +146,8 @@ def _bench_engines(
 ) -> None:
     if out is not None:
         check_writable(out)
+    if model is not None:
+        model_kind(locate(model))  # refused before anything is loaded
     names, bytes_of = [str(path) for path in engine], []
     for path in engine:
         with opened(path) as files:
@@ -160,8 +167,8 @@ def _bench_engines(
     # without a model the first engine makes the calls
     caller = variants[len(engines)].model if model is not None else first
     generation = record_generation(names[0], first, caller, None if model is None else original.inputs, steps)
-    console = Console()
-    with progress_bar(console, "warming up", len(variants) * (2 + rounds)) as (advance, describe):
+    console = terminal()
+    with progress_bar("warming up", len(variants) * (2 + rounds)) as (advance, describe):
         measure(variants, generation, rounds, describe, advance)
     table = _table(variants, generation.description, rounds)
     if out is not None:

@@ -23,6 +23,7 @@ from rfc_fx.tools import options
 from rfc_fx.tools.arguments import dtype_named, new_config
 from rfc_fx.tools.load import locate, model_kind
 from rfc_fx.tools.named_methods import MethodArguments, check_granularity, new_methods, taking
+from rfc_fx.tools.terminal import note_progress
 
 
 def export(
@@ -36,7 +37,7 @@ def export(
     order: options.Order = None,
     interval: options.Interval = None,
     nfc: options.NFC = None,
-    steps: Annotated[int | None, typer.Option(min=1, help=f"of a generation, for {', '.join(taking('num_steps'))}")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=10_000, help=f"of a generation, for {', '.join(taking('num_steps'))}")] = None,
     granularity: options.Granularity = None,
     state_dtype: options.StateDType = None,
     dispatch: options.DispatchOption = "host",
@@ -48,7 +49,7 @@ def export(
         ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="samples of a call; guidance doubles them (default: 10 for digits, else 1)")
+        int | None, typer.Option(min=1, max=10_000, help="samples of a call; guidance doubles them (default: 10 for digits, else 1)")
     ] = None,
     allow_pickle: options.AllowPickle = False,
     dtype: options.DType = "float32",
@@ -83,7 +84,7 @@ def export(
     start = time.perf_counter()
 
     def report(stage: str) -> None:
-        typer.echo(f"{time.perf_counter() - start:6.1f} s  {stage}")
+        note_progress(f"{time.perf_counter() - start:6.1f} s  {stage}")
 
     export_model(
         exported.model,
@@ -97,7 +98,7 @@ def export(
         sign=sign,
         report=report,
     )
-    report(f"done: {out}")
+    typer.echo(f"{time.perf_counter() - start:6.1f} s  done: {out}")
     if signer is not None:
         typer.echo(f"signed:        load it with --trusted {signer}")
     with opened(out) as files:

@@ -10,6 +10,7 @@ from rfc_export.commands.options import Engine, Trust, Trusted
 from rfc_export.runtime import load
 from rfc_export.verify import cached_like, checks, exported_from, parity_over, record_generation
 from rfc_fx.tools import options
+from rfc_fx.tools.load import locate, model_kind
 
 
 def verify(
@@ -22,6 +23,8 @@ def verify(
     device: options.Device = options.CPU,
 ) -> None:
     """Check manifest, files, target and versions; with the model also every decision and output of a generation."""
+    if model is not None:
+        model_kind(locate(model))  # refused before anything is loaded
     for subject, finding in checks(engine, device, method_classes or (), trusted, trust):
         typer.echo(f"{subject:<9} {finding}")
     if model is None:
