@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from rfc_export.errors import ExportError
 from rfc_export.manifest import MANIFEST, Manifest
 from rfc_export.seal import sealed
 from rfc_export.specs import FileSpec
-from rfc_fx.io.atomic import replace_folder, sync, temporary_beside, write_atomically
+from rfc_fx.io.atomic import remove, replace_folder, sync, temporary_beside, write_atomically
 from rfc_fx.tools.load import path_problem
 
 
@@ -47,7 +46,7 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     check_place(path, overwrite=overwrite)
     path = path.resolve() if path.is_symlink() else path  # what a link points to is replaced, not the link
-    staging = temporary_beside(path)
+    leftovers = [staging := temporary_beside(path)]
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,29 +55,28 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             raise ExportError(f"export: {path} cannot be written: {error.strerror or error}; pass another path") from error
         try:
             yield staging
-            old = _move(staging, path)
+            leftovers += _move(staging, path)
         except (OSError, SafetensorError) as error:
             why = getattr(error, "strerror", None) or error
             raise ExportError(f"export: {path} could not be written, nothing was left there: {why}") from error
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        for folder in leftovers:
+            remove(folder)
 
 
-def _move(staging: Path, path: Path) -> Path | None:
-    """Put the folder, or an archive of it, at `path`, on the disk; where the old folder is now, None where there is none."""
+def _move(staging: Path, path: Path) -> list[Path]:
+    """Put the folder, or an archive of it, at `path`, on the disk; the folders that are left to be removed."""
     staging.chmod(0o755)
     for file in staging.iterdir():
         file.chmod(0o644)  # safetensors keeps others out
         sync(file)
     if path.suffix == ".pt2":
         write_atomically(path, lambda packed: _pack(staging, packed))
-        return None
+        return []
     sync(staging)
     old = replace_folder(staging, path)
     sync(path.parent)
-    return old
+    return [] if old is None else [old]
 
 
 def _pack(folder: Path, packed: Path) -> None:

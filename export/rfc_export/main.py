@@ -46,7 +46,7 @@ def run(app: Callable[[], Any]) -> int:
             sys.stdout.flush()
     except Stopped as stopped:
         _at_once()
-        _say(f"stopped by {signal.Signals(stopped.number).name}; what was there is as it was")
+        _say(f"stopped by {signal.Signals(stopped.number).name}; no result is half-written")
         _end_by(stopped.number)
     except BrokenPipeError:
         _at_once()
@@ -67,6 +67,8 @@ def _exit_code(app: Callable[[], Any]) -> int:
     try:
         app()
     except SystemExit as done:
+        if isinstance(done.__context__, BrokenPipeError):  # typer makes exit code 1 of it
+            raise done.__context__ from None
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     return 0
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -33,7 +34,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         sync(unfinished)
         os.replace(unfinished, path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        remove(unfinished)
     sync(path.parent)
 
 
@@ -76,13 +77,13 @@ def replace_folder(new: Path, path: Path) -> Path | None:
     if exchange(new, path):
         return new
     old = temporary_beside(path)
-    try:
+    with uninterrupted():
         os.replace(path, old)
-        os.replace(new, path)
-    except BaseException:
-        if old.exists() and not path.exists():
+        try:
+            os.replace(new, path)
+        except BaseException:
             os.replace(old, path)
-        raise
+            raise
     return old
 
 
@@ -103,7 +104,7 @@ def write_together(out: Path) -> Iterator[Path]:
                 os.replace(file, out / file.name)
         sync(out)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove(staging)
 
 
 @contextmanager
@@ -121,12 +122,32 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back for the time of a few renames that belong together; in the main thread, which gets them."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Hold Ctrl-C and SIGTERM back while a few renames belong together, or while tidying up; in the main thread, which gets them.
+
+    Handlers are exchanged, as a signal that this thread blocks is delivered to another.
+    """
+    held: list[int] = []
+    own: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and (handler := signal.getsignal(number)) is not None:
+                own[number] = handler
+                signal.signal(number, lambda number, frame: held.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in own.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder of one's own, whole, whatever arrives meanwhile."""
+    with uninterrupted():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
