@@ -2,10 +2,11 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= 2
+TRIES ?= 100000
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-engines test lint format bench-smoke clean
+.PHONY: help demo demo-engines test lint format fuzz audit bench-smoke clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +42,15 @@ lint: .venv/.installed  ## ruff, mypy, import-linter
 format: .venv/.installed  ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+fuzz: .venv/.installed  ## read 100,000 hostile files of each kind, half an hour; TRIES=, KINDS="manifest method"
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzzing.py --tries $(TRIES) $(KINDS)
+	RFC_FX_FUZZ_OPTIONS=21 OMP_NUM_THREADS=1 $(BIN)/pytest tests/hostile/test_options.py
+
+audit: .venv/.installed  ## look every pinned dependency up in the database of known vulnerabilities
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip-audit>=2.9"
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt || { \
+	    echo "audit: a dependency has a known vulnerability, or the database cannot be reached from here (see above)" >&2; exit 1; }
 
 bench-smoke: .venv/.installed  ## compare the digits model's ratios and counts with the committed ones, minutes; UPDATE=--update writes them
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.smoke $(UPDATE)

@@ -78,7 +78,7 @@ def decode_method(encoded: dict[str, Any], classes: Iterable[type] = ()) -> Meth
     schedule = _decode("method.schedule", encoded["schedule"], SCHEDULES, foreign)
     try:
         return Method(estimator=estimator, schedule=schedule, **settings)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise EncodingError(f"method: {error}") from error
 
 
@@ -136,7 +136,7 @@ def _decode(where: str, encoded: Any, own: tuple[type, ...], foreign: tuple[type
             raise EncodingError(f"{where}.{name}: expected true or false, got {value!r}")
     try:
         return kind(**{name: _decode_value(f"{where}.{name}", name, value, foreign) for name, value in settings.items()})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise EncodingError(f"{where}: {error}") from error
 
 
@@ -147,6 +147,8 @@ def _decode_value(where: str, name: str, value: Any, foreign: tuple[type, ...]) 
         return dtype_of(where, value)
     if isinstance(value, list):
         return tuple(_decode_value(where, "", entry, foreign) for entry in value)
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise EncodingError(f"{where}: expected a number of at most 63 bits, got one of {value.bit_length()}")
     return {"inf": math.inf, "-inf": -math.inf}[value] if value in ("inf", "-inf") else value
 
 

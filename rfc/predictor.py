@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,19 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rfc.files import FileError, read_bytes, read_json
 from rfc.granularity import block_modules
 
 CONFIG, WEIGHTS = "predictor.json", "predictor.safetensors"
 SCHEMA_VERSION = 1
 """Of `predictor.json`."""
+
+MOST_CONFIG_BYTES, MOST_BYTES = 1 << 20, 1 << 32
+"""Of the two files."""
 
 MOST_BLOCKS = 64
 """Blocks that a predictor may have: what a file says is not believed without a bound."""
@@ -75,22 +78,40 @@ def description(model: nn.Module, predictor: Predictor) -> dict[str, Any]:
 
 def checksum(folder: Path) -> str:
     """SHA-256 of the weights; PredictorError where a file is missing."""
+    return hashlib.sha256(_content(folder)).hexdigest()
+
+
+def _content(folder: Path) -> bytes:
+    """The weights' file, opened once: what is hashed is what is read."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise PredictorError(
                 f"DisCa: no predictor in {folder}: expected {CONFIG} and {WEIGHTS}, {name} is missing; train one for the model "
                 "(python -m benchmarks.train_predictor makes that of the digits model)"
             )
-    with (folder / WEIGHTS).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        return read_bytes(folder / WEIGHTS, MOST_BYTES)
+    except FileError as error:
+        raise PredictorError(f"{folder / WEIGHTS}: {error}") from error
+
+
+def _check_sizes(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    blocks = len({name.split(".")[1] for name in tensors if name.startswith("blocks.") and name.count(".") > 1})
+    width = tensors["project_out.weight"].shape if "project_out.weight" in tensors else ()
+    channels = config["channels"]
+    if blocks < config["blocks"] or tuple(width) != (channels, channels):
+        raise PredictorError(
+            f"{folder / CONFIG}: says {config['blocks']} blocks of {channels} channels, {WEIGHTS} has {blocks} and project_out.weight "
+            f"of shape {tuple(width)}; copy both files again"
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The content of `predictor.json`; PredictorError where it is none."""
     where = folder / CONFIG
     try:
-        config = json.loads(where.read_text())
-    except ValueError as error:
+        config = read_json(where, most=MOST_CONFIG_BYTES)
+    except FileError as error:
         raise PredictorError(f"{where}: not a predictor's description: {error}") from error
     version = config.get("schema_version") if isinstance(config, dict) else None
     if version != SCHEMA_VERSION:
@@ -107,8 +128,8 @@ def load_predictor(model: nn.Module, folder: Path, sha256: str) -> Predictor:
 
     Raises PredictorError where it is missing, was changed since the method was made, or was trained for another model.
     """
-    digest = checksum(folder)
-    if digest != sha256:
+    content = _content(folder)
+    if (digest := hashlib.sha256(content).hexdigest()) != sha256:
         raise PredictorError(
             f"{folder / WEIGHTS}: SHA-256 {digest[:12]}..., the method was made for {sha256[:12]}...: the file was changed; "
             "make the method anew"
@@ -122,11 +143,12 @@ def load_predictor(model: nn.Module, folder: Path, sha256: str) -> Predictor:
                 f"{folder / CONFIG}: {name}: the predictor was trained for {config.get(name)}, the model's is {value}; "
                 "train one for this model, or use a method without a predictor (rfc.TaylorSeerLite)"
             )
-    predictor = Predictor(block, config["channels"], config["blocks"])
     try:
-        tensors = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
+        tensors = load(content)
+    except (SafetensorError, ValueError) as error:
         raise PredictorError(f"{folder / WEIGHTS}: no safetensors file, or one that is cut off: {error}") from error
+    _check_sizes(folder, config, tensors)  # before memory is taken for what the description says
+    predictor = Predictor(block, config["channels"], config["blocks"])
     expected = predictor.state_dict()
     if strange := sorted(set(tensors) ^ set(expected)):
         where = "not in the file" if strange[0] in expected else "in the file, but of no such block"

@@ -32,6 +32,9 @@ Grid = tuple[int, int]
 QUERIES = 1024
 """So many rows of an attention map are made at a time."""
 
+MOST, MOST_PARTS = 1e300, 64
+"""The largest weight, and the most parts, each of which is a program."""
+
 POINTS = 64
 """Places in a part of the steps over which its ratio is averaged."""
 
@@ -72,11 +75,11 @@ class Tokens:
     def __post_init__(self) -> None:
         if self.score not in get_args(Score):
             raise ValueError(f"Tokens: score must be one of {', '.join(get_args(Score))}, got {self.score!r}")
-        for name, low, high in (("ratio", 0, 1), ("freshness", 0, inf), ("bonus", 0, inf), ("emphasis", 0, inf)):
+        for name, low, high in (("ratio", 0, 1), ("freshness", 0, MOST), ("bonus", 0, MOST), ("emphasis", 0, MOST)):
             _check_number(name, getattr(self, name), low, high)
         for name in ("step_weight", "layer_weight"):
-            _check_number(name, getattr(self, name), -inf, inf)
-        checked_count("Tokens", "parts", self.parts, 1)
+            _check_number(name, getattr(self, name), -MOST, MOST)
+        checked_count("Tokens", "parts", self.parts, 1, MOST_PARTS)
         if self.grid is not None:
             grid = tuple(self.grid) if isinstance(self.grid, Iterable) else ()
             if len(grid) != 2 or not all(isinstance(length, int) and length > 0 and length % 2 == 0 for length in grid):
@@ -130,7 +133,7 @@ class Tokens:
 
 def _check_number(name: str, value: float, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or value in (inf, -inf):
-        bounds = "" if low == -inf else f" of at least {low:g}" if high == inf else f" from {low:g} to {high:g}"
+        bounds = "" if low == -MOST else f" of at least {low:g}" if high == MOST else f" from {low:g} to {high:g}"
         raise ValueError(f"Tokens: {name} must be a finite number{bounds}, got {value!r}")
 
 

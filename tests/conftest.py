@@ -70,3 +70,25 @@ def no_recompiles() -> Iterator[None]:
     """A frame that torch.compile compiles again because a guard failed is an error."""
     with torch._dynamo.config.patch(error_on_recompile=True):
         yield
+
+
+@pytest.fixture(scope="session")
+def digits_inputs() -> dict[str, torch.Tensor]:
+    """One call for one sample with guidance."""
+    from rfc_fx.zoo import digits_noise
+
+    labels = torch.tensor([3, 10])
+    return {"hidden_states": digits_noise([0, 0]), "timestep": torch.tensor([500, 500]), "class_labels": labels}
+
+
+@pytest.fixture(scope="session")
+def onnx_small(digits_inputs: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model as ONNX, for tests of files, manifests and commands. Copy it before you change it."""
+    pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
+    from digits_models import small_digits
+
+    import rfc
+    import rfc_export
+
+    path = tmp_path_factory.mktemp("engines") / "onnx-small"
+    return rfc_export.export(small_digits(), path, backend="onnx", example_inputs=digits_inputs, method=rfc.RFC(tau=0.15))

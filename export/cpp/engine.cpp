@@ -59,6 +59,9 @@ void Engine::open(const std::string& phase, const Json& spec, const std::filesys
     const Json& names = spec.at("weights");
     auto found = names.contains(name) ? weights.find(names.at(name).get<std::string>()) : weights.end();
     if (found == weights.end()) throw Error(file + ": " + phase + " asks for the weight " + name + ", which is not there; export again");
+    const Json& stated = manifest_.at("weights").at(found->first);
+    if (found->second.scalar_type() != dtype(stated.at("dtype")) || found->second.sizes().vec() != stated.at("shape").get<Shape>())
+      throw Error(file + ": " + phase + ": the weight " + name + " is of another type or shape than rfc.json says; export again");
     program.weights[name] = found->second;
   }
   program.loader->load_constants(program.weights, /*use_inactive=*/false, /*check_full_update=*/true, /*user_managed=*/true);

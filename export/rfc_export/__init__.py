@@ -6,9 +6,35 @@ engine = rfc_export.load("engine")
 
 from __future__ import annotations
 
-from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetError
-from rfc_export.exporter import export
-from rfc_export.manifest import Manifest
-from rfc_export.runtime import Engine, load
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["ArtifactError", "BackendError", "Engine", "ExportError", "Manifest", "TargetError", "export", "load"]
+if TYPE_CHECKING:
+    from rfc_export.errors import ArtifactError, BackendError, ExportError, MachineCodeWarning, TargetError, TrustError
+    from rfc_export.exporter import export
+    from rfc_export.manifest import Manifest
+    from rfc_export.runtime import Engine, load
+
+__all__ = [
+    "ArtifactError",
+    "BackendError",
+    "Engine",
+    "ExportError",
+    "MachineCodeWarning",
+    "Manifest",
+    "TargetError",
+    "TrustError",
+    "export",
+    "load",
+]
+
+_PLACES = {"export": "exporter", "Manifest": "manifest", "Engine": "runtime", "load": "runtime"}
+"""Modules of the names above; all others are of `errors`."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first asked for: the command answers Ctrl-C while torch is being loaded (`rfc_export.main`)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_PLACES.get(name, 'errors')}"), name)
+    return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rfc_export.aoti_constants import Constants, declared_constants
 from rfc_export.backends import Built, Report, Run
 from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetError
 from rfc_export.manifest import Manifest
 from rfc_export.portable import STEP, Portable
+from rfc_export.weights import declared_as
 from rfc_fx.tools.doctor import CompilerError, compile_seconds
 
 WRITES: Literal["in_place", "returned"] = "in_place"
@@ -119,29 +122,48 @@ class _Runner:
         return outputs
 
 
-def open(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], device: torch.device) -> dict[str, Run]:
+def open(
+    where: Path, programs: Mapping[str, bytes], manifest: Manifest, weights: Mapping[str, Tensor], device: torch.device
+) -> dict[str, Run]:
     """Load the programs and hand them the weights.
 
-    TargetError where they are for another processor or device; ArtifactError where the archive has other programs or asks for other
-    weights. One runner each: a second thread waits for the first, as both would use one processor.
+    TargetError where they are for another processor or device; ArtifactError where the archive has other programs, or asks for other
+    weights or for weights of another type or shape. One runner each: a second thread waits for the first, as both would use one processor.
     """
     if lacking := set(str(manifest.options.get(PROCESSOR) or "").split()) - _processor():
-        raise TargetError(f"{folder / PROGRAMS}: compiled for a processor with {', '.join(sorted(lacking))}; export again on this machine")
+        raise TargetError(f"{where / PROGRAMS}: compiled for a processor with {', '.join(sorted(lacking))}; export again on this machine")
+    for phase, spec in manifest.programs.items():
+        if spec.file != PROGRAMS or spec.entry != phase:
+            raise ArtifactError(
+                f"{where / spec.file}: {phase}: the manifest names {spec.entry} in {spec.file} for it, which is another program; "
+                "export again"
+            )
+    constants = declared_constants(str(where / PROGRAMS), programs[PROGRAMS])
+    with tempfile.TemporaryDirectory(prefix="rfc-engine-") as folder:  # torch opens files alone: a private one of what was hashed
+        (Path(folder) / PROGRAMS).write_bytes(programs[PROGRAMS])
+        return _loaded(where, Path(folder), manifest, constants, weights, device)
+
+
+def _loaded(
+    where: Path, folder: Path, manifest: Manifest, constants: Constants, weights: Mapping[str, Tensor], device: torch.device
+) -> dict[str, Run]:
     runners: dict[str, Run] = {}
     for phase, spec in manifest.programs.items():
-        where = f"{folder / spec.file}: {phase}"
-        if spec.file != PROGRAMS or spec.entry != phase:
-            raise ArtifactError(f"{where}: the manifest names {spec.entry} in {spec.file} for it, which is another program; export again")
+        program = f"{where / spec.file}: {phase}"
         try:
             loader = torch._C._aoti.AOTIModelPackageLoader(
                 str(folder / spec.file), spec.entry, False, 1, -1 if device.index is None else device.index
             )
         except RuntimeError as error:
-            raise ArtifactError(f"{where} cannot be loaded: {str(error).splitlines()[0]}; export again") from error
-        _check_metadata(where, loader.get_metadata(), device)
+            raise ArtifactError(f"{program} cannot be loaded: {str(error).splitlines()[0]}; export again") from error
+        _check_metadata(program, loader.get_metadata(), device)
         names = list(loader.get_constant_fqns())
         if missing := [name for name in names if name not in spec.weights or spec.weights[name] not in weights]:
-            raise ArtifactError(f"{where} asks for weights that are not there: {', '.join(missing[:3])}; export again")
+            raise ArtifactError(f"{program} asks for weights that are not there: {', '.join(missing[:3])}; export again")
+        for name in names:
+            if (declared := constants.get(phase, {}).get(name)) is None:
+                raise ArtifactError(f"{program} does not say of which type and shape the weight {name} is; export again")
+            declared_as(program, name, declared, manifest.weights[spec.weights[name]])
         own = {name: weights[spec.weights[name]] for name in names}
         loader.load_constants(own, False, True, True)
         runners[phase] = _Runner(loader, own)

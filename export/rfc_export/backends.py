@@ -54,8 +54,13 @@ class Backend(Protocol):
         """Write the programs to files in `folder`; `weights.safetensors` is there already."""
         ...
 
-    def open(self, folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], device: torch.device) -> dict[str, Run]:
-        """The programs, ready to run; `weights` are on the device, and shared."""
+    def open(
+        self, where: Path, programs: Mapping[str, bytes], manifest: Manifest, weights: Mapping[str, Tensor], device: torch.device
+    ) -> dict[str, Run]:
+        """The programs, ready to run, from the checked contents of their files by name; `weights` are on the device, and shared.
+
+        A program that declares a weight otherwise than the manifest is an ArtifactError. `where` is for messages.
+        """
         ...
 
 

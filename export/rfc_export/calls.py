@@ -110,6 +110,8 @@ class ExpectedCall:
             self.signature = inspect.Signature([inspect.Parameter(one, kind, default=spec.defaults.get(one)) for one in spec.parameters])
         except ValueError as error:
             raise ArtifactError(f"call.parameters: {error}") from error
+        if lost := [leaf.argument for leaf in spec.leaves if leaf.argument not in spec.parameters]:
+            raise ArtifactError(f"call: there is no parameter {lost[0]}, in which a leaf lies")
         self.exported = {leaf.argument: leaf.value for leaf in spec.leaves if leaf.dtype is None}
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from math import nan
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
 
+from rfc_export.engine_files import EngineFiles
 from rfc_export.engine_source import EngineSource
 from rfc_export.errors import ExportError
-from rfc_export.manifest import MANIFEST, WEIGHTS, Manifest
+from rfc_export.manifest import MANIFEST, Manifest
+from rfc_export.methods import dtype_of
 from rfc_export.pipeline_source import EngineInPipeline
 from rfc_export.runtime import Engine
+from rfc_export.weights import weight_spec
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.tools.compare import Comparison, Row
 from rfc_fx.tools.pictures import ENGINE
@@ -98,20 +98,15 @@ def run_notes(of: Comparison, engine: Engine) -> list[str]:
     return notes
 
 
-def is_shipped(folder: Path, manifest: Manifest) -> bool:
-    """Whether an artefact was made from the digits model of this package: it has all of its weights."""
+def is_shipped(manifest: Manifest) -> bool:
+    """Whether an artefact was made from the digits model of this package: it has all of its weights, by their checksums."""
     if manifest.model.model_class != "DiTTransformer2DModel":
         return False
     own = load_file(DIGITS / "diffusion_pytorch_model.safetensors")
-    with safe_open(folder / WEIGHTS, framework="pt") as stored:
-        names = set(stored.keys())
-        return own.keys() <= names and all(_equal(stored.get_tensor(name), tensor) for name, tensor in own.items())
+    dtype = dtype_of("model.dtype", manifest.model.dtype)
+    return all(manifest.weights.get(name) in (weight_spec(tensor), weight_spec(tensor.to(dtype))) for name, tensor in own.items())
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a, b.to(a.dtype))
-
-
-def sizes(folder: Path, manifest: Manifest) -> Mapping[str, int]:
+def sizes(files: EngineFiles, manifest: Manifest) -> Mapping[str, int]:
     """Bytes by file, the manifest's own among them."""
-    return {MANIFEST: (folder / MANIFEST).stat().st_size, **{name: spec.bytes for name, spec in manifest.files.items()}}
+    return {MANIFEST: len(files.manifest()), **{name: spec.bytes for name, spec in manifest.files.items()}}

@@ -13,6 +13,14 @@ class ArtifactError(RFCError):
     """An artefact that is damaged, incomplete, from another schema, or not an artefact."""
 
 
+class TrustError(ArtifactError):
+    """An artefact that nobody signed whose key is trusted."""
+
+
+class MachineCodeWarning(UserWarning):
+    """An artefact whose programs are machine code, which can do whatever its user may, was loaded without a signature."""
+
+
 class BackendError(RFCError):
     """A back end that this machine does not have, or that does not work here."""
 

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,11 +24,14 @@ from rfc_export.calls import RETURN_DICT, call_spec, fixed_name
 from rfc_export.errors import ExportError
 from rfc_export.manifest import WEIGHTS, Manifest
 from rfc_export.methods import check_method, encode_method, name_of
+from rfc_export.model_facts import dtype_of_model, plain_config
 from rfc_export.parity import check_parity
 from rfc_export.portable import STEP, Portable, Weights, portable_cond, portable_host
 from rfc_export.runtime import load
+from rfc_export.seal import public_key
 from rfc_export.specs import BackendName, DecisionSpec, ModelSpec, PlanSpec, PoolSpec, ProgramSpec, SlotSpecs
 from rfc_export.target import built_with, target_of
+from rfc_export.weights import weight_spec
 from rfc_fx.capture.export import args_and_kwargs, named_arguments
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.layout import Layout
@@ -51,6 +53,7 @@ def export(
     config: Config | None = None,
     sampler: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    sign: Path | None = None,
     report: Report = lambda line: None,
 ) -> Path:
     """Write an artefact to `path`, a folder or a file that ends in .pt2, and return it.
@@ -58,12 +61,14 @@ def export(
     `model` is a transformer, which is transformed with `method` and `config` first, or a CachedModel, which has its own (`config` may give
     its engine another `dispatch` or `hoist`). `example_inputs` are the arguments of one call; the engine answers calls of these shapes.
     `config.hoist` None is True with host dispatch. `sampler`: what `rfc-fx run` needs to draw. `report` takes a line at the begin of each
-    stage.
+    stage. `sign`: an Ed25519 private key (PEM), for whoever loads with `trusted=`.
 
     The engine is opened and held against the model over a few steps before anything is there under `path`; what would lose or freeze
     state is refused. Raises ExportError, BackendError (the back end is not installed) and all that `rfc_fx.transform` raises.
     """
     path = Path(path)
+    if sign is not None:
+        public_key(sign)  # refused before anything is built
     maker = backend_of(backend)
     config = _config(model, config)
     check_method(model.method if isinstance(model, rfc_fx.CachedModel) else method or rfc.RFC(), config.dispatch)
@@ -90,12 +95,12 @@ def export(
         built = maker.build(programs, weights.tensors, folder, compiled.device, report)
         files = {file.name: file_spec(file) for file in sorted(folder.iterdir())}
         manifest = Manifest(
-            schema_version=1,
+            schema_version=2,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             model=ModelSpec(
                 model_class=cached.model_name,
-                config=_plain_config(cached.model),
-                dtype=name_of(_dtype(cached.model)),
+                config=plain_config(cached.model),
+                dtype=name_of(dtype_of_model(cached.model)),
                 weights_sha256=files[WEIGHTS].sha256,
             ),
             method=encode_method(cached.method),
@@ -120,11 +125,12 @@ def export(
             built_with=built_with() | maker.versions(),
             target=target_of(compiled.device),
             files=files,
+            weights={name: weight_spec(tensor) for name, tensor in stored.items()},
             options={key: value for one in built.values() for key, value in one.options.items()},
         )
-        write_manifest(folder, manifest)
+        write_manifest(folder, manifest, sign)
         report("checking the engine against the model")
-        engine = load(folder, device=compiled.device, classes=classes_of(cached.method))
+        engine = load(folder, device=compiled.device, classes=classes_of(cached.method), trust=True)
         check_parity(engine, cached, arguments)
         engine.close()
     return path
@@ -189,27 +195,6 @@ def _stored(weights: Weights, compiled: CompiledSet, arguments: Mapping[str, Any
     leaves = pytree.tree_leaves(dict(arguments))
     fixed = {fixed_name(position): leaves[position] for position in compiled.captured.decided if isinstance(leaves[position], Tensor)}
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in (weights.tensors | fixed).items()}
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    dtype = getattr(model, "dtype", None)
-    return dtype if isinstance(dtype, torch.dtype) else next(iter(model.parameters())).dtype
-
-
-def _plain_config(model: nn.Module) -> dict[str, Any]:
-    """The model's configuration as far as JSON has words for it."""
-    config = getattr(model, "config", {})
-    return {key: value for key, value in dict(config).items() if _is_plain(value) and not key.startswith("_name_or_path")}
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    return value is None or isinstance(value, bool | int | str)
 
 
 def _program_spec(program: Portable, built: Built) -> ProgramSpec:

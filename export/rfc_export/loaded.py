@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from rfc.method import Method
@@ -18,10 +15,12 @@ from rfc.phase import ESTIMATE, FULL
 from rfc.state import SlotSpec
 from rfc_export.backends import Run
 from rfc_export.calls import ExpectedCall
+from rfc_export.engine_files import EngineFiles
 from rfc_export.errors import ArtifactError
 from rfc_export.manifest import WEIGHTS, Manifest
 from rfc_export.methods import dtype_of
 from rfc_export.specs import ProgramSpec
+from rfc_export.weights import weights_of
 from rfc_fx.ir.layout import Layout, Pool
 from rfc_fx.ir.plan import Plan, SlotRow
 from rfc_fx.ir.program import Argument, unflattener
@@ -121,20 +120,16 @@ def check_phases(manifest: Manifest, method: Method) -> None:
         raise ArtifactError(f"method.schedule: has the phases {', '.join(phases)}, there is no program for {', '.join(missing)}")
 
 
-def read_weights(path: Path, device: torch.device) -> dict[str, Tensor]:
-    """The weights file of an artefact; ArtifactError where it cannot be read."""
-    try:
-        return load_file(path, device=str(device))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: cannot be read: {error}; copy the artefact again") from error
+def read_weights(files: EngineFiles, manifest: Manifest, device: torch.device) -> dict[str, Tensor]:
+    """The weights of an artefact, held against the manifest; ArtifactError where one is not as it says."""
+    content = files.read(WEIGHTS, manifest.files[WEIGHTS])
+    weights = weights_of(str(files.path / WEIGHTS), content, manifest.weights)
+    return {name: tensor.to(device) for name, tensor in weights.items()}
 
 
 def loaded_set(manifest: Manifest, programs: dict[str, LoadedProgram], weights: Mapping[str, Tensor], device: torch.device) -> LoadedSet:
-    """The programs with layout, plan and call as the manifest describes them; ArtifactError where weights are missing."""
+    """The programs with layout, plan and call as the manifest describes them."""
     call = manifest.call
-    lost = [leaf.fixed for leaf in call.leaves if leaf.fixed is not None and leaf.fixed not in weights]
-    if lost:
-        raise ArtifactError(f"{WEIGHTS}: {', '.join(lost)} missing")
     fixed = {leaf.fixed: weights[leaf.fixed] for leaf in call.leaves if leaf.fixed is not None}
     slots = {slot.name: SlotSpec(tuple(slot.shape), dtype_of(slot.name, slot.dtype)) for slot in manifest.state}
     pools = {

@@ -21,11 +21,14 @@ from rfc_export.specs import (
     PlanSpec,
     PoolSpec,
     ProgramSpec,
+    Sha256,
+    SignatureSpec,
     SlotSpecs,
     TargetSpec,
+    WeightSpec,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Rises whenever an older reader would misread a newer manifest."""
 
 MANIFEST = "rfc.json"
@@ -35,7 +38,7 @@ WEIGHTS = "weights.safetensors"
 class Manifest(Part):
     """rfc.json."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     created_at: str
     model: ModelSpec
     method: dict[str, Any]
@@ -53,8 +56,13 @@ class Manifest(Part):
     built_with: dict[str, str]
     target: TargetSpec
     files: dict[FileName, FileSpec]
+    weights: dict[Name, WeightSpec]
+    """Every tensor in weights.safetensors."""
     options: dict[str, bool | int | float | str | None]
     """Of the back end."""
+    checksum: Sha256 | None = None
+    """Of the manifest itself (`rfc_export.seal`); None while it is being made."""
+    signature: SignatureSpec | None = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> Manifest:
@@ -76,9 +84,19 @@ class Manifest(Part):
         for argument in (self.call.latent, self.call.timestep):
             if argument is not None and argument not in {leaf.argument for leaf in self.call.leaves}:
                 raise ValueError(f"call: no leaf lies in the argument {argument}")
+        self._weights_are_there()
         self._pools_agree_with_slots()
         self._tensors_agree()
         return self
+
+    def _weights_are_there(self) -> None:
+        for phase, program in self.programs.items():
+            if lost := [name for name in program.weights.values() if name not in self.weights]:
+                raise ValueError(f"programs.{phase}: asks for weights that are not there: {', '.join(lost[:3])}")
+        for leaf in self.call.leaves:
+            spec = None if leaf.fixed is None else self.weights.get(leaf.fixed)
+            if leaf.fixed is not None and (spec is None or (spec.dtype, spec.shape) != (leaf.dtype, leaf.shape)):
+                raise ValueError(f"call: {leaf.argument}: {leaf.fixed} is not among the weights as {leaf.dtype} {leaf.shape}")
 
     def _pools_agree_with_slots(self) -> None:
         pools = {pool.name: pool for pool in self.pools}

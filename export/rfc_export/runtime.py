@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ import torch
 from torch import Tensor
 
 from rfc.method import Method
-from rfc_export.artifact import check_files, opened, read_manifest
 from rfc_export.backends import backend
 from rfc_export.calls import RETURN_DICT
+from rfc_export.engine_files import opened
+from rfc_export.errors import MachineCodeWarning
 from rfc_export.loaded import LoadedProgram, LoadedSet, check_phases, loaded_set, read_weights
 from rfc_export.manifest import WEIGHTS
 from rfc_export.methods import decode_method, dtype_of
 from rfc_export.portable import STEP
+from rfc_export.reading import read_manifest
+from rfc_export.seal import Key
 from rfc_export.target import check_target
 from rfc_fx.errors import SignatureError
 from rfc_fx.ir.plan import Plan
@@ -122,15 +126,14 @@ class Engine(StepModel):
     It has the model's `config`, `dtype` and `device`, and can stand in a diffusers pipeline. Made by `rfc_export.load`.
     """
 
-    def __init__(self, loaded: LoadedSet, resources: ExitStack, method: Method) -> None:
+    def __init__(self, loaded: LoadedSet, method: Method) -> None:
         manifest = loaded.manifest
         timestep = manifest.call.timestep
         name = manifest.model.model_class
         programs, generations = EngineCalls(loaded, timestep), Generations(name, engine_context)
         super().__init__(name, loaded.expected.signature, timestep, method, programs, generations)
         self.manifest = manifest
-        self._loaded = loaded
-        self._resources = resources
+        self._loaded, self._calls = loaded, programs
         self.eval()
 
     @property
@@ -167,7 +170,9 @@ class Engine(StepModel):
         return self._loaded.plan
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run one step: the same call and the same result type as the model's."""
+        """Run one step: the same call and the same result type as the model's; SignatureError where the engine was closed."""
+        if not self._loaded.programs:
+            raise SignatureError(f"{self.model_name}: this engine was closed; load it again")
         result = self._cond_step(args, kwargs) if self._loaded.counts_itself else super().forward(*args, **kwargs)
         return self._wrapped(result, args, kwargs)
 
@@ -196,8 +201,9 @@ class Engine(StepModel):
         return result.to_tuple()
 
     def close(self) -> None:
-        """Delete what was unpacked for this engine; it cannot be called afterwards."""
-        self._resources.close()
+        """Let go of programs and state; the engine cannot be called afterwards."""
+        self.reset()
+        self._loaded = self._calls.loaded = replace(self._loaded, programs={})
 
 
 def load(
@@ -205,28 +211,43 @@ def load(
     *,
     device: str | torch.device = "cpu",
     classes: Iterable[type] = (),
+    trusted: Iterable[Key] | None = None,
+    trust: bool = False,
     report: Callable[[str], object] = lambda line: None,
 ) -> Engine:
     """Return the engine of an artefact, a folder or a .pt2 file.
 
     `classes`: those of the method's estimator and schedule that are not the package's; no artefact makes this import anything.
-    Schema, files, versions and device are checked first. Raises ArtifactError for what is damaged, TargetError for what was built for
-    another machine, BackendError where its back end is not installed.
+    `trusted`: public keys (Ed25519: PEM files, or 64 hexadecimal digits); an engine that none of them signed (`export(sign=)`) is refused
+    before its programs are read. `trust`: machine code (aoti) is loaded without the MachineCodeWarning that it otherwise gets unsigned.
+    Manifest, files, weights, versions and device are checked before any program is opened. Raises ArtifactError for what is damaged,
+    TrustError for what nobody signed who is trusted, TargetError for what was built for another machine, BackendError where its back end
+    is not installed.
     """
     path, device = Path(path), torch.device(device)
-    with ExitStack() as resources:
-        folder = resources.enter_context(opened(path))
-        manifest = read_manifest(folder)
+    with opened(path) as files:
+        manifest = read_manifest(files, trusted)
         method = decode_method(manifest.method, classes)
         check_phases(manifest, method)
-        report("checking files")
-        check_files(folder, manifest)
         check_target(str(path), manifest, device)
         maker = backend(manifest.backend)
         maker.check(device)
-        report("reading weights")
-        weights = read_weights(folder / WEIGHTS, device)
-        report("opening programs")
-        opened_programs = maker.open(folder, manifest, weights, device)
-        programs = {phase: LoadedProgram(phase, spec, opened_programs[phase]) for phase, spec in manifest.programs.items()}
-        return Engine(loaded_set(manifest, programs, weights, device), resources.pop_all(), method)
+        report("reading files")
+        contents = {name: files.read(name, spec).numpy().tobytes() for name, spec in manifest.files.items() if name != WEIGHTS}
+        weights = read_weights(files, manifest, device)
+    if manifest.backend == "aoti" and trusted is None and not trust:
+        warn_of_machine_code(path)
+    report("opening programs")
+    runs = maker.open(path, contents, manifest, weights, device)
+    programs = {phase: LoadedProgram(phase, spec, runs[phase]) for phase, spec in manifest.programs.items()}
+    return Engine(loaded_set(manifest, programs, weights, device), method)
+
+
+def warn_of_machine_code(path: Path) -> None:
+    """Say, once for each path, that programs of machine code can do whatever their user may."""
+    warnings.warn(
+        f"{path}: its programs are machine code, which runs with all your rights; load only what you or somebody you trust exported: "
+        "pass trusted=[their public key] for signed engines, or trust=True",
+        MachineCodeWarning,
+        stacklevel=3,
+    )

@@ -14,6 +14,8 @@ MOST_ELEMENTS = 1 << 40
 """A shape with more elements is no shape."""
 
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
+Text = Annotated[str, Field(max_length=1 << 20)]
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -68,7 +70,22 @@ class FileSpec(Part):
     """A file of the artefact."""
 
     sha256: Sha256
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Count
+
+
+class WeightSpec(Part):
+    """A tensor in weights.safetensors, and the checksum of its bytes."""
+
+    dtype: DType
+    shape: Shape
+    sha256: Sha256
+
+
+class SignatureSpec(Part):
+    """Who signed the manifest, and the signature (`rfc_export.seal`)."""
+
+    public_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    ed25519: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 
 
 class ProgramSpec(Part):
@@ -79,9 +96,9 @@ class ProgramSpec(Part):
     """Name of the program inside its file."""
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
-    weights: dict[str, str]
+    weights: dict[Name, Name]
     """Name in the program -> name in weights.safetensors."""
-    flops: Annotated[int, Field(ge=0)]
+    flops: Count
 
 
 class SlotSpecs(Part):
@@ -95,7 +112,7 @@ class SlotSpecs(Part):
     read_by: list[Name]
     pool: str | None
     """The pool it is a row of; None where it has memory of its own."""
-    row: Annotated[int, Field(ge=0)] | None
+    row: Count | None
 
 
 class PoolSpec(Part):
@@ -136,10 +153,10 @@ class CallSpec(Part):
     parameters: list[Name]
     """Of the model's forward, in order."""
     defaults: dict[str, bool | int | float | str | None]
-    tree: str
+    tree: Text
     """How the flat arguments lie in the call (torch's JSON of a pytree)."""
     leaves: list[LeafSpec]
-    outputs: str
+    outputs: Text
     """How the flat outputs lie in what is returned."""
     latent: Name
     timestep: str | None
@@ -160,7 +177,7 @@ class DecisionSpec(Part):
 
     program: str | None
     """None: the rule needs no data."""
-    index: Annotated[int, Field(ge=0)]
+    index: Count
     rule: Name
     numbers: dict[str, list[float | Literal["inf"]]]
 
@@ -178,8 +195,8 @@ class PlanSpec(Part):
     """What a step costs and holds."""
 
     sites: list[Name]
-    state_bytes: Annotated[int, Field(ge=0)]
-    full_flops: Annotated[int, Field(ge=0)]
-    estimate_flops: Annotated[int, Field(ge=0)]
-    phase_flops: dict[Name, Annotated[int, Field(ge=0)]] = {}
+    state_bytes: Count
+    full_flops: Count
+    estimate_flops: Count
+    phase_flops: dict[Name, Count] = {}
     """Of a step in each other phase."""

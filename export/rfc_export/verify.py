@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 import rfc_fx
 from rfc.phase import FULL
-from rfc_export.artifact import check_files, opened, read_manifest
+from rfc_export.engine_files import opened
 from rfc_export.engine_source import Exportable, engine_source, exportable
 from rfc_export.errors import ExportError
-from rfc_export.manifest import Manifest
+from rfc_export.loaded import read_weights
+from rfc_export.manifest import WEIGHTS, Manifest
 from rfc_export.methods import decode_method, dtype_of
 from rfc_export.parity import TOLERANCE, Parity, compare, moved
+from rfc_export.reading import read_manifest
 from rfc_export.runtime import Engine, load
+from rfc_export.seal import Key
 from rfc_export.target import built_with, check_target, target_of
 from rfc_fx.capture.export import named_arguments
 from rfc_fx.runtime.summary import mib
@@ -27,24 +30,33 @@ STEPS = 50
 """Of the generation over which an engine is compared."""
 
 
-def checks(path: Path, device: torch.device, classes: Sequence[type] = ()) -> Iterator[tuple[str, str]]:
+def checks(
+    path: Path, device: torch.device, classes: Sequence[type] = (), trusted: Sequence[Key] | None = None, trust: bool = False
+) -> Iterator[tuple[str, str]]:
     """(subject, finding) of every check that needs no model; raises as `load` does where something is wrong."""
-    with opened(path) as folder:
-        manifest = read_manifest(folder)
+    with opened(path) as files:
+        manifest = read_manifest(files, trusted)
         programs = ", ".join(manifest.programs)
         yield (
             "manifest",
             f"schema {manifest.schema_version}, {manifest.backend}, {manifest.config.dispatch} dispatch, made {manifest.created_at}",
         )
         yield "model", f"{manifest.model.model_class}, {manifest.model.dtype}, {decode_method(manifest.method, classes)}"
-        check_files(folder, manifest)
+        for name in manifest.files.keys() - {WEIGHTS}:
+            files.read(name, manifest.files[name])
+        read_weights(files, manifest, torch.device("cpu"))
         total = sum(spec.bytes for spec in manifest.files.values())
-        yield "files", f"{len(manifest.files)} with {mib(total)}, all as the manifest says (SHA-256)"
+        yield "files", f"{len(manifest.files)} with {mib(total)}, all as the manifest says (SHA-256), {signed_by(manifest)}"
         check_target(str(path), manifest, device)
         yield "target", f"built for {_machine(manifest.target)}; this is {_machine(target_of(device))}"
         yield "versions", versions_against(manifest)
-    load(path, device=device, classes=classes).close()
+    load(path, device=device, classes=classes, trusted=trusted, trust=trust).close()
     yield "programs", f"{programs} open with the weights"
+
+
+def signed_by(manifest: Manifest) -> str:
+    """Who signed it, in words."""
+    return "not signed" if manifest.signature is None else f"signed by {manifest.signature.public_key[:16]}..."
 
 
 def _machine(target: Any) -> str:

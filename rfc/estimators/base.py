@@ -76,10 +76,18 @@ def history_slots(X: str, spec: SlotSpec, orders: int) -> dict[str, SlotSpec]:
     return {X: spec, **{f"d{X}{i}": spec for i in range(1, orders + 1)}}
 
 
+MOST_ORDER = 16
+"""Of a forecast, where its formula has no bound of its own: a site holds one tensor for each order."""
+
+
 def check_order(where: str, order: int, low: int, high: int | None = None) -> None:
     if isinstance(order, bool) or not isinstance(order, int) or order < low or (high is not None and order > high):
         bounds = f"an integer from {low} to {high}" if high is not None else f"an integer of at least {low}"
         raise ValueError(f"{where}: order must be {bounds}, got {order!r}")
+    if order > MOST_ORDER:
+        raise ValueError(
+            f"{where}: order must be an integer from {low} to {MOST_ORDER}, got {order if order < 1 << 64 else 'a larger one'}"
+        )
 
 
 class Remembered(Estimator):

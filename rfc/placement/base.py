@@ -13,7 +13,10 @@ from torch import Tensor
 from rfc.estimators.newton import Newton
 from rfc.method import Method
 from rfc.schedules.base import Numbers, Schedule, Unit, checked_count
-from rfc.schedules.fixed import Placed
+from rfc.schedules.fixed import Listed, Placed
+
+MOST_STEPS = Listed.TABLE
+"""Of a generation whose full steps are placed: they are looked up in a table."""
 
 SHARE = 0.28
 """Of a generation's steps that are full unless something else is said: 14 of 50."""

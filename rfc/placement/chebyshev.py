@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from rfc.method import Method
-from rfc.placement.base import PlacedByCount, at_most, check_count, check_nfc, forecast_at
+from rfc.placement.base import MOST_STEPS, PlacedByCount, at_most, check_count, check_nfc, forecast_at
 from rfc.schedules.base import NoiseLevels, checked_count
 
 
@@ -19,7 +19,7 @@ def placed_steps(nfc: int, num_steps: int, clustering: float, lean: float = 1.0)
     shrink after it: a long gap after a short one that rounding alone put there makes a polynomial run away. A `lean` above 1 moves
     all towards the first step, one below towards the last. Raises ValueError unless 1 <= nfc <= num_steps and 0 <= clustering <= 1.
     """
-    checked_count("Chebyshev", "num_steps", num_steps, 1)
+    checked_count("Chebyshev", "num_steps", num_steps, 1, MOST_STEPS)
     check_nfc("Chebyshev", nfc, num_steps)
     if isinstance(clustering, bool) or not isinstance(clustering, int | float) or not 0 <= clustering <= 1:
         raise ValueError(f"Chebyshev: clustering must be from 0 (equal gaps) to 1 (Chebyshev-Lobatto points), got {clustering!r}")
@@ -49,7 +49,7 @@ class ChebyshevPlaced(PlacedByCount):
     clustering: float = 0.8
 
     def place(self) -> tuple[int, ...]:
-        checked_count("Chebyshev", "num_steps", self.num_steps, 1)
+        checked_count("Chebyshev", "num_steps", self.num_steps, 1, MOST_STEPS)
         check_count("Chebyshev", self.count)
         return placed_steps(self.nfc, self.num_steps, self.clustering)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ from rfc.estimators.taylor import Reuse
 from rfc.method import Method
 from rfc.placement.base import PlacedBySettings
 from rfc.schedules.base import NoiseLevels, checked_count
+from rfc.schedules.fixed import Listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +24,14 @@ class MagnitudePlaced(PlacedBySettings):
 
     def __post_init__(self) -> None:
         ratios = tuple(self.ratios)
-        if not ratios or not all(isinstance(r, int | float) and math.isfinite(r) and r > 0 for r in ratios):
+        if not ratios or not all(isinstance(r, int | float) and 0 < r < 1e300 for r in ratios):
             raise ValueError(
                 f"MagCache: ratios must be finite numbers above 0, one per step, got {self.ratios!r}; rfc.magnitude_ratios measures them"
             )
         object.__setattr__(self, "ratios", ratios)
         if self.num_steps is None:
             object.__setattr__(self, "num_steps", len(ratios))
-        checked_count("MagCache", "num_steps", self.num_steps, 1)
+        checked_count("MagCache", "num_steps", self.num_steps, 1, Listed.TABLE)
         checked_count("MagCache", "max_skip", self.max_skip, 0)
         if not 0 <= self.retention <= 1:
             raise ValueError(f"MagCache: retention must be in [0, 1], got {self.retention!r}")

@@ -6,7 +6,6 @@ Its thresholds are numbers handed in (`numbers`), never constants of a graph: an
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -17,6 +16,9 @@ from torch import Tensor
 
 from rfc.phase import ESTIMATE, FULL, PhaseName
 from rfc.state import Clock, SlotSpec, State
+
+MOST_COUNT = (1 << 31) - 1
+"""The largest number of steps, tokens or parts that a setting may name."""
 
 Numbers = Mapping[str, Tensor]
 
@@ -178,11 +180,16 @@ class NoiseLevels(NamedTuple):
 
 def checked_threshold(where: str, name: str, value: float, more: str = " (inf: never full after warm-up)") -> None:
     """Raise ValueError for a threshold that no error can be compared with."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value < 0:
         raise ValueError(f"{where}: {name} must be a number >= 0{more}, got {value!r}")
+    if isinstance(value, int) and value > MOST_COUNT:
+        raise ValueError(f"{where}: {name} must be a number >= 0, integers at most {MOST_COUNT}, got one of {value.bit_length()} bits")
 
 
-def checked_count(where: str, name: str, value: int | None, low: int) -> None:
-    """Raise ValueError for anything but an integer of at least `low`."""
+def checked_count(where: str, name: str, value: int | None, low: int, high: int = MOST_COUNT) -> None:
+    """Raise ValueError for anything but an integer from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ValueError(f"{where}: {name} must be an integer of at least {low}, got {value!r}")
+    if value > high:
+        shown = value if value < 1 << 64 else f"one of {value.bit_length()} bits"
+        raise ValueError(f"{where}: {name} must be an integer from {low} to {high}, got {shown}")

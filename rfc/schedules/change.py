@@ -79,7 +79,7 @@ class StepChange(_Change):
     def __post_init__(self) -> None:
         super().__post_init__()
         coefficients = tuple(self.coefficients) if isinstance(self.coefficients, Sequence) else ()
-        if not coefficients or not all(isinstance(c, int | float) and math.isfinite(c) for c in coefficients):
+        if not coefficients or not all(isinstance(c, int | float) and -1e300 < c < 1e300 for c in coefficients):
             raise ValueError(f"StepChange: coefficients must be finite numbers, the highest power first, got {self.coefficients!r}")
         object.__setattr__(self, "coefficients", tuple(float(c) for c in coefficients))
 

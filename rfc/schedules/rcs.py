@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rfc.estimators.base import MOST_ORDER
 from rfc.estimators.taylor import Taylor
 from rfc.schedules.base import Numbers, Schedule, Signal, Watched, checked_count, checked_threshold
 from rfc.state import Clock, SlotSpec, State
@@ -38,7 +39,7 @@ class RCS(Schedule):
         checked_count("RCS", "warmup", self.warmup, 1)
         if self.max_skip is not None:
             checked_count("RCS", "max_skip", self.max_skip, 0)
-        checked_count("RCS", "order", self.order, 1)
+        checked_count("RCS", "order", self.order, 1, MOST_ORDER)
         if self.over not in ("mean", "max"):
             raise ValueError(f"RCS: over must be mean or max, got {self.over!r}")
 

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from rfc.encoding import EncodingError, decode_method, encode_method
+from rfc.files import FileError, parse_json, read_json
 from rfc.method import Method
 from rfc_fx.errors import RFCError
 from rfc_fx.io.atomic import write_atomically
 
 SCHEMA_VERSION = 1
+
+MOST_BYTES = 16 << 20
+"""Of a method file."""
 
 
 class MethodFileError(RFCError):
@@ -26,19 +30,24 @@ def write_method(path: str | Path, method: Method, measured: dict[str, Any]) -> 
         record = {"schema_version": SCHEMA_VERSION, "method": encode_method(method), "measured": measured}
     except EncodingError as error:
         raise MethodFileError(f"{path}: {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    write_atomically(path, lambda part: part.write_text(text))
+    try:
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        parse_json(text.encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MethodFileError(f"{path}: what was measured cannot be read again: {error}") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda part: part.write_text(text))
+    except OSError as error:
+        raise MethodFileError(f"{path}: cannot be written, what was there is as it was: {error.strerror or error}") from error
 
 
 def read_method(path: str | Path, classes: Iterable[type] = ()) -> Method:
     """The method of such a file, of the package's parts and of `classes`; MethodFileError says what is wrong with it."""
     try:
-        record = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise MethodFileError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise MethodFileError(f"{path}: no JSON: {error}; calibrate again, or copy the file again") from error
+        record = read_json(Path(path), most=MOST_BYTES)
+    except FileError as error:
+        raise MethodFileError(f"{path}: {error}; calibrate again, or copy the file again") from error
     version = record.get("schema_version") if isinstance(record, dict) else None
     if version != SCHEMA_VERSION or not isinstance(record.get("method"), dict):
         expected = f"expected a method file of schema version {SCHEMA_VERSION}, as rfc-fx calibrate writes it"

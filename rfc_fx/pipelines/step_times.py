@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from rfc.files import read_json
 from rfc_fx.io.atomic import write_atomically
 from rfc_fx.ir.program import ProgramSet
 
@@ -50,7 +51,7 @@ def cache_file() -> Path:
 def read_times(key: str) -> StepTimes | None:
     """Times that were measured before; None where there are none, or the file cannot be read."""
     try:
-        full, estimate = json.loads(cache_file().read_text())[key]
+        full, estimate = read_json(cache_file())[key]
         times = StepTimes(float(full), float(estimate))
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -63,7 +64,7 @@ def write_times(key: str, times: StepTimes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            known = dict(json.loads(path.read_text()))
+            known = dict(read_json(path))
         except (OSError, ValueError, TypeError):
             known = {}
         text = json.dumps(known | {key: list(times)})

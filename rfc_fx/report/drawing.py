@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from rfc_fx.errors import RFCError
+from rfc_fx.io.atomic import write_atomically
 from rfc_fx.ir.ops import flops, is_heavy, is_view, select, shape
 from rfc_fx.passes.guard import Guarded
 from rfc_fx.report.text import path_of
@@ -67,7 +68,7 @@ def draw(guarded: Guarded, path: str | Path, block: str, title: str, blocks: Seq
                 arrowprops={"arrowstyle": "->", "color": "#666666", "lw": 0.8, "connectionstyle": bend},
             )
     try:
-        figure.savefig(path, dpi=110)
+        write_atomically(Path(path), lambda unfinished: figure.savefig(unfinished, dpi=110))
     except OSError as error:
         raise RFCError(f"draw: {path}: cannot be written: {error.strerror or error}") from error
 

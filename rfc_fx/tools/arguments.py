@@ -151,6 +151,17 @@ def parse_speedup(text: str) -> float:
     return speedup
 
 
+def threshold(text: str) -> float:
+    """A threshold: a number of at least 0, or inf; OptionError for any other text."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = nan
+    if not value >= 0:
+        raise OptionError(f"--threshold must be a number >= 0 (inf: never full after warm-up), got {text}")
+    return value
+
+
 def imported(option: str, path: str, kind: type[Imported]) -> Imported:
     """The object at an import path such as "package.module:name", the working folder included; OptionError where none of that kind is."""
     module, _, name = path.partition(":")
@@ -158,7 +169,7 @@ def imported(option: str, path: str, kind: type[Imported]) -> Imported:
         sys.path.append("")
     try:
         value = attrgetter(name)(import_module(module))
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise OptionError(f"{option} {path}: expected package.module:name of an object that can be imported: {error}") from error
     if not isinstance(value, kind):
         got = one_line(Exception(repr(value)), width=80)

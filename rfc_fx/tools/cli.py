@@ -1,6 +1,6 @@
 """The command rfc-fx: the application, its commands that need no engine, and errors on one line.
 
-The entry point is `rfc_export.cli:main`: it adds the commands for engines, which nothing here may import.
+`rfc_export.cli` adds the commands for engines, which nothing here may import; `rfc_export.main` is the entry point.
 """
 
 from __future__ import annotations

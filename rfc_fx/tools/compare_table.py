@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
@@ -16,8 +15,8 @@ from rfc_fx.tools.variants import FULL, Settings, Variant
 class ComparisonProgress:
     """Two progress bars: warming up, which is where compilation happens, and the counted generations."""
 
-    def __init__(self, console: Console, settings: Settings, methods: int, seeds: int) -> None:
-        self.bar = progress(console)
+    def __init__(self, settings: Settings, methods: int, seeds: int) -> None:
+        self.bar = progress()
         self.settings = settings
         variants = 2 * methods + 1 + settings.compile
         self.warm: TaskID = self.bar.add_task("warming up", total=variants)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from rfc.files import read_json
 from rfc_fx.errors import RFCError
+from rfc_fx.tools.model_files import ModelFilesError, check_files, check_sizes
 from rfc_fx.tools.stored_dtype import stored_dtype
 from rfc_fx.zoo import DIGITS, EMOJI
 
@@ -38,6 +41,8 @@ def locate(name: str) -> Path | str:
         if not shipped.is_dir():
             raise LoadError(f"{name}: the folder {shipped} is not there; install the package again, or pass a folder")
         return shipped
+    if (problem := path_problem(name)) is not None:
+        raise LoadError(f"{name[:80]}: no name of a folder: {problem}; pass digits, emoji, a folder in diffusers' layout, or a Hub id")
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -48,9 +53,25 @@ def locate(name: str) -> Path | str:
     raise LoadError(f"{name}: no such folder; pass digits, emoji, a folder in diffusers' layout, or a Hub id such as facebook/DiT-XL-2-256")
 
 
+def path_problem(name: str | Path) -> str | None:
+    """Why the system cannot even look for a path: too long, a null character, letters it has no bytes for; None where it can."""
+    if not str(name):
+        return "it is empty"
+    try:
+        os.lstat(Path(name).expanduser())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RuntimeError) as error:
+        return None if isinstance(error, NotADirectoryError) else str(getattr(error, "strerror", None) or error)
+    return None
+
+
 def model_kind(where: Path | str) -> ModelKind:
-    """What a folder holds; a Hub id is taken for a pipeline."""
-    if isinstance(where, str) or (where / "model_index.json").exists():
+    """What a folder holds, its files checked (`check_files`); a Hub id is taken for a pipeline."""
+    if isinstance(where, str):
+        return "pipeline"
+    check_files(where, allow_pickle=PICKLES_ALLOWED.get())
+    if (where / "model_index.json").exists():
         return "pipeline"
     if not (where / "config.json").exists():
         raise LoadError(f"{where}: expected config.json (a transformer) or model_index.json (a pipeline), found neither")
@@ -64,7 +85,7 @@ def reading(where: Path | str) -> Iterator[None]:
         with warnings.catch_warnings():  # e.g. torch_dtype is deprecated: older diffusers know no other name
             warnings.simplefilter("ignore")
             yield
-    except LoadError:
+    except (LoadError, ModelFilesError):
         raise
     except Exception as error:
         hint = "" if isinstance(where, Path) else "; there is no such folder here, and a Hub id needs the network or a cached copy"
@@ -102,9 +123,23 @@ def _class(where: Path | str, name: Any) -> Any:
     return model_class
 
 
-def memory_options() -> dict[str, Any]:
-    """What `from_pretrained` is told about memory: its default, which needs accelerate for models that keep parts in float32."""
-    return {} if find_spec("accelerate") is not None else {"low_cpu_mem_usage": False}  # without accelerate the default warns
+PICKLES_ALLOWED: ContextVar[bool] = ContextVar("PICKLES_ALLOWED", default=False)
+
+
+@contextmanager
+def pickles_allowed(allowed: bool) -> Iterator[None]:
+    """Whether weights in pickles are read, for the time of the block."""
+    token = PICKLES_ALLOWED.set(allowed)
+    try:
+        yield
+    finally:
+        PICKLES_ALLOWED.reset(token)
+
+
+def loading_options() -> dict[str, Any]:
+    """What `from_pretrained` is told: safetensors alone, unless pickles are allowed, and its default for memory, which needs accelerate."""
+    own: dict[str, Any] = {} if PICKLES_ALLOWED.get() else {"use_safetensors": True}
+    return own if find_spec("accelerate") is not None else {**own, "low_cpu_mem_usage": False}  # without accelerate the default warns
 
 
 def load_transformer(where: Path | str, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
@@ -121,11 +156,12 @@ def load_transformer(where: Path | str, dtype: torch.dtype | None, device: torch
             name, inside = index["transformer"][1], {"subfolder": "transformer"}
         else:
             assert isinstance(where, Path)
-            config = json.loads((where / "config.json").read_text())
+            config = read_json(where / "config.json", finite=False)
             name = config.get("_class_name") if isinstance(config, dict) else None
-        if dtype is None and isinstance(where, Path):
-            dtype = stored_dtype(where / inside.get("subfolder", ""))
-        options = {"torch_dtype": dtype or torch.float32, "output_loading_info": True, **memory_options(), **inside}
+        if isinstance(where, Path):
+            check_sizes(where / inside.get("subfolder", ""))
+            dtype = dtype or stored_dtype(where / inside.get("subfolder", ""))
+        options = {"torch_dtype": dtype or torch.float32, "output_loading_info": True, **loading_options(), **inside}
         model, info = _class(where, name).from_pretrained(where, **options)
         if info["missing_keys"]:
             some = ", ".join(sorted(info["missing_keys"])[:3])

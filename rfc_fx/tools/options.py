@@ -23,6 +23,7 @@ from rfc_fx.tools.arguments import (
     parse_nfc,
     parse_speedup,
 )
+from rfc_fx.tools.load import pickles_allowed
 from rfc_fx.tools.named_methods import DIGITS_TAU, METHODS, taking
 
 CPU = torch.device("cpu")
@@ -126,6 +127,20 @@ StateBudget = Annotated[
 ]
 DispatchOption = Annotated[Dispatch, typer.Option(help="who chooses the program of a step: host, or cond, one graph with torch.cond")]
 DecisionOption = Annotated[Decision, typer.Option(help="whether a batch decides by its mean, or each sample for itself")]
+
+
+def _pickles(context: typer.Context, allowed: bool) -> bool:
+    """Let pickles be read while the command runs."""
+    context.with_resource(pickles_allowed(allowed))
+    return allowed
+
+
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle", callback=_pickles, help="read weights in pickles (.bin, .pt), which can hold code, where a folder has no others"
+    ),
+]
 
 # ---- the machine -----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,9 +13,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rfc_fx.errors import RFCError
+from rfc_fx.io.atomic import write_together
 from rfc_fx.tools import pictures
 from rfc_fx.tools.arguments import OptionError
 from rfc_fx.tools.compare import Comparison
+from rfc_fx.tools.terminal import progress_terminal
 from rfc_fx.tools.variants import Timing
 
 
@@ -29,13 +31,21 @@ def check_writable(out: Path) -> None:
         raise OptionError(f"--out {out}: cannot be written: {error.strerror or error}; pass another folder") from error
 
 
+class OutputError(RFCError):
+    """Results that could not be written."""
+
+
 @contextmanager
 def whole_files(out: Path) -> Iterator[Path]:
-    """A folder whose files move to `out` when all of them are there; a run that fails leaves `out` as it was."""
-    with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as name:
-        yield Path(name)
-        for path in sorted(Path(name).iterdir()):
-            os.replace(path, out / path.name)
+    """A folder whose files move to `out` when all of them are there; a run that fails leaves `out` as it was.
+
+    They move together: Ctrl-C waits, and so does another command that writes the same folder. OutputError for a full or read-only disk.
+    """
+    try:
+        with write_together(out) as folder:
+            yield folder
+    except OSError as error:
+        raise OutputError(f"{out}: could not be written, what was there is as it was: {error.strerror or error}") from error
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
@@ -61,16 +71,16 @@ def print_paths(paths: Iterable[Path]) -> None:
         typer.echo(path)
 
 
-def progress(console: Console) -> Progress:
-    """Bars with a description, a count, and the time taken and left."""
+def progress() -> Progress:
+    """Bars with a description, a count, and the time taken and left, on standard error."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, refresh_per_second=4)
+    return Progress(*columns, console=progress_terminal(), refresh_per_second=4)
 
 
 @contextmanager
-def progress_bar(console: Console, description: str, total: int) -> Iterator[tuple[Callable[[], object], Callable[[str], object]]]:
+def progress_bar(description: str, total: int) -> Iterator[tuple[Callable[[], object], Callable[[str], object]]]:
     """One bar: (advance by one, replace the description)."""
-    with progress(console) as bars:
+    with progress() as bars:
         task = bars.add_task(description, total=total)
         yield lambda: bars.advance(task), lambda text: bars.update(task, description=text)
 

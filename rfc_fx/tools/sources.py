@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rfc_fx.tools.load import LoadError, load_scheduler, load_transformer, locate, model_kind
+from rfc_fx.tools.load import LoadError, load_scheduler, load_transformer, locate, model_kind, reading
 from rfc_fx.tools.pipeline.call import CallOptions, checked_classes, pipeline_call
 from rfc_fx.tools.pipeline.folder import pipeline_folder
 from rfc_fx.tools.pipeline.source import PipelineSource
@@ -90,4 +91,9 @@ def load_source(
     config = {key: getattr(model.config, key, None) for key in _DIGITS_CONFIG}
     if config != _DIGITS_CONFIG:
         raise LoadError(f"{name}: config.json has {config}, the digits layout needs {_DIGITS_CONFIG}; pass a pipeline folder instead")
-    return DigitsSource(name=name, model=model, scheduler=scheduler, classes=labels, seeds=seeds, cfg=1.5 if cfg is None else cfg)
+    source = DigitsSource(name=name, model=model, scheduler=scheduler, classes=labels, seeds=seeds, cfg=1.5 if cfg is None else cfg)
+    with reading(where):  # settings that no sampler or model can work with
+        trial = replace(source, classes=labels[:1], scheduler=copy.deepcopy(scheduler))
+        if not torch.isfinite(trial.draw(model, seeds[0], 2, lambda: None)).all():
+            raise LoadError(f"{name}: two steps of a trial gave numbers that are not finite; copy the model again")
+    return source

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
+
+from rfc_fx.tools.model_files import header
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -18,18 +18,8 @@ def stored_dtype(folder: Path) -> torch.dtype | None:
     counts = Counter[torch.dtype]()
     for path in folder.glob("*.safetensors"):
         if len(path.name.split(".")) == 2:  # model.fp16.safetensors is a variant, which is loaded by name alone
-            for entry in _header(path).values():
-                if dtype := _DTYPES.get(entry.get("dtype", "")):
-                    counts[dtype] += prod(entry["shape"])
+            for entry in header(path).values():
+                shape = entry.get("shape") if isinstance(entry, dict) else None
+                if isinstance(shape, list) and (dtype := _DTYPES.get(str(entry.get("dtype")))):
+                    counts[dtype] += prod(length for length in shape if isinstance(length, int))
     return counts.most_common(1)[0][0] if counts else None
-
-
-def _header(path: Path) -> dict[str, dict[str, Any]]:
-    """The table at the head of a safetensors file: eight bytes for its length, then JSON; empty for a file that is damaged."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            table = json.loads(file.read(length)) if length <= path.stat().st_size else {}
-    except (OSError, ValueError):
-        return {}
-    return table if isinstance(table, dict) else {}

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from digits_models import small_digits
 from small_digits import first_blocks
 from torch import Tensor, nn
 
@@ -35,25 +34,10 @@ def digits() -> nn.Module:
 
 
 @pytest.fixture(scope="session")
-def digits_inputs() -> dict[str, Tensor]:
-    """One call for one sample with guidance."""
-    labels = torch.tensor([3, 10])
-    return {"hidden_states": digits_noise([0, 0]), "timestep": torch.tensor([500, 500]), "class_labels": labels}
-
-
-@pytest.fixture(scope="session")
 def draw() -> Draw:
     """Draw one digit in 50 steps."""
     scheduler = load_digits()[1]
     return lambda model, seed: sample(model, scheduler, torch.tensor([3]), digits_noise([seed]))
-
-
-@pytest.fixture(scope="session")
-def onnx_small(digits_inputs: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model as ONNX, for tests of files and manifests. Copy it before you change it."""
-    pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
-    path = tmp_path_factory.mktemp("engines") / "onnx-small"
-    return rfc_export.export(small_digits(), path, backend="onnx", example_inputs=digits_inputs, method=METHOD)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """AOTInductor: the same decisions and pictures as the model, one state and one set of weights for all programs, clear refusals."""
 
-import json
 import shutil
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 import torch
 from digits_models import small_digits
 from drawing import difference
+from edited_engines import linked, with_manifest, with_weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ import rfc_export
 import rfc_fx
 from rfc_export import aoti
 from rfc_export.artifact import file_spec
-from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetError
+from rfc_export.errors import ArtifactError, BackendError, ExportError, MachineCodeWarning, TargetError
 from rfc_export.manifest import MANIFEST, WEIGHTS
 from rfc_export.runtime import Engine
 from rfc_fx.tools.doctor import CompilerError
@@ -250,11 +251,7 @@ def test_a_step_that_torch_compiles_wrongly_is_refused() -> None:
 
 def edited(source: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """A copy of an artefact with another manifest."""
-    shutil.copytree(source, target)
-    manifest = json.loads((target / MANIFEST).read_text())
-    change(manifest)
-    (target / MANIFEST).write_text(json.dumps(manifest))
-    return target
+    return with_manifest(linked(source, target), change)
 
 
 def test_another_program_or_missing_weights_are_refused_by_name(aoti_digits: Path, tmp_path: Path) -> None:
@@ -276,6 +273,22 @@ def test_another_program_or_missing_weights_are_refused_by_name(aoti_digits: Pat
         archive.writestr("empty/version", "0")
     with pytest.raises(ArtifactError, match=r"programs\.pt2: \w+ cannot be loaded: .*; export again"):
         rfc_export.load(edited(empty, tmp_path / "replaced", other_archive))
+
+
+def test_weights_of_another_type_or_shape_are_refused_before_the_code_is_loaded(aoti_digits: Path, tmp_path: Path) -> None:
+    weight = load_file(aoti_digits / WEIGHTS)["proj_out_2.weight"]
+    for index, changed in enumerate((weight.half(), weight[:, :64])):
+        folder = with_weights(linked(aoti_digits, tmp_path / str(index)), {"proj_out_2.weight": changed})
+        with pytest.raises(ArtifactError, match=r"programs\.pt2: \w+: declares the weight proj_out_2\.weight as float32 \[1, 128\]"):
+            rfc_export.load(folder)
+
+
+def test_machine_code_that_nobody_signed_is_loaded_with_a_warning(aoti_digits: Path) -> None:
+    with pytest.warns(MachineCodeWarning, match="machine code, which runs with all your rights"):
+        rfc_export.load(aoti_digits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rfc_export.load(aoti_digits, trust=True)
 
 
 def test_a_processor_without_the_instructions_is_refused_before_any_code_runs(aoti_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,11 +23,13 @@ from torch import Tensor
 import rfc
 import rfc_export
 import rfc_fx
-from rfc_export import ArtifactError, ExportError, TargetError, artifact, exporter, loaded
+from rfc_export import ArtifactError, ExportError, TargetError, exporter, loaded
 from rfc_export.artifact import writing
 from rfc_export.manifest import MANIFEST, WEIGHTS, Manifest
 from rfc_export.methods import encode_method
-from rfc_fx.errors import RFCError
+from rfc_export.seal import sealed
+from rfc_fx.errors import RFCError, SignatureError
+from rfc_fx.io import atomic
 
 pytestmark = pytest.mark.onnx
 
@@ -47,7 +49,7 @@ def nothing_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise AssertionError("opened before it was checked")
 
-    monkeypatch.setattr(loaded, "load_file", fail)
+    monkeypatch.setattr(loaded, "weights_of", fail)
     monkeypatch.setattr("rfc_export.onnx.open", fail)
 
 
@@ -58,7 +60,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 def changed(folder: Path, change: Change) -> None:
     data = manifest_of(folder)
     change(data)
-    (folder / MANIFEST).write_text(json.dumps(data))
+    (folder / MANIFEST).write_text(json.dumps(sealed(data)))
 
 
 def refused(path: Path, text: str, error: type[RFCError] = ArtifactError) -> None:
@@ -139,8 +141,8 @@ def test_a_link_is_no_file_of_an_artefact(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (setting("schema_version", 2), "schema version 2, this rfc-fx reads 1; update rfc-fx"),
-        (setting("schema_version", 0), "schema version 0, this rfc-fx reads 1; export the model again"),
+        (setting("schema_version", 3), "schema version 3, this rfc-fx reads 2; update rfc-fx"),
+        (setting("schema_version", 0), "schema version 0, this rfc-fx reads 2; export the model again"),
         (setting("schema_version", "1"), "schema_version: "),
         (setting("schema_version", True), "schema_version: "),
         (setting("schema_version", 1.0), "schema_version: "),
@@ -196,7 +198,7 @@ def test_an_invalid_manifest_is_refused_with_its_field(folder: Path, change: Cha
     data["files"] = {name.replace(".", "/"): spec for name, spec in data["files"].items()}
     change(data)
     data["files"] = {name if name.startswith("..") else name.replace("/", "."): spec for name, spec in data["files"].items()}
-    (folder / MANIFEST).write_text(json.dumps(data))
+    (folder / MANIFEST).write_text(json.dumps(sealed(data)))
     refused(folder, text)
 
 
@@ -210,7 +212,7 @@ def test_an_invalid_manifest_is_refused_with_its_field(folder: Path, change: Cha
         ("[" * 100_000, "no JSON"),
         ("[]", "manifest: "),
         ("null", "manifest: "),
-        ('{"schema_version": 1}', "Field required"),
+        ('{"schema_version": 2}', "checksum: expected 'None', got"),
     ],
 )
 def test_text_that_is_no_manifest_is_refused(folder: Path, text: str, said: str) -> None:
@@ -237,6 +239,7 @@ def test_text_that_is_no_manifest_is_refused(folder: Path, text: str, said: str)
         (setting("call.tree", "no JSON"), "call.tree: no tree", ArtifactError),
         (setting("call.tree", '[1, {"type": "os.system", "context": null, "children_spec": []}]'), "call.tree: no tree", ArtifactError),
         (setting("call.parameters", ["a", "a"]), "call.parameters: duplicate parameter name: 'a'", ArtifactError),
+        (setting("call.parameters", ["hidden_states", "timestep"]), "call: there is no parameter class_labels", ArtifactError),
         (setting("call.parameters", ["../x"]), "call.parameters: '../x' is not a valid parameter name", ArtifactError),
         (setting("call.outputs", '[99, {"type": null}]'), "call.outputs: no tree", ArtifactError),
         (setting("target.device", "cuda"), "built for cuda, asked to run on cpu", TargetError),
@@ -300,7 +303,7 @@ def test_no_change_of_a_single_field_raises_anything_else_or_opens_a_file_elsewh
             place = place[key]
         place[key] = data.draw(VALUES)
         (folder / MANIFEST).unlink()
-        (folder / MANIFEST).write_text(json.dumps(whole))
+        (folder / MANIFEST).write_text(json.dumps(sealed(whole)))
         watched.append("")
         with suppress(RFCError):
             rfc_export.load(folder).close()
@@ -331,10 +334,11 @@ def test_one_file_is_the_same_engine_and_leaves_nothing_unpacked(
     (tmp_path / "tmp").mkdir()
     with torch.no_grad():
         engine = rfc_export.load(archive)
-        assert len(list((tmp_path / "tmp").iterdir())) == 1
+        assert not list((tmp_path / "tmp").iterdir())
         assert torch.equal(engine(**digits_inputs).sample, rfc_export.load(onnx_small)(**digits_inputs).sample)
     engine.close()
-    assert not list((tmp_path / "tmp").iterdir())
+    with pytest.raises(SignatureError, match="this engine was closed; load it again"):
+        engine(**digits_inputs)
 
 
 @pytest.mark.usefixtures("nothing_is_opened")
@@ -410,36 +414,42 @@ def test_files_and_folders_that_are_no_artefact_are_not_replaced(tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["engine", "engine.pt2"])
 @pytest.mark.parametrize("old", [False, True])
-@pytest.mark.parametrize("point", ["inside", "replace", "second replace", "mkdtemp"])
-def test_a_full_disk_leaves_what_was_there(name: str, old: bool, point: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("point", ["inside", "replace", "second replace", "exchange", "mkdir"])
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
+def test_a_full_disk_or_an_interrupt_at_any_point_leaves_what_was_there(
+    name: str, old: bool, point: str, failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / name
     if old:
         written(path)
     before = entries(tmp_path)
-    full = OSError(errno.ENOSPC, "No space left on device")
     replace, calls = os.replace, []
 
     def fails(*arguments: Any) -> None:
         calls.append(arguments)
         if len(calls) == (2 if point == "second replace" and old and name == "engine" else 1):
-            raise full
+            raise failure
         replace(*arguments)
 
-    def no_folder(**_: Any) -> str:
-        raise full
+    def never(*_: Any, **__: Any) -> Any:
+        raise failure
 
-    if point == "mkdtemp":
-        monkeypatch.setattr("tempfile.mkdtemp", no_folder)
+    if point == "mkdir":
+        monkeypatch.setattr(Path, "mkdir", never)
+    elif point == "exchange" and old and name == "engine":
+        monkeypatch.setattr(atomic, "exchange", never)
     elif point != "inside":
-        monkeypatch.setattr(artifact.os, "replace", fails)
+        monkeypatch.setattr(atomic, "exchange", lambda *_: False)
+        monkeypatch.setattr(atomic.os, "replace", fails)
 
     def write() -> None:
         with writing(path, overwrite=True) as folder:
             (folder / MANIFEST).write_text("half")
             if point == "inside":
-                raise full
+                raise failure
 
-    with pytest.raises(ExportError, match=f"{name}.*No space left on device"):
+    expected: Any = ExportError if isinstance(failure, OSError) else KeyboardInterrupt
+    with pytest.raises(expected, match=f"{name}.*No space left on device" if expected is ExportError else None):
         write()
     assert entries(tmp_path) == before
 

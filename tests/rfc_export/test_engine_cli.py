@@ -11,14 +11,18 @@ import pytest
 import torch
 from digits_models import digits_folder
 from PIL import Image
+from safetensors.torch import load_file
 
 import rfc
 import rfc_export
 import rfc_fx
 from rfc_export import ExportError, cli, drawing, engine_source
-from rfc_export.artifact import read_manifest
-from rfc_export.manifest import MANIFEST, WEIGHTS
+from rfc_export.engine_files import EngineFiles
+from rfc_export.manifest import MANIFEST
 from rfc_export.parity import TOLERANCE
+from rfc_export.reading import read_manifest
+from rfc_export.seal import sealed
+from rfc_export.weights import weight_spec
 from rfc_fx.tools.load import load_scheduler, load_transformer
 from rfc_fx.zoo import DIGITS, digits_noise, sample
 
@@ -34,7 +38,7 @@ run, one_line_error = partial(command.run, cli.app), partial(command.one_line_er
 def ran(*arguments: Any) -> str:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    return result.stdout
+    return result.stdout if arguments[0] != "export" else result.output  # its stages are on standard error
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def test_export_tells_of_its_stages_sizes_and_how_to_go_on(exported: tuple[str, 
 
 
 def test_an_engine_of_digits_knows_its_call_and_its_sampler(engine: Path) -> None:
-    manifest = read_manifest(engine)
+    manifest = read_manifest(EngineFiles(engine))
     assert {leaf.argument: leaf.shape for leaf in manifest.call.leaves} == {
         "hidden_states": [4, 1, 8, 8],
         "timestep": [4],
@@ -169,7 +173,7 @@ def test_an_invalid_sampler_is_refused_with_its_field(engine: Path, tmp_path: Pa
     folder = shutil.copytree(engine, tmp_path / "engine")
     data = json.loads((folder / MANIFEST).read_text())
     data["sampler"] |= sampler
-    (folder / MANIFEST).write_text(json.dumps(data))
+    (folder / MANIFEST).write_text(json.dumps(sealed(data)))
     assert text in one_line_error("run", folder, "--out", tmp_path / "out")
 
 
@@ -227,11 +231,12 @@ def test_bench_of_an_unknown_model_times_the_engine_alone(engine: Path) -> None:
     assert "eager twin" not in printed
 
 
-def test_the_shipped_model_is_recognised_by_its_weights(engine: Path, tmp_path: Path) -> None:
-    manifest = read_manifest(engine)
-    assert not drawing.is_shipped(engine, manifest)
-    shutil.copy(DIGITS / "diffusion_pytorch_model.safetensors", tmp_path / WEIGHTS)
-    assert drawing.is_shipped(tmp_path, manifest)
+def test_the_shipped_model_is_recognised_by_its_weights(engine: Path) -> None:
+    manifest = read_manifest(EngineFiles(engine))
+    assert not drawing.is_shipped(manifest)
+    own = load_file(DIGITS / "diffusion_pytorch_model.safetensors")
+    shipped = {name: weight_spec(tensor.float()) for name, tensor in own.items()}
+    assert drawing.is_shipped(manifest.model_copy(update={"weights": manifest.weights | shipped}))
 
 
 def test_bench_refuses_engines_that_do_other_work(engine: Path, onnx_small: Path) -> None:

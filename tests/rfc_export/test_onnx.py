@@ -34,6 +34,7 @@ from rfc_export.parity import moved as moved_call
 from rfc_export.portable import Portable
 from rfc_export.runtime import EngineContext
 from rfc_export.specs import TensorSpec
+from rfc_export.weights import weight_spec
 
 pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
 pytestmark = pytest.mark.onnx
@@ -251,7 +252,15 @@ def parameters(module: nn.Module) -> dict[str, Tensor]:
 def manifest_of(program: Portable) -> Any:
     """As much of a manifest as opening one program needs."""
     spec = SimpleNamespace(file="full.onnx", entry="FULL", inputs=program.inputs, outputs=program.outputs, weights=program.weights)
-    return SimpleNamespace(programs={"FULL": spec})
+    weights = {name: weight_spec(tensor) for name, tensor in parameters(program.module).items()}
+    return SimpleNamespace(programs={"FULL": spec}, weights=weights)
+
+
+def opened(folder: Path, program: Portable, device: torch.device = CPU) -> Any:
+    """The one program, with its own weights."""
+    contents = {"full.onnx": (folder / "full.onnx").read_bytes()}
+    weights = {name: tensor.to(CPU) for name, tensor in parameters(program.module).items()}
+    return backend.open(folder, contents, manifest_of(program), weights, device)["FULL"]
 
 
 def build(folder: Path, program: Portable) -> Path:
@@ -285,7 +294,7 @@ def test_linear_layers_read_the_weight_as_it_lies_in_the_file(tmp_path: Path) ->
     torch.testing.assert_close(torch.from_numpy(found), program.module(x)[0], rtol=1e-4, atol=1e-4)
 
 
-def test_weights_that_onnxruntime_takes_from_no_other_library_are_read_from_the_file(tmp_path: Path) -> None:
+def test_weights_of_types_that_onnxruntime_takes_from_no_other_library_are_copied(tmp_path: Path) -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -297,7 +306,7 @@ def test_weights_that_onnxruntime_takes_from_no_other_library_are_read_from_the_
 
     program = small(Masked(), x := torch.randn(2000))
     assert build(tmp_path, program).stat().st_size < 2048
-    run = backend.open(tmp_path, manifest_of(program), parameters(program.module), CPU)["FULL"]
+    run = opened(tmp_path, program)
     assert torch.equal(run([x], {})[0], program.module(x)[0])
 
 
@@ -310,12 +319,10 @@ def test_another_program_s_file_is_refused(tmp_path: Path) -> None:
     ):
         other = replace(program, inputs=[program.inputs[0].model_copy(update=change)])
         with pytest.raises(ArtifactError, match=reason):
-            backend.open(tmp_path, manifest_of(other), parameters(program.module), CPU)
+            opened(tmp_path, other)
     more = replace(program, outputs=[*program.outputs, spec("next", "slot", torch.zeros(3))])
     with pytest.raises(ArtifactError, match=r"its outputs are not those of FULL: next:slot has shape None, expected \[3\]"):
-        backend.open(tmp_path, manifest_of(more), parameters(program.module), CPU)
-    with pytest.raises(ArtifactError, match=r"weight.* missing; export again"):
-        backend.open(tmp_path, manifest_of(program), {}, CPU)
+        opened(tmp_path, more)
 
 
 def test_large_constants_that_are_no_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,7 +466,7 @@ def test_a_kernel_that_the_provider_lacks_is_named(tmp_path: Path) -> None:
     program = small(Doubled(), torch.ones(3, dtype=torch.bfloat16))
     build(tmp_path, program)
     with pytest.raises(BackendError, match=r"CPUExecutionProvider has no kernel for a part of FULL: .*implementation for Mul"):
-        backend.open(tmp_path, manifest_of(program), parameters(program.module), CPU)
+        opened(tmp_path, program)
 
 
 @pytest.mark.slow
@@ -520,15 +527,15 @@ def test_falling_back_to_the_cpu_is_an_error(tmp_path: Path, monkeypatch: pytest
     asked: list[Any] = []
 
     class Fallen(onnxruntime.InferenceSession):  # type: ignore[misc]
-        def __init__(self, path: str, options: Any, providers: list[str]) -> None:
+        def __init__(self, program: bytes, options: Any, providers: list[str]) -> None:
             asked.append((providers, options.get_session_config_entry("session.disable_cpu_ep_fallback")))
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")
-            super().__init__(path, options, providers=["CPUExecutionProvider"])
+            super().__init__(program, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Fallen)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     with pytest.raises(BackendError, match=r"asked for CUDAExecutionProvider, ONNX Runtime fell back to CPUExecutionProvider"):
-        backend.open(tmp_path, manifest_of(program), parameters(program.module), torch.device("cuda"))
+        opened(tmp_path, program, torch.device("cuda"))
     assert asked == [(["CUDAExecutionProvider"], "1")]
 
 

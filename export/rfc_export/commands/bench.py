@@ -9,24 +9,26 @@ from typing import Annotated
 import torch
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from rfc_export.artifact import opened, read_manifest
 from rfc_export.bench import PROTOCOL, Timed, engine_variant, measure, model_variants
+from rfc_export.commands.options import Trust, Trusted
 from rfc_export.drawing import is_shipped, sizes
+from rfc_export.engine_files import opened
 from rfc_export.manifest import MANIFEST
+from rfc_export.reading import read_manifest
 from rfc_export.runtime import Engine, load
 from rfc_export.verify import STEPS, Verdict, exported_from, record_generation
 from rfc_fx.runtime.summary import as_text
 from rfc_fx.tools import options
 from rfc_fx.tools.arguments import OptionError, device_here, dtype_named, parse_classes
 from rfc_fx.tools.commands.bench import time_pipeline
-from rfc_fx.tools.load import SHIPPED
+from rfc_fx.tools.load import SHIPPED, locate, model_kind, path_problem
 from rfc_fx.tools.named_methods import MethodArguments
 from rfc_fx.tools.output import check_writable, print_notes, progress_bar, time_cell, whole_files, write_json
 from rfc_fx.tools.pipeline.call import CallOptions
 from rfc_fx.tools.summary_json import versions
+from rfc_fx.tools.terminal import terminal
 
 
 def bench(
@@ -35,12 +37,16 @@ def bench(
         typer.Argument(metavar="PIPELINE | ENGINE...", help="digits, emoji, a pipeline's folder or Hub id, or one or more engines"),
     ],
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="counted generations of every variant")] = 5,
-    steps: Annotated[int | None, typer.Option(min=1, help=f"of a generation (default: the pipeline's own, {STEPS} of an engine)")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help=f"of a generation (default: the pipeline's own, {STEPS} of an engine)")
+    ] = None,
     compile: Annotated[bool, typer.Option(help="torch.compile: the plain and the accelerated pipeline, an engine's CachedModel")] = True,
     device: options.DeviceHere = None,
     out: Annotated[Path | None, typer.Option(help="folder for bench.json and bench.txt (default: out/bench for a pipeline)")] = None,
     model: Annotated[str | None, typer.Option(help="engines: what they were made from (default: digits, where it is that)")] = None,
     method_classes: options.MethodClasses = None,
+    trusted: Trusted = None,
+    trust: Trust = False,
     method: Annotated[str | None, typer.Option(help=f"pipelines: {options.METHOD} (default: log-snr)")] = None,
     preset: options.Preset = None,
     tau: options.Tau = None,
@@ -59,6 +65,7 @@ def bench(
     image: options.Images = None,
     call: options.Call = None,
     seed: options.Seed = 0,
+    allow_pickle: options.AllowPickle = False,
     dtype: options.StoredDType = None,
 ) -> None:
     """Time a pipeline eager, compiled and accelerated, or engines beside the compiled CachedModel and the eager twin; all in turns."""
@@ -84,13 +91,23 @@ def bench(
         if used := _used_options(own, arguments, method, dtype):
             raise OptionError(f"{used}: is for pipelines, and {targets[0]} is an engine")
         _bench_engines(
-            [Path(target) for target in targets], model, rounds, steps or STEPS, compile, method_classes, device or options.CPU, out
+            [Path(target) for target in targets],
+            model,
+            rounds,
+            steps or STEPS,
+            compile,
+            method_classes,
+            device or options.CPU,
+            out,
+            trusted,
+            trust,
         )
         return
     if len(targets) > 1:
         raise OptionError(f"bench takes one pipeline, or engines, got {', '.join(targets)}")
-    if model is not None or method_classes:
-        raise OptionError(f"{'--class' if model is None else '--model'}: is for engines, and {targets[0]} is a pipeline")
+    for option, value in (("--model", model), ("--class", method_classes), ("--trusted", trusted), ("--trust", trust)):
+        if value:
+            raise OptionError(f"{option}: is for engines, and {targets[0]} is a pipeline")
     time_pipeline(
         targets[0],
         own,
@@ -107,6 +124,8 @@ def bench(
 
 def _are_pipelines(targets: list[str]) -> bool:
     """Whether the first target is a pipeline; one that is not there can only be a Hub id, unless its folder is there."""
+    if path_problem(targets[0]) is not None:
+        return True
     first = Path(targets[0]).expanduser()
     if first.exists():
         return first.is_dir() and not (first / MANIFEST).exists()
@@ -129,17 +148,21 @@ def _bench_engines(
     method_classes: list[type] | None,
     device: torch.device,
     out: Path | None,
+    trusted: list[str] | None,
+    trust: bool,
 ) -> None:
     if out is not None:
         check_writable(out)
+    if model is not None:
+        model_kind(locate(model))  # refused before anything is loaded
     names, bytes_of = [str(path) for path in engine], []
     for path in engine:
-        with opened(path) as folder:
-            manifest = read_manifest(folder)
-            bytes_of.append(sum(sizes(folder, manifest).values()))
-            if model is None and is_shipped(folder, manifest):
+        with opened(path) as files:
+            manifest = read_manifest(files, trusted)
+            bytes_of.append(sum(sizes(files, manifest).values()))
+            if model is None and is_shipped(manifest):
                 model = "digits"
-    engines = [load(path, device=device, classes=method_classes or ()) for path in engine]
+    engines = [load(path, device=device, classes=method_classes or (), trusted=trusted, trust=trust) for path in engine]
     first = engines[0]
     _check_comparable(names, engines)
     variants = [
@@ -151,8 +174,8 @@ def _bench_engines(
     # without a model the first engine makes the calls
     caller = variants[len(engines)].model if model is not None else first
     generation = record_generation(names[0], first, caller, None if model is None else original.inputs, steps)
-    console = Console()
-    with progress_bar(console, "warming up", len(variants) * (2 + rounds)) as (advance, describe):
+    console = terminal()
+    with progress_bar("warming up", len(variants) * (2 + rounds)) as (advance, describe):
         measure(variants, generation, rounds, describe, advance)
     table = _table(variants, generation.description, rounds)
     if out is not None:

@@ -8,18 +8,22 @@ from typing import Annotated
 
 import typer
 
-from rfc_export.artifact import check_place, opened, read_manifest
+from rfc_export.artifact import check_place
 from rfc_export.backends import backend as backend_of
 from rfc_export.drawing import sizes
+from rfc_export.engine_files import opened
 from rfc_export.engine_source import exportable
 from rfc_export.exporter import export as export_model
 from rfc_export.methods import check_method
+from rfc_export.reading import read_manifest
+from rfc_export.seal import public_key
 from rfc_export.specs import BackendName
 from rfc_fx.runtime.summary import mib
 from rfc_fx.tools import options
 from rfc_fx.tools.arguments import dtype_named, new_config
 from rfc_fx.tools.load import locate, model_kind
 from rfc_fx.tools.named_methods import MethodArguments, check_granularity, new_methods, taking
+from rfc_fx.tools.terminal import note_progress
 
 
 def export(
@@ -33,7 +37,7 @@ def export(
     order: options.Order = None,
     interval: options.Interval = None,
     nfc: options.NFC = None,
-    steps: Annotated[int | None, typer.Option(min=1, help=f"of a generation, for {', '.join(taking('num_steps'))}")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=10_000, help=f"of a generation, for {', '.join(taking('num_steps'))}")] = None,
     granularity: options.Granularity = None,
     state_dtype: options.StateDType = None,
     dispatch: options.DispatchOption = "host",
@@ -45,10 +49,15 @@ def export(
         ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="samples of a call; guidance doubles them (default: 10 for digits, else 1)")
+        int | None, typer.Option(min=1, max=10_000, help="samples of a call; guidance doubles them (default: 10 for digits, else 1)")
     ] = None,
+    allow_pickle: options.AllowPickle = False,
     dtype: options.DType = "float32",
     device: options.Device = options.CPU,
+    sign: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY", help="Ed25519 private key (PEM): whoever trusts its public half may load only what it signed"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the engine that is there")] = False,
 ) -> None:
     """Transform a model, build its programs for a back end, and check the engine against the model."""
@@ -69,12 +78,13 @@ def export(
     check_granularity(methods, config)
     (instance,) = methods.values()
     check_method(instance, config.dispatch)
+    signer = None if sign is None else public_key(sign)
     backend_of(backend).check(device)  # before anything is loaded
     exported = exportable(model, dtype_named(dtype), device, batch)
     start = time.perf_counter()
 
     def report(stage: str) -> None:
-        typer.echo(f"{time.perf_counter() - start:6.1f} s  {stage}")
+        note_progress(f"{time.perf_counter() - start:6.1f} s  {stage}")
 
     export_model(
         exported.model,
@@ -85,11 +95,14 @@ def export(
         config=config,
         sampler=exported.sampler,
         overwrite=overwrite,
+        sign=sign,
         report=report,
     )
-    report(f"done: {out}")
-    with opened(out) as folder:
-        for name, count in sizes(folder, read_manifest(folder)).items():
+    typer.echo(f"{time.perf_counter() - start:6.1f} s  done: {out}")
+    if signer is not None:
+        typer.echo(f"signed:        load it with --trusted {signer}")
+    with opened(out) as files:
+        for name, count in sizes(files, read_manifest(files)).items():
             typer.echo(f"  {name:<24} {mib(count):>12}")
     if exported.sampler is not None:
         typer.echo(f"draw with it:  rfc-fx run {out} --classes 3\ncheck it:      rfc-fx verify {out} --model {model}")

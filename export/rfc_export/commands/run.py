@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from rfc_export.commands.options import Engine
+from rfc_export.commands.options import Engine, Trust, Trusted
 from rfc_export.drawing import draw_all, run_notes, run_summary, with_threshold
 from rfc_export.engine_source import EngineSource, engine_source
 from rfc_export.pipeline_source import EngineInPipeline, engine_in_pipeline
 from rfc_export.runtime import load
 from rfc_fx.runtime.summary import mib
 from rfc_fx.tools import options
-from rfc_fx.tools.arguments import OptionError, parse_classes
+from rfc_fx.tools.arguments import MOST_SEEDS, OptionError, finite, parse_classes
+from rfc_fx.tools.arguments import threshold as parse_threshold
+from rfc_fx.tools.load import locate, model_kind
 from rfc_fx.tools.output import check_writable, print_notes, print_paths, progress_bar, save_comparison
 from rfc_fx.tools.pipeline.call import CallOptions
+from rfc_fx.tools.terminal import terminal
 
 
 def run(
@@ -28,36 +30,45 @@ def run(
     ] = None,
     prompt: options.Prompts = None,
     negative_prompt: options.NegativePrompt = None,
+    allow_pickle: options.AllowPickle = False,
     call: options.Call = None,
     seed: options.Seed = 0,
-    seeds: Annotated[int | None, typer.Option(min=1, help="seeds per class or prompt (default: 4, with --model 1)")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, max=MOST_SEEDS, help="seeds per class or prompt (default: 4, with --model 1)")] = None,
     steps: options.Steps = 50,
-    cfg: Annotated[float | None, typer.Option(help="guidance (default: as exported)")] = None,
-    threshold: Annotated[float | None, typer.Option("--threshold", "--tau", help="another threshold (default: as exported)")] = None,
+    cfg: Annotated[float | None, typer.Option(parser=finite("--cfg"), metavar="NUMBER", help="guidance (default: as exported)")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", "--tau", parser=parse_threshold, metavar="NUMBER", help="another threshold (default: as exported)"),
+    ] = None,
     method_classes: options.MethodClasses = None,
+    trusted: Trusted = None,
+    trust: Trust = False,
     device: options.Device = options.CPU,
     out: options.Pictures = Path("out/run"),
 ) -> None:
     """Draw with an engine, without the model's Python."""
     labels = parse_classes(classes)
-    loaded = load(engine, device=device, classes=method_classes or ())
+    if model is None:
+        for option, value in (("--prompt", prompt), ("--negative-prompt", negative_prompt), ("--call", call)):
+            if value:
+                raise OptionError(f"{option}: is for pipelines; pass --model too")
+    else:
+        model_kind(locate(model))
+    check_writable(out)  # all that can be refused is refused before anything is loaded
+    loaded = load(engine, device=device, classes=method_classes or (), trusted=trusted, trust=trust)
     if threshold is not None:
         with_threshold(loaded, threshold)
     numbers = list(range(seed, seed + (seeds or (4 if model is None else 1))))
     source: EngineSource | EngineInPipeline
     if model is None:
-        for option, value in (("--prompt", prompt), ("--negative-prompt", negative_prompt), ("--call", call)):
-            if value:
-                raise OptionError(f"{option}: is for pipelines; pass --model too")
         source = engine_source(str(engine), loaded, labels, numbers, cfg)
     else:
         said = CallOptions(
             prompts=prompt or [], classes=labels, negative_prompt=negative_prompt, cfg=cfg, steps=steps, assignments=call or []
         )
         source = engine_in_pipeline(str(engine), loaded, model, said, numbers)
-    check_writable(out)
-    console = Console()
-    with progress_bar(console, "warming up", steps * len(source.batches) * len(numbers)) as (advance, describe):
+    console = terminal()
+    with progress_bar("warming up", steps * len(source.batches) * len(numbers)) as (advance, describe):
         drawn = draw_all(source, steps, advance, lambda: describe("drawing"))
     paths = save_comparison(out, drawn, run_summary(drawn, loaded))  # what was drawn is safe before anything is printed
     row = drawn.rows[0]

@@ -6,24 +6,30 @@ from typing import Annotated
 
 import typer
 
-from rfc_export.commands.options import Engine
+from rfc_export.commands.options import Engine, Trust, Trusted
 from rfc_export.runtime import load
 from rfc_export.verify import cached_like, checks, exported_from, parity_over, record_generation
 from rfc_fx.tools import options
+from rfc_fx.tools.load import locate, model_kind
 
 
 def verify(
     engine: Engine,
     model: Annotated[str | None, typer.Option(help="what it was made from: a whole generation of both is compared")] = None,
+    allow_pickle: options.AllowPickle = False,
     method_classes: options.MethodClasses = None,
+    trusted: Trusted = None,
+    trust: Trust = False,
     device: options.Device = options.CPU,
 ) -> None:
     """Check manifest, files, target and versions; with the model also every decision and output of a generation."""
-    for subject, finding in checks(engine, device, method_classes or ()):
+    if model is not None:
+        model_kind(locate(model))  # refused before anything is loaded
+    for subject, finding in checks(engine, device, method_classes or (), trusted, trust):
         typer.echo(f"{subject:<9} {finding}")
     if model is None:
         return
-    loaded = load(engine, device=device, classes=method_classes or ())
+    loaded = load(engine, device=device, classes=method_classes or (), trusted=trusted, trust=True)
     original = exported_from(model, loaded)
     cached = cached_like(loaded, original.model, original.inputs)
     verdict = parity_over(loaded, cached, record_generation(str(engine), loaded, cached, original.inputs))

@@ -12,39 +12,51 @@ from torch import Tensor
 
 from rfc_export.backends import Run
 from rfc_export.errors import ArtifactError, BackendError
-from rfc_export.manifest import WEIGHTS, Manifest
+from rfc_export.manifest import Manifest
 from rfc_export.methods import dtype_of
+from rfc_export.onnx.declared import ELEMENT_TYPES, checked_weights
 from rfc_export.onnx.libraries import PROVIDERS, imported, short
 from rfc_export.onnx.writer import value_name
 from rfc_export.specs import ProgramSpec
 
-LEFT_IN_FILE = (torch.bool, torch.float8_e4m3fn)
-"""Types of weights that ONNX Runtime reads from weights.safetensors itself: it takes them from no other library."""
 
-
-def open(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], device: torch.device) -> dict[str, Run]:
+def open(
+    where: Path, programs: Mapping[str, bytes], manifest: Manifest, weights: Mapping[str, Tensor], device: torch.device
+) -> dict[str, Run]:
     """A session for every program; the weights are those of torch, in memory once.
 
     BackendError where the device has no kernel for a part, or ONNX Runtime would run it elsewhere; ArtifactError for what is no program.
     """
     runtime = imported("onnxruntime", "InferenceSession")
-    names = {name: None for program in manifest.programs.values() for name in program.weights.values()}
-    if missing := [name for name in names if name not in weights]:
-        raise ArtifactError(f"{folder / WEIGHTS}: {', '.join(missing[:3])} missing; export again")
-    if device.type == "cuda" and hasattr(runtime, "preload_dlls"):
-        runtime.preload_dlls()
-    shared = {name: runtime.OrtValue.from_dlpack(weights[name].detach()) for name in names if weights[name].dtype not in LEFT_IN_FILE}
-    return {
-        phase: OnnxSession(_session(runtime, folder, spec, shared, device), spec, device, shared)
+    own = {
+        phase: checked_weights(str(where / spec.file), programs[spec.file], spec, manifest.weights)
         for phase, spec in manifest.programs.items()
     }
+    if device.type == "cuda" and hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()
+    shared = {name: _shared(runtime, weights[name]) for name in {name: None for there in own.values() for name in there.values()}}
+    sessions: dict[str, Run] = {}
+    for phase, spec in manifest.programs.items():
+        options = _options(runtime, own[phase], shared, weights, device)
+        sessions[phase] = OnnxSession(
+            _session(runtime, where / spec.file, programs[spec.file], spec, options, device), spec, device, shared
+        )
+    return sessions
 
 
-def _session(runtime: Any, folder: Path, spec: ProgramSpec, shared: Mapping[str, Any], device: torch.device) -> Any:
+def _shared(runtime: Any, weight: Tensor) -> Any:
+    """The weight as ONNX Runtime takes it, in the same memory; of types that DLPack does not carry there, a copy on the CPU."""
+    if weight.dtype == torch.bool:
+        return runtime.OrtValue.ortvalue_from_numpy(weight.cpu().numpy())
+    if weight.dtype == torch.float8_e4m3fn:
+        return runtime.OrtValue.ortvalue_from_numpy_with_onnx_type(weight.cpu().view(torch.uint8).numpy(), ELEMENT_TYPES[weight.dtype])
+    return runtime.OrtValue.from_dlpack(weight.detach())
+
+
+def _session(runtime: Any, path: Path, program: bytes, spec: ProgramSpec, options: Any, device: torch.device) -> Any:
     provider = PROVIDERS[device.type]
-    path = folder / spec.file
     try:
-        session = runtime.InferenceSession(str(path), _options(runtime, spec, shared, device), providers=[provider])
+        session = runtime.InferenceSession(program, options, providers=[provider])
     except Exception as error:  # onnxruntime's errors share no base class
         if type(error).__name__ == "NotImplemented" or "fallback to CPU EP has been explicitly disabled" in str(error):
             raise BackendError(
@@ -67,7 +79,8 @@ def _session(runtime: Any, folder: Path, spec: ProgramSpec, shared: Mapping[str,
     return session
 
 
-def _options(runtime: Any, spec: ProgramSpec, shared: Mapping[str, Any], device: torch.device) -> Any:
+def _options(runtime: Any, own: Mapping[str, str], shared: Mapping[str, Any], weights: Mapping[str, Tensor], device: torch.device) -> Any:
+    """Options of a session whose program has the weights `own`: {name there: name in `shared` and `weights`}."""
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
@@ -75,9 +88,11 @@ def _options(runtime: Any, spec: ProgramSpec, shared: Mapping[str, Any], device:
     options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights would be a second copy of each
     if device.type == "cuda":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    for name, weight in spec.weights.items():
-        if weight in shared:
-            options.add_initializer(name, shared[weight])
+    on_host = device.type == "cpu"
+    read = [shared[name] if on_host else _shared(runtime, weights[name].cpu()) for name in own.values()]
+    options.add_external_initializers(list(own), read)  # what the optimizer reads while it opens the program; no file is looked for
+    for name, weight in own.items():
+        options.add_initializer(name, shared[weight])  # what the session reads, where it lies
     return options
 
 
@@ -120,22 +135,6 @@ class OnnxSession:
             return False
         self._bound[name] = address
         return True
-
-
-ELEMENT_TYPES = {
-    torch.float32: 1,
-    torch.uint8: 2,
-    torch.int8: 3,
-    torch.int16: 5,
-    torch.int32: 6,
-    torch.int64: 7,
-    torch.bool: 9,
-    torch.float16: 10,
-    torch.float64: 11,
-    torch.bfloat16: 16,
-    torch.float8_e4m3fn: 17,
-}
-"""The numbers that ONNX has for types (TensorProto.DataType)."""
 
 
 def _memory(tensor: Tensor) -> tuple[str, int, int, list[int], int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 
 from rfc_export.errors import ExportError
 from rfc_export.portable import Portable
+from rfc_fx.io.atomic import write_atomically
 
 
 def cache_folder() -> Path:
@@ -41,6 +41,4 @@ def key_of(facts: Any) -> str:
 
 def store(path: Path, engine: bytes) -> None:
     """Write the file whole or not at all: another export may read it."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".engine-", delete=False) as stream:
-        stream.write(engine)
-    os.replace(stream.name, path)
+    write_atomically(path, lambda unfinished: unfinished.write_bytes(engine))

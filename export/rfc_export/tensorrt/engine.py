@@ -22,20 +22,21 @@ MOST_GRAPHS = 16
 """CUDA graphs of a program, at most: two for each context, which writes the new state beside the old."""
 
 
-def open(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], device: torch.device) -> dict[str, Run]:
+def open(
+    where: Path, programs: Mapping[str, bytes], manifest: Manifest, weights: Mapping[str, Tensor], device: torch.device
+) -> dict[str, Run]:
     """An engine and an execution context for every program. TargetError for engines of another TensorRT, ArtifactError for no engines."""
     built, here = manifest.built_with.get("tensorrt"), versions().get("tensorrt")
     if built != here:
-        raise TargetError(f"{folder}: built with TensorRT {built}, this is {here}; install that one, or export again")
+        raise TargetError(f"{where}: built with TensorRT {built}, this is {here}; install that one, or export again")
     trt = import_module("tensorrt")
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-    return {phase: _opened(trt, runtime, folder, spec, device) for phase, spec in manifest.programs.items()}
+    return {phase: _opened(trt, runtime, where / spec.file, programs[spec.file], spec, device) for phase, spec in manifest.programs.items()}
 
 
-def _opened(trt: Any, runtime: Any, folder: Path, spec: ProgramSpec, device: torch.device) -> Run:
-    path = folder / spec.file
+def _opened(trt: Any, runtime: Any, path: Path, content: bytes, spec: ProgramSpec, device: torch.device) -> Run:
     with torch.cuda.device(device):
-        engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        engine = runtime.deserialize_cuda_engine(content)
         if engine is None:
             raise ArtifactError(f"{path}: TensorRT cannot open it; export again on this machine")
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]

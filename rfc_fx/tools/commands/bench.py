@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 import typer
-from rich.console import Console
 
 from rfc_fx.runtime.summary import as_text
 from rfc_fx.tools.arguments import OptionError
@@ -18,6 +17,7 @@ from rfc_fx.tools.pipeline.call import CallOptions, pipeline_call
 from rfc_fx.tools.pipeline.folder import pipeline_folder
 from rfc_fx.tools.pipeline.methods import DEFAULT, pipeline_methods
 from rfc_fx.tools.pipeline.source import PipelineSource
+from rfc_fx.tools.terminal import terminal
 
 
 def time_pipeline(
@@ -37,14 +37,14 @@ def time_pipeline(
     folder = pipeline_folder(name)
     call = pipeline_call(folder, options)
     arguments = MethodArguments(**{**vars(arguments), "num_steps": call.steps, "model": name})
-    (chosen,) = pipeline_methods([method or DEFAULT], arguments).values()
+    (chosen,) = pipeline_methods([DEFAULT if method is None else method], arguments).values()
     if "num_inference_steps" in call.parameters and call.steps < 2:
         raise OptionError(f"--steps must be at least 2, of which one can be skipped, got {call.steps}")
     check_writable(out)
     source = PipelineSource(name=name, pipe=folder.load(dtype, device), call=call, seeds=[seed])
-    console = Console()
+    console = terminal()
     total = (2 + compile) * (1 + rounds) * len(call.batches) * call.steps
-    with progress_bar(console, "warming up", total) as (advance, describe):
+    with progress_bar("warming up", total) as (advance, describe):
         timed = bench_pipeline(
             source,
             chosen,

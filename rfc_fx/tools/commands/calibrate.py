@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import rfc
 from rfc_fx.io.method_file import write_method
@@ -18,6 +17,7 @@ from rfc_fx.tools.calibrate import calibrate as search
 from rfc_fx.tools.named_methods import METHODS, MethodArguments, new_method
 from rfc_fx.tools.output import check_writable
 from rfc_fx.tools.sources import load_source
+from rfc_fx.tools.terminal import progress_terminal
 
 
 def calibrate(
@@ -44,10 +44,11 @@ def calibrate(
     call: options.Call = None,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="first seed; take others than you will judge by")] = 1000,
     seeds: options.Seeds = 4,
+    allow_pickle: options.AllowPickle = False,
     dtype: options.StoredDType = None,
     device: options.Device = options.CPU,
     compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True)")] = False,
-    lists: Annotated[int, typer.Option(min=1, help="log-snr, chebyshev: at most so many lists of full steps are drawn")] = LISTS,
+    lists: Annotated[int, typer.Option(min=1, max=100_000, help="log-snr, chebyshev: lists of full steps drawn, at most")] = LISTS,
     out: Annotated[Path, typer.Option(help="a .json file: --method of generate, and transform, take it")] = Path("out/method.json"),
 ) -> None:
     """Find a method's full steps or threshold for a number of full computations, or for most savings within a bound on quality."""
@@ -70,7 +71,7 @@ def calibrate(
         device=device,
         assignments=call or [],
     )
-    with Console().status("calibrating") as status:
+    with progress_terminal().status("calibrating") as status:
 
         def report(text: str) -> None:
             status.update(f"calibrating: {text}")

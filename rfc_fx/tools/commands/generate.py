@@ -8,7 +8,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
 from rfc_fx.ir.config import Config
 from rfc_fx.tools import options
@@ -27,6 +26,7 @@ from rfc_fx.tools.pipeline.methods import pipeline_methods
 from rfc_fx.tools.pipeline.source import PipelineSource
 from rfc_fx.tools.sources import DigitsSource, load_source
 from rfc_fx.tools.summary_json import summary
+from rfc_fx.tools.terminal import terminal
 from rfc_fx.tools.variants import Settings
 
 
@@ -54,6 +54,7 @@ def generate(
     call: options.Call = None,
     seed: options.Seed = 0,
     seeds: options.OwnSeeds = None,
+    allow_pickle: options.AllowPickle = False,
     dtype: options.StoredDType = None,
     device: options.DeviceHere = None,
     compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True) on the graph side")] = True,
@@ -130,6 +131,7 @@ def _compared(
     names = names or ["taylorseer", "rfc", best]
     check_granularity(methods := new_methods(names, arguments), settings.config)  # refused before anything is loaded
     check_dispatch(methods, settings.config.dispatch)
+    check_writable(out)
     source = load_source(
         model,
         classes=request.classes,
@@ -144,11 +146,10 @@ def _compared(
     if settings.steps > (most := source.scheduler.config.num_train_timesteps):
         raise OptionError(f"--steps must be at most {most}, the steps the model was trained on, got {settings.steps}")
     methods = new_methods(names, replace(arguments, is_digits=True))
-    console = Console()
-    check_writable(out)  # before minutes of work
+    console = terminal()
     if reason is not None:
         print_notes(console, [f"{best} for log-snr: {reason}"])
-    with ComparisonProgress(console, settings, len(methods), len(source.seeds)) as progress:
+    with ComparisonProgress(settings, len(methods), len(source.seeds)) as progress:
         comparison = compare(source, methods, settings, progress)
     paths = save_comparison(out, comparison, summary(comparison))  # what was computed is safe before anything is printed
     console.print(comparison_table(comparison))
@@ -181,10 +182,10 @@ def _drawn(
     request = replace(request, methods=methods, config=chosen)
     numbers = list(range(seed, seed + (seeds or (4 if call.classes else 1))))
     source = PipelineSource(name=model, pipe=folder.load(dtype, device), call=call, seeds=numbers)
-    console = Console()
+    console = terminal()
     total = (1 + len(methods)) * len(numbers) * len(call.batches) * request.rounds * call.steps
     total += len(methods) * len(call.batches) * call.steps if request.speedup is not None else 0
-    with progress_bar(console, "drawing", total) as (advance, describe):
+    with progress_bar("drawing", total) as (advance, describe):
         drawing = draw(source, request, advance, describe)
     rate = fps or call.value("frame_rate") or call.value("fps") or 16.0
     files: list[str] = []

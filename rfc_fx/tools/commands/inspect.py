@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from rfc_fx.report.drawing import check_picture
 from rfc_fx.tools import options
@@ -14,6 +13,7 @@ from rfc_fx.tools.arguments import dtype_named, new_config
 from rfc_fx.tools.inputs import load_with_inputs
 from rfc_fx.tools.inspect import inspect_model
 from rfc_fx.tools.named_methods import MethodArguments, check_granularity, new_method
+from rfc_fx.tools.terminal import terminal
 
 
 def inspect(
@@ -26,6 +26,7 @@ def inspect(
     state_budget: options.StateBudget = None,
     block: Annotated[str | None, typer.Option(help="print the graph of this module path, e.g. transformer_blocks.0")] = None,
     draw: Annotated[Path | None, typer.Option(help="draw that graph to a .svg, .png or .pdf file")] = None,
+    allow_pickle: options.AllowPickle = False,
     dtype: options.DType = "float32",
     device: options.Device = options.CPU,
 ) -> None:
@@ -36,6 +37,6 @@ def inspect(
     if draw is not None:
         check_picture(draw)
     transformer, inputs = load_with_inputs(model, dtype_named(dtype), device)
-    console = Console(soft_wrap=True)
+    console = terminal(soft_wrap=True)
     for part in inspect_model(transformer, inputs, instance, config, block, draw):
         console.print(part)

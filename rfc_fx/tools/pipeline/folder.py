@@ -11,7 +11,8 @@ from typing import Any, get_type_hints
 import torch
 
 from rfc_fx.pipelines.accelerated import transformers_of
-from rfc_fx.tools.load import LoadError, load_scheduler, load_transformer, locate, memory_options, model_kind, quiet, reading
+from rfc_fx.tools.load import LoadError, load_scheduler, load_transformer, loading_options, locate, model_kind, quiet, reading
+from rfc_fx.tools.model_files import check_sizes
 from rfc_fx.tools.stored_dtype import stored_dtype
 from rfc_fx.zoo import EMOJI, emoji_class
 
@@ -76,10 +77,13 @@ class PipelineFolder:
         else:
             with reading(self.where):
                 where = self.where
+                if isinstance(where, Path):
+                    for component in self.parts:
+                        check_sizes(where / component)
                 if dtype is None:
                     where = where if isinstance(where, Path) else Path(self.kind.download(where))
                     dtype = next(filter(None, (stored_dtype(where / part) for part in self.denoisers)), torch.float32)
-                pipe = self.kind.from_pretrained(where, torch_dtype=dtype, **memory_options(), **parts)
+                pipe = self.kind.from_pretrained(where, torch_dtype=dtype, **loading_options(), **parts)
         if not transformers_of(pipe):
             raise LoadError(f"{self.name}: {self.class_name} has no transformer to cache")
         pipe.set_progress_bar_config(disable=True)

@@ -108,7 +108,7 @@ def test_without_a_number_28_percent_are_full(steps: int, full: int) -> None:
         ({"nfc": 0}, "nfc must be an integer of at least 1, got 0"),
         ({"nfc": 7.5}, "nfc must be a number of full steps, or a share of the steps above 0 and below 1, got 7.5"),
         ({"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
-        ({"num_steps": 5000}, "full_steps must be below 4096"),
+        ({"num_steps": 5000}, "num_steps must be an integer from 1 to 4096, got 5000"),
         ({"clustering": 1.5}, r"clustering must be from 0 \(equal gaps\) to 1 \(Chebyshev-Lobatto points\), got 1.5"),
         ({"clustering": math.nan}, "clustering must be from 0"),
         ({"order": 9}, "order must be an integer from 1 to 4"),
