@@ -95,9 +95,9 @@ class Succession:
             if run[-1].at == at and np.array_equal(run[-1].rows, rows):
                 return self._latest(run)
         share, nearest = np.inf, None
-        for run in (expected, *reversed(self._runs[-COMPARED:])):
-            if run is not None and (own := outside(rows, run)) < share and own <= (EXACT if run[-1].at == at else SHARE):
-                share, nearest = own, run
+        for known in ([] if expected is None else [expected]) + self._runs[: -COMPARED - 1 : -1]:
+            if (own := outside(rows, known)) < share and own <= (EXACT if known[-1].at == at else SHARE):
+                share, nearest = own, known
             if share <= EXACT:
                 break
         if nearest is not None:
