@@ -27,17 +27,13 @@ from rfc_fx.ir.ops import is_mutable
 
 log = logging.getLogger("rfc_fx")
 
-
 LATENT_NAMES = ("hidden_states", "latents", "latent", "sample", "x", "vision_tokens", "decoder_input_tokens")
 """Names by which denoising models call what the sampler moves."""
-
 
 MODEL = "model"
 """Name under which every program refers to the original model: weights are read through it, live."""
 
-
-PREDICTOR = "predictor"
-"""The same for a predictor."""
+PREDICTOR = "predictor"  # the same for a predictor
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,8 @@ def outside(rows: Rows, run: Run) -> float:
     before = run[-1]
     if before.inside is None or before.rows.shape != rows.shape:
         return np.inf
+    if not np.isfinite(before.rows).all():  # nothing follows from it but more of the kind
+        return np.inf if np.isfinite(rows).all() else 0.0
     moments = [moment for moment in reversed(run) if moment.rows.shape == rows.shape]
     worst = 0.0
     for sample, row in enumerate(rows):
