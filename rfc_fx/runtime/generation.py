@@ -62,6 +62,8 @@ class Generation:
         self._lanes: dict[Lane, Context] = {}
         self._groups: dict[tuple[Key, str], ConditioningGroups] = {}
         self._moments = Moments()
+        self.is_repeated = False
+        """Whether the latest call was made before: the same latent at the same timestep, where nobody opened the generation."""
         self._ended: dict[str, Book] = {}
         """Records of the lanes that were given back."""
         self._latest: Lane | None = None
@@ -138,6 +140,7 @@ class Generation:
         lane, self.in_doubt, self._is_foreign = (name, call.key), False, False
         if not self.is_opened and self.index is None:
             self._is_foreign = self._moments.is_foreign(lane, call, self._value(call))
+            self.is_repeated = self._moments.is_repeated
             return lane
         if call.timestep is None:
             return lane
@@ -146,11 +149,6 @@ class Generation:
             return self._moments.numbered(lane, at)
         self.in_doubt = self._moments.is_doubtful(lane, call, at, self.sign, self._known.repeats(at))
         return lane
-
-    @property
-    def is_repeated(self) -> bool:
-        """Whether the latest call was made before: the same latent at the same timestep, where nobody opened the generation."""
-        return self._moments.is_repeated
 
     def _value(self, call: Call) -> float | None:
         """The timestep of a call as a number."""
