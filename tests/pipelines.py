@@ -36,9 +36,8 @@ def dit() -> Tiny:
 def pixart_sigma() -> Tiny:
     """One batch; a text with a mask, which another prompt fills otherwise."""
     transformer = _transformer("PixArtTransformer2DModel", 2)
-    pipe = diffusers.PixArtSigmaPipeline(
-        **_texts(1), transformer=transformer, vae=_vae(4), scheduler=diffusers.DDIMScheduler(clip_sample=False)
-    )
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    pipe = diffusers.PixArtSigmaPipeline(**_texts(1), transformer=transformer, vae=_vae(4), scheduler=scheduler)
     fixed = {**SIZE, "negative_prompt": None, "use_resolution_binning": False}
     return pipe, lambda seed=0, samples=1: {**fixed, **_embeds(seed, samples, (7, 12), mask="prompt_attention_mask")}
 

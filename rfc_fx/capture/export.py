@@ -27,17 +27,12 @@ from rfc_fx.ir.ops import is_mutable
 
 log = logging.getLogger("rfc_fx")
 
-
 LATENT_NAMES = ("hidden_states", "latents", "latent", "sample", "x", "vision_tokens", "decoder_input_tokens")
 """Names by which denoising models call what the sampler moves."""
 
-
 MODEL = "model"
 """Name under which every program refers to the original model: weights are read through it, live."""
-
-
-PREDICTOR = "predictor"
-"""The same for a predictor."""
+PREDICTOR = "predictor"  # the same for a predictor
 
 
 @dataclass(frozen=True)
@@ -104,8 +99,7 @@ def latent_argument(arguments: Mapping[str, Any]) -> str:
 def capture(model: nn.Module, arguments: Mapping[str, Any]) -> Captured:
     """Trace `model(**arguments)` with `torch.export` (non-strict) and clean the graph.
 
-    Raises CaptureError with the model's file and line when the forward cannot be traced or writes to its own buffers, NotLiftedError
-    where it reads a number that is to be lifted.
+    Raises CaptureError with file and line where the forward cannot be traced or writes to its buffers, NotLiftedError for a lifted number.
     """
     kwargs = _each_its_own(arguments)
     lifted = {position for position, leaf in enumerate(pytree.tree_leaves(kwargs)) if isinstance(leaf, Lifted)}
@@ -186,10 +180,9 @@ def _with_values(model: nn.Module, kwargs: dict[str, Any], error: Exception | No
     except CaptureError:
         raise
     except Exception as second:
-        log.debug("%s: tracing with values failed too", type(model).__name__, exc_info=second)
         raise CaptureError.from_export(model, error or second) from (error or second)
-    fixed = sorted({_owners(kwargs)[position] for position in concrete.decided})
-    log.info("%s: traced with the values of the example%s", type(model).__name__, f"; fixed: {', '.join(fixed)}" if fixed else "")
+    fixed = ", ".join(sorted({_owners(kwargs)[position] for position in concrete.decided}))
+    log.info("%s: traced with the values of the example; fixed: %s", type(model).__name__, fixed or "nothing")
     return _captured(model, exported, kwargs, concrete)
 
 
@@ -203,8 +196,7 @@ def _captured(
     model: nn.Module, exported: torch.export.ExportedProgram, kwargs: dict[str, Any], concrete: Concrete | None = None
 ) -> Captured:
     """Copy the exported graph with weights as get_attr of `model.<path>` and only tensors as placeholders."""
-    lost = [spec.target for spec in exported.graph_signature.output_specs if spec.kind is OutputKind.BUFFER_MUTATION]
-    if lost:
+    if lost := [spec.target for spec in exported.graph_signature.output_specs if spec.kind is OutputKind.BUFFER_MUTATION]:
         raise CaptureError(
             f"{type(model).__name__}: forward writes to its buffers {', '.join(map(str, lost))}; "
             "a cached model must be a function of its inputs"
@@ -234,8 +226,7 @@ def _captured(
             env[node] = _get_attr(graph, f"{MODEL}.{path}", node)
         elif spec.kind in (InputKind.CONSTANT_TENSOR, InputKind.BUFFER, InputKind.PARAMETER):
             name = f"constant_{len(constants)}"
-            held = {**exported.constants, **exported.state_dict}
-            constants[name] = held[str(spec.target)]
+            constants[name] = {**exported.constants, **exported.state_dict}[str(spec.target)]
             env[node] = _get_attr(graph, name, node)
         else:
             raise CaptureError(f"{type(model).__name__}: input {spec.arg.name} of kind {spec.kind.name} cannot be captured")

@@ -93,7 +93,13 @@ class Number:
         return self.value
 
     def __bool__(self) -> bool:
-        return _compared(operator.ne, self, 0.0)
+        return bool(_compared(operator.ne, self, 0.0))
+
+    def __neg__(self) -> Any:
+        return _computed(operator.neg, self)
+
+    def __abs__(self) -> Any:
+        return _computed(operator.abs, self)
 
     def __hash__(self) -> int:
         return hash(float(self))
@@ -170,8 +176,6 @@ for _name in ("add", "sub", "mul", "truediv", "pow", "floordiv", "mod"):
     setattr(Number, f"__r{_name}__", _method(getattr(operator, _name), _computed, turned=True))
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Number, f"__{_name}__", _method(getattr(operator, _name), _compared))
-Number.__neg__ = lambda self: _computed(operator.neg, self)  # type: ignore[attr-defined]
-Number.__abs__ = lambda self: _computed(operator.abs, self)  # type: ignore[attr-defined]
 
 
 ARITHMETIC = frozenset(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
+
+from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from rfc_fx.errors import CaptureError
@@ -29,12 +31,13 @@ def path_of(model: nn.Module, target: str) -> str:
     return f"{module_path}{_parts(name, weight)[int(number)]}"
 
 
-def _parts(name: str, weight: Tensor) -> list[str]:
+def _parts(name: str, weight: Any) -> list[str]:
     """Paths of the plain tensors of a subclass in the order of torch.export: those of an object before those inside its parts."""
-    found, left = [], [(name, weight)]
+    found: list[str] = []
+    left: list[tuple[str, Any]] = [(name, weight)]
     while left:
         path, held = left.pop()
-        for part in held.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
+        for part in held.__tensor_flatten__()[0]:
             value = getattr(held, part)
             if is_traceable_wrapper_subclass(value):
                 left.append((f"{path}.{part}", value))

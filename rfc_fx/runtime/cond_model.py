@@ -29,6 +29,10 @@ class CondModel(CachedModel):
     _thresholds: Mapping[str, Tensor]
     """The schedule's numbers for it."""
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.cache.lifts = False  # a compiled call hands its arguments to the graph as they are
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step; see `CachedModel.forward`."""
         if not torch.compiler.is_compiling() and (plain := self._prepare(args, kwargs)) is not None:

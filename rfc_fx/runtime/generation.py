@@ -55,14 +55,15 @@ class Generation:
         """Samples of the calls of each name, where each has decisions of its own."""
         self.in_doubt = False
         """Whether the latest call was in doubt: computed in full, which no timestep called for."""
-        self._is_foreign = False
-        """Whether the latent of the latest call does not follow from its lane's calls before."""
+        self._is_foreign = False  # whether the latent of the latest call does not follow from its lane's calls before
         self._pool, self._known, self._call = pool, known, call
         self._is_read = False
         """Whether the timetable has been looked for."""
         self._lanes: dict[Lane, Context] = {}
         self._groups: dict[tuple[Key, str], ConditioningGroups] = {}
         self._moments = Moments()
+        self.is_repeated = False
+        """Whether the latest call was made before: the same latent at the same timestep, where nobody opened the generation."""
         self._ended: dict[str, Book] = {}
         """Records of the lanes that were given back."""
         self._latest: Lane | None = None
@@ -141,6 +142,7 @@ class Generation:
         lane, self.in_doubt, self._is_foreign = (name, call.key), False, False
         if not self.is_opened and self.index is None:
             self._is_foreign = self._moments.is_foreign(lane, call, self._value(call))
+            self.is_repeated = self._moments.is_repeated
             return lane
         if call.timestep is None:
             return lane
@@ -150,21 +152,15 @@ class Generation:
         self.in_doubt = self._moments.is_doubtful(lane, call, at, self.sign, self._known.repeats(at))
         return lane
 
-    @property
-    def is_repeated(self) -> bool:
-        """Whether the latest call was made before, with the same latent at the same timestep, as far as that is looked at."""
-        return self._moments.is_repeated
-
     def _value(self, call: Call) -> float | None:
         """The timestep of a call as a number."""
         return timestep_value(call.timestep) if self.timestep is None else self.timestep
 
     def note(self, outputs: Sequence[Any]) -> None:
         """Take in what the latest call has given, where that tells which calls follow it."""
-        if not self.is_opened and self.index is None:
-            output = next((each for each in outputs if isinstance(each, Tensor) and each.is_floating_point()), None)
-            if output is not None:
-                self._moments.note(output)
+        floating = [each for each in outputs if isinstance(each, Tensor) and each.is_floating_point()]
+        if floating and not self.is_opened and self.index is None:
+            self._moments.note(floating[0])
 
     def beside(self, arguments: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Take in what the model gave for a call that is part of no lane, made with the latent of the latest call."""

@@ -8,6 +8,7 @@ import torch
 from diffusers import DiffusionPipeline, LayerSkipConfig
 from diffusers.guiders import SkipLayerGuidance
 from families import FAMILIES
+from tolerances import WHOLE_CALL
 from torch import Tensor
 
 import rfc
@@ -21,7 +22,7 @@ def draw(model: Any, call: dict[str, Any], blocks: str = "transformer_blocks", s
     """The loop of a modular pipeline: three calls a step, the third with a block left out. `blocks`: where the guider looks for them."""
     x, texts = call["hidden_states"][:1], (call["encoder_hidden_states"][:1], 0.5 * call["encoder_hidden_states"][:1])
     pooled = (call["pooled_projections"][:1], 0.5 * call["pooled_projections"][:1])
-    config = LayerSkipConfig(indices=[0], fqn=blocks)
+    config = LayerSkipConfig(indices=[1, 2], fqn=blocks)
     guider = SkipLayerGuidance(3.0, skip_layer_guidance_start=0.0, skip_layer_guidance_stop=1.0, skip_layer_config=config)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(steps)
@@ -39,7 +40,7 @@ def draw(model: Any, call: dict[str, Any], blocks: str = "transformer_blocks", s
 
 @pytest.mark.parametrize("blocks", ["transformer_blocks", "model.transformer_blocks"])
 def test_calls_with_hooks_are_the_models_own_and_the_others_are_cached(blocks: str) -> None:
-    model, call = FAMILIES["sd3"]()
+    model, call = FAMILIES["sd3"](layers=4)
     plain = draw(model, call)
     cached = rfc_fx.transform(model, rfc.FORA(interval=1000))
     with pytest.warns(rfc_fx.ForeignHooksWarning, match=SKIPS):
@@ -63,10 +64,11 @@ class Guided(DiffusionPipeline):
 
 
 def test_a_pipeline_with_a_guider_is_accelerated() -> None:
-    model, call = FAMILIES["sd3"]()
+    model, call = FAMILIES["sd3"](layers=4)
     plain = draw(model, call)
     pipe = Guided(model, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
     rfc_fx.accelerate(pipe, rfc.FORA(interval=1), compile=False)
     with pytest.warns(rfc_fx.ForeignHooksWarning, match=SKIPS):
-        assert torch.equal(pipe(call), plain)
-    assert torch.equal(pipe(call), plain)
+        first = pipe(call)
+    for got in (first, pipe(call)):
+        assert float((got - plain).norm() / plain.norm()) <= WHOLE_CALL
