@@ -20,6 +20,7 @@ from benchmarks.gpu.estimators import ESTIMATORS, GRAPHS, RFE, SKETCHED
 from benchmarks.gpu.workloads import SMALL, built
 from benchmarks.latency.methods import equal_gaps
 from benchmarks.latency.workloads import Calls, Workload, calls_of
+from rfc_fx.tools.variants import opened
 
 TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (2e-2, 5e-2)}
 """Relative norms: (uncompiled twin, compiled). Uncompiled programs run the twin's operations. Inductor reorders float32 reductions, and
@@ -37,11 +38,10 @@ class Outputs:
 
 def generation(call: Any, cache: Any, calls: Calls) -> Outputs:
     """Run one generation as a multistep sampler does, with the last three outputs in hand."""
-    cache.reset()
     clones: list[Tensor] = []
     held: deque[tuple[int, Tensor]] = deque(maxlen=3)
     validity = "valid"
-    with torch.no_grad():
+    with torch.no_grad(), opened(cache):
         for step, arguments in enumerate(calls):
             output = call(**arguments)[0]
             clones.append(output.clone())

@@ -16,19 +16,19 @@ from benchmarks.latency.compiling import frames, times_ms
 from benchmarks.latency.timing import TimedVariant, figures
 from benchmarks.latency.workloads import Calls
 from rfc.phase import ESTIMATE
+from rfc_fx.tools.variants import opened
 
 
 @torch.no_grad()
 def at_once(variant: TimedVariant, calls: Calls, device: torch.device) -> float:
     """Milliseconds of a generation that is synchronized at its end alone (and where a schedule reads its error)."""
-    if variant.cache is not None:
-        variant.cache.reset()
-    start = time.perf_counter()
-    for arguments in calls:
-        variant.call(**arguments)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) * 1e3
+    with opened(variant.cache):
+        start = time.perf_counter()
+        for arguments in calls:
+            variant.call(**arguments)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - start) * 1e3
 
 
 def kernels_ms(variant: TimedVariant, calls: Calls, device: torch.device) -> float:

@@ -77,11 +77,11 @@ def estimate_arguments(cached: rfc_fx.CachedModel, calls: Calls, leading: int) -
     inputs: list[torch.Tensor] = []
     hook = cached.programs[ESTIMATE.name].run.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))
     try:
-        for call in calls[: leading + 1]:
-            cached(**call)
+        with cached.generation():
+            for call in calls[: leading + 1]:
+                cached(**call)
     finally:
         hook.remove()
-        cached.reset()
     return inputs
 
 

@@ -8,6 +8,7 @@ lengthen less than the clock's.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
@@ -58,20 +59,29 @@ class Programs:
 def host_ms(cached: rfc_fx.CachedModel, calls: Calls, generations: int) -> dict[str, list[float]]:
     """Milliseconds of every step of some generations outside the programs, by clock."""
     programs = Programs(cached)
-    for call in calls[:WARMUP_STEPS]:
-        cached(**call)
+    with _opened(cached):
+        for call in calls[:WARMUP_STEPS]:
+            cached(**call)
     programs.take()
     found: dict[str, list[float]] = {name: [] for name in CLOCKS}
     for _ in range(generations):
-        cached.reset()
-        for step, call in enumerate(calls):
-            start = {name: clock() for name, clock in CLOCKS.items()}
-            cached(**call)
-            spent = {name: clock() - start[name] for name, clock in CLOCKS.items()}
-            inside = programs.take()
-            for name in CLOCKS if step else ():  # the first step of a generation also compares the model's fingerprint
-                found[name].append((spent[name] - inside[name]) / 1e6)
+        with _opened(cached):
+            for step, call in enumerate(calls):
+                start = {name: clock() for name, clock in CLOCKS.items()}
+                cached(**call)
+                spent = {name: clock() - start[name] for name, clock in CLOCKS.items()}
+                inside = programs.take()
+                for name in CLOCKS if step else ():  # the first step of a generation also compares the model's fingerprint
+                    found[name].append((spent[name] - inside[name]) / 1e6)
     return found
+
+
+def _opened(cached: Any) -> contextlib.AbstractContextManager[Any]:
+    """A generation; a checkout that has none resets."""
+    if hasattr(cached, "generation"):
+        return cached.generation()  # type: ignore[no-any-return]
+    cached.reset()
+    return contextlib.nullcontext()
 
 
 def ways(interval: int) -> dict[str, dict[str, Any]]:

@@ -62,27 +62,25 @@ def measure(model: Any, estimator: rfc.Estimator, calls: Calls, nfc: int, rounds
         _wait(device)
         return (time.perf_counter() - start) * 1e3
 
-    for call in calls[:8]:
-        run(call)
+    with cached.generation():
+        for call in calls[:8]:
+            run(call)
     walls: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(rounds):
-        cached.reset()
-        for call, skips in zip(calls, estimated, strict=True):
-            walls[skips].append(run(call))
+        with cached.generation():
+            for call, skips in zip(calls, estimated, strict=True):
+                walls[skips].append(run(call))
     kernels: dict[str, list[float]] = defaultdict(list)
-    cached.reset()
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    for call, skips in zip(calls, estimated, strict=True):
-        if not skips:
-            compiled(**call)
-            continue
-        with profile(activities=kinds) as profiled:
-            run(call)
-        for name, ms in _kernels(profiled, device).items():
-            kernels[name].append(ms)
-    cached.reset()
-    for call in calls[:4]:
-        compiled(**call)
+    with cached.generation():
+        for call, skips in zip(calls, estimated, strict=True):
+            if not skips:
+                compiled(**call)
+                continue
+            with profile(activities=kinds) as profiled:
+                run(call)
+            for name, ms in _kernels(profiled, device).items():
+                kernels[name].append(ms)
     moved = roofline.programs(cached, calls)[ESTIMATE.name]["bytes"]
     wall, full = statistics.median(walls[True]), statistics.median(walls[False])
     times = {name: statistics.median(values) for name, values in kernels.items()}

@@ -71,9 +71,9 @@ def programs(cached: rfc_fx.CachedModel, calls: Calls) -> dict[str, dict[str, in
         program.run.register_forward_pre_hook(lambda _, arguments, phase=phase: inputs.setdefault(phase, arguments))
         for phase, program in cached.programs.items()
     ]
-    cached.reset()
-    for call in calls[:WARMUP_STEPS]:
-        cached(**call)
+    with cached.generation():
+        for call in calls[:WARMUP_STEPS]:
+            cached(**call)
     for hook in hooks:
         hook.remove()
     moved = {

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from benchmarks.latency.workloads import Calls
 from rfc.phase import FULL
 from rfc_fx.runtime.step_model import StepModel
-from rfc_fx.tools.variants import force_all_phases, steps_to_warm_up
+from rfc_fx.tools.variants import force_all_phases, opened, steps_to_warm_up
 
 READS = ("tolist", "item", "__bool__", "__float__", "__int__", "__index__", "equal", "cpu", "numpy")
 """Calls of torch that wait for a value of a tensor."""
@@ -137,8 +137,10 @@ class TimedVariant:
     @torch.no_grad()
     def run(self, calls: Calls, device: torch.device, *, count: bool) -> None:
         """One generation; every step timed for itself."""
-        if self.cache is not None:
-            self.cache.reset()
+        with opened(self.cache):
+            self._run(calls, device, count=count)
+
+    def _run(self, calls: Calls, device: torch.device, *, count: bool) -> None:
         times: list[tuple[str, float]] = []
         compiled, peak = CompileCounts.now(), _peak_of(device)
         begin = time.perf_counter()
@@ -179,8 +181,7 @@ class TimedVariant:
         plain = getattr(self.cache, "uncompiled", self.cache)
         if plain is None:
             return
-        self.cache.reset()
-        with Reads() as reads:
+        with opened(self.cache), Reads() as reads:
             for arguments in calls:
                 reads.give(arguments)
                 plain(**arguments)

@@ -91,14 +91,13 @@ class Loop:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingSkippedWarning)  # said by the NFC
             for part in lot.batches:
-                cached.reset()
-                start = time.perf_counter()
-                parts.append(self.bench.draw(call, sampler, lot, part))
-                seconds.append(time.perf_counter() - start)
+                with cached.generation():
+                    start = time.perf_counter()
+                    parts.append(self.bench.draw(call, sampler, lot, part))
+                    seconds.append(time.perf_counter() - start)
                 nfc.append(statistics.fmean(generation.nfc for generation in cached.contexts.values()))
                 shares.append(_flops_share(cached))
                 patterns.append(pattern(cached.stats))
-            cached.reset()
         return Drawn(torch.cat(parts), nfc, seconds, statistics.fmean(shares), patterns[0])
 
     def _transformed(self, method: Method, sampler: Sampler) -> tuple[rfc_fx.CachedModel, Callable[..., Any]]:

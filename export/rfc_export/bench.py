@@ -20,7 +20,7 @@ from rfc.phase import ESTIMATE, FULL
 from rfc_export.runtime import Engine
 from rfc_export.verify import RecordedGeneration, Verdict, cached_like, parity_over
 from rfc_fx.runtime.step_model import StepModel
-from rfc_fx.tools.variants import Timing
+from rfc_fx.tools.variants import Timing, opened
 
 READS = ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__", "__index__", "equal")
 """Calls by which the host looks at a tensor's values."""
@@ -68,13 +68,13 @@ class Timed:
         self._run(generation, count=True)
 
     def _run(self, generation: RecordedGeneration, *, count: bool) -> None:
-        self.model.reset()
         times = []
-        for arguments in generation.calls:
-            start = time.perf_counter()
-            self.call(**arguments)
-            _wait(arguments)
-            times.append((time.perf_counter() - start) * 1e3)
+        with opened(self.model):
+            for arguments in generation.calls:
+                start = time.perf_counter()
+                self.call(**arguments)
+                _wait(arguments)
+                times.append((time.perf_counter() - start) * 1e3)
         if count:
             phases = self.model.stats.phases
             for phase, taken in zip(phases, times, strict=True):
@@ -85,8 +85,7 @@ class Timed:
     @torch.no_grad()
     def count_reads(self, generation: RecordedGeneration) -> None:
         """One generation more, in which looks at tensors' values are counted."""
-        self.model.reset()
-        with _Reads(_device(generation.calls[0])) as reads:
+        with opened(self.model), _Reads(_device(generation.calls[0])) as reads:
             for arguments in generation.calls:
                 self.model(**arguments)
         self.host_reads = sum(reads.counts.values())

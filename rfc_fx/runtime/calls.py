@@ -10,7 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from rfc.arguments import FEW
+from rfc.arguments import FEW, timestep_value
 from rfc.conditioning import conditioning
 from rfc_fx.errors import SignatureError
 from rfc_fx.ir.program import ProgramSet
@@ -159,6 +159,16 @@ class CallPattern:
 def on_host(value: Any) -> bool:
     """Whether a timestep can be looked at without waiting for a device."""
     return not isinstance(value, Tensor) or value.device.type == "cpu"
+
+
+def moment_of(timestep: Any) -> tuple[Any, tuple[float, float] | None]:
+    """A timestep as a number, and its ends where the host has looked at them; the tensor itself where it lies on a device."""
+    if not isinstance(timestep, Tensor):
+        return timestep_value(timestep), None
+    if not on_host(timestep) or not timestep.numel():
+        return timestep, None
+    ends = timestep_ends(timestep)
+    return ends[1], ends
 
 
 def timestep_ends(timestep: Tensor) -> tuple[float, float]:

@@ -178,7 +178,7 @@ class Driver:
             return known, known
         if context.prefix is not None and not (rule.is_lagged and calls.on_host(timestep)):
             return None
-        return timestep_ends(timestep)
+        return generation.ends or timestep_ends(timestep)
 
     def _decide(self, generation: Generation, context: Context, rule: Rule, facts: Facts) -> Decision:
         """Decide by the facts; the book and the direction that come of it are kept."""

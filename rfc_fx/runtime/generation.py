@@ -44,28 +44,26 @@ class Generation:
         self.timetable: Timetable | None = None
         self.index: int | None = None
         """Of the coming call, counted from the generation's first; None where the timesteps are not known."""
-        self.timestep: float | None = None
-        """The timestep of that call as the model sees it, by the timetable."""
+        self.timestep: float | None = None  # of that call as the model sees it, by the timetable
         self.sign = 1
         """The direction of the sampler's timestep, as far as known: 1 falls, -1 rises (`rfc.bookkeeping.arrive`)."""
         self.has_ended = False
         self.rule: tuple[Method, Rule] | None = None
         """The rule for this generation's own steps, and the method that it was made of."""
-        self.rows: dict[str | None, int] = {}
-        """Samples of the calls of each name, where each has decisions of its own."""
+        self.rows: dict[str | None, int] = {}  # samples of the calls of each name, where each has decisions of its own
         self.in_doubt = False
         """Whether the latest call was in doubt: computed in full, which no timestep called for."""
         self._is_foreign = False  # whether the latent of the latest call does not follow from its lane's calls before
         self._pool, self._known, self._call = pool, known, call
-        self._is_read = False
-        """Whether the timetable has been looked for."""
+        self._is_read = False  # whether the timetable has been looked for
+        self.ends: tuple[float, float] | None = None
+        """Smallest and largest timestep of the latest call, where the host has looked at them."""
         self._lanes: dict[Lane, Context] = {}
         self._groups: dict[tuple[Key, str], ConditioningGroups] = {}
         self._moments = Moments()
         self.is_repeated = False
         """Whether the latest call was made before: the same latent at the same timestep, where nobody opened the generation."""
-        self._ended: dict[str, Book] = {}
-        """Records of the lanes that were given back."""
+        self._ended: dict[str, Book] = {}  # records of the lanes that were given back
         self._latest: Lane | None = None
         self._labels: dict[str, tuple[str, str]] = {}
         """What a guider calls a conditioning that nobody names, and the sample, by the name of the lane."""
@@ -139,14 +137,14 @@ class Generation:
 
     def _lane(self, name: str, call: Call) -> Lane:
         """The lane of a call, by how often its name was called at this moment; notes whether that is in doubt."""
-        lane, self.in_doubt, self._is_foreign = (name, call.key), False, False
+        lane, self.ends, self.in_doubt, self._is_foreign = (name, call.key), None, False, False
         if not self.is_opened and self.index is None:
             self._is_foreign = self._moments.is_foreign(lane, call, self._value(call))
             self.is_repeated = self._moments.is_repeated
             return lane
         if call.timestep is None:
             return lane
-        at = self.index if self.index is not None else _moment(call.timestep)
+        at, self.ends = (self.index, None) if self.index is not None else calls.moment_of(call.timestep)
         if self.is_opened:
             return self._moments.numbered(lane, at)
         self.in_doubt = self._moments.is_doubtful(lane, call, at, self.sign, self._known.repeats(at))
@@ -250,8 +248,3 @@ class Generation:
     def contexts(self) -> dict[str, Record]:
         """Records by lane."""
         return {name: Record(book) for name, book in self.books().items()}
-
-
-def _moment(timestep: Any) -> Any:
-    """A timestep as a number; the tensor itself where it lies on a device."""
-    return timestep_value(timestep) if calls.on_host(timestep) else timestep

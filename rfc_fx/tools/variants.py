@@ -88,23 +88,34 @@ class Variant:
     def warm_up(self, source: Source, device: torch.device) -> None:
         """A short generation in which every program runs."""
         start = time.perf_counter()
-        with force_all_phases(self.cache) if isinstance(self.cache, StepModel) else nullcontext():
+        with force_all_phases(self.cache) if isinstance(self.cache, StepModel) else nullcontext(), opened(self.cache):
             source.draw(self.call, source.seeds[0], self.warmup_steps, lambda: None)
         wait(device)
         self.warmup_s = time.perf_counter() - start
 
     def run(self, source: Source, seed: int, steps: int, tick: Tick, device: torch.device) -> None:
         """One counted generation: a sample of every group."""
-        if self.cache is not None:
-            self.cache.reset()
-        wait(device)
-        start = time.perf_counter()
-        images = source.draw(self.call, seed, steps, tick)
-        wait(device)
-        self.times_ms.append((time.perf_counter() - start) * 1e3)
+        with opened(self.cache):
+            wait(device)
+            start = time.perf_counter()
+            images = source.draw(self.call, seed, steps, tick)
+            wait(device)
+            self.times_ms.append((time.perf_counter() - start) * 1e3)
         self.images[seed] = images
         if self.cache is not None:
             self.records[seed] = dict(self.cache.contexts)
+
+
+@contextmanager
+def opened(cache: Any) -> Iterator[None]:
+    """A generation of a cached model or engine, or of whatever else has a cache that can be reset; nothing without a cache."""
+    if isinstance(cache, StepModel):
+        with cache.generation():
+            yield
+        return
+    if cache is not None:
+        cache.reset()
+    yield
 
 
 @contextmanager

@@ -71,10 +71,9 @@ class Laboratory:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingSkippedWarning)  # the NFC says it
             for seed in self.source.seeds:
-                cached.reset()
-                samples.append(self.source.draw(call, seed, self.steps, lambda: None))
+                with cached.generation():
+                    samples.append(self.source.draw(call, seed, self.steps, lambda: None))
                 counts.append(statistics.fmean(record.nfc for record in cached.contexts.values()))
-            cached.reset()
         drawn = torch.cat(samples)
         result = Measured(statistics.fmean(counts), *self._quality(drawn)) if quality else Measured(statistics.fmean(counts), inf, 0.0)
         if quality:
