@@ -29,6 +29,7 @@ import rfc_fx
 from benchmarks.capturing import captured_once
 from benchmarks.files import RESULTS, Record, write_json
 from benchmarks.soak.requests import SIZES, Request, drawn, drawn_in_a_task, every_signature, outcome, random_request
+from benchmarks.soak.table import markdown
 from rfc_fx.tools.summary_json import versions
 from rfc_fx.zoo import digits_noise, load_digits
 
@@ -166,21 +167,6 @@ def soak(generations: int, minutes: float, seed: int = 0) -> Record:
                 run.round(pool)
                 run.compare()
     return run.record(time.monotonic() - start)
-
-
-def markdown(record: Record) -> str:
-    """The record as a table."""
-    settled, last = record["settled"], record["last"]
-    failed = sum(count for name, count in record["outcomes"].items() if name != "none")
-    rows = [
-        ("generations", f"{record['settings']['generations']}, {failed} of them ended by an injected failure"),
-        ("reference requests, bit-identical", f"{record['references'] - len(record['wrong'])} of {record['references']}"),
-        (f"memory after {settled['generations']:.0f} and at the end", f"{settled['rss_mib']:.0f} and {last['rss_mib']:.0f} MiB"),
-        ("threads", f"{settled['threads']:.0f} and {last['threads']:.0f}"),
-        ("open files", f"{settled['files']:.0f} and {last['files']:.0f}"),
-        ("minutes", f"{record['seconds'] / 60:.0f}"),
-    ]
-    return "| what | found |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
 
 
 def main(

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import rfc_export
 from rfc_export import ArtifactError, BackendError, ExportError, MachineCodeWarning, TrustError, engine_files, runtime, seal
+from rfc_export.artifact import write_manifest
 from rfc_export.cli import app
-from rfc_export.manifest import MANIFEST
+from rfc_export.manifest import MANIFEST, Manifest
 
 pytest.importorskip("cryptography", reason="pip install 'rfc-fx[sign]'")
 pytestmark = pytest.mark.onnx
@@ -146,6 +147,15 @@ def test_commands_sign_and_ask_for_signatures(onnx_small: Path, signed: Path, ke
     assert "no public key" in command.one_line_error(app, "verify", onnx_small, "--trusted", "nowhere")
 
 
+def test_a_manifest_is_written_with_its_signature(onnx_small: Path, key: Keys, tmp_path: Path) -> None:
+    folder = linked(onnx_small, tmp_path / "engine")
+    record = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).unlink()
+    write_manifest(folder, Manifest.model_validate(record), key[0])
+    rfc_export.load(folder, trusted=[key[1]])
+
+
+@pytest.mark.slow
 def test_export_signs_with_the_key_and_prints_its_public_half(key: Keys, tmp_path: Path) -> None:
     from digits_models import digits_folder
 
