@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import psutil  # type: ignore[import-untyped]
 import torch
 import typer
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 import rfc
@@ -28,10 +29,11 @@ import rfc_export
 import rfc_fx
 from benchmarks.capturing import captured_once
 from benchmarks.files import RESULTS, Record, write_json
-from benchmarks.soak.requests import SIZES, Request, drawn, drawn_in_a_task, every_signature, outcome, random_request
+from benchmarks.soak.requests import SIZES, Pipelined, Request, drawn, drawn_in_a_task, every_signature, outcome, random_request
 from benchmarks.soak.table import markdown
 from rfc_fx.tools.summary_json import versions
 from rfc_fx.zoo import digits_noise, load_digits
+from rfc_fx.zoo.digits_pipeline import DigitsPipeline
 
 EVERY, SETTLED = 20, 100
 """Generations between two drawings of the reference, and before the process has its size."""
@@ -49,6 +51,9 @@ def shared_models(folder: Path) -> dict[str, Any]:
         "TaylorSeer": rfc_fx.transform(network, rfc.TaylorSeer(interval=3, order=1), config=rfc_fx.Config(granularity="block")),
         "first block": rfc_fx.transform(network, rfc.FirstBlockCache(threshold=0.1)),
     }
+    pipe = rfc_fx.accelerate(DigitsPipeline(network, DDIMScheduler()), rfc.LogSNR(nfc=0.4), compile=False)
+    pipe.set_progress_bar_config(disable=True)
+    models["pipeline"] = Pipelined(pipe)
     inputs = {
         "hidden_states": digits_noise([0, 0]),
         "timestep": torch.tensor([500.0, 500.0]),
