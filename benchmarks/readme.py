@@ -21,6 +21,7 @@ from benchmarks.coverage import rows as coverage
 from benchmarks.files import RESULTS, Record, read_json, write_text
 from benchmarks.latency import profile, scaling, state, tables
 from benchmarks.quality import summary as quality
+from benchmarks.soak import table as soak
 from benchmarks.tool_tables import demo_table, engine_table
 
 HERE = Path(__file__).parent
@@ -125,6 +126,8 @@ def page() -> str:
         engines=read_json(RESULTS / "engines" / "bench.json"),
         engine_table=engine_table,
         coverage=coverage.summary(covered),
+        soak=read_json(RESULTS / "soak" / "soak.json"),
+        soak_table=soak.markdown,
     )
     return wrapped(text)
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -23,6 +24,7 @@ EXTRAS = [
     "accelerate",
     "av",
     "transformers",
+    "cryptography",
 ]
 WITHOUT_EXTRAS = f"""
 import sys
@@ -37,14 +39,48 @@ getattr(import_module(module), function)()
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with what the wheel installs."""
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a wheel and a source distribution."""
+    folder = tmp_path_factory.mktemp("built")
+    build = [sys.executable, "-m", "hatchling", "build", "--directory", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, text=True)
-    (wheel,) = folder.glob("rfc_fx-*.whl")
-    zipfile.ZipFile(wheel).extractall(folder / "site")
-    return folder / "site"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(built: Path) -> Path:
+    """Folder with what the wheel installs."""
+    (wheel,) = built.glob("rfc_fx-*.whl")
+    zipfile.ZipFile(wheel).extractall(built / "site")
+    return built / "site"
+
+
+def test_the_source_distribution_has_what_the_wheel_is_built_from_and_no_records(built: Path) -> None:
+    (source,) = built.glob("rfc_fx-*.tar.gz")
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {
+        "pyproject.toml",
+        "LICENSE",
+        "NOTICE",
+        "README.md",
+        "rfc/__init__.py",
+        "export/rfc_export/main.py",
+        "tests/conftest.py",
+    } <= names
+    assert "rfc_fx/zoo/emoji/transformer/diffusion_pytorch_model.safetensors" in names
+    assert not [name for name in names if name.startswith(("benchmarks/results", "out/", ".venv"))]
+
+
+def test_with_extras_the_installed_command_verifies_an_engine_elsewhere(installed: Path, tmp_path: Path, onnx_small: Path) -> None:
+    program = "import rfc_export.main as main; print(main.__file__); main.main()"
+    environment = {**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "HOME": str(installed)}
+    command = [sys.executable, "-c", program, "verify", str(onnx_small)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path(done.stdout.splitlines()[0]).is_relative_to(installed)
+    assert "programs  " in done.stdout
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_wheel_has_the_packages_with_type_markers_and_models_and_nothing_else(installed: Path) -> None:
@@ -53,6 +89,8 @@ def test_the_wheel_has_the_packages_with_type_markers_and_models_and_nothing_els
         assert (installed / package / "py.typed").exists()
         modules = {path.relative_to(ROOT / source) for path in (ROOT / source).rglob("*.py")}
         assert {path.relative_to(installed / package) for path in (installed / package).rglob("*.py")} == modules
+    (metadata,) = installed.glob("*.dist-info")
+    assert {path.name for path in (metadata / "licenses").iterdir()} == {"LICENSE", "NOTICE"}
     assert (installed / "rfc_fx/zoo/digits/diffusion_pytorch_model.safetensors").exists()
     emoji = {path.relative_to(ROOT) for path in (ROOT / "rfc_fx/zoo/emoji").rglob("*") if path.is_file()}
     assert Path("rfc_fx/zoo/emoji/transformer/diffusion_pytorch_model.safetensors") in emoji

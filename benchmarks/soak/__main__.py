@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import psutil  # type: ignore[import-untyped]
 import torch
 import typer
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 import rfc
@@ -28,9 +29,11 @@ import rfc_export
 import rfc_fx
 from benchmarks.capturing import captured_once
 from benchmarks.files import RESULTS, Record, write_json
-from benchmarks.soak.requests import SIZES, Request, drawn, drawn_in_a_task, every_signature, outcome, random_request
+from benchmarks.soak.requests import SIZES, Pipelined, Request, drawn, drawn_in_a_task, every_signature, outcome, random_request
+from benchmarks.soak.table import markdown
 from rfc_fx.tools.summary_json import versions
 from rfc_fx.zoo import digits_noise, load_digits
+from rfc_fx.zoo.digits_pipeline import DigitsPipeline
 
 EVERY, SETTLED = 20, 100
 """Generations between two drawings of the reference, and before the process has its size."""
@@ -48,6 +51,9 @@ def shared_models(folder: Path) -> dict[str, Any]:
         "TaylorSeer": rfc_fx.transform(network, rfc.TaylorSeer(interval=3, order=1), config=rfc_fx.Config(granularity="block")),
         "first block": rfc_fx.transform(network, rfc.FirstBlockCache(threshold=0.1)),
     }
+    pipe = rfc_fx.accelerate(DigitsPipeline(network, DDIMScheduler()), rfc.LogSNR(nfc=0.4), compile=False)
+    pipe.set_progress_bar_config(disable=True)
+    models["pipeline"] = Pipelined(pipe)
     inputs = {
         "hidden_states": digits_noise([0, 0]),
         "timestep": torch.tensor([500.0, 500.0]),
@@ -166,21 +172,6 @@ def soak(generations: int, minutes: float, seed: int = 0) -> Record:
                 run.round(pool)
                 run.compare()
     return run.record(time.monotonic() - start)
-
-
-def markdown(record: Record) -> str:
-    """The record as a table."""
-    settled, last = record["settled"], record["last"]
-    failed = sum(count for name, count in record["outcomes"].items() if name != "none")
-    rows = [
-        ("generations", f"{record['settings']['generations']}, {failed} of them ended by an injected failure"),
-        ("reference requests, bit-identical", f"{record['references'] - len(record['wrong'])} of {record['references']}"),
-        (f"memory after {settled['generations']:.0f} and at the end", f"{settled['rss_mib']:.0f} and {last['rss_mib']:.0f} MiB"),
-        ("threads", f"{settled['threads']:.0f} and {last['threads']:.0f}"),
-        ("open files", f"{settled['files']:.0f} and {last['files']:.0f}"),
-        ("minutes", f"{record['seconds'] / 60:.0f}"),
-    ]
-    return "| what | found |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
 
 
 def main(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, product
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,7 @@ SIZES, MOST_BATCH = (8, 12), 2
 
 Failure = Literal["none", "in a program", "in the sampler", "out of memory", "cancelled", "left early"]
 FAILURES: tuple[Failure, ...] = ("in a program", "in the sampler", "out of memory", "cancelled", "left early")
+PIPELINE_FAILURES: tuple[Failure, ...] = ("in the sampler", "out of memory", "cancelled")
 
 
 class InjectedError(Exception):
@@ -74,22 +76,60 @@ def every_signature(models: list[str]) -> Iterator[Request]:
 def random_request(generator: random.Random, models: list[str]) -> Request:
     """A request of any kind; one in four fails."""
     model, steps = generator.choice(models), generator.randint(3, 12)
-    is_engine = model.startswith("engine")
+    is_engine, is_pipeline = model.startswith("engine"), model.startswith("pipeline")
+    failures = PIPELINE_FAILURES if is_pipeline else FAILURES
     return Request(
         model=model,
         sampler=generator.choice(list(SAMPLERS)),
         steps=steps,
         batch=1 if is_engine else generator.randint(1, MOST_BATCH),
-        size=SIZES[0] if is_engine else generator.choice(SIZES),
+        size=SIZES[0] if is_engine or is_pipeline else generator.choice(SIZES),
         seed=generator.randrange(1 << 30),
-        failure=generator.choice(FAILURES) if generator.randrange(4) == 0 else "none",
+        failure=generator.choice(failures) if generator.randrange(4) == 0 else "none",
         at=generator.randrange(1, steps),
     )
+
+
+class Pipelined:
+    """An accelerated pipeline, whose calls take turns: it has one scheduler, which every request exchanges for its own."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe, self._lock = pipe, threading.Lock()
+
+    def draw(self, request: Request) -> Tensor:
+        """The latents of a request."""
+        scheduler, steps = SAMPLERS[request.sampler](), count()
+        own = scheduler.step
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            if next(steps) == request.at:
+                fail(request.failure)
+            return own(*args, **kwargs)
+
+        with self._lock:
+            self.pipe.scheduler, scheduler.step = scheduler, step
+            generators = [torch.Generator().manual_seed(request.seed + i) for i in range(request.batch)]
+            labels = [i % NULL_CLASS for i in range(request.batch)]
+            drawn = self.pipe(labels, num_inference_steps=request.steps, generator=generators, output_type="latent")
+        latents: Tensor = drawn.images
+        return latents
+
+
+def fail(failure: Failure) -> None:
+    """Raise what the failure is, where it is one that raises between two steps."""
+    if failure == "in the sampler":
+        raise InjectedError(failure)
+    if failure == "out of memory":
+        raise torch.OutOfMemoryError("injected")
+    if failure == "cancelled":
+        raise asyncio.CancelledError
 
 
 @torch.no_grad()
 def drawn(request: Request, model: Any) -> Tensor:
     """The latents of a request; InjectedError, OutOfMemoryError or CancelledError where it fails."""
+    if isinstance(model, Pipelined):
+        return model.draw(request)
     scheduler = SAMPLERS[request.sampler]()
     scheduler.set_timesteps(request.steps)
     labels = torch.arange(request.batch) % NULL_CLASS
@@ -103,14 +143,10 @@ def drawn(request: Request, model: Any) -> Tensor:
             inputs = scheduler.scale_model_input(torch.cat([x, x]), timestep)
             with _FailingOperation(7) if fails == "in a program" else nullcontext():
                 both_noises = generation(inputs, timestep=timestep.expand(len(both)), class_labels=both).sample
-            if fails == "in the sampler":
-                raise InjectedError("in the sampler")
-            if fails == "out of memory":
-                raise torch.OutOfMemoryError("injected")
-            if fails == "cancelled":
-                raise asyncio.CancelledError
             if fails == "left early":
                 break
+            if fails:
+                fail(fails)
             cond, uncond = both_noises.chunk(2)
             x = scheduler.step(uncond + 1.5 * (cond - uncond), timestep, x).prev_sample
     return x

@@ -74,7 +74,8 @@ def print_paths(paths: Iterable[Path]) -> None:
 def progress() -> Progress:
     """Bars with a description, a count, and the time taken and left, on standard error."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=progress_terminal(), refresh_per_second=4)
+    console = progress_terminal()
+    return Progress(*columns, console=console, refresh_per_second=4, disable=not console.is_terminal)  # a log has no use for bars
 
 
 @contextmanager

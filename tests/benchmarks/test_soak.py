@@ -9,8 +9,9 @@ from small_digits import first_blocks
 
 import rfc
 import rfc_fx
-from benchmarks.soak.__main__ import Soak, markdown, soak
+from benchmarks.soak.__main__ import Soak, soak
 from benchmarks.soak.requests import FAILURES, Request, drawn, outcome
+from benchmarks.soak.table import markdown
 
 
 @pytest.fixture(scope="module")

@@ -153,7 +153,7 @@ def test_what_cannot_be_drawn_is_refused_on_one_line(engine: Path, onnx_small: P
     assert "--classes must be a list" in one_line_error("run", engine, "--classes", "three", "--out", out)
     assert "--steps must be at most 1000" in one_line_error("run", engine, "--steps", "1001", "--out", out)
     assert "'--seeds': Input should be greater than or equal to 1" in one_line_error("run", engine, "--seeds", "0", "--out", out)
-    assert "tau must be a number" in one_line_error("run", engine, "--tau", "-1", "--out", out)
+    assert "--threshold must be a number >= 0" in one_line_error("run", engine, "--tau", "-1", "--out", out)
     assert "no such artefact" in one_line_error("run", tmp_path / "nowhere", "--out", out)
     (tmp_path / "file").touch()
     assert "cannot be written" in one_line_error("run", engine, "--out", tmp_path / "file" / "out")

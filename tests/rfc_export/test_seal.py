@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 from edited_engines import linked, put, with_manifest
 from hypothesis import given
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 import rfc_export
 from rfc_export import ArtifactError, BackendError, ExportError, MachineCodeWarning, TrustError, engine_files, runtime, seal
-from rfc_export.manifest import MANIFEST
+from rfc_export.artifact import write_manifest
+from rfc_export.cli import app
+from rfc_export.manifest import MANIFEST, Manifest
 
 pytest.importorskip("cryptography", reason="pip install 'rfc-fx[sign]'")
 pytestmark = pytest.mark.onnx
@@ -135,3 +138,30 @@ def test_machine_code_says_so_unless_it_is_signed_or_trusted(onnx_small: Path, m
     monkeypatch.undo()
     with pytest.warns(MachineCodeWarning, match="runs with all your rights; load only what you or somebody you trust exported"):
         runtime.warn_of_machine_code(Path("engine"))
+
+
+def test_commands_sign_and_ask_for_signatures(onnx_small: Path, signed: Path, key: Keys) -> None:
+    assert "signed by " + key[1][:16] in command.run(app, "verify", signed, "--trusted", key[1]).stdout
+    assert "is not signed" in command.one_line_error(app, "verify", onnx_small, "--trusted", key[1])
+    assert "is not signed" in command.one_line_error(app, "run", onnx_small, "--trusted", key[1])
+    assert "no public key" in command.one_line_error(app, "verify", onnx_small, "--trusted", "nowhere")
+
+
+def test_a_manifest_is_written_with_its_signature(onnx_small: Path, key: Keys, tmp_path: Path) -> None:
+    folder = linked(onnx_small, tmp_path / "engine")
+    record = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).unlink()
+    write_manifest(folder, Manifest.model_validate(record), key[0])
+    rfc_export.load(folder, trusted=[key[1]])
+
+
+@pytest.mark.slow
+def test_export_signs_with_the_key_and_prints_its_public_half(key: Keys, tmp_path: Path) -> None:
+    from digits_models import digits_folder
+
+    model, out = digits_folder(tmp_path / "model", noise=0.1), tmp_path / "engine"
+    export = ("export", model, "--backend", "onnx", "--batch", "1", "--no-hoist", "--out", out)
+    done = command.run(app, *export, "--sign", key[0])
+    assert done.exit_code == 0, done.output
+    assert f"--trusted {key[1]}" in done.stdout
+    rfc_export.load(out, trusted=[key[1]])
