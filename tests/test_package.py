@@ -72,9 +72,12 @@ def test_the_source_distribution_has_what_the_wheel_is_built_from_and_no_records
     assert not [name for name in names if name.startswith(("benchmarks/results", "out/", ".venv"))]
 
 
-def test_with_extras_the_installed_command_verifies_an_engine_elsewhere(installed: Path, tmp_path: Path, onnx_small: Path) -> None:
+def test_with_extras_the_installed_command_verifies_an_engine_elsewhere(
+    installed: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, onnx_small: Path
+) -> None:
     program = "import rfc_export.main as main; print(main.__file__); main.main()"
-    environment = {**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "HOME": str(installed)}
+    home = str(tmp_path_factory.mktemp("home"))
+    environment = {**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "HOME": home}
     command = [sys.executable, "-c", program, "verify", str(onnx_small)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path, env=environment)
     assert (done.returncode, done.stderr) == (0, "")

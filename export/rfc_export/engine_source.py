@@ -113,8 +113,8 @@ class EngineSource:
         """One sample of every class, a generation for every batch: pixels in [-1, 1], float32 on the CPU."""
         images, self.generations = [], {}
         for batch in self.batches:
-            with self.model.generation():
-                images.append(self.draw_batch(model, batch, seed, steps, tick)[: len(batch)].float().cpu())
+            self.model.reset()
+            images.append(self.draw_batch(model, batch, seed, steps, tick)[: len(batch)].float().cpu())
             self.generations[f"classes {', '.join(map(str, batch))}"] = self.model.stats
         return torch.cat(images)
 

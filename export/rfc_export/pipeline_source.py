@@ -59,8 +59,8 @@ class EngineInPipeline:
         images, self.generations = [], {}
         with self.pipeline.exchanged(model):
             for own, samples in self.batches:
-                with self.model.generation():
-                    drawn = generation(self.pipeline.pipe, self.pipeline.call, own, samples, seed, steps, tick)
+                self.model.reset()
+                drawn = generation(self.pipeline.pipe, self.pipeline.call, own, samples, seed, steps, tick)
                 images.append(drawn.media.samples)
                 prompt = own.get("prompt", "sample")
                 self.generations |= {f"{prompt}: {context}": record for context, record in self.model.contexts.items()}
