@@ -103,6 +103,9 @@ def _token_wise(kind: Callable[..., Method]) -> Callable[[rfc.RCS, int], Method]
 
 
 WHOLE: dict[str, Callable[[rfc.RCS, int], Method]] = {
+    "LogSNR, module": _listed(rfc.LogSNR().estimator, "module"),
+    "LogSNR, stack": _listed(rfc.LogSNR().estimator, "stack"),
+    "LogSNR, output": _listed(rfc.LogSNR().estimator, "output"),
     "TaylorSeer Lite m=1": _listed(rfc.Taylor(order=1), "output"),
     "Delta-DiT": _listed(rfc.Reuse(), "blocks[1:]"),
     "TeaCache": _overruled(rfc.TeaCache(), "stack"),

@@ -10,7 +10,16 @@ import typer
 from benchmarks.latency.methods import KNOWN
 from benchmarks.latency.workloads import WORKLOADS
 
-CHOSEN = ("Taylor m=1", "Taylor m=1, bfloat16", "RFE m=1", "RFE m=1, sketch 16, bfloat16", "RFE m=1, sketch 16, int8")
+CHOSEN = (
+    "LogSNR, module",
+    "LogSNR, stack",
+    "LogSNR, output",
+    "Taylor m=1",
+    "Taylor m=1, bfloat16",
+    "RFE m=1",
+    "RFE m=1, sketch 16, bfloat16",
+    "RFE m=1, sketch 16, int8",
+)
 
 
 def checked(

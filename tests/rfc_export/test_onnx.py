@@ -100,6 +100,12 @@ def calls(inputs: dict[str, Any], shift: float = 0.0, steps: int = STEPS) -> lis
     return [moved_call(begin, step, steps, "timestep") for step in range(steps)]
 
 
+def alone_of(engine: Any, inputs: list[dict[str, Any]]) -> list[Tensor]:
+    """A generation of its own."""
+    with engine.generation():
+        return run(engine, inputs, "alone")
+
+
 def run(engine: Any, inputs: list[dict[str, Any]], name: str) -> list[Tensor]:
     with engine.cache_context(name):
         return [sample(engine(**call)) for call in inputs]
@@ -108,18 +114,18 @@ def run(engine: Any, inputs: list[dict[str, Any]], name: str) -> list[Tensor]:
 def test_interleaved_contexts_engines_and_a_thread_do_not_touch_each_other(onnx_digits: Path, digits_inputs: dict[str, Tensor]) -> None:
     engine, other = loose(onnx_digits), loose(onnx_digits)
     a, b = calls(digits_inputs), calls(digits_inputs, shift=1.0)
-    alone = [run(engine, a, "a"), run(engine, b, "b")]
+    alone = [alone_of(engine, a), alone_of(engine, b)]
     assert not torch.equal(alone[0][-1], alone[1][-1])
     assert {"FULL", "ESTIMATE"} == set(engine.stats.phases)
-    engine.reset()
     threaded: list[Tensor] = []
-    thread = threading.Thread(target=lambda: threaded.extend(run(engine, a, "thread")))
+    thread = threading.Thread(target=lambda: threaded.extend(alone_of(engine, a)))
     thread.start()
     together: list[list[Tensor]] = [[], [], []]
-    for one, two in zip(a, b, strict=True):
-        together[0] += run(engine, [one], "a")
-        together[1] += run(engine, [two], "b")
-        together[2] += run(other, [one], "a")
+    with engine.generation(), other.generation():
+        for one, two in zip(a, b, strict=True):
+            together[0] += run(engine, [one], "a")
+            together[1] += run(engine, [two], "b")
+            together[2] += run(other, [one], "a")
     thread.join()
     for found, wanted in zip((*together, threaded), (*alone, alone[0], alone[0]), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(found, wanted, strict=True))
@@ -131,17 +137,18 @@ def test_interleaved_contexts_engines_and_a_thread_do_not_touch_each_other(onnx_
 def test_full_writes_beside_the_old_state_and_the_two_change_places(onnx_digits: Path, digits_inputs: dict[str, Tensor]) -> None:
     engine = loose(onnx_digits)
     seen: list[tuple[int, ...]] = []
-    for call in calls(digits_inputs):
-        engine(**call)
-        context = engine.driver.generations.recent().latest
-        assert context is not None
-        read = {name: tensor.data_ptr() for name, tensor in context.state.items()}
-        assert not set(read.values()) & {tensor.data_ptr() for tensor in context.beside.values()}
-        seen.append(tuple(read.values()))
-        if engine.stats.phases[-1] == "ESTIMATE":  # its session reads the state where it lies
-            bound = engine.programs["ESTIMATE"].call._bound
-            assert {name: bound[f"state:{name}"] for name in read if f"state:{name}" in bound}.items() <= read.items()
-            assert sum(f"state:{name}" in bound for name in read) > 10
+    with engine.generation() as generation:
+        for call in calls(digits_inputs):
+            engine(**call)
+            context = generation.latest
+            assert context is not None
+            read = {name: tensor.data_ptr() for name, tensor in context.state.items()}
+            assert not set(read.values()) & {tensor.data_ptr() for tensor in context.beside.values()}
+            seen.append(tuple(read.values()))
+            if engine.stats.phases[-1] == "ESTIMATE":  # its session reads the state where it lies
+                bound = engine.programs["ESTIMATE"].call._bound
+                assert {name: bound[f"state:{name}"] for name in read if f"state:{name}" in bound}.items() <= read.items()
+                assert sum(f"state:{name}" in bound for name in read) > 10
     phases = engine.stats.phases
     assert set(phases) == {"FULL", "ESTIMATE"}
     assert len(set(seen)) == 2

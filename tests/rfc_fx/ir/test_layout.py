@@ -212,7 +212,7 @@ def test_a_full_step_holds_one_output_of_a_site_more_than_the_plain_model() -> N
     call = {"hidden_states": torch.randn(2, 4, 32, 32), "timestep": torch.tensor([500, 500]), "class_labels": torch.tensor([1, 10])}
     cached = rfc_fx.transform(model, rfc.RFC(tau=0.0), example_inputs=call)
     peaks = []
-    with torch.no_grad():
+    with torch.no_grad(), cached.generation():
         for step in (torch.compile(cached, fullgraph=True), torch.compile(model, fullgraph=True)):
             for i in range(3):
                 step(**moved(call, i))
