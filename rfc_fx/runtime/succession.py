@@ -55,6 +55,10 @@ class Moment:
         """Whether a call is made with this latent: the same object, unwritten since."""
         return bool(self.at == at) and self.latent is latent and self.version is not None and version(latent) == self.version
 
+    def is_equal(self, at: Any, rows: Rows) -> bool:
+        """Whether a call is made with a latent of the same values."""
+        return bool(self.at == at) and np.array_equal(self.rows, rows)
+
     def add(self, output: Tensor) -> None:
         """What the model made of the latent: (B, n), zero where it has no element in the place of the latent's."""
         self._unread.append(output)
@@ -91,15 +95,20 @@ class Succession:
                 return self._latest(run)
         shape = _shape(latent)
         rows = _read(self._between(shape, shape, latent.device).of(latent))
-        for run in reversed(self._runs):
-            if run[-1].at == at and np.array_equal(run[-1].rows, rows):
-                return self._latest(run)
+        if expected is not None and expected[-1].is_equal(at, rows):
+            return self._latest(expected)
         share, nearest = np.inf, None
-        for known in ([] if expected is None else [expected]) + self._runs[: -COMPARED - 1 : -1]:
-            if (own := outside(rows, known)) < share and own <= (EXACT if known[-1].at == at else SHARE):
-                share, nearest = own, known
-            if share <= EXACT:
-                break
+        if expected is not None and (own := outside(rows, expected)) <= (EXACT if expected[-1].at == at else SHARE):
+            share, nearest = own, expected
+        if share > EXACT:  # not before: the same picture drawn once more has the latents of the run that drew it first
+            for run in reversed(self._runs):
+                if run[-1].is_equal(at, rows):
+                    return self._latest(run)
+            for known in self._runs[: -COMPARED - 1 : -1]:
+                if (own := outside(rows, known)) < share and own <= (EXACT if known[-1].at == at else SHARE):
+                    share, nearest = own, known
+                if share <= EXACT:
+                    break
         if nearest is not None:
             nearest.append(Moment(at, latent, rows))
             return self._latest(nearest)

@@ -47,6 +47,18 @@ def test_an_abandoned_loop_is_said_before_the_first_result_after_it() -> None:
         Loop(3, 1, start=6).step(model)
 
 
+@pytest.mark.parametrize("steps", [STEPS, 5])
+def test_the_same_picture_drawn_again_is_the_same_and_nothing_is_said(steps: int) -> None:
+    """Each of its latents is one of the loop before, which may have been abandoned."""
+    model = rfc_fx.transform(NET, LISTED)
+    expected = Loop(3, 0).run(rfc_fx.transform(NET, LISTED))
+    abandoned = Loop(3, 0)
+    abandoned.scheduler.timesteps = abandoned.scheduler.timesteps[:steps]
+    abandoned.run(model)
+    for _ in range(2):
+        assert torch.equal(Loop(3, 0).run(model), expected)
+
+
 def test_a_request_that_is_tried_again_with_the_same_latent_is_said() -> None:
     model = rfc_fx.transform(NET, LISTED)
     Loop(3, 0).step(model)
