@@ -6,6 +6,7 @@ python -m benchmarks.soak [--generations 1000] [--minutes 30] [--out benchmarks/
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import random
@@ -99,9 +100,17 @@ class Soak:
                 self.wrong.append(f"{name} after {self.done} generations")
             self.checks += 1
         gc.collect()
+        _trim()
+        tensors = sum(isinstance(one, Tensor) for one in gc.get_objects())
         process = psutil.Process()
         self.sizes.append(
-            {"generations": self.done, "rss_mib": process.memory_info().rss / 2**20, "threads": process.num_threads(), "files": _files()}
+            {
+                "generations": self.done,
+                "rss_mib": process.memory_info().rss / 2**20,
+                "threads": process.num_threads(),
+                "files": _files(),
+                "tensors": tensors,
+            }
         )
 
     def _one(self, request: Request) -> None:
@@ -150,6 +159,12 @@ class Soak:
             "growth": last["rss_mib"] / settled["rss_mib"] - 1,
             "sizes": self.sizes,
         }
+
+
+def _trim() -> None:
+    """Let the allocator give back what it keeps for itself, so that what is left belongs to somebody."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def _files() -> int:
