@@ -42,7 +42,7 @@ def changed_value(record: Any, generator: random.Random) -> Any:
         other, other_key = _somewhere(record, generator)
         if other is not None:
             place[key] = copy.deepcopy(other[other_key])
-    elif kind == 3 and isinstance(place[key], int | float) and not isinstance(place[key], bool):
+    elif kind == 3 and isinstance(place[key], int | float) and not isinstance(place[key], bool) and abs(place[key]) < 1e300:
         place[key] = place[key] * generator.choice((-1, 2, 0.5, 1000, 10**9)) + generator.choice((0, 1, -1))
     elif kind == 4 and generator.randrange(4) == 0:
         place[key] = _deep(generator.choice((10, 70, 120)))

@@ -6,6 +6,7 @@ python -m benchmarks.soak [--generations 1000] [--minutes 30] [--out benchmarks/
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import random
@@ -99,9 +100,17 @@ class Soak:
                 self.wrong.append(f"{name} after {self.done} generations")
             self.checks += 1
         gc.collect()
+        _trim()
+        tensors = sum(issubclass(type(one), Tensor) for one in gc.get_objects())
         process = psutil.Process()
         self.sizes.append(
-            {"generations": self.done, "rss_mib": process.memory_info().rss / 2**20, "threads": process.num_threads(), "files": _files()}
+            {
+                "generations": self.done,
+                "rss_mib": process.memory_info().rss / 2**20,
+                "threads": process.num_threads(),
+                "files": _files(),
+                "tensors": tensors,
+            }
         )
 
     def _one(self, request: Request) -> None:
@@ -122,6 +131,7 @@ class Soak:
         self.done += len(requests)
 
     async def _tasks(self, requests: list[Request]) -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         results = await asyncio.gather(*(drawn_in_a_task(one, self.models[one.model]) for one in requests), return_exceptions=True)
         for request, result in zip(requests, results, strict=True):
             failed = isinstance(result, BaseException)
@@ -152,6 +162,12 @@ class Soak:
         }
 
 
+def _trim() -> None:
+    """Let the allocator give back what it keeps for itself, so that what is left belongs to somebody."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
+
+
 def _files() -> int:
     return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else psutil.Process().num_fds()
 
@@ -161,13 +177,14 @@ def soak(generations: int, minutes: float, seed: int = 0) -> Record:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, captured_once({}):
         run = Soak(shared_models(Path(folder)), seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for request in every_signature(list(run.models)):  # nothing is captured later: a failure there would be torch's own
-                if (one := suits(request, run.models)) is not None:
-                    drawn(one, run.models[one.model])
-        run.compare()
         with ThreadPoolExecutor(THREADS) as pool:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for request in every_signature(list(run.models)):  # nothing is captured later, and pools of state have their size
+                    if (one := suits(request, run.models)) is not None:
+                        drawn(one, run.models[one.model])
+                        list(pool.map(drawn, [one] * 2 * THREADS, [run.models[one.model]] * 2 * THREADS))
+            run.compare()
             while run.done < generations and time.monotonic() - start < 60 * minutes:
                 run.round(pool)
                 run.compare()
