@@ -10,7 +10,6 @@ from rfc.estimators.newton import Newton
 from rfc.estimators.predicted import Predicted
 from rfc.estimators.relational import RFE, Projective
 from rfc.estimators.taylor import Hermite, Reuse, Taylor
-from rfc.generation import Generation
 from rfc.method import Method
 from rfc.placement.chebyshev import Chebyshev, ChebyshevPlaced
 from rfc.placement.log_snr import LogSNR, LogSNRPlaced
@@ -34,6 +33,7 @@ from rfc.published import (
     TeaCache,
     ToCa,
 )
+from rfc.record import Record
 from rfc.schedules.base import Schedule
 from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
 from rfc.schedules.fixed import Every, Listed, Phased, Placed
@@ -62,7 +62,6 @@ __all__ = [
     "Every",
     "FirstBlockCache",
     "FullCompute",
-    "Generation",
     "Hermite",
     "HiCache",
     "Listed",
@@ -79,6 +78,7 @@ __all__ = [
     "PredictorError",
     "ProbeChange",
     "Projective",
+    "Record",
     "Reuse",
     "Schedule",
     "SpeCa",

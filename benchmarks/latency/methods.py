@@ -16,9 +16,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 import rfc
-from rfc.generation import Generation
 from rfc.method import Method
 from rfc.phase import FULL
+from rfc.record import Record
 from rfc_fx.zoo import DIGITS_PREDICTOR
 
 ESTIMATORS: dict[str, rfc.Estimator] = {
@@ -49,7 +49,7 @@ def equal_gaps(steps: int, nfc: int) -> rfc.RCS:
 
 def full_steps(plan: rfc.Schedule, steps: int) -> list[int]:
     """The steps that a schedule makes full where its error is nought."""
-    generation, numbers = Generation(), plan.numbers()
+    generation, numbers = Record(), plan.numbers()
     return [step for step in range(steps) if generation.decide(plan, numbers, 0.0, None) == FULL.name]
 
 

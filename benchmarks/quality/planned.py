@@ -12,15 +12,15 @@ import torch
 
 import rfc
 from benchmarks.quality.trajectory import Trajectory
-from rfc.generation import Generation
 from rfc.phase import FULL
+from rfc.record import Record
 from rfc.state import Clock, State, spec_of, zeros
 
 
 def planned_steps(trajectory: Trajectory, tau: float, where: Literal["first", "all"], warmup: int = 3) -> list[int]:
     """The full steps of RCS of order 1 with threshold `tau`; with "all", eps is the mean over the sites of theirs."""
     schedule = rfc.RCS(tau=tau, warmup=warmup)
-    numbers, generation = schedule.numbers(), Generation()
+    numbers, generation = schedule.numbers(), Record()
     sites = range(1 if where == "first" else len(trajectory.sites))
     states: dict[int, State] = {}
     for pairs in trajectory.steps:

@@ -17,8 +17,8 @@ import rfc
 from benchmarks.quality.relation import Relation, relation
 from benchmarks.quality.trajectory import Trajectory, record
 from benchmarks.quality.workloads import FORCED, Bench, Lot, Sampler
-from rfc.generation import Generation
 from rfc.phase import FULL
+from rfc.record import Record
 from rfc.state import Clock, State, spec_of, zeros
 
 WARMUP = 3
@@ -45,14 +45,14 @@ SHOWN = ("Taylor m=1", "RFE m=1", "Projective m=2")
 
 def distances(steps: int, interval: int) -> list[int]:
     """k of every step; 0 where it is full."""
-    schedule, generation = rfc.Every(interval=interval, warmup=WARMUP), Generation()
+    schedule, generation = rfc.Every(interval=interval, warmup=WARMUP), Record()
     numbers = schedule.numbers()
     return [0 if generation.decide(schedule, numbers, None, None) == FULL.name else generation.since for _ in range(steps)]
 
 
 def forced_errors(trajectory: Trajectory, site: int, estimator: rfc.Estimator, interval: int) -> Float[Tensor, "S N"]:
     """The error of every step and sample at one site; nan at full steps."""
-    schedule, generation = rfc.Every(interval=interval, warmup=WARMUP), Generation()
+    schedule, generation = rfc.Every(interval=interval, warmup=WARMUP), Record()
     numbers = schedule.numbers()
     state: State = {}
     rows: list[Tensor] = []

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from rfc.generation import Generation
+from rfc.record import Record
 from rfc_export.errors import ArtifactError, ExportError
 from rfc_export.manifest import Manifest
 from rfc_export.runtime import Engine
@@ -92,7 +92,7 @@ class EngineSource:
     classes: list[int]
     seeds: list[int]
     cfg: float
-    generations: dict[str, Generation] = field(default_factory=dict)
+    generations: dict[str, Record] = field(default_factory=dict)
     """Records of the latest draw, by batch."""
 
     @property

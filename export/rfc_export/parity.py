@@ -11,9 +11,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from rfc.arguments import timestep_value
-from rfc.generation import Generation
 from rfc.method import Method
 from rfc.phase import FULL
+from rfc.record import Record
 from rfc_export.errors import ExportError
 from rfc_export.runtime import Engine
 from rfc_fx.capture.export import latent_argument
@@ -61,7 +61,7 @@ def moved(arguments: Mapping[str, Any], step: int, steps: int, timestep: str | N
 def compare(engine: StepModel, model: StepModel, calls: Sequence[Mapping[str, Any]]) -> Parity:
     """Run both over the same calls, each in a generation of its own."""
     outputs = []
-    records: list[Generation] = []
+    records: list[Record] = []
     for runner in (engine, model):
         name = runner.timestep_argument
         timesteps = None if name is None else [timestep_value(call[name]) or 0.0 for call in calls]  # whole numbers may come twice
@@ -101,7 +101,7 @@ def check_parity(engine: Engine, model: StepModel, arguments: Mapping[str, Any])
 
 def steps_to_check(method: Method) -> int:
     """Enough steps for every phase, a full step after a skipped one and a skipped one after that, if the schedule comes to them soon."""
-    generation, numbers = Generation(), method.schedule.numbers()
+    generation, numbers = Record(), method.schedule.numbers()
     remaining = [False, True, False]
     for step in range(MOST_STEPS):
         is_full = generation.decide(method.schedule, numbers, 0.0, None) == FULL.name

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rfc.generation import Generation
+from rfc.record import Record
 from rfc_export.errors import ExportError
 from rfc_export.manifest import Manifest
 from rfc_export.methods import dtype_of
@@ -27,7 +27,7 @@ class EngineInPipeline:
     name: str
     model: Engine
     pipeline: PipelineSource
-    generations: dict[str, Generation] = field(default_factory=dict)
+    generations: dict[str, Record] = field(default_factory=dict)
     """Records of the latest draw, by prompt and context."""
 
     @property

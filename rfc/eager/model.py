@@ -22,11 +22,11 @@ from rfc.eager.module_sites import module_sites
 from rfc.eager.predictor import predictions
 from rfc.eager.run import Now, Run
 from rfc.eager.token_wise import passages
-from rfc.generation import Direction, Generation
 from rfc.granularity import block_modules, parse_granularity
 from rfc.method import Method
 from rfc.phase import is_partial, phase_named
 from rfc.published import predicted_by
+from rfc.record import Direction, Record
 from rfc.state import spec_of
 
 
@@ -79,12 +79,12 @@ class CachedEager(nn.Module):
             raise ValueError(f"{type(model).__name__}: no attention (with to_q) or feed-forward module found to cache")
 
     @property
-    def stats(self) -> Generation:
+    def stats(self) -> Record:
         """Phases, eps and NFC of the current generation (of the context that ran last)."""
         return self._now.run.generation
 
     @property
-    def contexts(self) -> dict[str, Generation]:
+    def contexts(self) -> dict[str, Record]:
         """Records of the latest generation by context."""
         return {name: run.generation for name, run in self._runs.items()}
 
@@ -103,7 +103,7 @@ class CachedEager(nn.Module):
     def reset(self) -> None:
         """Start a new generation at the next call, in every context."""
         for run in self._runs.values():
-            run.generation = Generation()
+            run.generation = Record()
         self._streams.forget()
 
     @torch.no_grad()
@@ -118,7 +118,7 @@ class CachedEager(nn.Module):
             with in_place(self._replaced):
                 return self.model(*args, **kwargs)
         except BaseException:
-            self._now.run.generation = Generation()  # the step counted, but some of its sites were not refreshed
+            self._now.run.generation = Record()  # the step counted, but some of its sites were not refreshed
             raise
 
     def _conditioning(self, arguments: dict[str, Any]) -> dict[str, Tensor]:

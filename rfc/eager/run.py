@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from rfc.bookkeeping import clock_tensors
-from rfc.generation import Direction, Generation
 from rfc.method import Method
 from rfc.phase import FULL, PhaseName
+from rfc.record import Direction, Record
 from rfc.state import Clock, State, spec_of, zeros
 
 
@@ -20,7 +20,7 @@ class Run:
 
     method: Method
     numbers: dict[str, Tensor]
-    generation: Generation = field(default_factory=Generation)
+    generation: Record = field(default_factory=Record)
     timestep: float | None = None
     phase: PhaseName | None = None
     clock: Clock | None = None
@@ -51,7 +51,7 @@ class Run:
             self.generation.learn(self.method.schedule, self.verified_error)
         self.verified_error = None
         if shapes != self.shapes:
-            self.generation, self.watched, self.shapes = Generation(), None, shapes
+            self.generation, self.watched, self.shapes = Record(), None, shapes
         elif direction.ends(self.generation, timestep):
             self.generation = self.generation.successor(self.method.schedule)
             self.watched = self.watched if self.generation.shares_clock else None

@@ -14,8 +14,8 @@ from torch import Tensor
 from rfc.arguments import timestep_value
 from rfc.bookkeeping import Book, Rule
 from rfc.conditioning import MAX_GROUPS, ConditioningGroups, group_name
-from rfc.generation import Generation as Record
 from rfc.method import Method
+from rfc.record import Record
 from rfc_fx.errors import RFCError
 from rfc_fx.runtime import calls
 from rfc_fx.runtime.calls import Call, Key

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rfc.generation import Generation as Record
 from rfc.method import Method, programs_of
+from rfc.record import Record
 from rfc.storage import kept_like
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.plan import Plan

@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rfc.generation import Generation
 from rfc.method import Method
 from rfc.phase import PhaseName, is_partial, phase_named
+from rfc.record import Record
 from rfc_fx.ir.plan import Plan
 
 
@@ -35,7 +35,7 @@ def mark(phase: PhaseName) -> str:
     return phase_named(phase).mark
 
 
-def pattern(generation: Generation) -> str:
+def pattern(generation: Record) -> str:
     """A generation's phases as one character a step: # full, . estimated, v verified, - reused, a digit for some tokens."""
     return "".join(map(mark, generation.phases))
 
@@ -54,7 +54,7 @@ class Summary:
     model: str
     method: Method
     plan: Plan
-    contexts: Mapping[str, Generation]
+    contexts: Mapping[str, Record]
     held_bytes: int
 
     def table(self) -> Table:

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rfc.generation import Generation
 from rfc.method import Method
+from rfc.record import Record
 from rfc_fx.runtime.step_model import StepModel
 from rfc_fx.runtime.summary import pattern
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
@@ -53,7 +53,7 @@ class Row:
         return self.graph or self.eager
 
     @property
-    def records(self) -> list[Generation]:
+    def records(self) -> list[Record]:
         """The generation of each seed, in its first context; none for full computation."""
         return [next(iter(contexts.values())) for contexts in self.best.records.values()]
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import rfc_fx
 from rfc.eager.model import CachedEager, cached
-from rfc.generation import Generation
 from rfc.method import Method
+from rfc.record import Record
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config
 from rfc_fx.runtime.cached_model import CachedModel
@@ -66,7 +66,7 @@ class Variant:
     times_ms: list[float] = field(default_factory=list)
     images: dict[int, Tensor] = field(default_factory=dict)
     """Samples by seed, one per group."""
-    records: dict[int, dict[str, Generation]] = field(default_factory=dict)
+    records: dict[int, dict[str, Record]] = field(default_factory=dict)
     """Record of each seed's generation, by context."""
 
     @property
@@ -139,7 +139,7 @@ def misplaced(method: Method, steps: int) -> str | None:
 
 def steps_to_warm_up(method: Method, most: int) -> int:
     """Steps in which the exercised method reaches every phase, and two steps after the warm-up; at most `most`."""
-    schedule, generation = method.schedule.exercised(), Generation()
+    schedule, generation = method.schedule.exercised(), Record()
     numbers, least = schedule.numbers(), min(schedule.warmup + 2, most)
     for step in range(1, most + 1):
         generation.decide(schedule, numbers, 0.0, None)

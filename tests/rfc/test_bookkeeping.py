@@ -8,17 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rfc import RCS, Every, Generation, Listed
+from rfc import RCS, Every, Listed, Record
 from rfc.arguments import timestep_argument, timestep_value
 from rfc.bookkeeping import clock_tensors
-from rfc.generation import Direction
+from rfc.record import Direction
 
 EVERY = Every(interval=3, warmup=2)
 RULE = RCS(tau=0.5, warmup=2)
 
 
-def decided(schedule: Every | Listed | RCS, eps: list[float | None]) -> Generation:
-    generation, numbers = Generation(), schedule.numbers()
+def decided(schedule: Every | Listed | RCS, eps: list[float | None]) -> Record:
+    generation, numbers = Record(), schedule.numbers()
     for value in eps:
         generation.decide(schedule, numbers, value, None)
     return generation
@@ -40,7 +40,7 @@ def decided(schedule: Every | Listed | RCS, eps: list[float | None]) -> Generati
 def test_a_generation_continues_unless_the_timestep_moves_back_towards_the_noise(
     last: float | None, coming: float | None, same: bool
 ) -> None:
-    generation = Generation()
+    generation = Record()
     generation.decide(EVERY, EVERY.numbers(), None, last)
     assert generation.continues(coming) is same
 
@@ -55,7 +55,7 @@ def test_a_generation_continues_unless_the_timestep_moves_back_towards_the_noise
     ],
 )
 def test_a_timestep_that_rises_is_told_from_short_generations(timesteps: tuple[float, ...], lengths: list[int]) -> None:
-    direction, generations = Direction(), [Generation()]
+    direction, generations = Direction(), [Record()]
     for timestep in timesteps:
         if direction.ends(generations[-1], timestep):
             generations.append(generations[-1].successor(EVERY))
@@ -64,7 +64,7 @@ def test_a_timestep_that_rises_is_told_from_short_generations(timesteps: tuple[f
 
 
 def test_a_context_hears_from_another_that_the_timestep_rises() -> None:
-    direction, streams = Direction(), {"cond": [Generation()], "uncond": [Generation()]}
+    direction, streams = Direction(), {"cond": [Record()], "uncond": [Record()]}
     for timestep in (0.0, 0.25, 0.5, 0.75, 0.0, 0.25):
         for generations in streams.values():
             if direction.ends(generations[-1], timestep):
@@ -77,7 +77,7 @@ def test_a_context_hears_from_another_that_the_timestep_rises() -> None:
 
 def test_steps_in_doubt_keep_one_clock_where_the_next_step_is_full_anyway() -> None:
     for schedule, clock in ((EVERY, (1.0, 0.0, 1.0)), (Every(interval=3, warmup=1), (1.0, 0.0, 0.0))):
-        first = Generation()
+        first = Record()
         first.decide(schedule, schedule.numbers(), None, 0.0)
         second = first.successor(schedule)
         assert second.clock(schedule) == clock
@@ -88,13 +88,13 @@ def test_steps_in_doubt_keep_one_clock_where_the_next_step_is_full_anyway() -> N
 
 
 def test_a_fresh_generation_takes_any_timestep() -> None:
-    assert Generation().continues(123.0)
+    assert Record().continues(123.0)
 
 
 @given(st.sets(st.integers(1, 29)))
 def test_the_clock_counts_from_the_last_full_step_the_gap_before_it_and_the_anchors(steps: set[int]) -> None:
     schedule = Listed(full_steps=[0, *steps])
-    generation, numbers = Generation(), schedule.numbers()
+    generation, numbers = Record(), schedule.numbers()
     for step in range(30):
         full = [i for i in schedule.full_steps if i < step]
         k = step - full[-1] if full else 1

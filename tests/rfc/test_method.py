@@ -72,7 +72,7 @@ def test_the_repr_of_a_method_is_the_call_that_makes_it(method: Method) -> None:
 def test_an_exercised_method_runs_on_the_same_programs_and_comes_to_every_phase(method: Method) -> None:
     exercised = method.exercised()
     assert programs_of(exercised) == programs_of(method)
-    generation, numbers = rfc.Generation(), exercised.schedule.numbers()
+    generation, numbers = rfc.Record(), exercised.schedule.numbers()
     phases = [generation.decide(exercised.schedule, numbers, 0.0, None) for _ in range(16)]
     assert {*phases} == {*method.schedule.branches}
     skipped = [step for step, phase in enumerate(phases) if phase != "FULL"]

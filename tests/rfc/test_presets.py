@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 import rfc
-from rfc import PRESETS, Generation, Method, preset
+from rfc import PRESETS, Method, Record, preset
 
 
 def nfc(method: Method, steps: int = 50) -> int:
-    generation, schedule = Generation(), method.schedule
+    generation, schedule = Record(), method.schedule
     for _ in range(steps):
         generation.decide(schedule, schedule.numbers(), None, None)
     return generation.nfc

@@ -99,7 +99,7 @@ def test_another_number_of_steps_is_another_list_of_the_same_phases() -> None:
 def test_a_list_of_phases_says_what_each_step_is_and_a_step_beyond_is_full() -> None:
     schedule = Phased(phases=["FULL", "PARTIAL_1", "REUSE", "FULL", "ESTIMATE"])
     assert schedule.branches == ("FULL", "PARTIAL_1", "REUSE", "ESTIMATE")
-    generation, numbers = rfc.Generation(), schedule.numbers()
+    generation, numbers = rfc.Record(), schedule.numbers()
     assert [generation.decide(schedule, numbers, None, None) for _ in range(7)] == [*schedule.phases, "FULL", "FULL"]
     assert generation.nfc == 4
     assert (schedule.warmup, schedule.can_skip(1), schedule.can_skip(2)) == (1, False, True)

@@ -125,7 +125,7 @@ def test_the_manifest_names_a_rule_that_the_c_program_knows_only_where_it_decide
 def test_the_check_at_export_comes_to_every_phase_and_skips_after_a_full_step(name: str) -> None:
     short = METHODS[name].exercised()
     assert programs_of(short) == programs_of(METHODS[name])
-    generation, steps = rfc.Generation(), steps_to_check(short)
+    generation, steps = rfc.Record(), steps_to_check(short)
     for _ in range(steps):
         generation.decide(short.schedule, short.schedule.numbers(), 0.0, None)
     assert {*generation.phases} == {*short.schedule.branches}

@@ -52,7 +52,7 @@ def reference(cached: rfc_fx.CachedModel, kwargs: dict[str, Any], phases: str) -
     """The guarded graph run node by node with the given phases."""
     guarded = cached.guarded
     state = zeros(guarded.slots, torch.device("cpu"))
-    bookkeeping = rfc.Generation()
+    bookkeeping = rfc.Record()
     outputs = []
     for i, phase in enumerate(phases):
         named = {name: moved(kwargs, i, STEPS)[argument] for name, argument in cached.compiled.captured.names.items()}

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from rfc.estimators.base import Estimator
 from rfc.estimators.newton import Newton
 from rfc.estimators.relational import RFE
-from rfc.generation import Generation
 from rfc.method import Method
 from rfc.phase import FULL
+from rfc.record import Record
 from rfc.schedules.base import Schedule
 from rfc.schedules.fixed import Placed
 from rfc_fx.errors import RFCError
@@ -181,7 +181,7 @@ def _placed(laboratory: Laboratory, method: Method, goal: Goal, lists: int) -> C
 
 def listed(schedule: Schedule, steps: int) -> Placed:
     """The full steps of a schedule that needs no data, as a list in the same unit of time."""
-    generation, numbers = Generation(), schedule.numbers()
+    generation, numbers = Record(), schedule.numbers()
     phases = [generation.decide(schedule, numbers, None, None) for _ in range(steps)]
     full_steps = [step for step, phase in enumerate(phases) if phase == FULL.name]
     return Placed(full_steps=full_steps, num_steps=steps, unit=schedule.unit)

@@ -10,8 +10,8 @@ from torch import nn
 
 import rfc_fx
 from rfc.bookkeeping import Book
-from rfc.generation import Generation
 from rfc.method import Method
+from rfc.record import Record
 from rfc_fx.ir.config import Config
 from rfc_fx.pipelines.accelerated import transformers_of
 from rfc_fx.runtime.step_model import StepModel
@@ -54,9 +54,9 @@ def method_of(pipe: Any) -> Method:
     return next(models(pipe)).method
 
 
-def records(pipe: Any) -> dict[str, Generation]:
+def records(pipe: Any) -> dict[str, Record]:
     """What the latest generation did, by context; the steps of several denoisers one after the other."""
-    joined: dict[str, Generation] = {}
+    joined: dict[str, Record] = {}
     for model in models(pipe):
         for name, record in model.contexts.items():
             if record.phases:
@@ -64,9 +64,9 @@ def records(pipe: Any) -> dict[str, Generation]:
     return joined
 
 
-def _continued(first: Generation, then: Generation) -> Generation:
+def _continued(first: Record, then: Record) -> Record:
     phases, eps, totals = ((*getattr(first, field), *getattr(then, field)) for field in ("phases", "eps", "totals"))
-    return Generation(Book(phases=phases, eps=eps, totals=totals))
+    return Record(Book(phases=phases, eps=eps, totals=totals))
 
 
 def state_bytes(pipe: Any) -> int:

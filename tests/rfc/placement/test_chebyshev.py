@@ -52,7 +52,7 @@ def test_gaps_grow_and_then_shrink_and_rounding_puts_no_long_one_among_short_one
 def test_the_schedule_makes_just_these_steps_full(counts: tuple[int, int]) -> None:
     nfc, steps = counts
     method = rfc.Chebyshev(nfc=nfc, num_steps=steps)
-    generation, numbers = rfc.Generation(), method.schedule.numbers()
+    generation, numbers = rfc.Record(), method.schedule.numbers()
     phases = [generation.decide(method.schedule, numbers, None, None) for _ in range(steps)]
     assert tuple(i for i, phase in enumerate(phases) if phase == "FULL") == placed_steps(nfc, steps, 0.8)
 
@@ -61,7 +61,7 @@ def test_the_schedule_makes_just_these_steps_full(counts: tuple[int, int]) -> No
 def test_the_clock_runs_evenly_from_each_full_step_to_the_next_in_one_interval(counts: tuple[int, int]) -> None:
     nfc, steps = counts
     schedule = rfc.Chebyshev(nfc=nfc, num_steps=steps).schedule
-    generation, numbers = rfc.Generation(), schedule.numbers()
+    generation, numbers = rfc.Record(), schedule.numbers()
     for step in range(steps):
         k, N, n = generation.clock(schedule)
         before = [full for full in schedule.full_steps if full < step]
@@ -75,7 +75,7 @@ def test_the_clock_runs_evenly_from_each_full_step_to_the_next_in_one_interval(c
 @pytest.mark.parametrize(("steps", "at", "k"), [([0, 1, 4], 9, 5 / 3), ([0], 9, 9.0), ([0, 2], 3, 0.5)])
 def test_after_the_last_full_step_intervals_are_as_long_as_the_last_one_was(steps: list[int], at: int, k: float) -> None:
     schedule = rfc.Placed(full_steps=steps, num_steps=10, unit="interval")
-    generation, numbers = rfc.Generation(), schedule.numbers()
+    generation, numbers = rfc.Record(), schedule.numbers()
     for _ in range(at):
         generation.decide(schedule, numbers, None, None)
     assert generation.clock(schedule)[0] == pytest.approx(k)
@@ -83,7 +83,7 @@ def test_after_the_last_full_step_intervals_are_as_long_as_the_last_one_was(step
 
 def test_a_forecast_is_exact_where_the_output_is_a_polynomial_of_the_time_in_intervals() -> None:
     method = rfc.Chebyshev(nfc=6, num_steps=40, damping=1.0)
-    generation, numbers = rfc.Generation(), method.schedule.numbers()
+    generation, numbers = rfc.Record(), method.schedule.numbers()
     I, state = torch.zeros(1, 1, 1), None
     for step in range(40):
         time = float(method.schedule.time(numbers, torch.tensor(float(step))))

@@ -44,7 +44,7 @@ def test_no_other_list_of_as_many_steps_reaches_less(lambdas: list[float], end: 
 def test_the_schedule_makes_just_these_steps_full(counts: tuple[int, int], betas: str) -> None:
     nfc, steps = counts
     method = rfc.LogSNR(DDIMScheduler(beta_schedule=betas), steps, nfc)
-    generation, numbers = rfc.Generation(), method.schedule.numbers()
+    generation, numbers = rfc.Record(), method.schedule.numbers()
     full = tuple(i for i in range(steps) if generation.decide(method.schedule, numbers, None, None) == "FULL")
     assert full == method.schedule.full_steps
     assert len(full) == nfc

@@ -18,7 +18,7 @@ from torch import Tensor
 from rfc import AnchorChange, Clock, DiCache, FirstBlockCache, Method, ProbeChange, Reuse, Schedule, StepChange, TeaCache
 from rfc.eager.model import cached
 from rfc.eager.run import Run
-from rfc.generation import Direction
+from rfc.record import Direction
 from rfc.schedules.change import relative_change
 from rfc.state import SlotSpec
 

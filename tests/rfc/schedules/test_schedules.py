@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerances import ROUND
 
-from rfc import RCS, Clock, Every, Generation, Listed, Schedule, Taylor
+from rfc import RCS, Clock, Every, Listed, Record, Schedule, Taylor
 from rfc.state import SlotSpec
 
 NAN, INF = math.nan, math.inf
 
 
 def phases(schedule: Schedule, steps: int, eps: list[float] | None = None) -> list[str]:
-    generation, numbers = Generation(), schedule.numbers()
+    generation, numbers = Record(), schedule.numbers()
     return [generation.decide(schedule, numbers, eps[i] if eps else None, None) for i in range(steps)]
 
 

@@ -11,21 +11,21 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rfc import Generation, SpeCa, Taylor, Verified
+from rfc import Record, SpeCa, Taylor, Verified
 
 INF = math.inf
 
 
-def decided(schedule: Verified, errors: list[float]) -> Generation:
+def decided(schedule: Verified, errors: list[float]) -> Record:
     """A generation whose step i is found to be off by errors[i], where it is verified."""
-    generation, numbers = Generation(), schedule.numbers()
+    generation, numbers = Record(), schedule.numbers()
     for step, error in enumerate(errors):
         if generation.decide(schedule, numbers, None, 1.0 - step / 1000) == "VERIFY":
             generation.learn(schedule, error)
     return generation
 
 
-def letters(generation: Generation) -> str:
+def letters(generation: Record) -> str:
     return "".join(phase[0] for phase in generation.phases)
 
 

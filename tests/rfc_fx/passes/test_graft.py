@@ -72,7 +72,7 @@ def test_law_2_what_is_hoisted_shared_or_decided_alone_is_the_same(dit: Any, how
 @torch.no_grad()
 def reference(cached: rfc_fx.CachedModel, kwargs: dict[str, Any]) -> list[torch.Tensor]:
     """The guarded graph run node by node."""
-    state, bookkeeping, outputs = zeros(cached.guarded.slots, torch.device("cpu")), rfc.Generation(), []
+    state, bookkeeping, outputs = zeros(cached.guarded.slots, torch.device("cpu")), rfc.Record(), []
     schedule = cached.method.schedule
     for i in range(STEPS):
         named = {name: moved(kwargs, i, STEPS)[argument] for name, argument in cached.compiled.captured.names.items()}

@@ -65,7 +65,7 @@ def test_an_exercised_schedule_is_a_change_of_settings_that_needs_no_other_progr
 @every_method
 @given(most=st.integers(1, 60), eps=st.floats(0, 100))
 def test_a_short_generation_comes_to_every_phase_the_schedule_can_come_to(method: rfc.Method, most: int, eps: float) -> None:
-    schedule, count, generation = method.exercised().schedule, steps_to_warm_up(method, most), rfc.Generation()
+    schedule, count, generation = method.exercised().schedule, steps_to_warm_up(method, most), rfc.Record()
     for _ in range(count):
         if generation.decide(schedule, schedule.numbers(), eps, None) == "VERIFY":
             generation.learn(schedule, eps)

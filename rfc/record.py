@@ -10,7 +10,7 @@ from rfc.schedules.base import Numbers, Schedule
 
 
 @dataclass
-class Generation:
+class Record:
     """What one generation of one context did; `decide` once per step, in order, where no driver does."""
 
     book: Book = field(default_factory=Book)
@@ -84,9 +84,9 @@ class Generation:
         """Whether a step at `timestep` can belong to this generation: noise never grows within one."""
         return continues(self.book, timestep, 1 if direction is None else direction.sign)
 
-    def successor(self, schedule: Schedule) -> Generation:
+    def successor(self, schedule: Schedule) -> Record:
         """The generation that begins where the timestep moved against the direction."""
-        return Generation(successor(self.book, schedule))
+        return Record(successor(self.book, schedule))
 
     def absorb(self) -> None:
         """Take the generation before in: it was the beginning of this one."""
@@ -107,8 +107,8 @@ class Direction:
     sign: int = 1
     """1: the timestep falls; -1: it rises."""
 
-    def ends(self, generation: Generation, timestep: float | None) -> bool:
-        """Whether a call at `timestep` begins a new generation (`rfc.bookkeeping.arrive`); if so, `Generation.successor` is it."""
+    def ends(self, generation: Record, timestep: float | None) -> bool:
+        """Whether a call at `timestep` begins a new generation (`rfc.bookkeeping.arrive`); if so, `Record.successor` is it."""
         schedule = generation.schedule
         if schedule is None:  # it has no step yet
             return False
