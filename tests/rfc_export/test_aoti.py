@@ -170,6 +170,7 @@ def fixed(digits_inputs: dict[str, Tensor], tmp_path_factory: pytest.TempPathFac
     )
 
 
+@pytest.mark.slow
 def test_one_file_with_state_in_pools_does_what_the_model_does(fixed: Path, digits_inputs: dict[str, Tensor], draw: Draw) -> None:
     engine = rfc_export.load(fixed)
     assert engine.manifest.pools
@@ -182,6 +183,7 @@ def test_one_file_with_state_in_pools_does_what_the_model_does(fixed: Path, digi
     engine.close()
 
 
+@pytest.mark.slow
 def test_a_file_that_was_changed_is_refused(fixed: Path, tmp_path: Path) -> None:
     data = fixed.read_bytes()
     cut = tmp_path / "cut.pt2"

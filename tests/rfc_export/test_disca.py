@@ -40,7 +40,8 @@ def check(backend: Any, dispatch: Any, folder: Path) -> None:
 
 
 @pytest.mark.onnx
-@pytest.mark.parametrize("dispatch", ["host", pytest.param("cond", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dispatch", ["host", "cond"])
 def test_an_onnx_engine_of_disca_draws_what_the_model_draws(dispatch: Any, tmp_path: Path) -> None:
     check("onnx", dispatch, tmp_path)
 

@@ -35,7 +35,7 @@ METHODS: dict[str, rfc.Method] = {
     "duca": rfc.DuCa(interval=3, parts=2, num_steps=STEPS, ratio=0.2),
 }
 
-FAST = ("speca", "duca", "chebyshev")
+FAST = ("duca", "chebyshev")
 """One for each way in which an engine's steps differ; one that remembers every step runs as one conditional step."""
 
 by_method = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in METHODS]

@@ -433,6 +433,7 @@ def test_one_model_with_if_decides_and_carries_its_state(tmp_path: Path) -> None
     assert all(torch.equal(x, y) for x, y in zip(both[0], outputs[0], strict=True))
 
 
+@pytest.mark.slow
 def test_state_in_smaller_types_is_carried(tmp_path: Path) -> None:
     method = rfc.Method(estimator=rfc.Stored(estimator=rfc.RFE(sketch=4), differences=torch.int8), schedule=rfc.RCS(tau=0.5))
     model, inputs = shortened(layers=1)

@@ -22,7 +22,14 @@ STRUCTURES = {
 }
 
 
-@pytest.mark.parametrize(("number", "name"), list(enumerate(STRUCTURES)))
+SLOWER = ("WanVACETransformer3DModel", "NucleusMoEImageTransformer2DModel", "HunyuanDiT2DModel")
+"""Those that take longest, with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [pytest.param(*pair, marks=pytest.mark.slow if pair[1] in SLOWER else ()) for pair in enumerate(STRUCTURES)],
+)
 def test_a_class_passes_every_check(number: int, name: str) -> None:
     """Beside those of its modules, its blocks or all of them at once are sites, and values are hoisted, in turn."""
     coarse = ("block", "stack")[number % 2]
@@ -47,7 +54,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("name", "said"), REFUSED.items())
+@pytest.mark.parametrize(
+    ("name", "said"), [pytest.param(*pair, marks=pytest.mark.slow if pair[0].startswith("Kandinsky") else ()) for pair in REFUSED.items()]
+)
 def test_a_forward_that_no_program_can_take_over_is_refused_with_what_stands_in_the_way(name: str, said: tuple[str, ...]) -> None:
     (error,) = check(all_specs()[name], meta=False, compiles=False).errors
     assert all(part in error for part in said)

@@ -91,7 +91,7 @@ def test_cond_dispatch_works_inside_a_larger_compiled_function() -> None:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("dispatch", ["host", "cond"])
+@pytest.mark.parametrize("dispatch", ["host", pytest.param("cond", marks=pytest.mark.slow)])
 def test_law_2_inductor_agrees_with_the_uncompiled_programs(dispatch: Any) -> None:
     model, kwargs = shared_model("dit", layers=2 if dispatch == "host" else 1)  # a cond compiles both branches with every block
     cached, plain = (rfc_fx.transform(model, rfc.RFC(tau=0.3, order=2), config=rfc_fx.Config(dispatch=dispatch)) for _ in range(2))

@@ -95,6 +95,7 @@ def test_packed_latents_are_those_of_flux_pipeline() -> None:
     torch.testing.assert_close(emoji_model.image_ids(8, 8), ids, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_decoder_that_learns_on_leaves_the_latents_as_they_are(tmp_path: Path) -> None:
     console = Console(quiet=True)
     first = emoji_autoencoder.train(icons(), tmp_path, 0.01, 0, console)

@@ -50,7 +50,7 @@ def cogvideox() -> tuple[nn.Module, dict[str, Any]]:
 MODELS = {"cogvideox": cogvideox, "sd3": FAMILIES["sd3"], "wan": FAMILIES["wan"]}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["cogvideox", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd3", "wan"))])
 def test_any_layout_of_the_inputs_is_taken_after_a_contiguous_call(name: str) -> None:
     model, call = MODELS[name]()
     cached = rfc_fx.transform(model, rfc.FullCompute(), example_inputs=call)

@@ -47,7 +47,7 @@ def calls(cached: rfc_fx.CachedModel, phase: str) -> list[str]:
 @pytest.mark.parametrize(
     ("family", "method"),
     [
-        *(pytest.param(family, "rfc", marks=() if family in ("dit", "flux") else pytest.mark.slow) for family in FAMILIES),
+        *(pytest.param(family, "rfc", marks=() if family == "flux" else pytest.mark.slow) for family in FAMILIES),
         *(("dit", method) for method in METHODS if method != "rfc"),
     ],
 )
@@ -132,6 +132,7 @@ def test_a_block_whose_weights_share_memory_stays_inline() -> None:
     generation(torch.compile(cached, fullgraph=True, backend="eager"), kwargs)
 
 
+@pytest.mark.slow
 def test_a_weight_used_twice_in_a_block_is_one_argument() -> None:
     model, kwargs = FAMILIES["dit"](layers=LAYERS)
     for block in model.transformer_blocks:

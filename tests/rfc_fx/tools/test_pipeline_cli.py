@@ -43,7 +43,7 @@ def flux(tmp_path_factory):
     return pipeline_folders.flux(tmp_path_factory.mktemp("models") / "flux")
 
 
-@pytest.mark.parametrize("has_pyav", [False, True])
+@pytest.mark.parametrize("has_pyav", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_video_pipeline_of_two_models_draws_with_both_accelerated(wan, tmp_path, monkeypatch, has_pyav):
     if has_pyav:
         pytest.importorskip("av")
