@@ -72,7 +72,7 @@ def test_law_1_all_full_is_the_model_bit_for_bit(family: str, dispatch: Any, gra
     assert cached.stats.phases == ["FULL"] * 4
 
 
-@pytest.mark.parametrize(("family", "estimator"), rotating(FAMILIES, ESTIMATORS, each=1))
+@pytest.mark.parametrize(("family", "estimator"), rotating(FAMILIES, ESTIMATORS, each=4))
 def test_law_2_twin_guarded_and_programs_agree_for_random_phases(family: str, estimator: str) -> None:
     model, kwargs = MADE[family]()
     method = ESTIMATORS[estimator]
