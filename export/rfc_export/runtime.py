@@ -32,8 +32,7 @@ from rfc_fx.runtime.context import CondContext, Context
 from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.step_model import StepModel
 
-KEY = 0
-"""An engine answers one call signature."""
+KEY = 0  # an engine answers one call signature
 
 
 class EngineContext(Context):
@@ -42,7 +41,6 @@ class EngineContext(Context):
     def __init__(self, compiled: LoadedSet) -> None:
         super().__init__(compiled)
         self.beside: dict[str, Tensor] = compiled.layout.allocate(compiled.device)[0] if compiled.returns_state else {}
-        """Memory for new state, by slot."""
 
     def memory(self) -> dict[Argument, Tensor]:
         """What programs read and write here from step to step, and where new state goes."""
@@ -54,8 +52,7 @@ class EngineContext(Context):
 
     def ran(self, phase: str) -> None:
         """Exchange the memory of what the program wrote."""
-        written = self.compiled.programs[phase].returned  # type: ignore[attr-defined]
-        for name in written:
+        for name in (written := self.compiled.programs[phase].returned):  # type: ignore[attr-defined]
             self.state[name], self.beside[name] = self.beside[name], self.state[name]
         if written:
             self.bound.clear()
