@@ -221,6 +221,7 @@ def step(digits_inputs: dict[str, Tensor], tmp_path_factory: pytest.TempPathFact
     )
 
 
+@pytest.mark.slow
 def test_one_program_counts_decides_and_keeps_the_state(step: Path, digits_inputs: dict[str, Tensor], draw: Draw) -> None:
     engine = rfc_export.load(step)
     assert list(engine.programs) == ["STEP"]

@@ -203,6 +203,7 @@ def peak_bytes(call: Any) -> int:
 
 
 @pytest.mark.compile
+@pytest.mark.slow
 def test_a_full_step_holds_one_output_of_a_site_more_than_the_plain_model() -> None:
     """The residual stream that PREFIX hands on; state is written in place. Beside it, modulation: no token has a part in that."""
     torch._dynamo.reset()
