@@ -15,6 +15,9 @@ from rfc_fx.runtime.cached_model import CachedModel
 from rfc_fx.runtime.context import CondContext, Context
 from rfc_fx.runtime.generation import Generation
 
+Prepared = tuple[Callable[..., Any] | None, Generation | None, Context | None, Mapping[str, Tensor]]
+"""For one call: the plain model where that takes it, else its generation, context and the schedule's numbers."""
+
 
 class CondModel(CachedModel):
     """A cached model whose step is one graph, decision included: it can be inlined in a larger compiled function or exported.
@@ -24,9 +27,7 @@ class CondModel(CachedModel):
 
     _prepared: Context | None = None
     """The context of the call that comes."""
-    _generation: Generation | None = None
-    """The generation of that call."""
-    _thresholds: Mapping[str, Tensor]
+    _thresholds: Mapping[str, Tensor] = {}
     """The schedule's numbers for it."""
 
     def __init__(self, *args: Any) -> None:
@@ -35,10 +36,14 @@ class CondModel(CachedModel):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step; see `CachedModel.forward`."""
-        if not torch.compiler.is_compiling() and (plain := self._prepare(args, kwargs)) is not None:
-            return plain(*args, **kwargs)
+        generation: Generation | None = None
+        if torch.compiler.is_compiling():
+            context, thresholds = self._prepared, self._thresholds
+        else:  # what was prepared for this call, whatever other threads prepare meanwhile
+            plain, generation, context, thresholds = self._prepare(args, kwargs)
+            if plain is not None:
+                return plain(*args, **kwargs)
         with torch.no_grad():
-            context = self._prepared
             if context is None:
                 way = "pass example_inputs to rfc_fx.transform or call the model once"
                 raise RFCError(f"{self.model_name}: dispatch='cond': nothing captured yet; {way}")
@@ -48,24 +53,21 @@ class CondModel(CachedModel):
             names = tuple(self.call_signature.parameters)
             arguments = dict(zip(names, args, strict=False)) | kwargs
             leaves = pytree.tree_leaves({name: arguments[name] for name in names if name in arguments})
-            outputs = compiled.step(compiled.inputs(leaves), state, state["progress"], state["log"], self._thresholds)
-            if not torch.compiler.is_compiling() and self._generation is not None:
-                self._generation.note(outputs)
+            outputs = compiled.step(compiled.inputs(leaves), state, state["progress"], state["log"], thresholds)
+            if generation is not None:
+                generation.note(outputs)
             return pytree.tree_unflatten(list(outputs), compiled.outputs)
 
     @torch.compiler.disable
-    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
-        """Have programs and state for this call ready; torch.compile calls it through the lazy-module protocol.
-
-        Returns the plain model where that takes the call.
-        """
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
+        """Have programs and state for this call ready; torch.compile calls it through the lazy-module protocol."""
         if (plain := self.driver.look_at_the_model()) is not None:
-            return plain
-        self._generation, context = self.driver.generations.of(self.cache.recognise(args, kwargs))
+            return plain, None, None, {}
+        generation, context = self.driver.generations.of(self.cache.recognise(args, kwargs))
         assert isinstance(context, CondContext)
-        self._prepared = context
-        self._thresholds = context.numbers_of(self.driver.rules.of(self._generation))
-        return None
+        thresholds = context.numbers_of(self.driver.rules.of(generation))
+        self._prepared, self._thresholds = context, thresholds
+        return None, generation, context, thresholds
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the call, which is one graph, in place."""

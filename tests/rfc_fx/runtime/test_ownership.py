@@ -97,3 +97,25 @@ def test_a_call_runs_while_another_thread_captures(monkeypatch: pytest.MonkeyPat
             assert torch.equal(Loop(3, 0).run(model), expected)
         finally:
             other.submit(block.__exit__, None, None, None).result()
+
+
+def test_one_graph_runs_with_what_was_prepared_for_its_own_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when another thread prepares its call between a call's preparation and its step."""
+    model = rfc_fx.transform(NET, LISTED, config=rfc_fx.Config(dispatch="cond"))
+    prepare = type(model)._prepare
+    with model.generation() as first, model.generation() as second:
+        one, two = Loop(3, 0), Loop(5, 1)
+        between: list[Any] = []
+
+        def prepared(own: Any, args: Any, kwargs: Any) -> Any:
+            ready = prepare(own, args, kwargs)
+            if between:
+                between.pop()()
+            return ready
+
+        monkeypatch.setattr(type(model), "_prepare", prepared)
+        while not one.is_done:
+            between.append(lambda: two.step(second))
+            one.step(first)
+    assert torch.equal(one.x, alone(3, 0))
+    assert torch.equal(two.x, alone(5, 1))
