@@ -46,28 +46,35 @@ def version(tensor: Tensor) -> int | None:
 
 @dataclass
 class Seen:
-    """A tensor as it was: the object and the number of times it had been written."""
+    """A tensor as it was: the object with the number of times it had been written, and its values, which the caller may overwrite."""
 
-    tensor: Tensor
+    tensor: Tensor | None
+    """None where nobody counts (inference tensors): values alone tell."""
     version: int | None
-    """None where nobody counts (inference tensors): `tensor` is then a copy, and compared by value."""
+    values: Tensor
+    """A copy; the tensor itself where no copy was asked for."""
 
     @classmethod
-    def now(cls, tensor: Tensor) -> Seen:
+    def now(cls, tensor: Tensor, *, copied: bool = True) -> Seen:
+        """`copied=False`: a tensor that is overwritten is none that was seen."""
         count = version(tensor)
-        return cls(tensor.clone() if count is None else tensor, count)
+        return cls(None if count is None else tensor, count, tensor.clone() if copied or count is None else tensor)
 
     def equals(self, other: Tensor) -> bool:
-        """Whether `other` has the same values, True at once for the same, unwritten object; if so, `other` is what was seen."""
-        seen = self.tensor
-        if self.version is not None:
-            if seen._version != self.version:
-                return False
-            if seen is other:
+        """Whether `other` has the values that were seen, True at once for the same, unwritten object; if so, `other` is what was seen."""
+        count = version(other)
+        if self.tensor is not None:
+            is_written = self.tensor._version != self.version
+            if self.tensor is other and not is_written:
                 return True
-        if (seen.shape, seen.dtype, seen.device) != (other.shape, other.dtype, other.device) or not torch.equal(seen, other):
+            if self.values is self.tensor and is_written:
+                return False
+        values = self.values
+        if (values.shape, values.dtype, values.device) != (other.shape, other.dtype, other.device) or not torch.equal(values, other):
             return False
-        if (count := version(other)) is not None:
+        if count is not None:
+            if values is self.tensor:
+                self.values = other
             self.tensor, self.version = other, count
         return True
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 sys.path.append(str(Path(__file__).parent))
 
 import torch
+from diffusers import DiTTransformer2DModel
 from mutations import Mutate, changed_bytes, json_mutations
 
 import rfc
@@ -41,10 +42,21 @@ from rfc_fx.errors import RFCError
 from rfc_fx.io.method_file import read_method
 from rfc_fx.tools.load import quiet
 from rfc_fx.tools.model_files import check_files, check_sizes
-from rfc_fx.zoo import DIGITS, DIGITS_PREDICTOR
+from rfc_fx.zoo import DIGITS_PREDICTOR
 
 SECONDS, MEBIBYTES = 2, 256
 """Bounds of one try: seconds of the processor, and growth of the process beyond what it had before all tries."""
+
+
+SMALL_DIT = {
+    "num_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "in_channels": 2,
+    "sample_size": 8,
+    "num_embeds_ada_norm": 10,
+}
+"""Settings of a model whose folder is read: one block, as every try builds it (without memory)."""
 
 
 class Hang(BaseException):
@@ -161,7 +173,7 @@ def kinds(engine: Path, folder: Path) -> dict[str, Kind]:
     quiet()  # diffusers warns of every setting that it does not know
     predictor, model = folder / "predictor", folder / "model"
     shutil.copytree(DIGITS_PREDICTOR, predictor)
-    shutil.copytree(DIGITS, model)
+    DiTTransformer2DModel(**SMALL_DIT).save_pretrained(model)
 
     def predictors(content: bytes) -> None:
         (predictor / "predictor.json").write_bytes(content)

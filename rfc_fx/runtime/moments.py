@@ -59,7 +59,7 @@ class Moments:
         `sign`: which way the timestep goes; the doubt ends where it moves back.
         """
         latent, before = self._latent(call), self._latest.get(lane)
-        self._latest[lane] = Moment(at, 1, Seen.now(latent))
+        self._latest[lane] = Moment(at, 1, Seen.now(latent, copied=False))
         if before is not None and before.latent is not None and before.is_at(at) and not before.latent.equals(latent) and not repeats:
             self._doubtful[lane] = at
         elif lane in self._doubtful and not isinstance(at, Tensor) and sign * at > sign * self._doubtful[lane]:
