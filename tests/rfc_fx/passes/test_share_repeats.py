@@ -106,7 +106,7 @@ def test_law_5_with_regions_and_what_is_compiled_does_not_grow_with_depth() -> N
     frames, regions = regions_compiled(3)
     assert frames == 3
     assert sorted(regions) == [0, 1, 1]
-    assert regions_compiled(6) == (frames, regions)
+    assert regions_compiled(5) == (frames, regions)
 
 
 @pytest.mark.slow

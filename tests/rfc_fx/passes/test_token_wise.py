@@ -42,7 +42,7 @@ METHODS: dict[str, rfc.Method] = {
 
 SLOW_PAIRS = [pytest.param(*pair, marks=pytest.mark.slow) for pair in product(["pixart", "wan"], METHODS)]
 
-COMPILED = {("dit", "duca", "eager"), ("flux", "toca", "eager")}
+COMPILED = {("dit", "duca", "eager")}
 """With which the count of frames is always tested."""
 
 MADE = {name: partial(shared_model, name) for name in FAMILIES}

@@ -13,6 +13,7 @@ import rfc_fx
 NET = tiny()
 
 
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("method", [LISTED, rfc.FullCompute()])
 def test_prompts_that_share_a_buffer_are_told_apart(mode: Any, method: rfc.Method) -> None:
@@ -47,7 +48,7 @@ class Masked(nn.Module):
         return self.net(hidden_states / int(mask.sum()), timestep=timestep, class_labels=class_labels)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("mode", [pytest.param(torch.no_grad, marks=pytest.mark.slow), torch.inference_mode])
 def test_a_mask_that_python_reads_and_the_caller_overwrites_is_another_one(mode: Any) -> None:
     net = Masked().eval()
     model = rfc_fx.transform(net, rfc.FullCompute())

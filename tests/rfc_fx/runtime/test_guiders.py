@@ -38,7 +38,7 @@ def draw(model: Any, call: dict[str, Any], blocks: str = "transformer_blocks", s
     return x
 
 
-@pytest.mark.parametrize("blocks", ["transformer_blocks", "model.transformer_blocks"])
+@pytest.mark.parametrize("blocks", [pytest.param("transformer_blocks", marks=pytest.mark.slow), "model.transformer_blocks"])
 def test_calls_with_hooks_are_the_models_own_and_the_others_are_cached(blocks: str) -> None:
     model, call = FAMILIES["sd3"](layers=4)
     plain = draw(model, call)
