@@ -29,8 +29,8 @@ class PerSampleModel(CachedModel):
     come, go or move up between the steps of a generation says who is who: `with model.samples(names):`.
     """
 
-    def __init__(self, model: nn.Module, method: Method, config: Config, build: Build) -> None:
-        super().__init__(model, method, config, build)
+    def __init__(self, model: nn.Module, method: Method, config: Config, build: Build, group: Any = None) -> None:
+        super().__init__(model, method, config, build, group)
         self._joins: dict[Any, Join] = {}
         """How results go together, by call signature."""
 
