@@ -157,9 +157,9 @@ def transform(
 
     `method`: an rfc method or the path of a method file (.json); None: `rfc.LogSNR` at the noise levels of `source`, else `rfc.RFC()`.
     `example_inputs`: arguments of one call, captured now (`passes.build`); None: the first call is. `source`: a pipeline or scheduler, held
-    weakly, read as it stands; every generation has its timesteps (`CachedModel.follow`). `group`: the torch.distributed.ProcessGroup of ranks
-    that compute batches of their own and decide together (guidance parallel); where diffusers' `enable_parallelism` has split the sequence,
-    its ranks do so without it.
+    weakly, read as it stands; every generation has its timesteps (`CachedModel.follow`). `group`: the torch.distributed.ProcessGroup of
+    ranks that compute batches of their own and decide together (guidance parallel); the ranks among which diffusers' `enable_parallelism`
+    has split a sequence do so without it.
 
     Raises TypeError or ValueError for wrong arguments, and, now or in the first call, CaptureError, NoSiteError, StateBudgetError and
     RanksError.

@@ -19,7 +19,7 @@ import torch.distributed as dist
 @contextmanager
 def one_device() -> Iterator[None]:
     """diffusers divides a rank by the number of accelerators, which is none on a CPU."""
-    with mock.patch.object(torch.accelerator, "device_count", lambda: 1):
+    with mock.patch.object(torch.accelerator, "device_count", return_value=1):
         yield
 
 
@@ -72,10 +72,13 @@ class Workers:
 
     def run(self, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
         """Call function(rank, *args) on every rank; its results, an exception where it raised one, None where the process has died."""
+        missing = [rank for rank, process in enumerate(self.processes) if process is None or not process.is_alive()]
+        for rank in missing:
+            self._start(rank)
+        if missing:
+            self.run(_import)
         port = _free_port()
         for rank in range(self.size):
-            if self.processes[rank] is None or not self.processes[rank].is_alive():
-                self._start(rank)
             self.pipes[rank].send((rank, self.size, port, timeout, function, args))
         results = []
         for pipe in self.pipes:
@@ -84,6 +87,11 @@ class Workers:
             except EOFError:
                 results.append(None)
         return results
+
+
+def _import(rank: int) -> None:
+    """Import what takes long, so that ranks begin together."""
+    import rank_programs  # noqa: F401
 
 
 def _free_port() -> int:

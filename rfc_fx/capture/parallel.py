@@ -78,7 +78,7 @@ def is_context_parallel(hook: Any) -> bool:
 
 
 def refuse_spread(model: nn.Module) -> None:
-    """Raise CaptureError for a model that is spread over devices in a way that no graph can hold: by weights, or by patches of a pipeline."""
+    """Raise CaptureError for a model that is spread over devices as no graph can hold it: by weights, or by patches of a pipeline."""
     kind = type(model).__name__
     for name, module in model.named_modules():
         where = f"{kind}{f'.{name}' if name else ''}"
@@ -92,13 +92,13 @@ def refuse_spread(model: nn.Module) -> None:
             raise CaptureError(f"{where}: wrapped for training by DistributedDataParallel; transform the model inside, {where}.module")
         if any("PipeFusion" in base or base.startswith("xFuser") for base in bases):
             raise CaptureError(
-                f"{where}: runs under PipeFusion of xDiT, which keeps activations of other patches in a forward of its own; load diffusers' "
-                "model and split its sequence: model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=...))"
+                f"{where}: runs under PipeFusion of xDiT, which keeps activations of other patches in a forward of its own; load the "
+                "model of diffusers and split its sequence: model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=...))"
             )
     if weight := next((name for name, weight in model.named_parameters() if _is_distributed(weight)), None):
         raise CaptureError(
-            f"{kind}: {weight} is a DTensor (tensor parallel, FSDP2), which torch.export cannot trace, and whose state every rank would hold "
-            "whole; load the model without it and split its sequence: model.enable_parallelism(config=ContextParallelConfig("
+            f"{kind}: {weight} is a DTensor (tensor parallel, FSDP2), which torch.export cannot trace, and whose state every rank would "
+            "hold whole; load the model without it and split its sequence: model.enable_parallelism(config=ContextParallelConfig("
             "ulysses_degree=...))"
         )
 

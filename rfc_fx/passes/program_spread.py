@@ -47,11 +47,10 @@ def _spreads_of(guarded: Guarded, programs: dict[str, Program], parallel: Parall
 
 def _of_guarded(guarded: Guarded, parallel: Parallel) -> dict[str, Spread]:
     """By node name; an estimate lies as what it stands for."""
-    found: dict[fx.Node, Spread] = {}
     graph = guarded.module.graph
     recalled = {node: Spread.SHARDED for node in graph.nodes if node.target is recall}
     found = spreads(graph, parallel, recalled)
-    return {node.name: found[node.args[1]] if node.target is select else spread for node, spread in found.items()}
+    return {node.name: found[node.args[1]] if node.target is select else spread for node, spread in found.items()}  # type: ignore[index]
 
 
 def _of_program(program: Program, held: dict[str, Spread], slots: dict[str, Spread], parallel: Parallel) -> dict[fx.Node, Spread]:

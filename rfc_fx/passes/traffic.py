@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from rfc_fx.ir.plan import Traffic
 from rfc_fx.ir.program import Program
 from rfc_fx.passes.spread import collectives, name_of
 
-SHARES = {
+SHARES: Mapping[str, Callable[[int], float]] = {
     "all_to_all_single": lambda n: (n - 1) / n,
     "all_gather_into_tensor": lambda n: n - 1,
     "all_reduce": lambda n: 2 * (n - 1) / n,
@@ -39,15 +39,15 @@ def _sent(node: fx.Node) -> float:
     operand = node.args[0]
     tensor = value(operand) if isinstance(operand, fx.Node) else None
     size = tensor.nbytes if isinstance(tensor, Tensor) else 0
-    share = SHARES.get(name_of(node), lambda n: n - 1)
-    return float(size * share(_ranks(node)))
+    return size * SHARES.get(name_of(node), SHARES["all_gather_into_tensor"])(_ranks(node))
 
 
 def _ranks(node: fx.Node) -> int:
-    from torch.distributed.distributed_c10d import _resolve_process_group
+    from torch.distributed import distributed_c10d
 
     group = next(str(argument) for argument in reversed(node.args) if isinstance(argument, str))
-    return int(_resolve_process_group(group).size())  # type: ignore[arg-type]  # a name
+    resolve: Any = distributed_c10d._resolve_process_group  # type: ignore[attr-defined]  # of a name; what Inductor uses
+    return int(resolve(group).size())
 
 
 def digest(programs: Mapping[str, Program]) -> dict[str, str]:

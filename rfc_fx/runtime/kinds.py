@@ -19,8 +19,9 @@ from rfc_fx.sites.granularity import granularities_for
 def cached_model(model: nn.Module, method: Any, config: Config, build: Build, group: Any = None) -> CachedModel:
     """The cached model of a method and a configuration, before anything is captured; `build` makes its programs.
 
-    `group`: the ranks that take one decision for batches of their own, a torch.distributed.ProcessGroup. Raises TypeError for arguments of another type and for a transformed model, ValueError where the method has another granularity than the
-    configuration, CaptureError for a model that a graph cannot stand for.
+    `group`: the ranks that take one decision for batches of their own, a torch.distributed.ProcessGroup. Raises TypeError for arguments of
+    another type and for a transformed model, ValueError where the method has another granularity than the configuration, CaptureError for a
+    model that a graph cannot stand for.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"transform: model must be a torch.nn.Module, got {type(model).__name__}; for a pipeline pass pipe.transformer")

@@ -73,8 +73,8 @@ class Ranks:
                 heard.append(json.loads(store.get(f"{self._prefix}/{number}/{rank}")))
             except RuntimeError as error:
                 raise RanksError(
-                    f"{self.model}: rank {self.rank} waited {self.timeout.total_seconds():g} s for rank {rank} {occasion}, and rank {rank} did "
-                    f"not come to it{self._reports(rank)}; all ranks of a group have to transform, call and change the model alike"
+                    f"{self.model}: rank {self.rank} waited {self.timeout.total_seconds():g} s for rank {rank} {occasion}, and rank {rank} "
+                    f"did not come to it{self._reports(rank)}; all ranks of a group have to transform, call and change the model alike"
                 ) from error
         return heard
 
@@ -89,8 +89,8 @@ class Ranks:
             if others:
                 shown = ", ".join(f"rank {rank}: {str(each)[:100]}" for rank, each in enumerate(values))
                 raise RanksError(
-                    f"{self.model}: ranks differ {occasion} in their {name} ({shown}); every rank of the group needs the same model, adapters, "
-                    "method, configuration and, where they share one sequence, the same inputs: seed the noise alike on all ranks"
+                    f"{self.model}: ranks differ {occasion} in their {name} ({shown}); every rank of the group needs the same model, "
+                    "adapters, method and configuration, and where they share one sequence the same inputs: seed the noise alike on all"
                 )
 
     def smallest(self, occasion: str, number: int) -> int:
@@ -105,9 +105,7 @@ class Ranks:
         message = f"{type(error).__name__}: {text}"
         if not is_of_collective(error):
             self._report(f"{where}: {message}")
-            error.add_note(
-                f"{self.model}: rank {self.rank} of {self.size} failed in {where}; the other ranks wait for it, and fail in turn"
-            )
+            error.add_note(f"{self.model}: rank {self.rank} of {self.size} failed in {where}; the other ranks wait for it and fail in turn")
             return error
         others = "".join(self._reports(rank) for rank in range(self.size) if rank != self.rank)
         self._report(f"{where}: {message}")
@@ -172,7 +170,7 @@ def raise_named(ranks: tuple[Ranks, ...], error: BaseException, where: str) -> N
         raise said from error
 
 
-def ranks_of(model: nn.Module, group: Any) -> tuple[Ranks, ...]:
+def ranks_of(model: nn.Module, group: Any = None) -> tuple[Ranks, ...]:
     """The groups that a model's steps are shared with: the ranks of its sequence, and those of its decisions."""
     parallel = parallel_of(model)
     groups = [each for each in (None if parallel is None else parallel.group, group) if each is not None]
