@@ -98,12 +98,11 @@ def main(
         parted = split_digits(copy.deepcopy(transformer), ranks)
     record: Record = {"settings": {"ranks": ranks, "steps": steps, "rounds": rounds, "samples": SAMPLES, "guidance": 1.5}, "methods": {}}
     for name, method in METHODS.items():
-        alone, pictures = {}, torch.zeros(())
-        if rank == 0:
-            alone, pictures = measured(rfc_fx.transform(transformer, method), scheduler, steps, rounds)
+        whole = measured(rfc_fx.transform(transformer, method), scheduler, steps, rounds) if rank == 0 else None
         dist.barrier()
         split, parts = measured(rfc_fx.transform(parted, method), scheduler, steps, rounds)
-        if rank == 0:
+        if whole is not None:
+            alone, pictures = whole
             record["methods"][name] = {"alone": alone, "split": split, "largest_difference": float((pictures - parts).abs().max())}
     if rank == 0:
         record["versions"] = versions()

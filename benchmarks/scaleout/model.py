@@ -1,4 +1,4 @@
-"""Alpha-beta model: what a generation takes on more devices, from the bytes that Ulysses and ring attention send. Nothing here is measured."""
+"""Alpha-beta model: what a generation takes on more devices, from the bytes that Ulysses and ring attention send; not measured."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Workload:
 
 
 FLUX = Workload("FLUX.1, 1024 x 1024", 4_608, 3_072, 57, 0.112, 6.5e9, 0.52e6)
-WAN = Workload("Wan 2.1 14B, 720p, 81 frames", 75_600, 5_120, 40, 17.0, 23.2e9, 9.7e6)
+WAN = Workload("Wan 2.1 14B, 720p, 81 frames", 75_600, 5_120, 40, 17.0, 186e9, 9.7e6)
 STEPS, NFC = 50, 14
 
 

@@ -26,6 +26,16 @@ def markdown(record: Record) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sentence(record: Record) -> str:
+    """Whether the ranks decided as one process, how far pictures differ, and what became of the state."""
+    found = list(record["methods"].values())
+    same = all(both["alone"]["phases"] == both["split"]["phases"] for both in found)
+    largest = max(both["largest_difference"] for both in found)
+    share = found[0]["split"]["state_bytes"] / found[0]["alone"]["state_bytes"]
+    decided = "Decisions are those of one process" if same else "Decisions differ from those of one process"
+    return f"{decided}, pixels differ by at most {largest:.1g}, a process holds {share:.0%} of the state."
+
+
 def _counted(collectives: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in collectives.items()) or "none"
 
@@ -33,7 +43,7 @@ def _counted(collectives: Mapping[str, int]) -> str:
 def modelled() -> str:
     """The alpha-beta model for two transformers: seconds of 50 steps, 14 of them full, on 1 to 64 GPUs."""
     lines = [
-        "| model | GPUs | sent by a GPU, FULL | FULL ms | ESTIMATE ms | sent, ESTIMATE | 50 steps, s: full / cached | over one GPU uncached |",
+        "| model | GPUs | sent by a GPU, FULL | FULL ms | ESTIMATE ms | sent, ESTIMATE | 50 steps, s: full / cached | over one uncached |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for work in (FLUX, WAN):

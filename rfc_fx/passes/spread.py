@@ -105,7 +105,7 @@ def refuse_silent_attention(captured: Captured) -> None:
             raise CaptureError(
                 f"{type(captured.model).__name__}{f'.{where}' if where else ''}: {why}, and takes the tokens of this rank for all of them: "
                 "it does not communicate with the other ranks, so the picture would come apart at the seams; context parallel needs "
-                "attention that goes through the dispatcher of diffusers (processors with a _parallel_config), as in FLUX, Qwen-Image and Wan"
+                "attention that goes through the dispatcher of diffusers (_parallel_config), as in FLUX, Qwen-Image and Wan"
             )
     if Spread.SHARDED in found.values() and not any(is_collective(node) and _is_worked_on(node) for node in captured.graph.nodes):
         raise CaptureError(

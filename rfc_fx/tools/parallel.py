@@ -1,4 +1,4 @@
-"""Parallel: the ranks that torchrun started draw one picture together, each with its own part of the sequence (diffusers' context parallel)."""
+"""Parallel: the ranks that torchrun started draw one picture together, each with its part of the sequence (context parallel)."""
 
 from __future__ import annotations
 
@@ -74,9 +74,7 @@ def split_sequence(model: nn.Module, degrees: Degrees) -> None:
 
     given: Any = model
     if getattr(given, "_cp_plan", None) is None:
-        raise OptionError(
-            f"--parallel: {type(model).__name__} has no context-parallel plan in diffusers; FLUX, Qwen-Image, Wan and LTX have"
-        )
+        raise OptionError(f"--parallel: {type(model).__name__} has no context-parallel plan in diffusers, as FLUX, Qwen-Image, Wan have")
     with _some_device():
         try:
             given.enable_parallelism(config=ContextParallelConfig(ulysses_degree=degrees.ulysses, ring_degree=degrees.ring))

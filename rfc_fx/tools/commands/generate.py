@@ -190,8 +190,9 @@ def _drawn(
     request = replace(request, methods=methods, config=chosen)
     numbers = list(range(seed, seed + (seeds or (4 if call.classes else 1))))
     source = PipelineSource(name=model, pipe=folder.load(dtype, device), call=call, seeds=numbers)
-    for denoiser in transformers_of(source.pipe).values() if parallel is not None else ():
-        split_sequence(denoiser, parallel)
+    if parallel is not None:
+        for denoiser in transformers_of(source.pipe).values():
+            split_sequence(denoiser, parallel)
     console = terminal()
     total = (1 + len(methods)) * len(numbers) * len(call.batches) * request.rounds * call.steps
     total += len(methods) * len(call.batches) * call.steps if request.speedup is not None else 0
