@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from PIL.Image import Image
 
+from rfc_fx.runtime.stopwatch import Stopwatch
 from rfc_fx.tools.load import one_line
-from rfc_fx.tools.pipeline.accelerated import accelerated, records, state_bytes
+from rfc_fx.tools.pipeline.accelerated import accelerated, models, records, state_bytes
 from rfc_fx.tools.pipeline.call import ALIASES
 from rfc_fx.tools.pipeline.folder import pipeline_folder
 from rfc_fx.tools.requests.request import Request, RequestError
@@ -41,6 +42,10 @@ class Picture(NamedTuple):
     steps: int
     seconds: float
     """Of the generation, shared by its batch."""
+    step_ms: tuple[float, float] | None = None
+    """Medians of a full and of an estimated step, where enough were taken."""
+    state_bytes: int = 0
+    """That the worker holds."""
 
 
 class Worker:
@@ -69,6 +74,9 @@ class Worker:
         if len({request.fit for request in requests}) != 1:
             raise RequestError("a batch holds requests of one shape, number of steps and guidance; draw others apart")
         arguments = self._arguments(requests)
+        watches = list(models(self.pipe))
+        for model in watches:
+            model.stopwatch = Stopwatch(torch.device(self.settings.device))
         begin = time.monotonic()
         try:
             images = self.pipe(**arguments).images
@@ -76,7 +84,9 @@ class Worker:
             raise RequestError(f"{self.folder.class_name} refuses the request: {one_line(error)}") from error
         seconds = time.monotonic() - begin
         record = next(iter(records(self.pipe).values()))
-        return [Picture(_png(image), record.nfc, record.step, seconds) for image in images]
+        medians = None if watches[0].stopwatch is None else watches[0].stopwatch.medians()
+        times = None if medians is None else (1e3 * medians[0], 1e3 * medians[1])
+        return [Picture(_png(image), record.nfc, record.step, seconds, times, self.state_bytes) for image in images]
 
     def _arguments(self, requests: Sequence[Request]) -> dict[str, Any]:
         first, known = requests[0], self.folder.parameters

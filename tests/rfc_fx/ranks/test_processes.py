@@ -118,9 +118,9 @@ def test_a_rank_that_raises_tells_the_others_why(workers: Workers) -> None:
 
 @pytest.mark.slow
 def test_a_model_that_changes_on_one_rank_alone_is_an_error_on_both(workers: Workers) -> None:
-    waiting, changed = workers.run(rank_programs.draw, "changes", rfc.FORA(interval=2), timeout=20)
+    waiting, changed = workers.run(rank_programs.draw, "changes", rfc.FORA(interval=2))
     assert {waiting[0], changed[0]} == {"RanksError"}
-    assert "rank 1 waited 20 s for rank 0 before the capture, and rank 0 did not come to it" in changed[1]
+    assert "rank 1 waited 3 s for rank 0 before the capture, and rank 0 did not come to it" in changed[1]
     assert "lost the others in step" in waiting[1]
 
 
