@@ -6,7 +6,7 @@ TRIES ?= 100000
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-engines test lint format fuzz audit bench-smoke clean
+.PHONY: help demo demo-engines demo-serve test lint format fuzz audit bench-smoke clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,11 @@ demo-engines: .venv/.installed  ## export the shipped emoji model to AOTInductor
 	    $(BIN)/rfc-fx run out/engines/$$backend --model emoji --prompt "an apple, flat style, on light blue" --negative-prompt "" \
 	        --call true_cfg_scale=3 --steps 28 --out out/engines/drawn-$$backend || exit 1; \
 	done
+
+demo-serve: .venv/.installed  ## serve the shipped emoji model with Ray, draw 16 pictures by HTTP into out/demo-serve, stop
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[ray]" -c constraints.txt
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.serving emoji --requests 16 --clients 4 --replicas 2 --kills 0 --pictures out/demo-serve \
+	    --out out/demo-serve/load.json
 
 # One thread for each worker: two workers with a thread pool each fight over the same cores. A file's tests stay on one worker: what they
 # share, engines above all, is made once.

@@ -21,6 +21,7 @@ from benchmarks.coverage import rows as coverage
 from benchmarks.files import RESULTS, Record, read_json, write_text
 from benchmarks.latency import profile, scaling, state, tables
 from benchmarks.quality import summary as quality
+from benchmarks.scaleout import table as scaleout
 from benchmarks.soak import table as soak
 from benchmarks.tool_tables import demo_table, engine_table
 
@@ -128,6 +129,10 @@ def page() -> str:
         coverage=coverage.summary(covered),
         soak=read_json(RESULTS / "soak" / "soak.json"),
         soak_table=soak.markdown,
+        scaleout=read_json(RESULTS / "scaleout" / "scaleout.json"),
+        scaleout_table=scaleout.markdown,
+        scaleout_sentence=scaleout.sentence,
+        modelled_table=scaleout.modelled(),
     )
     return wrapped(text)
 

@@ -6,12 +6,14 @@ Slots: `O`, `dO1` .. `dOm` (output and its differences), `I`, `dI1` .. `dIm` (in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from rfc.ranks import summed
 
 State = Mapping[str, Tensor]
 Per = Literal["sample", "token", "tensor"]
@@ -65,7 +67,13 @@ def zeros(slots: Mapping[str, SlotSpec], device: torch.device) -> dict[str, Tens
 
 def inner(a: Float[Tensor, "N *S D"], b: Float[Tensor, "N *S D"], per: Per) -> Float[Tensor, "..."]:
     """<a, b> in float32, reduced per sample, per token or over the whole tensor; reduced axes keep length 1."""
-    return (a.float() * b.float()).sum(dim=reduced_axes(a.dim(), per), keepdim=True)
+    return inners([(a, b)], per)[0]
+
+
+def inners(pairs: Sequence[tuple[Tensor, Tensor]], per: Per) -> list[Tensor]:
+    """`inner` of each pair; where tokens lie on several ranks, theirs are added in one all-reduce."""
+    products = [(a.float() * b.float()).sum(dim=reduced_axes(a.dim(), per), keepdim=True) for a, b in pairs]
+    return products if per == "token" else list(summed(*products))
 
 
 def norm(a: Float[Tensor, "N *S D"], per: Per) -> Float[Tensor, "..."]:

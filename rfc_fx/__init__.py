@@ -17,7 +17,16 @@ from torch import nn
 from rfc.method import Method
 from rfc.placement.log_snr import LogSNR
 from rfc_fx.capture.export import args_and_kwargs
-from rfc_fx.errors import CaptureError, IllegalGraphError, NoSiteError, PredictorMismatchError, RFCError, SignatureError, StateBudgetError
+from rfc_fx.errors import (
+    CaptureError,
+    IllegalGraphError,
+    NoSiteError,
+    PredictorMismatchError,
+    RanksError,
+    RFCError,
+    SignatureError,
+    StateBudgetError,
+)
 from rfc_fx.io.method_file import read_method, write_method
 from rfc_fx.io.predictor import write_predictor
 from rfc_fx.ir.config import Config
@@ -57,6 +66,7 @@ __all__ = [
     "Plan",
     "PredictorMismatchError",
     "RFCError",
+    "RanksError",
     "RepeatedCallWarning",
     "RisingTimestepWarning",
     "SignatureError",
@@ -141,16 +151,20 @@ def transform(
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
     source: Any = None,
     config: Config = Config(),
+    group: Any = None,
 ) -> CachedModel:
     """Return `model` with every residual branch behind a guard: computed in full, or estimated from its cache.
 
     `method`: an rfc method or the path of a method file (.json); None: `rfc.LogSNR` at the noise levels of `source`, else `rfc.RFC()`.
     `example_inputs`: arguments of one call, captured now (`passes.build`); None: the first call is. `source`: a pipeline or scheduler, held
-    weakly, read as it stands; every generation has its timesteps (`CachedModel.follow`).
+    weakly, read as it stands; every generation has its timesteps (`CachedModel.follow`). `group`: the torch.distributed.ProcessGroup of
+    ranks that compute batches of their own and decide together (guidance parallel); the ranks among which diffusers' `enable_parallelism`
+    has split a sequence do so without it.
 
-    Raises TypeError or ValueError for wrong arguments, and, now or in the first call, CaptureError, NoSiteError and StateBudgetError.
+    Raises TypeError or ValueError for wrong arguments, and, now or in the first call, CaptureError, NoSiteError, StateBudgetError and
+    RanksError.
     """
-    cached = cached_model(model, default_method(source) if method is None else _method(method), config, build)
+    cached = cached_model(model, default_method(source) if method is None else _method(method), config, build, group)
     if source is not None:
         cached.follow(source)
     if example_inputs is not None:

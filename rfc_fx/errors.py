@@ -59,5 +59,9 @@ class SignatureError(RFCError):
     """A call does not fit what was captured."""
 
 
+class RanksError(RFCError):
+    """Ranks that share a sequence or a decision differ, or one of them is gone."""
+
+
 class PredictorMismatchError(RFCError, PredictorError):
     """A predictor that cannot stand in for this model's blocks; a `rfc.PredictorError`, as the eager twin raises it."""

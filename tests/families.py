@@ -29,7 +29,7 @@ def dit(layers: int = 2, seed: int = 0) -> Family:
         num_embeds_ada_norm=10,
     )
     kwargs = {"hidden_states": draw(2, 4, 8, 8), "timestep": torch.tensor([500, 500]), "class_labels": torch.tensor([1, 10])}
-    return _ready(model), kwargs
+    return ready(model), kwargs
 
 
 def pixart(layers: int = 2, seed: int = 0) -> Family:
@@ -56,7 +56,7 @@ def pixart(layers: int = 2, seed: int = 0) -> Family:
         "encoder_attention_mask": torch.tensor([[1] * 7, [1] * 5 + [0] * 2]),
         "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
     }
-    return _ready(model), kwargs
+    return ready(model), kwargs
 
 
 def sd3(layers: int = 2, seed: int = 0) -> Family:
@@ -85,7 +85,7 @@ def sd3(layers: int = 2, seed: int = 0) -> Family:
         "pooled_projections": draw(2, 10),
         "timestep": torch.tensor([500.0, 500.0]),
     }
-    return _ready(model), kwargs
+    return ready(model), kwargs
 
 
 def flux(layers: int = 2, seed: int = 0) -> Family:
@@ -116,7 +116,7 @@ def flux(layers: int = 2, seed: int = 0) -> Family:
         "txt_ids": torch.zeros(5, 3),
         "guidance": torch.tensor([3.5, 3.5]),
     }
-    return _ready(model), kwargs
+    return ready(model), kwargs
 
 
 def _wan(layers: int, **config: Any) -> nn.Module:
@@ -124,7 +124,7 @@ def _wan(layers: int, **config: Any) -> nn.Module:
 
     fixed = {"patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "out_channels": 4, "text_dim": 16}
     fixed |= {"freq_dim": 32, "ffn_dim": 32, "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 32}
-    return _ready(WanTransformer3DModel(num_layers=layers, **fixed, **config))
+    return ready(WanTransformer3DModel(num_layers=layers, **fixed, **config))
 
 
 def wan(layers: int = 2, seed: int = 0) -> Family:
@@ -180,7 +180,7 @@ def _seeded(seed: int) -> Callable[..., Tensor]:
     return lambda *shape: torch.randn(*shape, generator=generator)
 
 
-def _ready(model: nn.Module) -> nn.Module:
+def ready(model: nn.Module) -> nn.Module:
     """Fill what starts at zero (gates, output head), or else every branch would vanish."""
     for parameter in model.parameters():
         if not parameter.detach().any():

@@ -74,6 +74,11 @@ def export(
     check_method(model.method if isinstance(model, rfc_fx.CachedModel) else method or rfc.RFC(), config.dispatch)
     cached = _cached(model, example_inputs, method, config)
     compiled = cached.compiled
+    if compiled.captured.parallel is not None or compiled.captured.decided_with is not None:
+        raise ExportError(
+            f"export: the programs of {cached.model_name} hold collectives of a group of ranks, which an engine does not have; export the "
+            "model before enable_parallelism and without group="
+        )
     maker.check(compiled.device)
     arguments = _arguments(cached, example_inputs)
     call = call_spec(compiled, arguments, cached.call_signature, cached.timestep_argument)

@@ -38,6 +38,11 @@ def cached(model: nn.Module, method: Method, granularity: str | None = None) -> 
     """
     if not isinstance(method, Method):
         raise TypeError(f"cached: method must be an rfc method such as rfc.RFC(tau=0.1), got {method!r}")
+    if any(hook.startswith("cp_") for module in model.modules() for hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", ())):
+        raise ValueError(
+            f"{type(model).__name__}: its sequence is split over ranks (context parallel), each of which would decide by its own tokens "
+            "here; use rfc_fx.transform, which completes sums over all of them"
+        )
     return CachedEager(model, method, granularity or method.granularity or "module")
 
 

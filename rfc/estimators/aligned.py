@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rfc.estimators.base import Coefficients, Estimator, history_slots, named
+from rfc.ranks import means
 from rfc.state import Clock, SlotSpec, State, scalar_shape, shifted_differences
 
 
@@ -39,11 +40,11 @@ class Aligned(Estimator):
     def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
         outputs = shifted_differences(O, self._history(old, "O"), clock)
         inputs = shifted_differences(I, self._history(old, "I"), clock)
-        span = inputs[1].float().abs().mean().reshape([1] * I.dim())
+        span = means([inputs[1].float().abs()])[0].reshape([1] * I.dim())
         return {**named("O", outputs), **named("I", inputs), "span": span}
 
     def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
-        moved = (I.float() - state["I"].float() + state["dI1"].float()).abs().mean()
+        (moved,) = means([(I.float() - state["I"].float() + state["dI1"].float()).abs()])
         g = torch.where(state["span"] > 0, moved / state["span"], torch.ones_like(state["span"]))
         g = g.clamp(1.0, self.most)
         return [(g - 1.0).reshape([])]

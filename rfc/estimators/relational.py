@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rfc.estimators.base import Coefficients, Estimator, check_order, history_slots, named
 from rfc.estimators.taylor import taylor_coefficients
-from rfc.state import Clock, Per, SlotSpec, State, divided_differences, inner, norm, scalar_shape, shifted_differences, sketch, sketch_spec
+from rfc.state import Clock, Per, SlotSpec, State, divided_differences, inners, norm, scalar_shape, shifted_differences, sketch, sketch_spec
 
 
 class Relational(Estimator):
@@ -72,7 +72,9 @@ class RFE(Relational):
         speed = norm(I.float() - old["I"].float(), self.norm) / clock.gap
         new = {**named("O", f), "I": I, "speed": torch.where(clock.n > 0, speed, torch.zeros_like(speed))}
         if self.order == 2:
-            new |= {f"g{i}{j}": inner(f[i], f[j], self.norm) for i, j in ((1, 1), (1, 2), (2, 2))}
+            pairs = ((1, 1), (1, 2), (2, 2))
+            products = inners([(f[i], f[j]) for i, j in pairs], self.norm)
+            new |= {f"g{i}{j}": product for (i, j), product in zip(pairs, products, strict=True)}
         return new
 
     def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
@@ -123,7 +125,8 @@ class Projective(Relational):
         I = sketch(I, self.sketch, self.per)
         outputs = shifted_differences(O, self._history(old, "O"), clock)
         inputs = shifted_differences(I, self._history(old, "I"), clock)
-        G = [[inner(a, b, self.per) for b in inputs[1:]] for a in inputs[1:]]
+        products = inners([(a, b) for a in inputs[1:] for b in inputs[1:]], self.per)
+        G = [products[i * m : (i + 1) * m] for i in range(m)]
         trace = torch.stack([G[i][i] for i in range(m)]).sum(0)
         moved = trace > SMALLEST_MOVE
         damping = torch.where(moved, trace * (self.ridge / m), torch.ones_like(trace))
@@ -137,7 +140,7 @@ class Projective(Relational):
 
     def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
         dI = sketch(I, self.sketch, self.per).float() - state["I"].float()
-        b = torch.stack([inner(dI, past, self.per) for past in self._history(state, "I")[1:]])
+        b = torch.stack(inners([(dI, past) for past in self._history(state, "I")[1:]], self.per))
         c = (state["inverse"] * b).sum(1).unbind()
         moved = state["inverse"][0, 0] > 0
         return [torch.where(moved, c[0], clock.k / clock.N.clamp(min=1)), *c[1:]]

@@ -64,6 +64,11 @@ class Schedule(ABC):
         return False
 
     @property
+    def joins(self) -> Literal["mean", "max"]:
+        """How errors of several batches make one, where ranks with a batch each decide together."""
+        return "mean"
+
+    @property
     def branches(self) -> tuple[PhaseName, ...]:
         """The phases that the rule chooses from; FULL is the first."""
         return (FULL.name, ESTIMATE.name)

@@ -11,14 +11,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rfc.ranks import means
 from rfc.schedules.base import Numbers, Schedule, Signal, Watched, checked_count, checked_threshold
 from rfc.state import Clock, SlotSpec, State
 
 
 def relative_change(now: Float[Tensor, "*S"], before: Float[Tensor, "*S"]) -> Float[Tensor, ""]:
     """mean |now - before| / mean |before| over the whole tensor, in float32."""
-    now, before = now.float(), before.float()
-    return (now - before).abs().mean() / before.abs().mean()
+    return relative_changes((now, before))[0]
+
+
+def relative_changes(*pairs: tuple[Float[Tensor, "*S"], Float[Tensor, "*S"]]) -> list[Float[Tensor, ""]]:
+    """`relative_change` of each pair (now, before), over the tokens of all ranks."""
+    wide = [(now.float(), before.float()) for now, before in pairs]
+    magnitudes = means([magnitude for now, before in wide for magnitude in ((now - before).abs(), before.abs())])
+    return [moved / length for moved, length in zip(magnitudes[::2], magnitudes[1::2], strict=True)]
 
 
 class _Change(Schedule):
@@ -154,5 +161,8 @@ class ProbeChange(_Change):
 
     def error(self, watched: Watched, state: State, clock: Clock) -> Float[Tensor, ""]:
         x, before = watched["base"].float(), state["base"].float()
-        d_y = relative_change(x + watched["I"].float(), before + state["I"].float())
-        return (d_y - relative_change(x, before)).abs() if self.against_input else d_y
+        y = (x + watched["I"].float(), before + state["I"].float())
+        if not self.against_input:
+            return relative_change(*y)
+        d_y, d_x = relative_changes(y, (x, before))
+        return (d_y - d_x).abs()

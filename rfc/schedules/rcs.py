@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rfc.estimators.base import MOST_ORDER
 from rfc.estimators.taylor import Taylor
+from rfc.ranks import summed
 from rfc.schedules.base import Numbers, Schedule, Signal, Watched, checked_count, checked_threshold
 from rfc.state import Clock, SlotSpec, State
 
@@ -57,6 +58,10 @@ class RCS(Schedule):
         return self.lagged
 
     @property
+    def joins(self) -> Literal["mean", "max"]:
+        return self.over
+
+    @property
     def in_graph(self) -> tuple[Any, ...]:
         return (*super().in_graph, self.order, self.over)
 
@@ -72,7 +77,8 @@ class RCS(Schedule):
         past = {name: tensor.float() for name, tensor in state.items()}  # the forecast is not rounded to the model's dtype
         forecast = self.forecaster.estimate(past, I, clock)
         axes = list(range(1, I.dim()))
-        eps = (I.float() - forecast).abs().sum(axes) / I.float().abs().sum(axes)
+        off, length = summed((I.float() - forecast).abs().sum(axes), I.float().abs().sum(axes))
+        eps = off / length
         return eps.mean() if self.over == "mean" else eps.max()
 
     def numbers(self) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,9 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from rfc.arguments import timestep_argument
 from rfc_fx.capture.clean import clean
+from rfc_fx.capture.first_run import each_its_own, run_once
 from rfc_fx.capture.lifted import Answer, Lifted, NotLiftedError
+from rfc_fx.capture.parallel import Parallel, parallel_of
 from rfc_fx.capture.subclasses import path_of
 from rfc_fx.capture.with_values import Concrete, trace
 from rfc_fx.errors import CaptureError, NestedGraphError
@@ -55,6 +57,10 @@ class Captured:
     """What the forward's Python asked of lifted numbers: the graph is for calls that answer alike."""
     predictor: nn.Module | None = None
     """What stands in for the blocks at skipped steps (`rfc_fx.passes.graft`); its weights are `predictor.<path>`."""
+    parallel: Parallel | None = None
+    """Over which ranks the sequence lies; None: on this one alone."""
+    decided_with: Any = None
+    """torch.distributed.ProcessGroup whose ranks take one decision for batches of their own; None: each its own."""
 
     @property
     def latents(self) -> list[str]:
@@ -101,14 +107,9 @@ def capture(model: nn.Module, arguments: Mapping[str, Any]) -> Captured:
 
     Raises CaptureError with file and line where the forward cannot be traced or writes to its buffers, NotLiftedError for a lifted number.
     """
-    kwargs = _each_its_own(arguments)
+    kwargs, parallel = each_its_own(arguments), parallel_of(model)
     lifted = {position for position, leaf in enumerate(pytree.tree_leaves(kwargs)) if isinstance(leaf, Lifted)}
-    if not any(leaf.is_meta for leaf in pytree.tree_leaves(kwargs) if isinstance(leaf, Tensor)):
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model(
-                **pytree.tree_map_only(Lifted, lambda leaf: leaf.number, kwargs)
-            )  # what the forward keeps from its first call (rotary tables) must be real: tracing leaves fake tensors
+    run_once(model, kwargs, parallel)
     try:
         captured = _with_values(model, kwargs, None) if lifted else _captured(model, _exported(model, (), kwargs), kwargs)
         if lifted & captured.decided:
@@ -118,21 +119,7 @@ def capture(model: nn.Module, arguments: Mapping[str, Any]) -> Captured:
     except Exception as error:
         captured = _with_values(model, kwargs, error)
     clean(captured.graph)
-    return captured
-
-
-def _each_its_own(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with a copy of each tensor that is passed twice: torch.export would read one for both, in later calls too."""
-    seen: set[int] = set()
-
-    def unaliased(tensor: Tensor) -> Tensor:
-        if id(tensor) in seen:
-            return tensor.clone()
-        seen.add(id(tensor))
-        return tensor
-
-    kwargs: dict[str, Any] = pytree.tree_map_only(Tensor, unaliased, dict(arguments))
-    return kwargs
+    return replace(captured, parallel=parallel)
 
 
 def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from rfc_fx.capture.refusals import _hooks_of_diffusers
+from rfc_fx.capture.parallel import hooks_of_diffusers
 
 Fingerprint = tuple[Any, ...]
 
@@ -31,4 +31,4 @@ def _parts(model: nn.Module) -> Iterator[Any]:
         if module._forward_hooks or module._forward_pre_hooks:
             yield tuple(map(id, (*module._forward_hooks.values(), *module._forward_pre_hooks.values())))
         if "_hf_hook" in vars(module) or "_diffusers_hook" in vars(module):
-            yield hasattr(module, "_hf_hook"), tuple(_hooks_of_diffusers(module))
+            yield hasattr(module, "_hf_hook"), tuple((name, id(hook)) for name, hook in hooks_of_diffusers(module))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
+from rfc_fx.capture.parallel import hooks_of_diffusers, is_context_parallel, refuse_spread
 from rfc_fx.errors import CaptureError
 
 
 def refuse(model: nn.Module) -> None:
     """Raise CaptureError for a model that something else has already changed in a way that a graph would lose or freeze."""
+    refuse_spread(model)
     for name, module in model.named_modules():
         where = f"{type(model).__name__}{f'.{name}' if name else ''}"
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
@@ -19,7 +21,7 @@ def refuse(model: nn.Module) -> None:
                 "transform first, put the result into the pipeline, then call pipe.enable_model_cpu_offload(); "
                 "offloading that moves single layers (sequential) has no place in a graph at all"
             )
-        if hooks := _hooks_of_diffusers(module):
+        if hooks := [name for name, hook in hooks_of_diffusers(module) if not is_context_parallel(hook)]:
             raise CaptureError(
                 f"{where}: has hooks of diffusers ({', '.join(hooks)}), which a graph would lose; "
                 "call model.disable_cache() or load the model without them first; "
@@ -33,11 +35,5 @@ OF_GUIDERS = ("diffusers.hooks.layer_skip", "diffusers.hooks.smoothed_energy_gui
 
 def hooks_of_guiders(model: nn.Module) -> list[str]:
     """Names of the guiders' hooks on a model; none where other hooks of diffusers are on it, too."""
-    hooks = {
-        name: hook for module in model.modules() for name, hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).items()
-    }
+    hooks = {name: hook for module in model.modules() for name, hook in hooks_of_diffusers(module) if not is_context_parallel(hook)}
     return sorted(hooks) if all(type(hook).__module__ in OF_GUIDERS for hook in hooks.values()) else []
-
-
-def _hooks_of_diffusers(module: nn.Module) -> list[str]:
-    return list(getattr(getattr(module, "_diffusers_hook", None), "hooks", {}))

@@ -88,7 +88,7 @@ def _differ(live: list[Any], copies: list[Any]) -> bool:
 
 
 def _is_leaf_of_torch(module: nn.Module) -> bool:
-    return not module._modules and type(module).__module__.startswith("torch.nn.")
+    return not module._modules and type(module).__module__.startswith("torch.nn.") and "_diffusers_hook" not in vars(module)
 
 
 def _own(module: nn.Module, seen: set[int]) -> Iterator[Any]:

@@ -55,6 +55,8 @@ class Plan:
     """Bytes of state of one context, had another granularity or `state_dtype` been chosen (without the bookkeeping of "cond")."""
     dependence: tuple[Dependence, ...] = ()
     """What depends on the conditioning alone, on the timestep, and on the latent."""
+    traffic: Mapping[str, Traffic] = field(default_factory=dict)
+    """What each program sends to other ranks; a step runs PREFIX, where there is one, and the program of its phase."""
 
     def share(self, phase: str) -> float:
         """FLOPs of a step in that phase as a share of a FULL step's."""
@@ -65,6 +67,15 @@ class Plan:
     def estimate_share(self) -> float:
         """FLOPs of an ESTIMATE step as a share of a FULL step's."""
         return self.share(ESTIMATE.name)
+
+
+class Traffic(NamedTuple):
+    """What one run of a program communicates."""
+
+    collectives: Mapping[str, int]
+    """By kind: all_to_all_single, all_gather_into_tensor, all_reduce."""
+    sent_bytes: int
+    """Bytes that one rank sends: pairwise exchanges, and rings for gathers and reductions."""
 
 
 Alternatives = Mapping[str, Mapping[torch.dtype | None, int]]

@@ -182,6 +182,11 @@ class BuiltSet(ProgramSet, Protocol):
         ...
 
     @property
+    def digest(self) -> Mapping[str, str]:
+        """A digest of each program, equal on all ranks that share a sequence."""
+        ...
+
+    @property
     def outputs(self) -> pytree.TreeSpec:
         """The structure of what the model's forward returns."""
         ...

@@ -35,6 +35,8 @@ from rfc_fx.passes.lower_host import Host, lower_host
 from rfc_fx.passes.outline import outline
 from rfc_fx.passes.pair_complex import pair_complex
 from rfc_fx.passes.prefix import prefix_nodes
+from rfc_fx.passes.spread import refuse_methods, refuse_silent_attention
+from rfc_fx.passes.traffic import digest, traffic_of
 from rfc_fx.passes.verify import verify_guarded
 from rfc_fx.sites.find import watched
 from rfc_fx.sites.granularity import alternatives, sites_within
@@ -116,6 +118,11 @@ class CompiledSet:
     def _unflatten(self) -> Callable[[Sequence[Tensor]], Any]:
         return unflattener(self.captured.outputs)
 
+    @cached_property
+    def digest(self) -> dict[str, str]:
+        """A digest of each program, equal on all ranks of a group."""
+        return digest(self.programs)
+
     def inputs(self, leaves: list[Any]) -> list[Tensor]:
         """The tensor arguments in the order of the placeholders."""
         return [as_read(leaves[position]) for position in self.captured.inputs]
@@ -128,8 +135,12 @@ def build(
     config: Config,
     timestep: str | None,
     predictor: Predictor | None = None,
+    group: Any = None,
 ) -> CompiledSet:
-    """model -> graph -> sites -> one call per site -> guarded graph -> programs. `predictor` stands in for the blocks."""
+    """model -> graph -> sites -> one call per site -> guarded graph -> programs. `predictor` stands in for the blocks.
+
+    `group`: the ranks that take one decision for batches of their own (torch.distributed.ProcessGroup).
+    """
     start = time.perf_counter()
     when = arguments.get(timestep) if timestep is not None else None
     if when is not None and not isinstance(when, Tensor):
@@ -138,7 +149,9 @@ def build(
             "anything else would be a constant of the graph, and every step would be captured anew"
         )
     keep_overwrites_apart()
-    captured = replace(pair_complex(capture(model, arguments)), predictor=predictor)
+    captured = replace(pair_complex(capture(model, arguments)), predictor=predictor, decided_with=group)
+    refuse_methods(captured, method)
+    refuse_silent_attention(captured)
     analysis = sites_within(captured, config, method)
     outlined = outline(captured, analysis.sites)
     guarded = guard(outlined, watched(analysis.sites, captured), method)
@@ -197,4 +210,5 @@ def _plan(guarded: Guarded, programs: dict[str, Program], slots: Mapping[str, Sl
         timestep_flops=cost.get(TIMESTEP, 0),
         phase_flops={name: cost[name] + shared for name in step_phases(cost) if name not in (FULL.name, ESTIMATE.name)},
         timestep_bytes=held.get(TIMESTEP, 0),
+        traffic=traffic_of(programs),
     )

@@ -127,7 +127,8 @@ class Builder:
     ) -> list[fx.Node]:
         """Copy the operations of a function of tensors into the graph; `owners`: what else the function depends on (`traced`)."""
         device = value(self.guarded.watched.I).device
-        module = traced(function, owners, specs, device)
+        parallel = self.guarded.outlined.captured.parallel
+        module = traced(function, owners, specs, device, None if parallel is None else parallel.name)
         inner: dict[fx.Node, fx.Node] = {}
         arguments = iter(args)
         for node in module.graph.nodes:

@@ -8,12 +8,13 @@ from collections.abc import Set as AbstractSet
 import torch
 from torch import Tensor, fx
 
-from rfc.state import Clock
+from rfc.state import Clock, SlotSpec
 from rfc_fx.ir.ops import aten, base_of, closure, is_heavy, is_view, spec_of
 from rfc_fx.ir.phase import PREFIX
 from rfc_fx.ir.program import CLOCK_SPECS, Program
 from rfc_fx.passes.builder import Builder
 from rfc_fx.passes.guard import Guarded
+from rfc_fx.passes.traced import all_reduced
 from rfc_fx.sites.state import SCHEDULE, signals
 
 
@@ -73,6 +74,7 @@ def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None, hoist
     (decision,) = build.inline(
         ("error", schedule, tuple(slots), tuple(specs)), error, [*slots.values(), *specs.values(), *CLOCK_SPECS], inputs
     )
+    decision = one_decision(build, guarded, decision)
     by_name = {node.name: node for node in guarded.module.graph.nodes}
     if timestep is not None:
         given = build.get(by_name[timestep])
@@ -82,6 +84,20 @@ def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None, hoist
         decision = build.graph.call_function(aten.cat.default, ([decision, noise],))
     names = list(carries)
     return build.finish([decision, *(build.carried(by_name[name]) for name in names)], ["decision", *(f"carry:{n}" for n in names)])
+
+
+def one_decision(build: Builder, guarded: Guarded, error: fx.Node) -> fx.Node:
+    """The error of a step, (1,), joined over the ranks that decide together about batches of their own: the mean, or the largest."""
+    group = guarded.outlined.captured.decided_with
+    if group is None:
+        return error
+    is_largest = guarded.method.schedule.joins == "max"
+
+    def joined(error: Tensor) -> Tensor:
+        over = str(group.group_name)
+        return all_reduced(error, over, "max") if is_largest else all_reduced(error, over) / group.size()
+
+    return build.inline(("joined", str(group.group_name), group.size(), is_largest), joined, [SlotSpec((1,), torch.float32)], [error])[0]
 
 
 def with_prefix(

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from rfc.granularity import block_of
 from rfc.phase import Phase, PhaseName, phase_named
+from rfc.ranks import means
 from rfc.state import Clock, SlotSpec, State
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.layout import Layout
@@ -17,7 +18,7 @@ from rfc_fx.ir.ops import aten, select, spec_of
 from rfc_fx.ir.program import CLOCK_SPECS, Program
 from rfc_fx.passes.builder import Builder
 from rfc_fx.passes.guard import Guarded
-from rfc_fx.passes.prefix import prefix_nodes, rematerialized
+from rfc_fx.passes.prefix import one_decision, prefix_nodes, rematerialized
 from rfc_fx.passes.token_wise import computed, grown_older, no_age, score
 from rfc_fx.sites.find import last_sites
 from rfc_fx.sites.residual import Site
@@ -185,7 +186,7 @@ class _Step:
         outputs = list(fx.node.map_arg(node.args[0], self.build.get))  # type: ignore[arg-type]
         results = [f"output:{i}" for i in range(len(outputs))]
         if self.phase.verifies:
-            outputs.append(_verified(self.build, self.guarded))
+            outputs.append(one_decision(self.build, self.guarded, _verified(self.build, self.guarded)))
             results.append("decision")
         if f"{LAST}.x" in self.guarded.slots and self.phase.keeps_last:
             self.store(LAST, {"x": self.build.get(self.guarded.last)})
@@ -220,7 +221,7 @@ def _verified(build: Builder, guarded: Guarded) -> fx.Node:
 
     def error(x: Tensor, x_real: Tensor) -> Tensor:
         x, x_real = x.float(), x_real.float()
-        return ((x - x_real).abs() / (x_real.abs() + 1e-10)).mean().reshape(1)
+        return means([(x - x_real).abs() / (x_real.abs() + 1e-10)])[0].reshape(1)
 
     spec = spec_of(stream)
     return build.inline(("verified",), error, [spec, spec], [build.get(stream), real(stream)])[0]

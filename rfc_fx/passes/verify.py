@@ -12,6 +12,7 @@ from rfc_fx.ir.ops import is_heavy, is_mutable, select
 from rfc_fx.ir.phase import BEFORE_DECISION, HOISTED_PHASES, PREFIX, step_phases
 from rfc_fx.ir.program import Program
 from rfc_fx.passes.guard import Guarded
+from rfc_fx.passes.program_spread import unfinished
 from rfc_fx.sites.state import LAST, SCHEDULE
 from rfc_fx.sites.token_axes import ATTENTION
 
@@ -155,6 +156,10 @@ def _what_runs_ahead_knows_no_latent(guarded: Guarded, programs: dict[str, Progr
                 yield f"{phase} reads the {kind} {name}"
 
 
+def _sums_over_ranks_are_completed(guarded: Guarded, programs: dict[str, Program]) -> Violations:
+    yield from unfinished(guarded, programs)
+
+
 PROGRAM_LAWS: dict[str, Callable[[Guarded, dict[str, Program]], Violations]] = {
     "no guard is left in a program": _no_guard_is_left,
     "every slot that is read is written by FULL": _slots_read_are_written,
@@ -168,6 +173,7 @@ PROGRAM_LAWS: dict[str, Callable[[Guarded, dict[str, Program]], Violations]] = {
     "PREFIX contains no site": _prefix_precedes_all_sites,
     "what a program is handed, a program before it has computed": _what_is_carried_was_computed,
     "what runs ahead of the steps reads no latent and no state": _what_runs_ahead_knows_no_latent,
+    "where a sequence lies on several ranks, sums over tokens are completed and ranks decide alike": _sums_over_ranks_are_completed,
 }
 
 

@@ -20,9 +20,10 @@ from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config
 from rfc_fx.pipelines.choices import chosen
 from rfc_fx.pipelines.modular import guidance_pass, offloading_paused, progress_is_hidden, put, release_guiders
-from rfc_fx.pipelines.step_times import StepTimes, key_of, read_times, write_times
+from rfc_fx.pipelines.step_times import StepTimes, key_of, of_slowest, read_times, write_times
 from rfc_fx.runtime.cached_model import Build, CachedModel
 from rfc_fx.runtime.kinds import cached_model
+from rfc_fx.runtime.ranks import ranks_of
 from rfc_fx.runtime.sampler import Known, stages
 from rfc_fx.runtime.stopwatch import Stopwatch
 
@@ -178,6 +179,8 @@ def _choose_full_steps(state: Accelerated) -> None:
         if times is None and model.stopwatch is not None and (medians := model.stopwatch.medians()) is not None:
             times = StepTimes(*medians)
             write_times(key, times)
+        for ranks in ranks_of(model.model):
+            times = of_slowest(ranks, times)
         if times is None:
             continue
         share, most = times.share(state.speedup or 1.0), times.full / times.estimate

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rfc_fx.ir.config import Config
+from rfc_fx.runtime.ranks import ranks_of
 
 REPEATS = 12
 """Blocks of one class from which on they are compiled once for all: fewer are compiled in seconds, and run faster whole."""
@@ -24,12 +25,15 @@ def chosen(model: nn.Module, config: Config | None = None) -> Config:
     |---|---|---|
     | `hoist` | True | what needs no latent then leaves the steps: 1.4 % of a full step remain of 7.2 % (DiT-S, ESTIMATE) |
     | `regional` | from 12 equal blocks on | compiled once, not once a block; a step may take a few percent longer |
-    | `granularity` | the finest whose state fits | `state_budget` is a quarter of the device's free memory |
+    | `granularity` | the finest whose state fits | `state_budget` is a quarter of the device's free memory, of ranks the least |
     """
     if not isinstance(config, Config | None):
         raise TypeError(f"accelerate: config must be a rfc_fx.Config such as rfc_fx.Config(granularity='block'), got {config!r}")
     if config is None:
-        config = Config(regional=most_repeats(model) >= REPEATS, state_budget=int(MEMORY_SHARE * free_memory(model)))
+        free = free_memory(model)
+        for ranks in ranks_of(model):
+            free = ranks.smallest("choosing the granularity", free)
+        config = Config(regional=most_repeats(model) >= REPEATS, state_budget=int(MEMORY_SHARE * free))
     return config if config.hoist is not None or config.dispatch == "cond" else replace(config, hoist=True)
 
 

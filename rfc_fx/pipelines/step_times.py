@@ -16,6 +16,7 @@ from torch import nn
 from rfc.files import read_json
 from rfc_fx.io.atomic import write_atomically
 from rfc_fx.ir.program import ProgramSet
+from rfc_fx.runtime.ranks import Ranks
 
 log = logging.getLogger("rfc_fx")
 
@@ -41,6 +42,15 @@ def key_of(model: nn.Module, compiled: ProgramSet, settings: str) -> str:
     plan = compiled.plan
     facts = (type(model).__name__, plan.sites, plan.slots, plan.full_flops, plan.estimate_flops, device, torch.__version__, settings)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+
+
+def of_slowest(ranks: Ranks, times: StepTimes | None) -> StepTimes | None:
+    """The times of the slowest rank, so that all choose the same full steps; None where one does not know its own."""
+    said = {} if times is None else {"full": repr(times.full), "estimate": repr(times.estimate)}
+    heard = ranks.exchange("choosing the full steps", said)
+    if not all("full" in each for each in heard):
+        return None
+    return StepTimes(max(float(each["full"]) for each in heard), max(float(each["estimate"]) for each in heard))
 
 
 def cache_file() -> Path:

@@ -20,10 +20,11 @@ from rfc_fx.ir.program import BuiltSet, Program
 from rfc_fx.runtime.calls import Key
 from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.program_cache import ProgramCache
+from rfc_fx.runtime.ranks import after_capture, before_capture, ranks_of
 from rfc_fx.runtime.step_model import StepModel
 
-Build = Callable[[nn.Module, Mapping[str, Any], Method, Config, str | None, Predictor | None], BuiltSet]
-"""Makes the programs for one call: (model, arguments by name, method, configuration, name of the timestep, predictor)."""
+Build = Callable[[nn.Module, Mapping[str, Any], Method, Config, str | None, Predictor | None, Any], BuiltSet]
+"""Makes the programs for one call: (model, arguments by name, method, configuration, name of the timestep, predictor, group)."""
 
 
 class CachedModel(StepModel):
@@ -33,14 +34,14 @@ class CachedModel(StepModel):
     used in place, none is copied. Made by `rfc_fx.transform`.
     """
 
-    def __init__(self, model: nn.Module, method: Method, config: Config, build: Build) -> None:
+    def __init__(self, model: nn.Module, method: Method, config: Config, build: Build, group: Any = None) -> None:
         name, signature, timestep = type(model).__name__, inspect.signature(model.forward), timestep_argument(model.forward)
         cache = ProgramCache(model, signature, timestep, self._make, self._forget)
         super().__init__(name, signature, timestep, method, cache, Generations(name), speculate=config.speculate)
         self.model = model
         self.__module__ = type(model).__module__  # with __class__: a saved pipeline names the model, and loads without this package
         self.cache = cache
-        self._options, self._build = config, build
+        self._options, self._build, self._group = config, build, group
         self.register_module("_predictor", None)  # a part of this module: its weights are listed and move with the others
         self._predictor: Predictor | None
         self.eval()
@@ -51,7 +52,11 @@ class CachedModel(StepModel):
         return self._options
 
     def _make(self, arguments: Mapping[str, Any]) -> BuiltSet:
-        return self._build(self.model, arguments, self.method, self._options, self.timestep_argument, self._loaded())
+        self.driver.ranks = ranks_of(self.model, self._group)
+        before_capture(self.driver.ranks, self.model, arguments, self.method, self._options)
+        made = self._build(self.model, arguments, self.method, self._options, self.timestep_argument, self._loaded(), self._group)
+        after_capture(self.driver.ranks, made.digest)
+        return made
 
     def _loaded(self) -> Predictor | None:
         """The predictor of a method that has one, loaded for the first programs; PredictorMismatchError where it is not the model's."""
@@ -132,7 +137,7 @@ class CachedModel(StepModel):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CachedModel:
         """A copy of the model with the same options, its own weights and no state."""
-        twin = type(self)(copy.deepcopy(self.model, memo), self.method, self._options, self._build)
+        twin = type(self)(copy.deepcopy(self.model, memo), self.method, self._options, self._build, self._group)
         memo[id(self)] = twin
         return twin
 

@@ -55,6 +55,8 @@ class Context:
         """The schedule that the generation began with, where another has taken its place since."""
         self.has_ended = True
         """Whether the next call begins a new generation."""
+        self.running = ""
+        """The program that ran last."""
         self.index: int | None = None
         """Of the latest step in the timetable of its generation."""
         self.hoisted = HoistedValues()

@@ -22,6 +22,7 @@ from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.hoisted import carry_names
 from rfc_fx.runtime.hoisting import known_values
 from rfc_fx.runtime.program_cache import ProgramSource
+from rfc_fx.runtime.ranks import Ranks, raise_named
 from rfc_fx.runtime.rules import Rules, place
 
 log = logging.getLogger("rfc_fx")
@@ -46,13 +47,14 @@ class Driver:
         self.may_have_changed = False
         """Whether the next step looks at the model first: a generation has been ended from outside."""
         self._speculate = speculate
-
-    # ---- one step ----------------------------------------------------------------------------------------------------
+        self.ranks: tuple[Ranks, ...] = ()
+        """The groups that steps are shared with."""
 
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[Run, Any, Any]:
         """One step of a call: yields every program with its arguments, is sent its results, and returns the model's output."""
         reasons: list[Reason] = []
         context: Context | None = None
+        due = True  # whether the step is still to be counted
         try:
             while True:
                 if (plain := self.look_at_the_model()) is not None:
@@ -76,6 +78,7 @@ class Driver:
                 if isinstance(decision.verdict, Restart):
                     self._begin_anew(context, decision.verdict, reasons)
                     continue
+                due = awaits
                 clock = clock_values(context.book, rule.schedule) if awaits else context.book.clock
                 context.set_clock(clock)
 
@@ -106,7 +109,7 @@ class Driver:
                         context.set_clock(context.book.clock)
                 break
 
-            phase = context.book.phases[-1]
+            phase, due = context.book.phases[-1], False
             if reasons:
                 context.book = context.book._replace(restarts=(*context.book.restarts, *reasons))
             if phase == "ESTIMATE" and draft is not None:
@@ -121,9 +124,11 @@ class Driver:
             context.ran(phase)
             context.index = generation.index
             return compiled.unflatten(outputs)
-        except BaseException:
+        except BaseException as error:
+            where = "its first step" if context is None else f"step {len(context.book.phases) + due} ({context.running})"
             if context is not None:
                 context.end()  # the step counted, but some of its sites may not be refreshed
+            raise_named(self.ranks, error, where)
             raise
 
     def ended(self, generation: Generation) -> None:
@@ -131,8 +136,6 @@ class Driver:
         for context in generation:
             schedule = context.schedule or self.rules.of(generation).schedule
             self.warned.at_the_end(context.record(), schedule, is_known=generation.timetable is not None)
-
-    # ---- its parts, in their order -----------------------------------------------------------------------------------
 
     def look_at_the_model(self) -> Callable[..., Any] | None:
         """Drop the programs where the model is another by now: looked at thoroughly where a generation was ended from outside or opened.
@@ -210,6 +213,7 @@ class Driver:
             self.programs.drop()
 
     def _call(self, context: Context, phase: str, inputs: Sequence[Tensor], carries: dict[str, Tensor]) -> Run:
+        context.running = phase
         bound = context.bound.get(phase) or context.bind(phase, self.rules.for_tokens(context.compiled.device))
         return bound.run, bound.arguments(inputs, carries)
 

@@ -16,11 +16,12 @@ from rfc_fx.runtime.per_sample import PerSampleModel
 from rfc_fx.sites.granularity import granularities_for
 
 
-def cached_model(model: nn.Module, method: Any, config: Config, build: Build) -> CachedModel:
+def cached_model(model: nn.Module, method: Any, config: Config, build: Build, group: Any = None) -> CachedModel:
     """The cached model of a method and a configuration, before anything is captured; `build` makes its programs.
 
-    Raises TypeError for arguments of another type and for a transformed model, ValueError where the method has another granularity than the
-    configuration, CaptureError for a model that a graph cannot stand for.
+    `group`: the ranks that take one decision for batches of their own, a torch.distributed.ProcessGroup. Raises TypeError for arguments of
+    another type and for a transformed model, ValueError where the method has another granularity than the configuration, CaptureError for a
+    model that a graph cannot stand for.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"transform: model must be a torch.nn.Module, got {type(model).__name__}; for a pipeline pass pipe.transformer")
@@ -36,11 +37,13 @@ def cached_model(model: nn.Module, method: Any, config: Config, build: Build) ->
         granularities_for(config, method)
     except ValueError as error:
         raise ValueError(f"transform: {error}") from None
+    if group is not None and not (callable(getattr(group, "size", None)) and hasattr(group, "group_name")):
+        raise TypeError(f"transform: group must be a torch.distributed.ProcessGroup such as mesh.get_group('cfg'), got {group!r}")
     refuse(model)
     kind = CondModel if config.dispatch == "cond" else PerSampleModel if config.decision == "per_sample" else CachedModel
     if config.state_dtype is not None:
         method = stored_anew(method, config.state_dtype)
-    return _named_after(kind, type(model))(model, method, config, build)
+    return _named_after(kind, type(model))(model, method, config, build, group)
 
 
 def _named_after(kind: type[CachedModel], model: type[nn.Module]) -> type[CachedModel]:

@@ -20,6 +20,7 @@ from rfc_fx.ir.plan import Plan
 from rfc_fx.runtime.cached_model import Build, CachedModel
 from rfc_fx.runtime.calls import Key, signature
 from rfc_fx.runtime.dynamo import skip_own_frame
+from rfc_fx.runtime.generation import Generation
 
 
 class PerSampleModel(CachedModel):
@@ -29,8 +30,8 @@ class PerSampleModel(CachedModel):
     come, go or move up between the steps of a generation says who is who: `with model.samples(names):`.
     """
 
-    def __init__(self, model: nn.Module, method: Method, config: Config, build: Build) -> None:
-        super().__init__(model, method, config, build)
+    def __init__(self, model: nn.Module, method: Method, config: Config, build: Build, group: Any = None) -> None:
+        super().__init__(model, method, config, build, group)
         self._joins: dict[Any, Join] = {}
         """How results go together, by call signature."""
 
@@ -65,6 +66,20 @@ class PerSampleModel(CachedModel):
             refuse(self.model)
             join = self._joins[shape] = learned_join(self.model, arguments, count)
         return join, [sample(arguments, index, count) for index in range(count)]
+
+    def step(self, generations: Sequence[Generation], *args: Any, **kwargs: Any) -> Any:
+        """One step of a batch whose rows belong to generations of their own, each at its own timestep (continuous batching).
+
+        Row i is the next step of `generations[i]`; rows come, go and change places from call to call, as requests do. A row that fails ends
+        no generation but its own. Raises SignatureError where there are not as many rows as generations, or one generation stands twice.
+        """
+        join, samples = self._samples(args, kwargs)
+        if len(samples) != len(generations) or len(set(map(id, generations))) != len(samples):
+            raise SignatureError(
+                f"{self.model_name}: step: expected a generation of its own for each of the {len(samples)} rows, got {len(generations)}, "
+                f"{len(set(map(id, generations)))} of them different"
+            )
+        return self._join(join, [generation(**arguments) for generation, arguments in zip(generations, samples, strict=True)])
 
     def samples(self, names: Sequence[str]) -> contextlib.AbstractContextManager[None]:
         """Name the samples of the batches of calls inside: what a sample leaves belongs to its name, wherever in the batch it stands.

@@ -53,9 +53,9 @@ class Step:
         except StopIteration as done:
             self.run, self.output = None, done.value
 
-    def stop(self) -> None:
-        """The program that was due has failed."""
-        self._order.close()
+    def fail(self, error: BaseException) -> None:
+        """The program that was due has failed, or the step itself: the step ends, and says what there is to say; raises."""
+        self._order.throw(error)
 
 
 class StepModel(nn.Module):
@@ -101,8 +101,8 @@ class StepModel(nn.Module):
                     run = step.run if self._compiled is None else self._compiled.of(step.run)
                     self._resume(step, run(*step.arguments))
             except BaseException as error:
-                step.stop()
                 error.add_note(f"{self.model_name}: raised by a program that was captured from the model")
+                self._fail(step, error)
                 raise
             if self.stopwatch is not None:
                 self.stopwatch.note(begin, self.stats.phases[-1])
@@ -127,6 +127,10 @@ class StepModel(nn.Module):
     @torch.compiler.disable
     def _resume(self, step: Step, results: Any) -> None:
         step.send(results)
+
+    @torch.compiler.disable
+    def _fail(self, step: Step, error: BaseException) -> None:
+        step.fail(error)
 
     # ---- what the user asks ------------------------------------------------------------------------------------------
 

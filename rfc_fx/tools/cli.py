@@ -12,10 +12,12 @@ import typer
 from typer.core import TyperGroup
 
 from rfc_fx.errors import RFCError
+from rfc_fx.tools.commands.batch import batch
 from rfc_fx.tools.commands.calibrate import calibrate
 from rfc_fx.tools.commands.doctor import doctor
 from rfc_fx.tools.commands.generate import generate
 from rfc_fx.tools.commands.inspect import inspect
+from rfc_fx.tools.commands.serve import serve
 from rfc_fx.tools.load import one_line
 from rfc_fx.tools.summary_json import installed_version
 
@@ -62,7 +64,7 @@ def _fail(text: str) -> NoReturn:
 app = typer.Typer(
     cls=_OneLineErrors, add_completion=False, pretty_exceptions_enable=False, help="Feature caching for diffusion transformers, compiled."
 )
-for _command in (generate, calibrate, inspect, doctor):
+for _command in (generate, batch, serve, calibrate, inspect, doctor):
     app.command()(_command)
 
 

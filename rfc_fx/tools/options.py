@@ -25,6 +25,7 @@ from rfc_fx.tools.arguments import (
 )
 from rfc_fx.tools.load import pickles_allowed
 from rfc_fx.tools.named_methods import DIGITS_TAU, METHODS, taking
+from rfc_fx.tools.parallel import Degrees, parse_parallel
 
 CPU = torch.device("cpu")
 
@@ -145,6 +146,14 @@ AllowPickle = Annotated[
 # ---- the machine -----------------------------------------------------------------------------------------------------
 
 DType = Annotated[DTypeName, typer.Option(help="of the model")]
+Parallel = Annotated[
+    Degrees | None,
+    typer.Option(
+        parser=parse_parallel,
+        metavar="DEGREES",
+        help="pipelines under torchrun: the ranks that one sequence is split over, such as ulysses=2 or ulysses=2,ring=2",
+    ),
+]
 StoredDType = Annotated[DTypeName | None, typer.Option(help="of the model (default: as its file has it)")]
 DeviceHere = Annotated[
     torch.device | None,

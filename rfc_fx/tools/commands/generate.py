@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import torch
 import typer
 
 from rfc_fx.ir.config import Config
+from rfc_fx.pipelines.accelerated import transformers_of
 from rfc_fx.tools import options
 from rfc_fx.tools.arguments import OptionError, device_here, dtype_named, new_config, parse_classes
 from rfc_fx.tools.compare import compare
@@ -17,6 +19,7 @@ from rfc_fx.tools.compare_table import ComparisonProgress, comparison_table
 from rfc_fx.tools.load import locate, model_kind
 from rfc_fx.tools.named_methods import MethodArguments, best_known, check_dispatch, check_granularity, new_methods
 from rfc_fx.tools.output import check_writable, print_notes, print_paths, progress_bar, save_comparison
+from rfc_fx.tools.parallel import Degrees, group_of, is_first, split_sequence
 from rfc_fx.tools.pipeline.call import CallOptions, pipeline_call
 from rfc_fx.tools.pipeline.draw import Request, draw
 from rfc_fx.tools.pipeline.draw_report import drawing_record, drawing_table, save_samples
@@ -67,6 +70,7 @@ def generate(
     hoist: Annotated[bool, typer.Option(help="compute ahead of the steps whatever does not depend on the latent (host dispatch)")] = False,
     regional: Annotated[bool, typer.Option(help="compile repeated blocks of the transformed model once (host dispatch)")] = True,
     fps: options.FramesPerSecond = None,
+    parallel: options.Parallel = None,
     out: options.Pictures = Path("out/demo"),
 ) -> None:
     """Draw the same pictures, videos or sound by full computation and by every method, and compare."""
@@ -104,11 +108,14 @@ def generate(
     )
     type_of_weights, device = None if dtype is None else dtype_named(dtype), device or device_here()
     if model_kind(locate(model)) == "digits":
+        if parallel is not None:
+            raise OptionError("--parallel: the digits model is drawn by one process; --parallel is for pipelines")
         settings = Settings(steps=steps or 50, rounds=rounds, compile=compile, config=config)
         _compared(model, method, arguments, settings, request, list(range(seed, seed + (seeds or 4))), type_of_weights, device, out)
     else:
         drawn = Request(methods={}, nfc=nfc, speedup=speedup, rounds=rounds, compile=compile, config=config)
-        _drawn(model, method, arguments, drawn, request, seed, seeds, type_of_weights, device, fps, out)
+        with nullcontext(device) if parallel is None else group_of(parallel, device) as own:
+            _drawn(model, method, arguments, drawn, request, seed, seeds, type_of_weights, own, fps, parallel, out)
 
 
 def _compared(
@@ -168,6 +175,7 @@ def _drawn(
     dtype: torch.dtype | None,
     device: torch.device,
     fps: float | None,
+    parallel: Degrees | None,
     out: Path,
 ) -> None:
     """A pipeline: full computation, and every method with all denoisers accelerated."""
@@ -182,11 +190,16 @@ def _drawn(
     request = replace(request, methods=methods, config=chosen)
     numbers = list(range(seed, seed + (seeds or (4 if call.classes else 1))))
     source = PipelineSource(name=model, pipe=folder.load(dtype, device), call=call, seeds=numbers)
+    if parallel is not None:
+        for denoiser in transformers_of(source.pipe).values():
+            split_sequence(denoiser, parallel)
     console = terminal()
     total = (1 + len(methods)) * len(numbers) * len(call.batches) * request.rounds * call.steps
     total += len(methods) * len(call.batches) * call.steps if request.speedup is not None else 0
     with progress_bar("drawing", total) as (advance, describe):
         drawing = draw(source, request, advance, describe)
+    if not is_first():
+        return
     rate = fps or call.value("frame_rate") or call.value("fps") or 16.0
     files: list[str] = []
     record = drawing_record(drawing, rate, files)

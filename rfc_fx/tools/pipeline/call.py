@@ -27,7 +27,7 @@ _SET_BY = {
 }
 """Parameters that other options give their values."""
 
-_ALIASES = {
+ALIASES = {
     "--negative-prompt": ("negative_prompt",),
     "--width": ("width",),
     "--height": ("height",),
@@ -117,7 +117,7 @@ def pipeline_call(folder: PipelineFolder, options: CallOptions) -> PipelineCall:
     prompts, classes = _groups(folder, options, arguments)
     for name, parameter in folder.parameters.items():
         if parameter.default is Parameter.empty and name not in arguments and name not in _SET_BY:
-            option = next((option for option, names in _ALIASES.items() if name in names), f"--call {name}=VALUE")
+            option = next((option for option, names in ALIASES.items() if name in names), f"--call {name}=VALUE")
             raise OptionError(f"{folder.name}: {folder.class_name} needs {name}; pass {option}")
     own_steps = folder.parameters.get("num_inference_steps")
     if own_steps is None and options.steps is not None:
@@ -129,9 +129,9 @@ def pipeline_call(folder: PipelineFolder, options: CallOptions) -> PipelineCall:
 def _aliased(folder: PipelineFolder, options: CallOptions) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for option, value in options.by_option().items():
-        name = next((name for name in _ALIASES[option] if name in folder.parameters), None)
+        name = next((name for name in ALIASES[option] if name in folder.parameters), None)
         if name is None:
-            raise OptionError(f"{option}: {folder.class_name} does not take {_ALIASES[option][0]}; {_nearest(folder, _ALIASES[option][0])}")
+            raise OptionError(f"{option}: {folder.class_name} does not take {ALIASES[option][0]}; {_nearest(folder, ALIASES[option][0])}")
         if option == "--image":
             pictures = [parse_value(option, name, str(path), "Image") for path in value]
             value = pictures if len(pictures) > 1 or "list" in str(folder.types.get(name)).lower().split("|")[0] else pictures[0]

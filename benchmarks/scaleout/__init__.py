@@ -1,0 +1,1 @@
+"""One request over several processes: bytes and milliseconds of every program, and what they come to on more devices."""

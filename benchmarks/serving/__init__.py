@@ -1,0 +1,1 @@
+"""Load on a server: many clients, replicas that are killed, and whether every picture is the one drawn alone."""
