@@ -15,7 +15,7 @@ from rfc.phase import FULL
 from rfc_export.engine_files import opened
 from rfc_export.engine_source import Exportable, engine_source, exportable
 from rfc_export.errors import ExportError
-from rfc_export.loaded import read_weights
+from rfc_export.held_weights import read_weights
 from rfc_export.manifest import WEIGHTS, Manifest
 from rfc_export.methods import decode_method, dtype_of
 from rfc_export.parity import TOLERANCE, Parity, compare, moved
@@ -36,10 +36,11 @@ def checks(
     """(subject, finding) of every check that needs no model; raises as `load` does where something is wrong."""
     with opened(path) as files:
         manifest = read_manifest(files, trusted)
-        programs = ", ".join(manifest.programs)
+        programs = ", ".join(dict.fromkeys(phase for one in manifest.sets for phase in one.programs))
         yield (
             "manifest",
-            f"schema {manifest.schema_version}, {manifest.backend}, {manifest.config.dispatch} dispatch, made {manifest.created_at}",
+            f"schema {manifest.schema_version}, {manifest.backend}, {manifest.config.dispatch} dispatch, calls: {len(manifest.sets)}, "
+            f"made {manifest.created_at}",
         )
         yield "model", f"{manifest.model.model_class}, {manifest.model.dtype}, {decode_method(manifest.method, classes)}"
         for name in manifest.files.keys() - {WEIGHTS}:

@@ -83,7 +83,7 @@ def test_an_engine_of_digits_knows_its_call_and_its_sampler(engine: Path) -> Non
     assert (manifest.sampler["cfg"], manifest.sampler["null_class"]) == (1.5, 10)
     assert manifest.sampler["scheduler"]["clip_sample"] is False
     assert manifest.method["schedule"]["tau"] == TAU
-    assert not {"INVARIANT", "TIMESTEP"} & set(manifest.programs)
+    assert not {"INVARIANT", "TIMESTEP"} & set(manifest.sets[0].programs)
 
 
 def test_a_batch_repeats_the_inputs_of_one_sample_or_is_refused(model: Path, tmp_path: Path) -> None:
