@@ -273,7 +273,8 @@ def main() -> None:
         from rfc_fx.zoo import digits_noise
 
         inputs = {"hidden_states": digits_noise([0, 0]), "timestep": torch.tensor([500, 500]), "class_labels": torch.tensor([3, 10])}
-        engine = rfc_export.export(small_digits(), folder / "onnx", backend="onnx", example_inputs=inputs, method=rfc.RFC(tau=0.15))
+        four = {name: torch.cat([value, value]) for name, value in inputs.items()}
+        engine = rfc_export.export(small_digits(), folder / "onnx", backend="onnx", example_inputs=[inputs, four], method=rfc.RFC(tau=0.15))
         for kind, one in kinds(engine, folder / "work").items():
             if arguments.kinds and kind not in arguments.kinds:
                 continue

@@ -57,13 +57,18 @@ class Existing:
             maker.relocate(folder, [program for one in self.manifest.sets for program in one.programs.values()])
 
 
+def check_there(path: Path) -> None:
+    """ExportError where there is no folder to which calls could be added."""
+    if not path.is_dir():
+        raise ExportError(f"export: {path}: calls are added to an engine's folder, and there is none; export without add (--add)")
+
+
 def existing_engine(path: Path, device: torch.device, key: Path | None) -> Existing:
     """The engine at `path`; ExportError where there is none that calls can be added to, or its signature would be lost.
 
     With a private key the engine has to be signed by it: whoever signs answers for what lies there already.
     """
-    if not path.is_dir():
-        raise ExportError(f"export: {path}: calls are added to an engine's folder, and there is none; export without add (--add)")
+    check_there(path)
     with opened(path) as files:
         manifest = read_manifest(files, None if key is None else [public_key(key)])
         if key is None and manifest.signature is not None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import rfc_export
 from rfc.method import Method
 from rfc_export.backends import backend
 from rfc_export.calls import RETURN_DICT
 from rfc_export.engine_calls import EngineCalls
+from rfc_export.engine_context import engine_context, named
 from rfc_export.engine_files import opened
 from rfc_export.errors import MachineCodeWarning
 from rfc_export.held_weights import read_weights
@@ -29,51 +29,8 @@ from rfc_export.seal import Key
 from rfc_export.target import check_target
 from rfc_fx.errors import RFCError, SignatureError
 from rfc_fx.ir.plan import Plan
-from rfc_fx.ir.program import Argument, ProgramSet
-from rfc_fx.runtime.context import CondContext, Context
 from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.step_model import StepModel
-
-
-class EngineContext(Context):
-    """A context of a host-dispatched engine. Where new state is written beside the old, the two change places after a program that did."""
-
-    def __init__(self, compiled: LoadedSet) -> None:
-        super().__init__(compiled)
-        self.beside: dict[str, Tensor] = compiled.layout.allocate(compiled.device)[0] if compiled.returns_state else {}
-
-    def memory(self) -> dict[Argument, Tensor]:
-        """What programs read and write here from step to step, and where new state goes."""
-        return super().memory() | _named("next", self.beside)
-
-    def tensors(self) -> Iterable[Tensor]:
-        """All that is held from step to step."""
-        return (*self.state.values(), *self.beside.values())
-
-    def ran(self, phase: str) -> None:
-        """Exchange the memory of what the program wrote."""
-        for name in (written := self.compiled.programs[phase].returned):  # type: ignore[attr-defined]
-            self.state[name], self.beside[name] = self.beside[name], self.state[name]
-        if written:
-            self.bound.clear()
-
-
-class CondEngineContext(EngineContext, CondContext):
-    """A context of an engine whose program counts and decides."""
-
-    def memory(self) -> dict[Argument, Tensor]:
-        """What the program reads and writes, progress and log under names of their own."""
-        return super().memory() | _named("progress", self.state) | _named("log", self.state)
-
-
-def engine_context(compiled: ProgramSet) -> EngineContext:
-    """Empty state of an engine."""
-    assert isinstance(compiled, LoadedSet)
-    return CondEngineContext(compiled) if compiled.counts_itself else EngineContext(compiled)
-
-
-def _named(kind: Any, tensors: Mapping[str, Tensor]) -> dict[Argument, Tensor]:
-    return {(kind, name): tensor for name, tensor in tensors.items()}
 
 
 class Engine(StepModel):
@@ -94,6 +51,11 @@ class Engine(StepModel):
         self._pipeline_class: type | None = None
         self.__module__ = rfc_export.__name__  # with __class__: what model_index.json of a saved pipeline names
         self.eval()
+
+    @property
+    def sets(self) -> Sequence[LoadedSet]:
+        """The programs for each call."""
+        return self._calls.sets
 
     @property
     def loaded(self) -> LoadedSet:
@@ -167,7 +129,7 @@ class Engine(StepModel):
     def _cond_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.driver.programs.recognise(args, kwargs)
         context = self.driver.generations.of(call)[1]
-        numbers = _named("numbers", self.driver.rules.numbers_on(self.device))
+        numbers = named("numbers", self.driver.rules.numbers_on(self.device))
         loaded = self._calls.sets[call.key]
         values = context.memory() | numbers | dict(zip(loaded.placeholders, call.inputs, strict=True))
         program = loaded.programs[STEP]

@@ -69,9 +69,7 @@ class Decoder(nn.Module):
 
 
 def test_a_model_without_a_timestep_is_refused_unless_all_is_computed(tmp_path: Path) -> None:
-    with pytest.raises(
-        ExportError, match=r"Decoder.forward has no timestep.*RFC would estimate a picture.*FullCompute"
-    ):
+    with pytest.raises(ExportError, match=r"Decoder.forward has no timestep.*RFC would estimate a picture.*FullCompute"):
         rfc_export.export(Decoder(), tmp_path / "e", backend="aoti", example_inputs={"z": torch.zeros(1)})
     check_timestep(Decoder(), rfc.FullCompute())
 

@@ -26,13 +26,13 @@ import rfc
 import rfc_export
 import rfc_fx
 from rfc_export import onnx as backend
+from rfc_export.engine_context import EngineContext
 from rfc_export.errors import ArtifactError, BackendError, ExportError
 from rfc_export.manifest import WEIGHTS
 from rfc_export.onnx import writer
 from rfc_export.onnx.writer import value_name
 from rfc_export.parity import TOLERANCE, compare
 from rfc_export.parity import moved as moved_call
-from rfc_export.runtime import EngineContext
 
 pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
 pytestmark = pytest.mark.onnx
@@ -411,9 +411,7 @@ def test_float16_runs_on_the_cpu_provider(tmp_path: Path) -> None:
 def test_bfloat16_is_refused_by_name_before_anything_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = halved(torch.bfloat16)
     monkeypatch.setattr(rfc_fx, "transform", None)  # nothing is captured for it
-    with pytest.raises(
-        BackendError, match=r"CPUExecutionProvider does not compute in bfloat16.*float16, or with backend='aoti'"
-    ):
+    with pytest.raises(BackendError, match=r"CPUExecutionProvider does not compute in bfloat16.*float16, or with backend='aoti'"):
         rfc_export.export(
             model, tmp_path / "half", backend="onnx", example_inputs=inputs[0], method=rfc.RFC(tau=0.5), config=rfc_fx.Config(hoist=False)
         )

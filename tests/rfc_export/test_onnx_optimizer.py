@@ -26,12 +26,27 @@ class Masked(nn.Module):
         return (torch.stack([no, yes, chosen, tensor]),)
 
 
+class Indexed(nn.Module):
+    """Reads and writes with indices in int32."""
+
+    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor]:
+        return (x.index_put((rows, columns), x[rows, columns] + 1),)
+
+
 def test_constants_near_zero_and_one_keep_their_values(tmp_path: Path) -> None:
     x = torch.tensor([0.0, 3.0, 1e6])
     program = small(Near(), x)
     build(tmp_path, program)
     (found,) = opened(tmp_path, program)([x], {})
     assert torch.equal(found, Near()(x)[0])
+
+
+def test_indices_in_int32_are_taken(tmp_path: Path) -> None:
+    x, rows, columns = torch.randn(4, 5), torch.tensor([0, 3], dtype=torch.int32), torch.tensor([4, 1], dtype=torch.int32)
+    program = small(Indexed(), x, rows, columns)
+    build(tmp_path, program)
+    (found,) = opened(tmp_path, program)([x, rows, columns], {})
+    assert torch.equal(found, Indexed()(x, rows, columns)[0])
 
 
 def test_truth_values_are_filled_and_selected_without_a_kernel_that_the_provider_lacks(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Optimise ONNX models: onnxscript's passes without its no-op rules, and selections between truth values as logic."""
+"""Optimise ONNX models: onnxscript's passes without its no-op rules, then what ONNX or its CPU provider lacks in other words."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ def optimize(model: Any, should_fold: Callable[[Any], bool | None], most_folded:
         common.OutputFixPass(),
         common.NameFixPass(),
     )(model)
-    for graph in (model.graph, *model.graph.subgraphs()):
+    for graph in {id(graph): graph for graph in (model.graph, *model.graph.subgraphs())}.values():
         _select_by_logic(graph)
+        _index_with_long(graph)
 
 
 def _select_by_logic(graph: Any) -> None:
@@ -74,3 +75,16 @@ def _select_by_logic(graph: Any) -> None:
         graph.insert_before(node, [negated, left, right, either])
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         graph.remove(node, safe=True)
+
+
+def _index_with_long(graph: Any) -> None:
+    """GatherND and ScatterND take indices in int64 alone, torch's indexing takes int32 as well."""
+    import onnx_ir as ir
+
+    for node in list(graph):
+        if node.op_type not in ("GatherND", "ScatterND") or node.domain or node.inputs[1].dtype != ir.DataType.INT32:
+            continue
+        cast = ir.node("Cast", [node.inputs[1]], attributes={"to": ir.DataType.INT64})
+        cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(ir.DataType.INT64), node.inputs[1].shape
+        graph.insert_before(node, cast)
+        node.replace_input_with(1, cast.outputs[0])
