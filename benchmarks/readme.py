@@ -1,4 +1,5 @@
-"""The page of all results, made from the records alone: `python -m benchmarks.readme` writes benchmarks/README.md and results/overview.svg.
+"""The page of all results, made from the records alone: `python -m benchmarks.readme` writes benchmarks/README.md, results/overview.svg
+and the table of classes in export/README.md.
 
 Tables are functions of the records; prose is the template README.md.j2, whose figures are looked up in them.
 """
@@ -18,6 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks import overview
 from benchmarks.coverage import rows as coverage
+from benchmarks.coverage.engines import RECORD as CLASSES
+from benchmarks.coverage.engines import with_engine_classes
 from benchmarks.files import RESULTS, Record, read_json, write_text
 from benchmarks.latency import profile, scaling, state, tables
 from benchmarks.quality import summary as quality
@@ -29,6 +32,7 @@ HERE = Path(__file__).parent
 
 
 PAGE = HERE / "README.md"
+ENGINES_PAGE = HERE.parent / "export" / "README.md"
 
 
 @dataclass(frozen=True)
@@ -141,11 +145,12 @@ def main(
     check: Annotated[bool, typer.Option("--check", help="write nothing; exit with 1 where the page differs from the records")] = False,
 ) -> None:
     """Write the page of results and the overview picture."""
-    text = page()
+    text, engines = page(), with_engine_classes(ENGINES_PAGE.read_text(), read_json(CLASSES))
     if check:
-        raise typer.Exit(int(PAGE.read_text() != text))
+        raise typer.Exit(int((PAGE.read_text(), ENGINES_PAGE.read_text()) != (text, engines)))
     write_text(PAGE, text)
-    typer.echo(str(PAGE))
+    write_text(ENGINES_PAGE, engines)
+    typer.echo(f"{PAGE}\n{ENGINES_PAGE}")
     typer.echo(str(overview.draw()))
 
 

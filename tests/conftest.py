@@ -82,6 +82,26 @@ def digits_inputs() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
+def onnx_two_calls(onnx_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That engine with a second call, of four rows instead of two. Copy it before you change it."""
+    import shutil
+
+    from digits_models import small_digits
+
+    import rfc
+    import rfc_export
+    from rfc_fx.zoo import digits_noise
+
+    path = shutil.copytree(onnx_small, tmp_path_factory.mktemp("engines") / "onnx-two-calls")
+    four = {
+        "hidden_states": digits_noise([0, 1, 0, 1]),
+        "timestep": torch.tensor([500] * 4),
+        "class_labels": torch.tensor([3, 7, 10, 10]),
+    }
+    return rfc_export.export(small_digits(), path, backend="onnx", example_inputs=four, method=rfc.RFC(tau=0.15), add=True)
+
+
+@pytest.fixture(scope="session")
 def onnx_small(digits_inputs: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model as ONNX, for tests of files, manifests and commands. Copy it before you change it."""
     pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")

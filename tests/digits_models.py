@@ -12,10 +12,10 @@ from rfc_fx.zoo import load_digits
 TINY = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8, "patch_size": 2, "norm_num_groups": 1}
 
 
-def small_digits() -> nn.Module:
+def small_digits(seed: int = 0) -> nn.Module:
     """The digits model with one block and random weights."""
     config = dict(load_digits()[0].config) | {"num_layers": 1}
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return DiTTransformer2DModel(**{key: value for key, value in config.items() if not key.startswith("_")}).eval()
 
 

@@ -137,9 +137,12 @@ def kinds(engine: Path, folder: Path) -> dict[str, Kind]:
         check_phases(found, method)
         method.schedule.numbers()
         check_target("engine", found, torch.device("cpu"))
-        programs = {phase: LoadedProgram(phase, spec, lambda *_: []) for phase, spec in found.programs.items()}
-        there = {leaf.fixed: torch.zeros(1) for leaf in found.call.leaves if leaf.fixed is not None}
-        return Engine(loaded_set(found, programs, {**weights, **there}, torch.device("cpu")), method)
+        sets = []
+        for number, one in enumerate(found.sets):
+            programs = {phase: LoadedProgram(phase, spec, lambda *_: []) for phase, spec in one.programs.items()}
+            there = {leaf.fixed: torch.zeros(1) for leaf in one.call.leaves if leaf.fixed is not None}
+            sets.append(loaded_set(found, number, programs, {**weights, **there}, torch.device("cpu")))
+        return Engine(sets, method)
 
     small = {name: weights[name] for name in sorted(weights, key=lambda name: weights[name].numel())[:6]}
     specs = {name: weight_spec(tensor) for name, tensor in small.items()}
@@ -184,7 +187,7 @@ def kinds(engine: Path, folder: Path) -> dict[str, Kind]:
         check_files(model, allow_pickle=False)
         check_sizes(model)
 
-    trees = [record["call"]["tree"], record["call"]["outputs"]]
+    trees = [one["call"][part] for one in record["sets"] for part in ("tree", "outputs")]
 
     def calls(content: bytes) -> None:
         spec = manifest.call.model_copy(update={"tree": content.decode("utf-8", "replace"), "outputs": content.decode("utf-8", "replace")})
@@ -196,7 +199,7 @@ def kinds(engine: Path, folder: Path) -> dict[str, Kind]:
         "archive": Kind(lambda generator: changed_bytes(archive[0], generator), archives),
         "program": Kind(
             lambda generator: changed_bytes(program, generator),
-            lambda content: checked_weights("p", content, manifest.programs["ESTIMATE"], manifest.weights),
+            lambda content: checked_weights("p", content, manifest.sets[0].programs["ESTIMATE"], manifest.weights),
         ),
         "machine code": Kind(lambda generator: changed_bytes(machine, generator), lambda content: declared_constants("p", content)),
         "call": Kind(json_mutations([json.loads(tree) for tree in trees]), calls),
@@ -270,7 +273,8 @@ def main() -> None:
         from rfc_fx.zoo import digits_noise
 
         inputs = {"hidden_states": digits_noise([0, 0]), "timestep": torch.tensor([500, 500]), "class_labels": torch.tensor([3, 10])}
-        engine = rfc_export.export(small_digits(), folder / "onnx", backend="onnx", example_inputs=inputs, method=rfc.RFC(tau=0.15))
+        four = {name: torch.cat([value, value]) for name, value in inputs.items()}
+        engine = rfc_export.export(small_digits(), folder / "onnx", backend="onnx", example_inputs=[inputs, four], method=rfc.RFC(tau=0.15))
         for kind, one in kinds(engine, folder / "work").items():
             if arguments.kinds and kind not in arguments.kinds:
                 continue

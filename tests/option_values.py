@@ -41,6 +41,7 @@ LOADERS = (
     "rfc_fx.tools.inputs.load_transformer",
     "rfc_fx.tools.pipeline.folder.load_transformer",
     "rfc_fx.tools.pipeline.folder.PipelineFolder.load",
+    "rfc_export.example_calls.load_transformer",
     "rfc_export.commands.run.load",
     "rfc_export.commands.verify.checks",
     "rfc_export.commands.bench.load",

@@ -19,6 +19,7 @@ import torch._dynamo.testing
 import typer
 
 from benchmarks.coverage.checks import check
+from benchmarks.coverage.engines import fill_engines
 from benchmarks.coverage.inductor import fill_in
 from benchmarks.coverage.rows import ClassCoverage, markdown, read, write
 from benchmarks.coverage.specs import all_specs, in_order
@@ -37,6 +38,10 @@ def main(
     inductor: Annotated[
         bool, typer.Option("--inductor", help="fill in the column of the real Inductor in the record at --out; hours")
     ] = False,
+    engines: Annotated[
+        bool, typer.Option("--engines", help="export the classes and fill in the record of engines, cell by cell; hours")
+    ] = False,
+    variant: Annotated[list[str] | None, typer.Option(help="of --engines: onnx, 'aoti cond', ...; repeatable (default: all)")] = None,
     jobs: Annotated[int, typer.Option(help="processes", min=1)] = 1,
     out: Annotated[Path | None, typer.Option(help="folder for coverage.json and coverage.md; rows of other classes there are kept")] = None,
 ) -> None:
@@ -44,6 +49,10 @@ def main(
     classes = names or list(all_specs())
     if unknown := sorted(set(classes) - set(all_specs())):
         raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(all_specs())}")
+    if engines:
+        torch.set_num_threads(1)
+        fill_engines(names, variant)
+        return
     if inductor:
         if out is None:
             raise typer.BadParameter("--inductor adds to a record: pass its folder as --out")

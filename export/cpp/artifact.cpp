@@ -14,7 +14,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr int kSchema = 2;
+constexpr int kSchema = 3;
 
 const std::unordered_map<std::string, at::ScalarType> kTypes = {
     {"float64", at::kDouble},  {"float32", at::kFloat}, {"float16", at::kHalf}, {"bfloat16", at::kBFloat16}, {"float8_e4m3fn", at::kFloat8_e4m3fn},

@@ -1,5 +1,6 @@
 #include "engine.h"
 
+#include <ATen/ops/equal.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
@@ -15,12 +16,12 @@ std::string key(const std::string& kind, const std::string& name) { return kind 
 
 }  // namespace
 
-Schedule::Schedule(const Json& manifest) : rule_(manifest.at("decision").at("rule").get<std::string>()) {
-  for (const auto& [name, given] : manifest.at("decision").at("numbers").items())
+Schedule::Schedule(const Json& method, const Json& decision) : rule_(decision.at("rule").get<std::string>()) {
+  for (const auto& [name, given] : decision.at("numbers").items())
     for (const Json& one : given)
       numbers_[name].push_back(one.is_string() ? std::numeric_limits<float>::infinity() : one.get<float>());
   if (rule_ != "RCS" && rule_ != "Every") throw Error("decision.rule: " + rule_ + "; this program knows RCS and Every");
-  if (rule_ == "RCS" && manifest.at("method").at("schedule").at("lagged").get<bool>())
+  if (rule_ == "RCS" && method.at("schedule").at("lagged").get<bool>())
     throw Error("method.schedule: this program decides with the step's own error; export with lagged=False");
 }
 
@@ -37,20 +38,25 @@ bool Generation::decide(const Schedule& schedule, float eps) {
   return full;
 }
 
-Engine::Engine(const std::filesystem::path& folder) : manifest_(read_manifest(folder)), schedule_(manifest_) {
+Engine::Engine(const std::filesystem::path& folder) : manifest_(read_manifest(folder)) {
   const Tensors weights = read_weights(folder / "weights.safetensors");
-  for (const auto& [phase, spec] : manifest_.at("programs").items()) open(phase, spec, folder, weights);
-  allocate();
+  for (const Json& spec : manifest_.at("sets")) {
+    Set set{spec, Schedule(manifest_.at("method"), spec.at("decision")), {}, {}};
+    for (const auto& [phase, program] : spec.at("programs").items()) set.programs[phase] = open(phase, program, folder, weights);
+    for (const Json& leaf : spec.at("call").at("leaves"))
+      if (!leaf.at("fixed").is_null()) set.fixed[leaf.at("argument")] = weights.at(leaf.at("fixed"));
+    sets_.push_back(std::move(set));
+  }
 }
 
-void Engine::open(const std::string& phase, const Json& spec, const std::filesystem::path& folder, const Tensors& weights) {
+Engine::Program Engine::open(const std::string& phase, const Json& spec, const std::filesystem::path& folder, const Tensors& weights) const {
   auto specs = [](const Json& listed) {
     std::vector<Spec> made;
     for (const Json& one : listed)
       made.push_back({one.at("kind"), one.at("name"), dtype(one.at("dtype")), one.at("shape")});
     return made;
   };
-  Program& program = programs_[phase];
+  Program program;
   program.inputs = specs(spec.at("inputs"));
   program.outputs = specs(spec.at("outputs"));
   const std::string file = (folder / spec.at("file").get<std::string>()).string();
@@ -65,59 +71,86 @@ void Engine::open(const std::string& phase, const Json& spec, const std::filesys
     program.weights[name] = found->second;
   }
   program.loader->load_constants(program.weights, /*use_inactive=*/false, /*check_full_update=*/true, /*user_managed=*/true);
+  return program;
 }
 
-void Engine::allocate() {
-  for (const Json& pool : manifest_.at("pools"))
-    values_[key("pool", pool.at("name"))] = at::zeros(pool.at("shape").get<Shape>(), dtype(pool.at("dtype")));
-  for (const Json& slot : manifest_.at("state")) {
+Engine::Lane Engine::allocate(const Json& spec) {
+  Lane lane;
+  for (const Json& pool : spec.at("pools"))
+    lane.values[key("pool", pool.at("name"))] = at::zeros(pool.at("shape").get<Shape>(), dtype(pool.at("dtype")));
+  for (const Json& slot : spec.at("state")) {
     at::Tensor memory = slot.at("pool").is_null()
         ? at::zeros(slot.at("shape").get<Shape>(), dtype(slot.at("dtype")))
-        : values_.at(key("pool", slot.at("pool"))).select(-2, slot.at("row").get<int64_t>());
-    values_[key("state", slot.at("name"))] = memory;
+        : lane.values.at(key("pool", slot.at("pool"))).select(-2, slot.at("row").get<int64_t>());
+    lane.values[key("state", slot.at("name"))] = memory;
   }
-  values_[key("clock", "clock")] = at::zeros({3}, at::kFloat);
+  lane.values[key("clock", "clock")] = at::zeros({3}, at::kFloat);
+  return lane;
 }
 
-void Engine::take(const Tensors& arguments) {
-  for (const Json& leaf : manifest_.at("call").at("leaves")) {
-    if (leaf.at("placeholder").is_null()) continue;
+// Why a call is not that of these programs; empty where it is.
+std::string Engine::refusal(const Set& set, const Tensors& arguments) {
+  for (const Json& leaf : set.spec.at("call").at("leaves")) {
+    if (leaf.at("placeholder").is_null() && leaf.at("fixed").is_null()) continue;
     const std::string name = leaf.at("argument");
     auto given = arguments.find(name);
     const at::ScalarType type = dtype(leaf.at("dtype"));
     if (given == arguments.end() || given->second.scalar_type() != type || given->second.sizes().vec() != leaf.at("shape").get<Shape>()) {
       std::string shape;
       for (int64_t size : leaf.at("shape").get<Shape>()) shape += " " + std::to_string(size);
-      throw Error(name + ": expected " + leaf.at("dtype").get<std::string>() + " of shape" + shape + "; the engine was built for that");
+      return name + ": expected " + leaf.at("dtype").get<std::string>() + " of shape" + shape;
     }
-    values_[key("input", leaf.at("placeholder"))] = given->second.contiguous();
+    auto fixed = set.fixed.find(name);
+    if (fixed != set.fixed.end() && !at::equal(given->second, fixed->second)) return name + ": has other values than at export";
   }
+  return "";
 }
 
-at::Tensor Engine::run(const Tensors& arguments) {
+size_t Engine::pick(const Tensors& arguments) const {
+  std::string reasons;
+  for (size_t i = 0; i < sets_.size(); ++i) {
+    const std::string reason = refusal(sets_[i], arguments);
+    if (reason.empty()) return i;
+    reasons += (reasons.empty() ? "" : "; or ") + reason;
+  }
+  throw Error(reasons + "; the engine was built for that: add a call with rfc-fx export --add");
+}
+
+void Engine::reset() {
+  lane_ = nullptr;
+  for (auto& [name, lane] : lanes_) lane.generation = {};
+}
+
+at::Tensor Engine::run(const Tensors& arguments, const std::string& context) {
   c10::InferenceMode guard;
-  take(arguments);
-  const Json& timestep = manifest_.at("call").at("timestep");
+  const size_t number = pick(arguments);
+  Set& set = sets_[number];
+  auto found = lanes_.find({number, context});
+  if (found == lanes_.end()) found = lanes_.emplace(std::pair{number, context}, allocate(set.spec)).first;
+  Lane& lane = *(lane_ = &found->second);
+  for (const Json& leaf : set.spec.at("call").at("leaves"))
+    if (!leaf.at("placeholder").is_null()) lane.values[key("input", leaf.at("placeholder"))] = arguments.at(leaf.at("argument")).contiguous();
+  const Json& timestep = set.spec.at("call").at("timestep");
   if (!timestep.is_null()) {
     const double now = arguments.at(timestep.get<std::string>()).max().item().toDouble();
-    if (now > generation_.timestep) reset();
-    generation_.timestep = now;
+    if (now > lane.generation.timestep) lane.generation = {};
+    lane.generation.timestep = now;
   }
-  if (generation_.phases.empty() && programs_.count("INVARIANT")) run_program("INVARIANT");
-  if (programs_.count("TIMESTEP")) run_program("TIMESTEP");
-  float* clock = values_.at(key("clock", "clock")).data_ptr<float>();
-  clock[0] = generation_.counts.since + 1;
-  clock[1] = generation_.counts.gap;
-  clock[2] = generation_.counts.anchors;
-  eps_ = 0;
-  if (programs_.count("PREFIX")) run_program("PREFIX");
-  return run_program(generation_.decide(schedule_, eps_) ? "FULL" : "ESTIMATE");
+  if (lane.generation.phases.empty() && set.programs.count("INVARIANT")) run_program(set, lane, "INVARIANT");
+  if (set.programs.count("TIMESTEP")) run_program(set, lane, "TIMESTEP");
+  float* clock = lane.values.at(key("clock", "clock")).data_ptr<float>();
+  clock[0] = lane.generation.counts.since + 1;
+  clock[1] = lane.generation.counts.gap;
+  clock[2] = lane.generation.counts.anchors;
+  lane.eps = 0;
+  if (set.programs.count("PREFIX")) run_program(set, lane, "PREFIX");
+  return run_program(set, lane, lane.generation.decide(set.schedule, lane.eps) ? "FULL" : "ESTIMATE");
 }
 
-at::Tensor Engine::run_program(const std::string& phase) {
-  Program& program = programs_.at(phase);
+at::Tensor Engine::run_program(Set& set, Lane& lane, const std::string& phase) {
+  Program& program = set.programs.at(phase);
   std::vector<at::Tensor> inputs;
-  for (const Spec& spec : program.inputs) inputs.push_back(values_.at(key(spec.kind, spec.name)));
+  for (const Spec& spec : program.inputs) inputs.push_back(lane.values.at(key(spec.kind, spec.name)));
   const auto begin = std::chrono::steady_clock::now();
   const std::vector<at::Tensor> results = program.loader->boxed_run(std::move(inputs));
   milliseconds_[phase].push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
@@ -125,8 +158,8 @@ at::Tensor Engine::run_program(const std::string& phase) {
   at::Tensor first;
   for (size_t i = 0; i < results.size(); ++i) {
     const Spec& spec = program.outputs[i];
-    if (spec.kind == "decision") eps_ = results[i][0].item<float>();
-    if (spec.kind == "carry") values_[key("carry", spec.name)] = results[i];
+    if (spec.kind == "decision") lane.eps = results[i][0].item<float>();
+    if (spec.kind == "carry") lane.values[key("carry", spec.name)] = results[i];
     if (spec.kind == "output" && !first.defined()) first = results[i];
   }
   return first;

@@ -3,8 +3,10 @@
 
 #include <filesystem>
 #include <limits>
+#include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "artifact.h"
@@ -16,10 +18,10 @@ class AOTIModelPackageLoader;
 
 namespace rfc {
 
-// Which step is computed in full: the rule and thresholds of the manifest.
+// Which step is computed in full: the rule and thresholds that the manifest has for a call.
 class Schedule {
  public:
-  explicit Schedule(const Json& manifest);
+  Schedule(const Json& method, const Json& decision);
 
   // Whether step number `step`, `k` steps after the last full one, is full; `total` is the accumulated error.
   bool full(float step, float k, float total) const;
@@ -43,18 +45,21 @@ struct Generation {
 
 class Engine {
  public:
-  // Open an artefact's folder: host dispatch, one state set. Error where it is damaged or needs what this program does not have.
+  // Open an artefact's folder: host dispatch. Error where it is damaged or needs what this program does not have.
   explicit Engine(const std::filesystem::path& folder);
 
-  // One step: tensors by the model's argument names, in the shapes that the engine was built for; returns the model's first output.
-  // A timestep that grew begins a new generation.
-  at::Tensor run(const Tensors& arguments);
+  // One step: tensors by the model's argument names, in the shapes of one of the calls that the engine was built for, which picks the
+  // programs; returns the model's first output. Every context ("cond", "uncond") has state of its own for each call.
+  // A timestep that grew begins a new generation in its context.
+  at::Tensor run(const Tensors& arguments, const std::string& context = "");
 
-  // The next call begins a new generation.
-  void reset() { generation_ = {}; }
+  // The next call of every context begins a new generation.
+  void reset();
 
   const Json& manifest() const { return manifest_; }
-  const Generation& generation() const { return generation_; }
+
+  // That of the context that ran last.
+  const Generation& generation() const { return lane_ == nullptr ? nothing_ : lane_->generation; }
 
   // Milliseconds of each run of a phase so far.
   const std::vector<double>& milliseconds(const std::string& phase) { return milliseconds_[phase]; }
@@ -70,18 +75,31 @@ class Engine {
     std::shared_ptr<torch::inductor::AOTIModelPackageLoader> loader;
     Tensors weights;  // kept alive: the program holds pointers to them
   };
+  // The programs for one call.
+  struct Set {
+    Json spec;
+    Schedule schedule;
+    std::unordered_map<std::string, Program> programs;
+    Tensors fixed;  // arguments whose values the programs were made for
+  };
+  // The state of one context and call.
+  struct Lane {
+    Tensors values;  // by kind and name, as programs ask for them
+    Generation generation;
+    float eps = 0;
+  };
 
-  void open(const std::string& phase, const Json& spec, const std::filesystem::path& folder, const Tensors& weights);
-  void allocate();
-  void take(const Tensors& arguments);
-  at::Tensor run_program(const std::string& phase);
+  Program open(const std::string& phase, const Json& spec, const std::filesystem::path& folder, const Tensors& weights) const;
+  static Lane allocate(const Json& spec);
+  static std::string refusal(const Set& set, const Tensors& arguments);
+  size_t pick(const Tensors& arguments) const;
+  at::Tensor run_program(Set& set, Lane& lane, const std::string& phase);
 
   Json manifest_;
-  Schedule schedule_;
-  Generation generation_;
-  std::unordered_map<std::string, Program> programs_;
-  Tensors values_;  // by kind and name, as programs ask for them
-  float eps_ = 0;
+  std::vector<Set> sets_;
+  std::map<std::pair<size_t, std::string>, Lane> lanes_;
+  Lane* lane_ = nullptr;
+  Generation nothing_;
   std::unordered_map<std::string, std::vector<double>> milliseconds_;
 };
 

@@ -132,12 +132,17 @@ void sample(const Options& options) {
   rfc::Engine engine(options.engine);
   const Json& sampler = engine.manifest().at("sampler");
   if (sampler.is_null() || sampler.at("kind") != "digits") throw Error(options.engine + ": exported without sampler={'kind': 'digits', ...}");
-  std::vector<int64_t> shape;
-  for (const Json& leaf : engine.manifest().at("call").at("leaves"))
-    if (leaf.at("argument") == "hidden_states") shape = leaf.at("shape").get<rfc::Shape>();
   const int64_t count = static_cast<int64_t>(options.classes.size());
-  if (shape.size() != 4 || shape[0] != 2 * count)
-    throw Error("--classes: this engine draws " + std::to_string(shape.empty() ? 0 : shape[0] / 2) + " at once");
+  rfc::Shape shape;
+  std::string counts;
+  for (const Json& set : engine.manifest().at("sets"))
+    for (const Json& leaf : set.at("call").at("leaves")) {
+      if (leaf.at("argument") != "hidden_states") continue;
+      const rfc::Shape own = leaf.at("shape").get<rfc::Shape>();
+      counts += (counts.empty() ? "" : " or ") + std::to_string(own.empty() ? 0 : own[0] / 2);
+      if (own.size() == 4 && own[0] == 2 * count) shape = own;
+    }
+  if (shape.empty()) throw Error("--classes: this engine draws " + counts + " at once");
   const Ddim ddim(sampler.at("scheduler"), options.steps);
   const double cfg = sampler.at("cfg");
   const at::Tensor labels = at::tensor(options.classes, at::kLong);

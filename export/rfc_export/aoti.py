@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +23,15 @@ from rfc_export.backends import Built, Report, Run
 from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetError
 from rfc_export.manifest import Manifest
 from rfc_export.portable import STEP, Portable
+from rfc_export.specs import ProgramSpec
 from rfc_export.weights import declared_as
 from rfc_fx.tools.doctor import CompilerError, compile_seconds
 
 WRITES: Literal["in_place", "returned"] = "in_place"
 POOLS = True
 
-PROGRAMS = "programs.pt2"
+PROGRAMS = "programs{}.pt2"
+"""File of the programs for one call; the number of a further call stands in it."""
 
 OPTIONS: dict[str, Any] = {
     "aot_inductor.package": True,
@@ -49,13 +51,22 @@ def check(device: torch.device) -> None:
     """Nothing beyond torch is needed to run; a compiler is needed to build (`build`)."""
 
 
+def check_types(device: torch.device, dtypes: Iterable[torch.dtype]) -> None:
+    """Torch computes in every type."""
+
+
 def versions() -> dict[str, str]:
     """Versions that decide whether a program can be opened; torch's is noted by every export."""
     return {}
 
 
 def build(
-    programs: Mapping[str, Portable], weights: Mapping[str, Tensor], folder: Path, device: torch.device, report: Report
+    programs: Mapping[str, Portable],
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    device: torch.device,
+    report: Report,
+    suffix: str = "",
 ) -> dict[str, Built]:
     """Compile every program and put them into one archive. BackendError where nothing can be compiled here."""
     from torch.export.pt2_archive._package import package_pt2
@@ -68,12 +79,17 @@ def build(
     for phase, program in programs.items():
         report(f"compiling {phase}")
         files[phase] = _compiled(program)
+    name = PROGRAMS.format(suffix)
     try:
-        package_pt2(str(folder / PROGRAMS), aoti_files=files)
+        package_pt2(str(folder / name), aoti_files=files)
     except RuntimeError as error:  # what torch's archive writer makes of a full disk
-        raise ExportError(f"export: {PROGRAMS} could not be written, nothing was left there: {error}") from error
+        raise ExportError(f"export: {name} could not be written, nothing was left there: {error}") from error
     options = {PROCESSOR: " ".join(sorted(_processor()))}
-    return {phase: Built(PROGRAMS, phase, options) for phase in programs}
+    return {phase: Built(name, phase, options) for phase in programs}
+
+
+def relocate(folder: Path, programs: Sequence[ProgramSpec]) -> None:
+    """Weights are handed to the programs by name."""
 
 
 def _compiled(program: Portable) -> Any:
@@ -123,32 +139,44 @@ class _Runner:
 
 
 def open(
-    where: Path, programs: Mapping[str, bytes], manifest: Manifest, weights: Mapping[str, Tensor], device: torch.device
+    where: Path,
+    contents: Mapping[str, bytes],
+    programs: Mapping[str, ProgramSpec],
+    manifest: Manifest,
+    weights: Mapping[str, Tensor],
+    device: torch.device,
 ) -> dict[str, Run]:
     """Load the programs and hand them the weights.
 
     TargetError where they are for another processor or device; ArtifactError where the archive has other programs, or asks for other
     weights or for weights of another type or shape. One runner each: a second thread waits for the first, as both would use one processor.
     """
+    file = next(iter(programs.values())).file
     if lacking := set(str(manifest.options.get(PROCESSOR) or "").split()) - _processor():
-        raise TargetError(f"{where / PROGRAMS}: compiled for a processor with {', '.join(sorted(lacking))}; export again on this machine")
-    for phase, spec in manifest.programs.items():
-        if spec.file != PROGRAMS or spec.entry != phase:
+        raise TargetError(f"{where / file}: compiled for a processor with {', '.join(sorted(lacking))}; export again on this machine")
+    for phase, spec in programs.items():
+        if spec.file != file or spec.entry != phase:
             raise ArtifactError(
                 f"{where / spec.file}: {phase}: the manifest names {spec.entry} in {spec.file} for it, which is another program; "
                 "export again"
             )
-    constants = declared_constants(str(where / PROGRAMS), programs[PROGRAMS])
+    constants = declared_constants(str(where / file), contents[file])
     with tempfile.TemporaryDirectory(prefix="rfc-engine-") as folder:  # torch opens files alone: a private one of what was hashed
-        (Path(folder) / PROGRAMS).write_bytes(programs[PROGRAMS])
-        return _loaded(where, Path(folder), manifest, constants, weights, device)
+        (Path(folder) / file).write_bytes(contents[file])
+        return _loaded(where, Path(folder), programs, manifest, constants, weights, device)
 
 
 def _loaded(
-    where: Path, folder: Path, manifest: Manifest, constants: Constants, weights: Mapping[str, Tensor], device: torch.device
+    where: Path,
+    folder: Path,
+    programs: Mapping[str, ProgramSpec],
+    manifest: Manifest,
+    constants: Constants,
+    weights: Mapping[str, Tensor],
+    device: torch.device,
 ) -> dict[str, Run]:
     runners: dict[str, Run] = {}
-    for phase, spec in manifest.programs.items():
+    for phase, spec in programs.items():
         program = f"{where / spec.file}: {phase}"
         try:
             loader = torch._C._aoti.AOTIModelPackageLoader(

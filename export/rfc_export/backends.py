@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 from rfc_export.errors import BackendError
 from rfc_export.manifest import Manifest
 from rfc_export.portable import Portable
-from rfc_export.specs import BackendName
+from rfc_export.specs import BackendName, ProgramSpec
 
 Report = Callable[[str], object]
 """Takes a line about what is being done."""
@@ -44,20 +44,40 @@ class Backend(Protocol):
         """BackendError with the reason where this machine cannot build or run it."""
         ...
 
+    def check_types(self, device: torch.device, dtypes: Iterable[torch.dtype]) -> None:
+        """BackendError where it cannot compute in one of these types."""
+        ...
+
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that decide whether a program can be opened."""
         ...
 
     def build(
-        self, programs: Mapping[str, Portable], weights: Mapping[str, Tensor], folder: Path, device: torch.device, report: Report
+        self,
+        programs: Mapping[str, Portable],
+        weights: Mapping[str, Tensor],
+        folder: Path,
+        device: torch.device,
+        report: Report,
+        suffix: str = "",
     ) -> dict[str, Built]:
-        """Write the programs to files in `folder`; `weights.safetensors` is there already."""
+        """Write the programs of one call to files in `folder` whose names end with `suffix`; `weights.safetensors` is there already."""
+        ...
+
+    def relocate(self, folder: Path, programs: Sequence[ProgramSpec]) -> None:
+        """Let programs that lie in `folder` find their weights in another `weights.safetensors`, where they say where these lie."""
         ...
 
     def open(
-        self, where: Path, programs: Mapping[str, bytes], manifest: Manifest, weights: Mapping[str, Tensor], device: torch.device
+        self,
+        where: Path,
+        contents: Mapping[str, bytes],
+        programs: Mapping[str, ProgramSpec],
+        manifest: Manifest,
+        weights: Mapping[str, Tensor],
+        device: torch.device,
     ) -> dict[str, Run]:
-        """The programs, ready to run, from the checked contents of their files by name; `weights` are on the device, and shared.
+        """The programs of one call, ready to run, from the checked contents of the files; `weights` are on the device, and shared.
 
         A program that declares a weight otherwise than the manifest is an ArtifactError. `where` is for messages.
         """

@@ -139,9 +139,9 @@ def _median(times: Sequence[float]) -> float | None:
 
 def engine_variant(name: str, engine: Engine, artefact_bytes: int) -> Timed:
     """An engine; where new state is written beside the old, both are counted."""
-    manifest = engine.manifest
-    doubled = any(spec.kind == "next" for program in manifest.programs.values() for spec in program.outputs)
-    return Timed(name=name, call=engine, model=engine, state_bytes=manifest.plan.state_bytes * (1 + doubled), artefact_bytes=artefact_bytes)
+    loaded = engine.loaded
+    held = loaded.spec.plan.state_bytes * (1 + loaded.returns_state)
+    return Timed(name=name, call=engine, model=engine, state_bytes=held, artefact_bytes=artefact_bytes)
 
 
 def model_variants(engine: Engine, model: nn.Module, inputs: dict[str, Any], *, compile: bool) -> Iterator[Timed]:

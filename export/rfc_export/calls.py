@@ -24,21 +24,28 @@ RETURN_DICT = "return_dict"
 """The argument by which diffusers' models are told how to wrap what they return; an engine does either."""
 
 
-def call_spec(compiled: CompiledSet, arguments: Mapping[str, Any], signature: inspect.Signature, timestep: str | None) -> CallSpec:
-    """Describe the call that programs were made for."""
+def call_spec(
+    compiled: CompiledSet, arguments: Mapping[str, Any], signature: inspect.Signature, timestep: str | None, number: int = 0
+) -> CallSpec:
+    """Describe the call that programs were made for; `number`: of the call among those of its engine."""
     captured = compiled.captured
     paths, tree = pytree.tree_flatten_with_path(dict(arguments))
     leaves = []
     for position, (path, leaf) in enumerate(paths):
         argument = str(path[0].key) if isinstance(path[0], pytree.MappingKey) else str(path[0])
         if isinstance(leaf, Tensor):
+            if leaf.is_complex():
+                raise ExportError(
+                    f"export: {argument} is a tensor of {leaf.dtype}, which no back end takes; let the model's forward take the pair of "
+                    "reals (torch.view_as_real) and call torch.view_as_complex itself"
+                )
             leaves.append(
                 LeafSpec(
                     argument=argument,
                     dtype=name_of(leaf.dtype),
                     shape=list(leaf.shape),
                     value=None,
-                    fixed=fixed_name(position) if position in captured.decided else None,
+                    fixed=fixed_name(position, number) if position in captured.decided else None,
                     placeholder=captured.inputs.get(position),
                 )
             )
@@ -62,9 +69,9 @@ def call_spec(compiled: CompiledSet, arguments: Mapping[str, Any], signature: in
     )
 
 
-def fixed_name(position: int) -> str:
-    """Name among the weights of an argument whose values the programs were made for."""
-    return f"fixed.{position}"
+def fixed_name(position: int, number: int = 0) -> str:
+    """Name among the weights of an argument whose values the programs were made for; `number`: of the call."""
+    return f"fixed.{number}.{position}"
 
 
 def dumped(what: str, tree: pytree.TreeSpec) -> str:
@@ -118,6 +125,14 @@ class ExpectedCall:
         """The arguments of a call by name."""
         return named_arguments(self.signature, args, kwargs)
 
+    def shapes(self) -> dict[str, str]:
+        """What the call was exported with, by argument: shape and type of tensors, plain values as they are."""
+        words: dict[str, str] = {}
+        for leaf in self.spec.leaves:
+            own = repr(leaf.value) if leaf.dtype is None else f"{tuple(leaf.shape or ())} {leaf.dtype}"
+            words[leaf.argument] = f"{words[leaf.argument]}, {own}" if leaf.argument in words else own
+        return words
+
     def match(self, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> tuple[dict[str, Any], list[Any]]:
         """The arguments by name and the flat ones; SignatureError with the argument that is not as it was when the engine was built."""
         given = self.given(args, kwargs)
@@ -161,7 +176,7 @@ class ExpectedCall:
             dtype = str(leaf.dtype).removeprefix("torch.")
             raise SignatureError(
                 f"{self.name}: {spec.argument}: expected {wanted}, got {dtype} of shape {tuple(leaf.shape)} on {leaf.device}; "
-                "an engine has fixed shapes: export another for these"
+                "an engine has fixed shapes: add a call with these (rfc-fx export --add, or export(..., add=True))"
             )
 
 

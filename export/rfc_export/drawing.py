@@ -87,7 +87,7 @@ def run_notes(of: Comparison, engine: Engine) -> list[str]:
     """Caveats of the pictures, one line each."""
     source = of.source
     notes = []
-    if isinstance(source, EngineSource) and (filled := -len(source.classes) % source.size):
+    if isinstance(source, EngineSource) and (filled := source.filled):
         notes.append(f"the last batch was filled up with {filled} samples that are not shown; they have a part in its decisions")
     if isinstance(source, EngineSource) and len(source.batches) > 1:
         notes.append(f"{len(source.batches)} batches of classes, one schedule each; schedule.png shows the first")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import mmap
 import os
 import stat
 import struct
@@ -70,21 +71,47 @@ class EngineFiles:
 
     def read(self, name: str, spec: FileSpec) -> Tensor:
         """A file's bytes (uint8, one axis); ArtifactError where it is missing, of another length or content, or no regular file."""
-        where = self.path / name
         with self._stream(name) as (stream, size):
-            if size != spec.bytes:
-                raise ArtifactError(f"{where}: {size} bytes, expected {spec.bytes}: cut off or another file; copy the artefact again")
+            self._check_length(name, spec, size)
             content = torch.empty(size, dtype=torch.uint8)
             memory, digest, done = content.numpy().data, hashlib.sha256(), 0
             while count := stream.readinto(part := memory[done : done + CHUNK]):  # type: ignore[attr-defined]
                 digest.update(part[:count])
                 done += count
-        if done != size or digest.hexdigest() != spec.sha256:
+        self._check_content(name, spec, done, digest.hexdigest())
+        return content
+
+    def check(self, name: str, spec: FileSpec, target: Path | None = None) -> None:
+        """ArtifactError as of `read`; the file is hashed piece by piece, and copied to `target` where there is one."""
+        with self._stream(name) as (stream, size), open(os.devnull if target is None else target, "wb") as copy:
+            self._check_length(name, spec, size)
+            digest, done = hashlib.sha256(), 0
+            while part := stream.read(CHUNK):
+                digest.update(part)
+                copy.write(part)
+                done += len(part)
+        self._check_content(name, spec, done, digest.hexdigest())
+
+    def mapped(self, name: str, spec: FileSpec) -> Tensor:
+        """As `read`, but the bytes stay in the file's pages: who may write to the file can change them afterwards."""
+        with self._stream(name) as (stream, size):
+            self._check_length(name, spec, size)
+            pages = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY) if size else bytearray()
+        self._check_content(name, spec, size, hashlib.sha256(pages).hexdigest())
+        return torch.frombuffer(pages, dtype=torch.uint8)
+
+    def _check_length(self, name: str, spec: FileSpec, size: int) -> None:
+        if size != spec.bytes:
             raise ArtifactError(
-                f"{where}: SHA-256 {digest.hexdigest()[:12]}..., expected {spec.sha256[:12]}...: the file was changed; "
+                f"{self.path / name}: {size} bytes, expected {spec.bytes}: cut off or another file; copy the artefact again"
+            )
+
+    def _check_content(self, name: str, spec: FileSpec, done: int, digest: str) -> None:
+        if done != spec.bytes or digest != spec.sha256:
+            raise ArtifactError(
+                f"{self.path / name}: SHA-256 {digest[:12]}..., expected {spec.sha256[:12]}...: the file was changed; "
                 "copy the artefact again"
             )
-        return content
 
 
 class ArchiveFiles(EngineFiles):
@@ -126,6 +153,9 @@ class ArchiveFiles(EngineFiles):
             raise ArtifactError(f"{self.path}: {MANIFEST} has {entry.file_size} bytes, more than any manifest has")
         with self._stream(MANIFEST) as (stream, size):
             return stream.read(size)
+
+    def mapped(self, name: str, spec: FileSpec) -> Tensor:
+        raise ArtifactError(f"{self.path}: weights in an archive cannot be mapped; load it without mapped=True, or export a folder")
 
     def check_names(self, manifest: Manifest) -> None:
         if strange := sorted(set(self._entries) - set(manifest.files) - {MANIFEST}):

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from rfc.record import Record
 from rfc_export.errors import ArtifactError, ExportError
+from rfc_export.example_calls import Wanted, pipeline_calls
 from rfc_export.manifest import Manifest
 from rfc_export.runtime import Engine
-from rfc_fx.tools.inputs import load_with_inputs
+from rfc_export.specs import CallSpec
+from rfc_fx.tools.inputs import NEEDED, load_with_inputs
 from rfc_fx.tools.load import locate, model_kind
+from rfc_fx.tools.pipeline.folder import pipeline_folder
 from rfc_fx.tools.sources import DigitsSource, Tick, load_source
 from rfc_fx.zoo import NULL_CLASS, digits_noise, sample
 
@@ -41,33 +44,49 @@ class DigitsFacts(BaseModel):
 
 @dataclass(frozen=True)
 class Exportable:
-    """A model, the arguments of the call that its engine will answer, and what a sampler needs to know."""
+    """A model, the arguments of the calls that its engine will answer, and what a sampler needs to know."""
 
     model: nn.Module
-    inputs: dict[str, Any]
+    calls: list[dict[str, Any]]
     sampler: dict[str, Any] | None
     """None: `rfc-fx run` cannot draw with it."""
 
 
-def exportable(name: str, dtype: torch.dtype, device: torch.device, batch: int | None) -> Exportable:
-    """Load a model for calls of `batch` samples with guidance: of digits ten where nothing is said, of others one.
+def exportable(name: str, dtype: torch.dtype, device: torch.device, wanted: Wanted) -> Exportable:
+    """Load a model for calls of every wanted batch, with guidance: of digits ten samples where nothing is said, of others one.
 
-    LoadError for what cannot be loaded, ExportError where calls of that many samples cannot be made from the inputs that are known.
+    LoadError for what cannot be loaded, ExportError where such calls cannot be made.
     """
-    if model_kind(locate(name)) != "digits":
+    kind = model_kind(locate(name))
+    if kind != "pipeline" and (wanted.sizes or wanted.call is not None):
+        raise ExportError(f"{name}: --shapes, --prompt, --negative-prompt and --call are for pipelines; call rfc_export.export instead")
+    if kind == "pipeline" and (wanted.sizes or wanted.call is not None or not _is_class_conditional(name)):
+        model, calls = pipeline_calls(name, dtype, device, wanted)
+        return Exportable(model, calls, None)
+    if kind != "digits":
         model, inputs = load_with_inputs(name, dtype, device)
-        return Exportable(model, _repeated(name, inputs, batch or 1), None)
+        return Exportable(model, [_repeated(name, inputs, batch) for batch in wanted.batches or [1]], None)
     source = load_source(name, classes=None, prompts=[], seeds=[0], cfg=CFG, dtype=dtype, device=device)
     assert isinstance(source, DigitsSource)
     facts = DigitsFacts(kind="digits", scheduler=json.loads(source.scheduler.to_json_string()), cfg=CFG, null_class=NULL_CLASS)
-    count = batch or NULL_CLASS
+    calls = [_digits_call(count, dtype, device) for count in wanted.batches or [NULL_CLASS]]
+    return Exportable(source.model, calls, facts.model_dump())
+
+
+def _digits_call(count: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     labels = [i % NULL_CLASS for i in range(count)] + [NULL_CLASS] * count
-    inputs = {
+    return {
         HIDDEN: digits_noise([0] * (2 * count), dtype).to(device),
         "timestep": torch.full((2 * count,), 500, device=device),
         "class_labels": torch.tensor(labels, device=device),
     }
-    return Exportable(source.model, inputs, facts.model_dump())
+
+
+def _is_class_conditional(name: str) -> bool:
+    """Whether inputs can be made from the denoiser's configuration, without the pipeline."""
+    folder = pipeline_folder(name)
+    config = folder.denoiser_config()
+    return "class_labels" in folder.parameters and all(config.get(key) is not None for key in NEEDED)
 
 
 def _repeated(name: str, inputs: dict[str, Any], count: int) -> dict[str, Any]:
@@ -100,9 +119,24 @@ class EngineSource:
         return [str(label) for label in self.classes]
 
     @property
+    def sizes(self) -> list[int]:
+        """Samples in the engine's calls, which guidance doubles; from few to many."""
+        return sorted({_latent(one.call)[0] // 2 for one in self.model.manifest.sets})
+
+    def size_of(self, number: int) -> int:
+        """Samples in one of the engine's calls."""
+        return _latent(self.model.manifest.sets[number].call)[0] // 2
+
+    @property
     def size(self) -> int:
-        """Samples in a call; guidance doubles them."""
-        return _latent(self.model.manifest)[0] // 2
+        """Samples in a call, at most."""
+        return self.sizes[-1]
+
+    @property
+    def filled(self) -> int:
+        """Samples of the last batch that are drawn and not shown."""
+        last = len(self.batches[-1]) if self.batches else 0
+        return next((size - last for size in self.sizes if size >= last), 0)
 
     @property
     def batches(self) -> list[list[int]]:
@@ -119,15 +153,16 @@ class EngineSource:
         return torch.cat(images)
 
     def draw_batch(self, model: Callable[..., Any], classes: list[int], seed: int, steps: int, tick: Tick) -> Float[Tensor, "N C H W"]:
-        """One call of the sampler; a batch that is not full is filled up with its own classes again."""
+        """One call of the sampler, the smallest that holds the batch; one that is not full is filled up with its own classes again."""
         device = self.model.device
-        labels = torch.tensor([classes[i % len(classes)] for i in range(self.size)], device=device)
-        noise = digits_noise([seed] * self.size, self.model.dtype).to(device)
+        size = next(size for size in self.sizes if size >= len(classes))
+        labels = torch.tensor([classes[i % len(classes)] for i in range(size)], device=device)
+        noise = digits_noise([seed] * size, self.model.dtype).to(device)
         return sample(model, self.scheduler, labels, noise, steps=steps, cfg=self.cfg, null_class=self.facts.null_class, progress=tick)
 
 
-def _latent(manifest: Manifest) -> list[int]:
-    return next((leaf.shape for leaf in manifest.call.leaves if leaf.argument == manifest.call.latent and leaf.shape), [])
+def _latent(call: CallSpec) -> list[int]:
+    return next((leaf.shape for leaf in call.leaves if leaf.argument == call.latent and leaf.shape), [])
 
 
 def engine_source(name: str, engine: Engine, classes: list[int] | None, seeds: list[int], cfg: float | None) -> EngineSource:
@@ -142,11 +177,11 @@ def engine_source(name: str, engine: Engine, classes: list[int] | None, seeds: l
             f"pipe.transformer = rfc_export.load({name!r})"
         )
     facts, scheduler = _facts(name, manifest)
-    shape = _latent(manifest)
-    if len(shape) != 4 or shape[0] < 2 or shape[0] % 2 or shape[1:] != [1, 8, 8]:
-        raise ArtifactError(
-            f"{name}: sampler.kind is digits, which needs a latent of shape (2 N, 1, 8, 8), got {tuple(shape)}; export again"
-        )
+    for shape in (_latent(one.call) for one in manifest.sets):
+        if len(shape) != 4 or shape[0] < 2 or shape[0] % 2 or shape[1:] != [1, 8, 8]:
+            raise ArtifactError(
+                f"{name}: sampler.kind is digits, which needs a latent of shape (2 N, 1, 8, 8), got {tuple(shape)}; export again"
+            )
     labels = list(range(facts.null_class)) if classes is None else classes
     if wrong := [label for label in labels if not 0 <= label < facts.null_class]:
         raise ExportError(f"{name}: --classes must lie in 0-{facts.null_class - 1}, got {', '.join(map(str, wrong))}")

@@ -5,6 +5,12 @@ from __future__ import annotations
 from rfc_fx.errors import RFCError
 
 
+def short(error: Exception) -> str:
+    """A library's error on one line of at most 300 characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else text[:297] + "..."
+
+
 class ExportError(RFCError):
     """An export that was refused; nothing was written."""
 

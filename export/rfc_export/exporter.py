@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 import rfc
 import rfc_fx
 from rfc.encoding import classes_of
 from rfc.method import Method
-from rfc.phase import VERIFY
-from rfc_export.artifact import file_spec, write_manifest, writing
-from rfc_export.backends import Backend, Built
+from rfc_export.added import Existing, existing_engine
+from rfc_export.artifact import check_place, file_spec, write_manifest, writing
+from rfc_export.backends import Backend, Report
 from rfc_export.backends import backend as backend_of
-from rfc_export.calls import RETURN_DICT, call_spec, fixed_name
+from rfc_export.building import Stages, check_timestep, explained
+from rfc_export.call_programs import CallPrograms, Example, cached_for
 from rfc_export.errors import ExportError
-from rfc_export.manifest import WEIGHTS, Manifest
+from rfc_export.manifest import WEIGHTS, Manifest, call_key
 from rfc_export.methods import check_method, encode_method, name_of
-from rfc_export.model_facts import dtype_of_model, plain_config
+from rfc_export.model_facts import computing_dtypes, dtype_of_model, plain_config
 from rfc_export.parity import check_parity
-from rfc_export.portable import STEP, Portable, Weights, portable_cond, portable_host
 from rfc_export.runtime import load
 from rfc_export.seal import public_key
-from rfc_export.specs import BackendName, DecisionSpec, ModelSpec, PlanSpec, PoolSpec, ProgramSpec, SlotSpecs
+from rfc_export.specs import BackendName, ModelSpec
 from rfc_export.target import built_with, target_of
+from rfc_export.weight_names import Weights
 from rfc_export.weights import weight_spec
-from rfc_fx.capture.export import args_and_kwargs, named_arguments
 from rfc_fx.ir.config import Config
-from rfc_fx.ir.layout import Layout
-from rfc_fx.ir.phase import PREFIX
-from rfc_fx.ir.progress import progress_slots
-from rfc_fx.passes.build import CompiledSet
-from rfc_fx.passes.lower_host import lower_host
-
-Report = Callable[[str], object]
 
 
 def export(
@@ -48,97 +41,133 @@ def export(
     path: str | Path,
     *,
     backend: BackendName,
-    example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
+    example_inputs: Example | list[Example] | None = None,
     method: Method | None = None,
     config: Config | None = None,
     sampler: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    add: bool = False,
     sign: Path | None = None,
     report: Report = lambda line: None,
 ) -> Path:
     """Write an artefact to `path`, a folder or a file that ends in .pt2, and return it.
 
     `model` is a transformer, which is transformed with `method` and `config` first, or a CachedModel, which has its own (`config` may give
-    its engine another `dispatch` or `hoist`). `example_inputs` are the arguments of one call; the engine answers calls of these shapes.
+    its engine another `dispatch` or `hoist`). `example_inputs` are the arguments of one call, as a mapping or a tuple, or a list of calls:
+    the engine has programs for each call's shapes, and the weights once. `add=True` adds them to the engine that lies at `path`, a folder.
     `config.hoist` None is True with host dispatch. `sampler`: what `rfc-fx run` needs to draw. `report` takes a line at the begin of each
     stage. `sign`: an Ed25519 private key (PEM), for whoever loads with `trusted=`.
 
-    The engine is opened and held against the model over a few steps before anything is there under `path`; what would lose or freeze
-    state is refused. Raises ExportError, BackendError (the back end is not installed) and all that `rfc_fx.transform` raises.
+    The engine is opened and held against the model over a few steps of each call before anything is there under `path`; what would lose
+    or freeze state is refused, and of whatever fails nothing is left. Raises ExportError, BackendError (the back end is not installed, or
+    does not compute in the model's type) and all that `rfc_fx.transform` raises.
     """
     path = Path(path)
     if sign is not None:
         public_key(sign)  # refused before anything is built
     maker = backend_of(backend)
     config = _config(model, config)
-    check_method(model.method if isinstance(model, rfc_fx.CachedModel) else method or rfc.RFC(), config.dispatch)
-    cached = _cached(model, example_inputs, method, config)
-    compiled = cached.compiled
-    if compiled.captured.parallel is not None or compiled.captured.decided_with is not None:
-        raise ExportError(
-            f"export: the programs of {cached.model_name} hold collectives of a group of ranks, which an engine does not have; export the "
-            "model before enable_parallelism and without group="
-        )
-    maker.check(compiled.device)
-    arguments = _arguments(cached, example_inputs)
-    call = call_spec(compiled, arguments, cached.call_signature, cached.timestep_argument)
-    if RETURN_DICT in call.parameters and compiled.captured.outputs.type is tuple and RETURN_DICT not in arguments:
-        raise ExportError("export: captured with return_dict=False; transform anew with example inputs, without return_dict")
-    weights = Weights.of(compiled)
-    report("making programs")
-    if config.dispatch == "cond":
-        layout = Layout(compiled.guarded.slots | progress_slots())
-        programs = portable_cond(compiled, weights, maker.WRITES)
-    else:
-        host = lower_host(compiled.guarded, compiled.timestep, hoists=config.hoist is True, pools=maker.POOLS, writes=maker.WRITES)
-        layout, programs = host.layout, portable_host(compiled, host, weights)
-    _refuse_lost_state(layout, programs, maker)
-    stored = _stored(weights, compiled, arguments)
-    with writing(path, overwrite=overwrite) as folder:
-        report("writing weights")
-        save_file(stored, folder / WEIGHTS)
-        built = maker.build(programs, weights.tensors, folder, compiled.device, report)
-        files = {file.name: file_spec(file) for file in sorted(folder.iterdir())}
-        manifest = Manifest(
-            schema_version=2,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            model=ModelSpec(
-                model_class=cached.model_name,
-                config=plain_config(cached.model),
-                dtype=name_of(dtype_of_model(cached.model)),
-                weights_sha256=files[WEIGHTS].sha256,
-            ),
-            method=encode_method(cached.method),
-            backend=backend,
-            config=replace(config, granularity=compiled.analysis.granularity),
-            programs={phase: _program_spec(program, built[phase]) for phase, program in programs.items()},
-            state=_state(layout, programs),
-            pools=[
-                PoolSpec(name=pool.name, dtype=name_of(pool.spec.dtype), shape=list(pool.spec.shape), slots=list(pool.slots))
-                for pool in layout.pools
-            ],
-            decision=_decision(cached, programs),
-            call=call,
-            plan=PlanSpec(
-                sites=compiled.plan.sites,
-                state_bytes=sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in layout.slots.values()),
-                full_flops=compiled.plan.full_flops,
-                estimate_flops=compiled.plan.estimate_flops,
-                phase_flops=dict(compiled.plan.phase_flops),
-            ),
-            sampler=None if sampler is None else dict(sampler),
-            built_with=built_with() | maker.versions(),
-            target=target_of(compiled.device),
-            files=files,
-            weights={name: weight_spec(tensor) for name, tensor in stored.items()},
-            options={key: value for one in built.values() for key, value in one.options.items()},
-        )
-        write_manifest(folder, manifest, sign)
-        report("checking the engine against the model")
-        engine = load(folder, device=compiled.device, classes=classes_of(cached.method), trust=True)
-        check_parity(engine, cached, arguments)
-        engine.close()
+    own = model.method if isinstance(model, rfc_fx.CachedModel) else method or rfc.RFC()
+    check_method(own, config.dispatch)
+    check_timestep(model, own)
+    examples = _examples(model, example_inputs, method)
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    maker.check(device)
+    maker.check_types(device, computing_dtypes(model))
+    check_place(path, overwrite=overwrite or add)
+    stages = Stages(report)
+    name = model.model_name if isinstance(model, rfc_fx.CachedModel) else type(model).__name__
+    with explained(name, stages, backend, config):
+        there = existing_engine(path, device, sign) if add else None
+        weights = Weights({} if there is None else there.manifest.weights)
+        calls: list[CallPrograms] = []
+        for number, example in enumerate(examples):
+            stages(f"capturing call {number + 1} of {len(examples)}" if len(examples) > 1 else "making programs")
+            cached = cached_for(model, example, method, config, is_first=number == 0)
+            begin = 0 if there is None else len(there.manifest.sets)
+            calls.append(CallPrograms.of(cached, example, config, maker, weights, begin + number))
+        facts = _facts(calls, backend, maker, config)
+        if there is not None:
+            there.check(facts)
+        with writing(path, overwrite=overwrite or add) as folder:
+            _write(folder, calls, facts, maker, weights, there, sampler, sign, stages)
+            stages("checking the engine against the model")
+            engine = load(folder, device=device, classes=classes_of(own), trust=True)
+            for call in calls:
+                check_parity(engine, call.cached, call.arguments)
+            engine.close()
     return path
+
+
+def _facts(calls: Sequence[CallPrograms], backend: BackendName, maker: Backend, config: Config) -> dict[str, Any]:
+    """What a manifest says of the whole engine, but for what lies in it."""
+    cached, compiled = calls[0].cached, calls[0].compiled
+    for call in calls:
+        if (own := call.compiled.analysis.granularity) != (first := compiled.analysis.granularity):
+            raise ExportError(
+                f"export: the state of one call fits as {first}, that of another as {own}; pass Config(granularity={own!r}) for all of them"
+            )
+    return {
+        "model_class": cached.model_name,
+        "model_config": plain_config(cached.model),
+        "dtype": name_of(dtype_of_model(cached.model)),
+        "method": encode_method(cached.method),
+        "backend": backend,
+        "config": replace(config, granularity=compiled.analysis.granularity),
+        "built_with": built_with() | maker.versions(),
+        "target": target_of(compiled.device),
+    }
+
+
+def _write(
+    folder: Path,
+    calls: Sequence[CallPrograms],
+    facts: Mapping[str, Any],
+    maker: Backend,
+    weights: Weights,
+    there: Existing | None,
+    sampler: Mapping[str, Any] | None,
+    sign: Path | None,
+    stages: Stages,
+) -> None:
+    """Write weights, programs and manifest of an engine, or of one to which calls are added."""
+    stages("writing weights")
+    new = weights.missing()
+    specs = ({} if there is None else dict(there.manifest.weights)) | {name: weight_spec(tensor) for name, tensor in new.items()}
+    sets = [] if there is None else list(there.manifest.sets)
+    options: dict[str, Any] = {} if there is None else dict(there.manifest.options)
+    sampler = sampler if there is None else there.manifest.sampler
+    known = {call_key(one.call, specs): number for number, one in enumerate(sets)}
+    for number, call in enumerate(calls, len(sets)):
+        if (same := known.setdefault(call_key(call.call, specs), number)) != number:
+            raise ExportError(f"export: call {number + 1} has the shapes and values of call {same + 1}; pass every call once")
+    if there is None:
+        save_file(new, folder / WEIGHTS)
+    else:
+        there.write(folder, new, maker)
+    for number, call in enumerate(calls, len(sets)):
+        built = maker.build(call.programs, weights.tensors, folder, call.compiled.device, stages, "" if number == 0 else f"-{number}")
+        sets.append(call.spec(built))
+        options |= {key: value for one in built.values() for key, value in one.options.items()}
+    files = {file.name: file_spec(file) for file in sorted(folder.iterdir())}
+    stated = dict(facts)
+    manifest = Manifest(
+        schema_version=3,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=ModelSpec(
+            model_class=stated.pop("model_class"),
+            config=stated.pop("model_config"),
+            dtype=stated.pop("dtype"),
+            weights_sha256=files[WEIGHTS].sha256,
+        ),
+        **stated,
+        sets=sets,
+        sampler=None if sampler is None else dict(sampler),
+        files=files,
+        weights=specs,
+        options=options,
+    )
+    write_manifest(folder, manifest, sign)
 
 
 def _config(model: nn.Module, config: Config | None) -> Config:
@@ -155,85 +184,18 @@ def _config(model: nn.Module, config: Config | None) -> Config:
     return replace(config, hoist=config.dispatch == "host" and config.hoist is not False, regional=False, speculate=None)
 
 
-def _cached(
-    model: nn.Module,
-    example_inputs: Mapping[str, Any] | tuple[Any, ...] | None,
-    method: Method | None,
-    config: Config,
-) -> rfc_fx.CachedModel:
-    if not isinstance(model, rfc_fx.CachedModel):
-        if example_inputs is None:
-            raise ExportError("export: example_inputs are needed: the arguments of one call, as a mapping or a tuple")
-        return rfc_fx.transform(model, method, example_inputs=example_inputs, config=replace(config, dispatch="host", hoist=None))
-    if method is not None:
+def _examples(model: nn.Module, example_inputs: Example | list[Example] | None, method: Method | None) -> list[Example]:
+    """The calls that the engine is for; ExportError where there are none."""
+    cached = model if isinstance(model, rfc_fx.CachedModel) else None
+    if cached is not None and method is not None:
         raise ExportError("export: a CachedModel has its own method; give it to rfc_fx.transform")
-    if example_inputs is not None:
-        args, kwargs = args_and_kwargs(example_inputs)
-        model.trace(*args, **kwargs)
-    elif not len(model.cache):
-        raise ExportError("export: nothing was captured yet; pass example_inputs, the arguments of one call")
-    return model
-
-
-def _arguments(cached: rfc_fx.CachedModel, example_inputs: Mapping[str, Any] | tuple[Any, ...] | None) -> dict[str, Any]:
     if example_inputs is None:
-        raise ExportError("export: pass example_inputs, the arguments of one call that the engine is for")
-    args, kwargs = args_and_kwargs(example_inputs)
-    return named_arguments(cached.call_signature, args, kwargs)
-
-
-def _refuse_lost_state(layout: Layout, programs: Mapping[str, Portable], maker: Backend) -> None:
-    """ExportError where a slot does not enter, or where the back end needs it returned and it is not."""
-    entering = {spec.name for program in programs.values() for spec in program.inputs if spec.kind in ("state", "progress", "log")}
-    pooled = {spec.name for program in programs.values() for spec in program.inputs if spec.kind == "pool"}
-    entering |= {slot for pool in layout.pools if pool.name in pooled for slot in pool.slots}
-    returned = {spec.name for program in programs.values() for spec in program.outputs if spec.kind == "next"}
-    if lost := [slot for slot in layout.slots if slot not in entering | returned]:  # what is returned alone, nothing reads
-        raise ExportError(f"export: no program takes the state {', '.join(lost[:3])}; it would be lost; please report this")
-    if maker.WRITES == "returned" and (frozen := [slot for slot in layout.slots if slot not in returned]):
-        raise ExportError(f"export: no program returns the state {', '.join(frozen[:3])}; it would be frozen; please report this")
-
-
-def _stored(weights: Weights, compiled: CompiledSet, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    import torch.utils._pytree as pytree
-
-    leaves = pytree.tree_leaves(dict(arguments))
-    fixed = {fixed_name(position): leaves[position] for position in compiled.captured.decided if isinstance(leaves[position], Tensor)}
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in (weights.tensors | fixed).items()}
-
-
-def _program_spec(program: Portable, built: Built) -> ProgramSpec:
-    return ProgramSpec(
-        file=built.file, entry=built.entry, inputs=program.inputs, outputs=program.outputs, weights=program.weights, flops=program.flops
-    )
-
-
-def _state(layout: Layout, programs: Mapping[str, Portable]) -> list[SlotSpecs]:
-    rows = {pool.name: pool.slots for pool in layout.pools}
-
-    def reads(program: Portable) -> set[str]:
-        own = {spec.name for spec in program.inputs if spec.kind in ("state", "progress", "log")}
-        return own | {slot for spec in program.inputs if spec.kind == "pool" for slot in rows[spec.name]}
-
-    read = {phase: reads(program) for phase, program in programs.items()}
-    return [
-        SlotSpecs(
-            name=name,
-            dtype=name_of(spec.dtype),
-            shape=list(spec.shape),
-            init="zeros",
-            written_by=[phase for phase, program in programs.items() if name in program.written],
-            read_by=[phase for phase in programs if name in read[phase]],
-            pool=layout.places[name][0].name if name in layout.places else None,
-            row=layout.places[name][1] if name in layout.places else None,
-        )
-        for name, spec in layout.slots.items()
-    ]
-
-
-def _decision(cached: rfc_fx.CachedModel, programs: Mapping[str, Portable]) -> DecisionSpec:
-    schedule, numbers = cached.method.schedule, dict[str, list[Any]]()
-    for name, tensor in schedule.numbers().items():
-        numbers[name] = ["inf" if math.isinf(one) else one for one in tensor.flatten().tolist()]
-    where = next((phase for phase in (PREFIX, VERIFY.name, STEP) if phase in programs), None)
-    return DecisionSpec(program=where, index=0, rule=type(schedule).__name__, numbers=numbers)
+        if cached is not None and not len(cached.cache):
+            raise ExportError("export: nothing was captured yet; pass example_inputs, the arguments of one call")
+        if cached is not None:
+            raise ExportError("export: pass example_inputs, the arguments of one call that the engine is for")
+        raise ExportError("export: example_inputs are needed: the arguments of one call, as a mapping or a tuple, or a list of calls")
+    examples = example_inputs if isinstance(example_inputs, list) else [example_inputs]
+    if not examples:
+        raise ExportError("export: example_inputs is an empty list; pass the arguments of at least one call")
+    return examples

@@ -15,12 +15,11 @@ from rfc.phase import ESTIMATE, FULL
 from rfc.state import SlotSpec
 from rfc_export.backends import Run
 from rfc_export.calls import ExpectedCall
-from rfc_export.engine_files import EngineFiles
 from rfc_export.errors import ArtifactError
-from rfc_export.manifest import WEIGHTS, Manifest
+from rfc_export.manifest import Manifest
 from rfc_export.methods import dtype_of
+from rfc_export.set_spec import ProgramSetSpec
 from rfc_export.specs import ProgramSpec
-from rfc_export.weights import weights_of
 from rfc_fx.ir.layout import Layout, Pool
 from rfc_fx.ir.plan import Plan, SlotRow
 from rfc_fx.ir.program import Argument, unflattener
@@ -69,10 +68,13 @@ class LoadedProgram:
 
 @dataclass(frozen=True)
 class LoadedSet:
-    """The programs of an artefact and what the host must know of them."""
+    """The programs of an artefact for one call, and what the host must know of them."""
 
     manifest: Manifest
+    spec: ProgramSetSpec
     programs: Mapping[str, LoadedProgram]
+    weights: Mapping[str, Tensor]
+    """All of the engine's, held for as long as programs read them."""
     layout: Layout
     plan: Plan
     device: torch.device
@@ -82,12 +84,12 @@ class LoadedSet:
     @cached_property
     def placeholders(self) -> list[Argument]:
         """The tensor arguments by the names that programs have for them."""
-        return [("input", leaf.placeholder) for leaf in self.manifest.call.leaves if leaf.placeholder is not None]
+        return [("input", leaf.placeholder) for leaf in self.spec.call.leaves if leaf.placeholder is not None]
 
     @property
     def latent(self) -> str:
         """Name of the argument that the sampler moves."""
-        return self.manifest.call.latent
+        return self.spec.call.latent
 
     @property
     def counts_itself(self) -> bool:
@@ -101,7 +103,7 @@ class LoadedSet:
 
     def inputs(self, leaves: list[Any]) -> list[Tensor]:
         """The tensor arguments in the order of the placeholders."""
-        return [leaf for leaf, spec in zip(leaves, self.manifest.call.leaves, strict=True) if spec.placeholder is not None]
+        return [leaf for leaf, spec in zip(leaves, self.spec.call.leaves, strict=True) if spec.placeholder is not None]
 
     def unflatten(self, outputs: Sequence[Tensor]) -> Any:
         """What the model's forward returns."""
@@ -113,37 +115,35 @@ class LoadedSet:
 
 
 def check_phases(manifest: Manifest, method: Method) -> None:
-    """ArtifactError where the method has a phase that no program is for."""
+    """ArtifactError where the method has a phase that a call has no program for."""
     phases = method.schedule.branches
-    there = {FULL.name, ESTIMATE.name} if manifest.config.dispatch == "cond" else set(manifest.programs)
-    if missing := [phase for phase in phases if phase not in there]:
-        raise ArtifactError(f"method.schedule: has the phases {', '.join(phases)}, there is no program for {', '.join(missing)}")
+    for number, one in enumerate(manifest.sets):
+        there = {FULL.name, ESTIMATE.name} if manifest.config.dispatch == "cond" else set(one.programs)
+        if missing := [phase for phase in phases if phase not in there]:
+            raise ArtifactError(
+                f"method.schedule: has the phases {', '.join(phases)}, there is no program for {', '.join(missing)} (sets.{number})"
+            )
 
 
-def read_weights(files: EngineFiles, manifest: Manifest, device: torch.device) -> dict[str, Tensor]:
-    """The weights of an artefact, held against the manifest; ArtifactError where one is not as it says."""
-    content = files.read(WEIGHTS, manifest.files[WEIGHTS])
-    weights = weights_of(str(files.path / WEIGHTS), content, manifest.weights)
-    return {name: tensor.to(device) for name, tensor in weights.items()}
-
-
-def loaded_set(manifest: Manifest, programs: dict[str, LoadedProgram], weights: Mapping[str, Tensor], device: torch.device) -> LoadedSet:
-    """The programs with layout, plan and call as the manifest describes them."""
-    call = manifest.call
+def loaded_set(
+    manifest: Manifest, number: int, programs: dict[str, LoadedProgram], weights: Mapping[str, Tensor], device: torch.device
+) -> LoadedSet:
+    """The programs of one call with layout, plan and call as the manifest describes them."""
+    spec = manifest.sets[number]
+    call, planned = spec.call, spec.plan
     fixed = {leaf.fixed: weights[leaf.fixed] for leaf in call.leaves if leaf.fixed is not None}
-    slots = {slot.name: SlotSpec(tuple(slot.shape), dtype_of(slot.name, slot.dtype)) for slot in manifest.state}
+    slots = {slot.name: SlotSpec(tuple(slot.shape), dtype_of(slot.name, slot.dtype)) for slot in spec.state}
     pools = {
-        pool.name: Pool(pool.name, tuple(pool.slots), SlotSpec(tuple(pool.shape), dtype_of(pool.name, pool.dtype)))
-        for pool in manifest.pools
+        pool.name: Pool(pool.name, tuple(pool.slots), SlotSpec(tuple(pool.shape), dtype_of(pool.name, pool.dtype))) for pool in spec.pools
     }
-    places = {slot.name: (pools[slot.pool], slot.row or 0) for slot in manifest.state if slot.pool is not None}
+    places = {slot.name: (pools[slot.pool], slot.row or 0) for slot in spec.state if slot.pool is not None}
     rows = [
-        SlotRow(name, spec.shape, spec.dtype, torch.empty(spec.shape, dtype=spec.dtype, device="meta").nbytes)
-        for name, spec in slots.items()
+        SlotRow(name, slot.shape, slot.dtype, torch.empty(slot.shape, dtype=slot.dtype, device="meta").nbytes)
+        for name, slot in slots.items()
     ]
-    spec = manifest.plan
     held = sum(row.bytes for row in rows)
-    plan = Plan(spec.sites, rows, held, spec.full_flops, spec.estimate_flops, phase_flops=dict(spec.phase_flops))
+    plan = Plan(planned.sites, rows, held, planned.full_flops, planned.estimate_flops, phase_flops=dict(planned.phase_flops))
     timestep = next((leaf.placeholder for leaf in call.leaves if leaf.argument == call.timestep), None)
     layout = Layout(slots, tuple(pools.values()), places)
-    return LoadedSet(manifest, programs, layout, plan, device, timestep, ExpectedCall(call, manifest.model.model_class, fixed))
+    expected = ExpectedCall(call, manifest.model.model_class, fixed)
+    return LoadedSet(manifest, spec, programs, weights, layout, plan, device, timestep, expected)

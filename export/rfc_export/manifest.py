@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
-from math import prod
-from typing import Any, Literal
+from collections.abc import Hashable, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from rfc.phase import ESTIMATE, FULL
+from rfc_export.set_spec import ProgramSetSpec
 from rfc_export.specs import (
     BackendName,
     CallSpec,
     ConfigSpec,
-    DecisionSpec,
     FileName,
     FileSpec,
     ModelSpec,
     Name,
     Part,
-    PlanSpec,
-    PoolSpec,
-    ProgramSpec,
     Sha256,
     SignatureSpec,
-    SlotSpecs,
     TargetSpec,
     WeightSpec,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Rises whenever an older reader would misread a newer manifest."""
 
 MANIFEST = "rfc.json"
 WEIGHTS = "weights.safetensors"
 
+MOST_SETS = 256
+"""Call signatures of an engine, at most."""
+
+
+def call_key(call: CallSpec, weights: Mapping[str, WeightSpec]) -> Hashable:
+    """What tells one call from another: how it is nested, types and shapes, and the values that programs were made for."""
+    leaves = [
+        (leaf.argument, leaf.dtype, tuple(leaf.shape or ()), type(leaf.value), leaf.value, leaf.fixed and weights[leaf.fixed].sha256)
+        for leaf in call.leaves
+    ]
+    return call.tree, tuple(leaves)
+
 
 class Manifest(Part):
     """rfc.json."""
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     created_at: str
     model: ModelSpec
     method: dict[str, Any]
     backend: BackendName
     config: ConfigSpec
     """How the model was transformed; its granularity is that of the programs."""
-    programs: dict[Name, ProgramSpec]
-    state: list[SlotSpecs]
-    pools: list[PoolSpec]
-    decision: DecisionSpec
-    call: CallSpec
-    plan: PlanSpec
+    sets: Annotated[list[ProgramSetSpec], Field(min_length=1, max_length=MOST_SETS)]
+    """The programs for each call signature that the engine answers."""
     sampler: dict[str, Any] | None
     """What `rfc-fx run` needs to draw: the kind of model, its scheduler's configuration and defaults."""
     built_with: dict[str, str]
@@ -64,76 +68,47 @@ class Manifest(Part):
     """Of the manifest itself (`rfc_export.seal`); None while it is being made."""
     signature: SignatureSpec | None = None
 
+    @property
+    def call(self) -> CallSpec:
+        """The first call; parameters, defaults, latent and timestep are those of all."""
+        return self.sets[0].call
+
     @model_validator(mode="after")
     def _is_whole(self) -> Manifest:
-        for phase, program in self.programs.items():
-            if program.file not in self.files:
-                raise ValueError(f"programs.{phase}.file: {program.file} is not among the files")
         if WEIGHTS not in self.files:
             raise ValueError(f"files: {WEIGHTS} is missing")
-        required = {FULL.name, ESTIMATE.name} if self.config.dispatch == "host" else {"STEP"}
-        if missing := required - set(self.programs):
-            raise ValueError(f"programs: {', '.join(sorted(missing))} missing")
-        if self.decision.program is not None and self.decision.program not in self.programs:
-            raise ValueError(f"decision.program: there is no program {self.decision.program}")
         granularity = self.config.granularity
         if granularity is None:
             raise ValueError("config.granularity: expected that of the programs, got None")
         if (own := self.method.get("granularity", granularity)) != granularity:
             raise ValueError(f"config.granularity: the method works on {own!r}, the programs on {granularity!r}")
-        for argument in (self.call.latent, self.call.timestep):
-            if argument is not None and argument not in {leaf.argument for leaf in self.call.leaves}:
-                raise ValueError(f"call: no leaf lies in the argument {argument}")
-        self._weights_are_there()
-        self._pools_agree_with_slots()
-        self._tensors_agree()
+        for number, one in enumerate(self.sets):
+            self._has_what_it_needs(f"sets.{number}", one)
+        self._calls_are_of_one_model()
         return self
 
-    def _weights_are_there(self) -> None:
-        for phase, program in self.programs.items():
+    def _has_what_it_needs(self, where: str, one: ProgramSetSpec) -> None:
+        """Programs, files and weights of a set are there."""
+        required = {FULL.name, ESTIMATE.name} if self.config.dispatch == "host" else {"STEP"}
+        if missing := required - set(one.programs):
+            raise ValueError(f"{where}.programs: {', '.join(sorted(missing))} missing")
+        for phase, program in one.programs.items():
+            if program.file not in self.files:
+                raise ValueError(f"{where}.programs.{phase}.file: {program.file} is not among the files")
             if lost := [name for name in program.weights.values() if name not in self.weights]:
-                raise ValueError(f"programs.{phase}: asks for weights that are not there: {', '.join(lost[:3])}")
-        for leaf in self.call.leaves:
+                raise ValueError(f"{where}.programs.{phase}: asks for weights that are not there: {', '.join(lost[:3])}")
+        for leaf in one.call.leaves:
             spec = None if leaf.fixed is None else self.weights.get(leaf.fixed)
             if leaf.fixed is not None and (spec is None or (spec.dtype, spec.shape) != (leaf.dtype, leaf.shape)):
-                raise ValueError(f"call: {leaf.argument}: {leaf.fixed} is not among the weights as {leaf.dtype} {leaf.shape}")
+                raise ValueError(f"{where}.call: {leaf.argument}: {leaf.fixed} is not among the weights as {leaf.dtype} {leaf.shape}")
 
-    def _pools_agree_with_slots(self) -> None:
-        pools = {pool.name: pool for pool in self.pools}
-        slots = {slot.name: slot for slot in self.state}
-        if len(pools) != len(self.pools) or len(slots) != len(self.state):
-            raise ValueError("state: a name occurs twice")
-        for slot in self.state:
-            if (slot.pool is None) != (slot.row is None):
-                raise ValueError(f"state.{slot.name}: a pool needs a row, and a row a pool")
-            if slot.pool is None or slot.row is None:
-                continue
-            pool = pools.get(slot.pool)
-            if pool is None or slot.row >= len(pool.slots) or pool.slots[slot.row] != slot.name:
-                raise ValueError(f"state.{slot.name}: is not row {slot.row} of a pool {slot.pool}")
-            if pool.dtype != slot.dtype or prod(pool.shape) != len(pool.slots) * prod(slot.shape):
-                raise ValueError(f"state.{slot.name}: {slot.dtype} {slot.shape} is no row of {pool.dtype} {pool.shape}")
-        for pool in self.pools:
-            if lost := [name for name in pool.slots if name not in slots or slots[name].pool != pool.name]:
-                raise ValueError(f"pools.{pool.name}: no state {lost[0]} lies in it")
-
-    def _tensors_agree(self) -> None:
-        """Where a program's tensors are described twice, both say the same."""
-        known: dict[tuple[str, str], tuple[str, list[int]]] = {("pool", pool.name): (pool.dtype, pool.shape) for pool in self.pools}
-        for slot in self.state:
-            known |= {(kind, slot.name): (slot.dtype, slot.shape) for kind in ("state", "next", "progress", "log")}
-        for leaf in self.call.leaves:
-            if leaf.placeholder is not None and leaf.dtype is not None and leaf.shape is not None:
-                known["input", leaf.placeholder] = (leaf.dtype, leaf.shape)
-        carried = {out.name: (out.dtype, out.shape) for program in self.programs.values() for out in program.outputs if out.kind == "carry"}
-        known |= {("carry", name): tensor for name, tensor in carried.items()}
-        for phase, program in self.programs.items():
-            for tensor in (*program.inputs, *program.outputs):
-                if tensor.kind in ("clock", "number", "numbers", "output", "decision"):
-                    continue
-                described = known.get((tensor.kind, tensor.name))
-                if described != (tensor.dtype, tensor.shape):
-                    other = "there is none" if described is None else f"elsewhere it is {described[0]} {described[1]}"
-                    raise ValueError(
-                        f"programs.{phase}: takes or gives {tensor.kind} {tensor.name}, {tensor.dtype} {tensor.shape}; {other}"
-                    )
+    def _calls_are_of_one_model(self) -> None:
+        """All calls have the same parameters, and no two are the same call."""
+        known: dict[Hashable, int] = {}
+        for number, one in enumerate(self.sets):
+            call, first = one.call, self.call
+            for name in ("parameters", "defaults", "latent", "timestep"):
+                if getattr(call, name) != getattr(first, name):
+                    raise ValueError(f"sets.{number}.call.{name}: differs from that of sets.0; an engine is of one model")
+            if (same := known.setdefault(call_key(call, self.weights), number)) != number:
+                raise ValueError(f"sets.{number}.call: is the call of sets.{same}; an engine answers a call with one set of programs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,10 +16,24 @@ def dtype_of_model(model: nn.Module) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else next(iter(model.parameters())).dtype
 
 
+def computing_dtypes(model: nn.Module) -> set[torch.dtype]:
+    """Types that the model computes in: those of its weights, but for numbers of one byte, which are stored alone."""
+    return {weight.dtype for weight in model.parameters() if weight.is_floating_point() and weight.dtype.itemsize > 1}
+
+
 def plain_config(model: nn.Module) -> dict[str, Any]:
     """The model's configuration as far as JSON has words for it."""
-    config = getattr(model, "config", {})
-    return {key: value for key, value in dict(config).items() if _is_plain(value) and not key.startswith("_name_or_path")}
+    facts = _fields(getattr(model, "config", None))
+    return {key: value for key, value in facts.items() if _is_plain(value) and not key.startswith("_name_or_path")}
+
+
+def _fields(config: Any) -> Mapping[str, Any]:
+    """The fields of a configuration: diffusers' mapping, transformers' object (`to_dict`), or any object's own."""
+    if callable(to_dict := getattr(config, "to_dict", None)):
+        config = to_dict()
+    if not isinstance(config, Mapping):
+        config = getattr(config, "__dict__", {})
+    return {key: value for key, value in config.items() if isinstance(key, str)}
 
 
 def _is_plain(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -11,10 +11,9 @@ from torch import Tensor, fx, nn
 
 from rfc.phase import FULL
 from rfc.state import SlotSpec
-from rfc_export.errors import ExportError
 from rfc_export.methods import dtype_of, name_of
 from rfc_export.specs import TensorSpec
-from rfc_fx.capture.export import MODEL
+from rfc_export.weight_names import Weights
 from rfc_fx.ir.ops import flops, value
 from rfc_fx.ir.phase import PREFIX
 from rfc_fx.ir.program import Program
@@ -43,31 +42,6 @@ class Portable:
     flops: int
     written: tuple[str, ...]
     """Slots that it writes, in place or by returning them."""
-
-
-@dataclass
-class Weights:
-    """Names of tensors, by what they are: a tensor has one name, whichever program or path leads to it."""
-
-    names: dict[int, str] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, compiled: CompiledSet) -> Weights:
-        """The names of a model's parameters and buffers, and of the constants of its graph."""
-        weights = cls()
-        model = compiled.captured.model
-        for name, tensor in (*model.named_parameters(), *model.named_buffers(), *compiled.captured.constants.items()):
-            weights.names.setdefault(id(tensor), name)
-        return weights
-
-    def name(self, target: str, tensor: Tensor) -> str:
-        """The name of a tensor that a graph reads, noted for the file."""
-        name = self.names.setdefault(id(tensor), target.removeprefix(f"{MODEL}."))
-        if name in self.tensors and self.tensors[name] is not tensor:
-            raise ExportError(f"export: two different weights are named {name}")
-        self.tensors[name] = tensor
-        return name
 
 
 def portable_host(compiled: CompiledSet, host: Host, weights: Weights) -> dict[str, Portable]:

@@ -42,7 +42,7 @@ def _validated(where: str, record: object) -> Manifest:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "manifest"
         message = first["msg"].removeprefix("Value error, ")
-        if first["type"] != "value_error" or first["loc"]:  # the whole manifest is no answer
+        if not isinstance(first.get("input"), dict) or first["type"] != "value_error":  # the whole manifest, or a whole set, is no answer
             got = repr(first.get("input"))
             message += f", got {got if len(got) < 80 else got[:77] + '...'}"
         raise ArtifactError(f"{where}: {field}: {message}") from error

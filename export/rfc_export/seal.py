@@ -15,7 +15,7 @@ from rfc.files import FileError, read_bytes
 from rfc_export.errors import ArtifactError, BackendError, ExportError, TrustError
 
 CHECKSUM, SIGNATURE = "checksum", "signature"
-PURPOSE = b"rfc-fx engine manifest, version 2\n"
+PURPOSE = b"rfc-fx engine manifest, version 3\n"
 """Stands before what is signed, so that no signature made for something else fits."""
 
 MOST_KEY_BYTES = 16 << 10

@@ -101,29 +101,6 @@ class ProgramSpec(Part):
     flops: Count
 
 
-class SlotSpecs(Part):
-    """A state tensor: zeros at the beginning, of one context each."""
-
-    name: Name
-    dtype: DType
-    shape: Shape
-    init: Literal["zeros"]
-    written_by: list[Name]
-    read_by: list[Name]
-    pool: str | None
-    """The pool it is a row of; None where it has memory of its own."""
-    row: Count | None
-
-
-class PoolSpec(Part):
-    """Memory of state tensors that look alike, their rows next to the last axis."""
-
-    name: Name
-    dtype: DType
-    shape: Shape
-    slots: list[Name]
-
-
 class LeafSpec(Part):
     """One flat argument of a call: a tensor of this type and shape, or exactly this value."""
 
@@ -172,16 +149,6 @@ class ModelSpec(Part):
     weights_sha256: Sha256
 
 
-class DecisionSpec(Part):
-    """Where the scalar is that decides, and the rule."""
-
-    program: str | None
-    """None: the rule needs no data."""
-    index: Count
-    rule: Name
-    numbers: dict[str, list[float | Literal["inf"]]]
-
-
 class TargetSpec(Part):
     """What the programs run on."""
 
@@ -189,14 +156,3 @@ class TargetSpec(Part):
     name: str
     compute_capability: str | None
     cpu_isa: str | None
-
-
-class PlanSpec(Part):
-    """What a step costs and holds."""
-
-    sites: list[Name]
-    state_bytes: Count
-    full_flops: Count
-    estimate_flops: Count
-    phase_flops: dict[Name, Count] = {}
-    """Of a step in each other phase."""

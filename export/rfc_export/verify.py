@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 import rfc_fx
@@ -15,7 +17,9 @@ from rfc.phase import FULL
 from rfc_export.engine_files import opened
 from rfc_export.engine_source import Exportable, engine_source, exportable
 from rfc_export.errors import ExportError
-from rfc_export.loaded import read_weights
+from rfc_export.example_calls import Wanted
+from rfc_export.held_weights import read_weights
+from rfc_export.loaded import LoadedSet
 from rfc_export.manifest import WEIGHTS, Manifest
 from rfc_export.methods import decode_method, dtype_of
 from rfc_export.parity import TOLERANCE, Parity, compare, moved
@@ -24,6 +28,7 @@ from rfc_export.runtime import Engine, load
 from rfc_export.seal import Key
 from rfc_export.target import built_with, check_target, target_of
 from rfc_fx.capture.export import named_arguments
+from rfc_fx.errors import SignatureError
 from rfc_fx.runtime.summary import mib
 
 STEPS = 50
@@ -36,10 +41,11 @@ def checks(
     """(subject, finding) of every check that needs no model; raises as `load` does where something is wrong."""
     with opened(path) as files:
         manifest = read_manifest(files, trusted)
-        programs = ", ".join(manifest.programs)
+        programs = ", ".join(dict.fromkeys(phase for one in manifest.sets for phase in one.programs))
         yield (
             "manifest",
-            f"schema {manifest.schema_version}, {manifest.backend}, {manifest.config.dispatch} dispatch, made {manifest.created_at}",
+            f"schema {manifest.schema_version}, {manifest.backend}, {manifest.config.dispatch} dispatch, calls: {len(manifest.sets)}, "
+            f"made {manifest.created_at}",
         )
         yield "model", f"{manifest.model.model_class}, {manifest.model.dtype}, {decode_method(manifest.method, classes)}"
         for name in manifest.files.keys() - {WEIGHTS}:
@@ -101,15 +107,20 @@ class RecordedGeneration:
             prepare(self.timesteps)
 
 
-def record_generation(name: str, engine: Engine, model: Any, inputs: dict[str, Any] | None, steps: int = STEPS) -> RecordedGeneration:
-    """The calls of `steps` steps: of the manifest's sampler, else of inputs that drift; ExportError without either."""
+def record_generation(
+    name: str, engine: Engine, model: Any, inputs: dict[str, Any] | None, steps: int = STEPS, number: int = 0
+) -> RecordedGeneration:
+    """The calls of `steps` steps of the engine's call `number`: of the manifest's sampler, else of inputs that drift.
+
+    ExportError without either.
+    """
     manifest = engine.manifest
     if manifest.sampler is not None:
         source = engine_source(name, engine, None, [0], None)
-        recorder = _CallRecorder(model)
+        recorder, size = _CallRecorder(model), source.size_of(number)
         with torch.no_grad():
             model.reset()
-            source.draw_batch(recorder, source.classes, 0, steps, lambda: None)
+            source.draw_batch(recorder, [source.classes[i % len(source.classes)] for i in range(size)], 0, steps, lambda: None)
             model.reset()
         return RecordedGeneration(recorder.calls, source.scheduler.timesteps, f"{steps} steps of the digits sampler")
     if inputs is None:
@@ -119,18 +130,33 @@ def record_generation(name: str, engine: Engine, model: Any, inputs: dict[str, A
 
 
 def exported_from(name: str, engine: Engine) -> Exportable:
-    """The model an engine is held against, with inputs for as many samples. ExportError for a model of another class or dtype."""
+    """The model an engine is held against, with calls for each of the engine's. ExportError for a model of another class."""
     manifest = engine.manifest
-    dtype = dtype_of("model.dtype", manifest.model.dtype)
-    original = exportable(name, dtype, engine.device, None)
-    rows = next((leaf.shape[0] for leaf in manifest.call.leaves if leaf.argument == manifest.call.latent and leaf.shape), 0)
-    latent = original.inputs.get(manifest.call.latent)
-    if type(original.model).__name__ != manifest.model.model_class or not isinstance(latent, Tensor):
+    original = exportable(name, dtype_of("model.dtype", manifest.model.dtype), engine.device, Wanted())
+    if type(original.model).__name__ != manifest.model.model_class:
         raise ExportError(f"{name}: is a {type(original.model).__name__}, the engine was made from a {manifest.model.model_class}")
-    if rows != len(latent):
-        each = 2 if original.sampler is not None else len(latent)
-        original = exportable(name, dtype, engine.device, max(rows // each, 1))
-    return original
+    return replace(original, calls=[_call_for(loaded, original.calls, engine.device) for loaded in engine.sets])
+
+
+def _call_for(loaded: LoadedSet, known: Sequence[dict[str, Any]], device: torch.device) -> dict[str, Any]:
+    """A call with the types and shapes of an engine's: one that is known, else made of random numbers and, for whole ones, of ones."""
+    for call in known:
+        with suppress(SignatureError):
+            loaded.expected.match((), call, device)
+            return call
+    generator, leaves = torch.Generator().manual_seed(0), list[Any]()
+    for leaf in loaded.spec.call.leaves:
+        if leaf.dtype is None:
+            leaves.append(leaf.value)
+        elif leaf.fixed is not None:
+            leaves.append(loaded.expected.fixed[leaf.fixed])
+        else:
+            dtype = dtype_of(leaf.argument, leaf.dtype)
+            value = torch.randn(leaf.shape or [], generator=generator) if dtype.is_floating_point else torch.ones(leaf.shape or [])
+            if leaf.argument == loaded.spec.call.timestep:
+                value = torch.full(leaf.shape or [], 1.0 if dtype.is_floating_point else 500.0)
+            leaves.append(value.to(device, dtype))
+    return dict(pytree.tree_unflatten(leaves, loaded.expected.tree))
 
 
 def cached_like(engine: Engine, model: nn.Module, inputs: dict[str, Any]) -> rfc_fx.CachedModel:

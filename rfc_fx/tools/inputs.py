@@ -13,6 +13,9 @@ from rfc_fx.tools.pipeline.call import CallOptions, pipeline_call
 from rfc_fx.tools.pipeline.folder import pipeline_folder
 from rfc_fx.tools.pipeline.source import PipelineSource
 
+NEEDED = ("in_channels", "sample_size", "num_embeds_ada_norm")
+"""Settings of a class-conditional transformer from which the inputs of a call are made."""
+
 
 def load_with_inputs(name: str, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
     """Return a transformer and inputs for it: made from its config, or taken from the first step of its pipeline."""
@@ -32,9 +35,8 @@ def load_with_inputs(name: str, dtype: torch.dtype, device: torch.device) -> tup
 def example_inputs(name: str, model: nn.Module) -> dict[str, Tensor]:
     """Inputs of one guided sample for a class-conditional transformer, from its config; LoadError for any other class."""
     config: Any = getattr(model, "config", {})
-    needed = ("in_channels", "sample_size", "num_embeds_ada_norm")
     takes = inspect.signature(model.forward).parameters
-    if any(getattr(config, key, None) is None for key in needed) or "class_labels" not in takes or "timestep" not in takes:
+    if any(getattr(config, key, None) is None for key in NEEDED) or "class_labels" not in takes or "timestep" not in takes:
         raise LoadError(
             f"{name}: inputs of {type(model).__name__} cannot be made from its config (only those of class-conditional DiTs can); "
             "pass the folder of its pipeline (with model_index.json)"

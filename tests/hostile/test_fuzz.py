@@ -11,8 +11,8 @@ pytestmark = pytest.mark.onnx
 
 
 @pytest.fixture(scope="module")
-def kinds(onnx_small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
-    return fuzzing.kinds(onnx_small, tmp_path_factory.mktemp("fuzz") / "work")
+def kinds(onnx_two_calls: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
+    return fuzzing.kinds(onnx_two_calls, tmp_path_factory.mktemp("fuzz") / "work")
 
 
 KINDS = ("manifest", "weights", "archive", "program", "machine code", "call", "method", "predictor", "model")

@@ -173,7 +173,7 @@ def fixed(digits_inputs: dict[str, Tensor], tmp_path_factory: pytest.TempPathFac
 @pytest.mark.slow
 def test_one_file_with_state_in_pools_does_what_the_model_does(fixed: Path, digits_inputs: dict[str, Tensor], draw: Draw) -> None:
     engine = rfc_export.load(fixed)
-    assert engine.manifest.pools
+    assert engine.manifest.sets[0].pools
     assert set(engine.programs) == {"FULL", "ESTIMATE"}
     twin = rfc_fx.transform(small_digits(), FIXED, example_inputs=digits_inputs)
     for seed in (0, 1):
@@ -259,10 +259,10 @@ def edited(source: Path, target: Path, change: Callable[[dict[str, Any]], None])
 
 def test_another_program_or_missing_weights_are_refused_by_name(aoti_digits: Path, tmp_path: Path) -> None:
     def swap(manifest: dict[str, Any]) -> None:
-        manifest["programs"]["FULL"]["entry"] = "ESTIMATE"
+        manifest["sets"][0]["programs"]["FULL"]["entry"] = "ESTIMATE"
 
     def lose(manifest: dict[str, Any]) -> None:
-        del manifest["programs"]["ESTIMATE"]["weights"]["proj_out_2.bias"]
+        del manifest["sets"][0]["programs"]["ESTIMATE"]["weights"]["proj_out_2.bias"]
 
     def other_archive(manifest: dict[str, Any]) -> None:
         manifest["files"][aoti.PROGRAMS] = file_spec(tmp_path / "empty" / aoti.PROGRAMS).model_dump()

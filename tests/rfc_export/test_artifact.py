@@ -87,10 +87,20 @@ def removing(path: str) -> Change:
 
     def change(data: Any) -> None:
         for key in way:
-            data = data[key]
-        del data[last]
+            data = data[0] if isinstance(data, list) else data[key]
+        del (data[0] if isinstance(data, list) else data)[last]
 
     return change
+
+
+def adding_set(change: Change) -> Change:
+    """A second set of programs, which differs from the first."""
+
+    def changed_copy(data: Any) -> None:
+        change(one := copy.deepcopy(data["sets"][0]))
+        data["sets"].append(one)
+
+    return changed_copy
 
 
 # ---- damaged files ---------------------------------------------------------------------------------------------------
@@ -120,7 +130,7 @@ def test_a_program_in_the_place_of_another_is_refused(folder: Path) -> None:
 
 
 def test_a_program_that_the_manifest_takes_for_another_is_refused(folder: Path) -> None:
-    changed(folder, lambda data: data["programs"]["ESTIMATE"].update(file="full.onnx"))
+    changed(folder, lambda data: data["sets"][0]["programs"]["ESTIMATE"].update(file="full.onnx"))
     refused(folder, "full.onnx: ")
 
 
@@ -141,42 +151,53 @@ def test_a_link_is_no_file_of_an_artefact(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (setting("schema_version", 3), "schema version 3, this rfc-fx reads 2; update rfc-fx"),
-        (setting("schema_version", 0), "schema version 0, this rfc-fx reads 2; export the model again"),
+        (setting("schema_version", 4), "schema version 4, this rfc-fx reads 3; update rfc-fx"),
+        (setting("schema_version", 0), "schema version 0, this rfc-fx reads 3; export the model again"),
         (setting("schema_version", "1"), "schema_version: "),
         (setting("schema_version", True), "schema_version: "),
         (setting("schema_version", 1.0), "schema_version: "),
         (removing("schema_version"), "schema_version: Field required"),
-        (removing("programs"), "programs: Field required"),
-        (removing("call.tree"), "call.tree: Field required"),
-        (removing("programs.FULL"), "FULL missing"),
+        (removing("sets.0.programs"), "sets.0.programs: Field required"),
+        (removing("sets.0.call.tree"), "sets.0.call.tree: Field required"),
+        (removing("sets.0.programs.FULL"), "FULL missing"),
         (removing("files.full/onnx"), "full.onnx is not among the files"),
         (removing("files.weights/safetensors"), "weights.safetensors is missing"),
         (setting("surprise", 1), "surprise: "),
         (setting("model.surprise", 1), "model.surprise: "),
-        (setting("programs.FULL.file", "../full.onnx"), "programs.FULL.file: "),
-        (setting("programs.FULL.file", "/etc/passwd"), "programs.FULL.file: "),
-        (setting("programs.FULL.file", ".."), "programs.FULL.file: "),
-        (setting("programs.FULL.file", "full.onnx\n"), "programs.FULL.file: "),
+        (setting("sets.0.programs.FULL.file", "../full.onnx"), "sets.0.programs.FULL.file: "),
+        (setting("sets.0.programs.FULL.file", "/etc/passwd"), "sets.0.programs.FULL.file: "),
+        (setting("sets.0.programs.FULL.file", ".."), "sets.0.programs.FULL.file: "),
+        (setting("sets.0.programs.FULL.file", "full.onnx\n"), "sets.0.programs.FULL.file: "),
         (lambda data: data["files"].update({"../secret": data["files"]["full/onnx"]}), "files.../secret"),
-        (setting("programs.FULL.flops", -1), "programs.FULL.flops: "),
-        (setting("programs.FULL.flops", "many"), "programs.FULL.flops: "),
-        (setting("programs.FULL.inputs.shape", [1 << 31, 1 << 31]), "programs.FULL.inputs.0.shape: 4.6e+18 elements are too many"),
-        (setting("programs.FULL.inputs.shape", [-1]), "programs.FULL.inputs.0.shape.0: "),
-        (setting("programs.FULL.inputs.shape", [1] * 17), "programs.FULL.inputs.0.shape: "),
-        (setting("programs.FULL.inputs.dtype", "complex64"), "programs.FULL.inputs.0.dtype: "),
-        (setting("programs.FULL.inputs.kind", "output:0"), "programs.FULL.inputs.0.kind: "),
-        (setting("state.shape", [1 << 31, 1 << 31]), "state.0"),
-        (setting("state.shape", [2, 3.5]), "state.0.shape.1: "),
-        (setting("state.init", "ones"), "state.0.init: "),
-        (setting("state.pool", "nowhere"), "a pool needs a row"),
-        (setting("state.shape", [3]), "takes or gives state "),
-        (setting("state.dtype", "int8"), "takes or gives state "),
-        (setting("pools", [{"name": "p", "dtype": "int8", "shape": [1], "slots": ["nowhere"]}]), "pools.p: no state nowhere lies in it"),
-        (setting("call.timestep", "clock"), "call: no leaf lies in the argument clock"),
-        (setting("decision.program", "nowhere"), "decision.program: there is no program nowhere"),
-        (setting("call.leaves.shape", [1 << 31, 1 << 31]), "call.leaves.0"),
-        (setting("call.leaves.dtype", None), "call.leaves.0"),
+        (setting("sets.0.programs.FULL.flops", -1), "sets.0.programs.FULL.flops: "),
+        (setting("sets.0.programs.FULL.flops", "many"), "sets.0.programs.FULL.flops: "),
+        (
+            setting("sets.0.programs.FULL.inputs.shape", [1 << 31, 1 << 31]),
+            "sets.0.programs.FULL.inputs.0.shape: 4.6e+18 elements are too many",
+        ),
+        (setting("sets.0.programs.FULL.inputs.shape", [-1]), "sets.0.programs.FULL.inputs.0.shape.0: "),
+        (setting("sets.0.programs.FULL.inputs.shape", [1] * 17), "sets.0.programs.FULL.inputs.0.shape: "),
+        (setting("sets.0.programs.FULL.inputs.dtype", "complex64"), "sets.0.programs.FULL.inputs.0.dtype: "),
+        (setting("sets.0.programs.FULL.inputs.kind", "output:0"), "sets.0.programs.FULL.inputs.0.kind: "),
+        (setting("sets.0.state.shape", [1 << 31, 1 << 31]), "sets.0.state.0"),
+        (setting("sets.0.state.shape", [2, 3.5]), "sets.0.state.0.shape.1: "),
+        (setting("sets.0.state.init", "ones"), "sets.0.state.0.init: "),
+        (setting("sets.0.state.pool", "nowhere"), "a pool needs a row"),
+        (setting("sets.0.state.shape", [3]), "takes or gives state "),
+        (setting("sets.0.state.dtype", "int8"), "takes or gives state "),
+        (
+            setting("sets.0.pools", [{"name": "p", "dtype": "int8", "shape": [1], "slots": ["nowhere"]}]),
+            "pools.p: no state nowhere lies in it",
+        ),
+        (setting("sets", []), "sets: "),
+        (setting("sets", {}), "sets: "),
+        (lambda data: data["sets"].append(data["sets"][0]), "sets.1.call: is the call of sets.0"),
+        (adding_set(lambda one: one["call"]["parameters"].append("x")), "sets.1.call.parameters: differs from that of sets.0"),
+        (adding_set(lambda one: one["programs"]["FULL"].update(file="full-1.onnx")), "sets.1.programs.FULL.file: full-1.onnx is not among"),
+        (setting("sets.0.call.timestep", "clock"), "call: no leaf lies in the argument clock"),
+        (setting("sets.0.decision.program", "nowhere"), "decision.program: there is no program nowhere"),
+        (setting("sets.0.call.leaves.shape", [1 << 31, 1 << 31]), "sets.0.call.leaves.0"),
+        (setting("sets.0.call.leaves.dtype", None), "sets.0.call.leaves.0"),
         (setting("config.granularity", "atom"), "config: Config: granularity must be one of module, block, stack, output, blocks[a:b]"),
         (setting("config.granularity", "blocks[1]"), "config: Config: granularity must be one of"),
         (setting("config.granularity", 1), "config: Config: granularity must be one of"),
@@ -186,7 +207,7 @@ def test_a_link_is_no_file_of_an_artefact(folder: Path, tmp_path: Path) -> None:
         (setting("config.precision", 1), "config: Config: has no field 'precision'"),
         (setting("config", 1), "config: expected the fields of a configuration"),
         (setting("method.granularity", "stack"), "config.granularity: the method works on 'stack', the programs on 'module'"),
-        (setting("plan.phase_flops", {"VERIFY": -1}), "plan.phase_flops.VERIFY: "),
+        (setting("sets.0.plan.phase_flops", {"VERIFY": -1}), "sets.0.plan.phase_flops.VERIFY: "),
         (setting("backend", "magic"), "backend: "),
         (setting("config", {"granularity": "module", "dispatch": "cond"}), "STEP missing"),
         (setting("files.weights/safetensors.sha256", "0" * 63), "sha256: "),
@@ -212,7 +233,7 @@ def test_an_invalid_manifest_is_refused_with_its_field(folder: Path, change: Cha
         ("[" * 100_000, "no JSON"),
         ("[]", "manifest: "),
         ("null", "manifest: "),
-        ('{"schema_version": 2}', "checksum: expected 'None', got"),
+        ('{"schema_version": 3}', "checksum: expected 'None', got"),
     ],
 )
 def test_text_that_is_no_manifest_is_refused(folder: Path, text: str, said: str) -> None:
@@ -235,13 +256,17 @@ def test_text_that_is_no_manifest_is_refused(folder: Path, text: str, said: str)
         (setting("method", encode_method(rfc.DuCa())), "no program for PARTIAL_1, PARTIAL_2,", ArtifactError),
         (setting("method.estimator.order", 9), "method.estimator: RFE: order must be", ArtifactError),
         (setting("method.estimator", [1]), "method.estimator: type must be one of", ArtifactError),
-        (setting("call.tree", "[]"), "call.tree: ", ArtifactError),
-        (setting("call.tree", "no JSON"), "call.tree: no tree", ArtifactError),
-        (setting("call.tree", '[1, {"type": "os.system", "context": null, "children_spec": []}]'), "call.tree: no tree", ArtifactError),
-        (setting("call.parameters", ["a", "a"]), "call.parameters: duplicate parameter name: 'a'", ArtifactError),
-        (setting("call.parameters", ["hidden_states", "timestep"]), "call: there is no parameter class_labels", ArtifactError),
-        (setting("call.parameters", ["../x"]), "call.parameters: '../x' is not a valid parameter name", ArtifactError),
-        (setting("call.outputs", '[99, {"type": null}]'), "call.outputs: no tree", ArtifactError),
+        (setting("sets.0.call.tree", "[]"), "call.tree: ", ArtifactError),
+        (setting("sets.0.call.tree", "no JSON"), "call.tree: no tree", ArtifactError),
+        (
+            setting("sets.0.call.tree", '[1, {"type": "os.system", "context": null, "children_spec": []}]'),
+            "call.tree: no tree",
+            ArtifactError,
+        ),
+        (setting("sets.0.call.parameters", ["a", "a"]), "call.parameters: duplicate parameter name: 'a'", ArtifactError),
+        (setting("sets.0.call.parameters", ["hidden_states", "timestep"]), "call: there is no parameter class_labels", ArtifactError),
+        (setting("sets.0.call.parameters", ["../x"]), "call.parameters: '../x' is not a valid parameter name", ArtifactError),
+        (setting("sets.0.call.outputs", '[99, {"type": null}]'), "call.outputs: no tree", ArtifactError),
         (setting("target.device", "cuda"), "built for cuda, asked to run on cpu", TargetError),
     ],
 )

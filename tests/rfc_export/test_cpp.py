@@ -82,11 +82,11 @@ def test_what_is_damaged_or_not_known_is_refused_in_one_line(program: Path, aoti
     (no_json / "rfc.json").write_text('{"schema_version": [1, }')
     newer = shutil.copytree(aoti_digits, tmp_path / "newer")
     text = (newer / "rfc.json").read_text()
-    (newer / "rfc.json").write_text(text.replace('"schema_version": 1', '"schema_version": 2', 1))
+    (newer / "rfc.json").write_text(text.replace('"schema_version": 3', '"schema_version": 4', 1))
     for given, message in (
         ((cut,), "weights.safetensors: missing, or of another length"),
         ((no_json,), "rfc.json: no JSON: [json.exception.parse_error.101] parse error at line 1, column 24"),
-        ((newer,), "of another schema version than 1; export again"),
+        ((newer,), "of another schema version than 3; export again"),
         ((tmp_path / "nothing",), "rfc.json: cannot be read; pass the folder of an artefact"),
         ((aoti_digits, "--classes", "1,2"), "--classes: this engine draws 1 at once"),
         ((aoti_digits, "--steps", "many"), "--steps: expected a number, got many"),

@@ -18,11 +18,13 @@ import rfc_export
 import rfc_fx
 from rfc_export import ExportError, cli, drawing, engine_source
 from rfc_export.engine_files import EngineFiles
+from rfc_export.example_calls import Wanted, parse_batches, parse_sizes
 from rfc_export.manifest import MANIFEST
 from rfc_export.parity import TOLERANCE
 from rfc_export.reading import read_manifest
 from rfc_export.seal import sealed
 from rfc_export.weights import weight_spec
+from rfc_fx.tools.arguments import OptionError
 from rfc_fx.tools.load import load_scheduler, load_transformer
 from rfc_fx.zoo import DIGITS, digits_noise, sample
 
@@ -83,17 +85,41 @@ def test_an_engine_of_digits_knows_its_call_and_its_sampler(engine: Path) -> Non
     assert (manifest.sampler["cfg"], manifest.sampler["null_class"]) == (1.5, 10)
     assert manifest.sampler["scheduler"]["clip_sample"] is False
     assert manifest.method["schedule"]["tau"] == TAU
-    assert not {"INVARIANT", "TIMESTEP"} & set(manifest.programs)
+    assert not {"INVARIANT", "TIMESTEP"} & set(manifest.sets[0].programs)
 
 
 def test_a_batch_repeats_the_inputs_of_one_sample_or_is_refused(model: Path, tmp_path: Path) -> None:
     alone = shutil.copytree(model, tmp_path / "alone")
     (alone / "scheduler_config.json").unlink()
-    found = engine_source.exportable(str(alone), torch.float32, torch.device("cpu"), 3)
+    found = engine_source.exportable(str(alone), torch.float32, torch.device("cpu"), Wanted(batches=[3]))
     assert found.sampler is None
-    assert {name: len(value) for name, value in found.inputs.items()} == {"hidden_states": 6, "timestep": 6, "class_labels": 6}
+    assert {name: len(value) for name, value in found.calls[0].items()} == {"hidden_states": 6, "timestep": 6, "class_labels": 6}
     with pytest.raises(ExportError, match=r"--batch 2 cannot be made .*; call rfc_export.export"):
         engine_source._repeated("pipeline", {"hidden_states": torch.zeros(1, 4), "img_ids": torch.zeros(7, 3)}, 2)
+
+
+def test_calls_are_added_verified_and_picked_by_the_size_of_a_batch(engine: Path, model: Path, tmp_path: Path) -> None:
+    both = shutil.copytree(engine, tmp_path / "both")
+    ran("export", model, "--backend", "onnx", "--batch", "3", "--tau", TAU, "--no-hoist", "--out", both, "--add")
+    assert [one.call.leaves[0].shape[0] for one in read_manifest(EngineFiles(both)).sets] == [4, 6]
+    ran("run", both, "--classes", "0-4", "--seeds", "1", "--steps", 4, "--out", tmp_path / "drawn")
+    assert "filled up" not in (tmp_path / "drawn" / "summary.json").read_text()
+    lines = [line for line in ran("verify", both, "--model", model).splitlines() if line.startswith("parity")]
+    assert [line.split(", ")[0].split(maxsplit=1)[1] for line in lines] == ["call 1 of 2", "call 2 of 2"]
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,", "1.5", "10001", "999999", "-1", "many"])
+def test_batches_that_cannot_be_are_refused(text: str) -> None:
+    with pytest.raises(OptionError, match=r"--batch must be numbers from 1 to 10000 like 4 or 1,4"):
+        parse_batches(text)
+    assert parse_batches(" 1,4,1") == [1, 4]
+
+
+@pytest.mark.parametrize("text", ["", "8", "8x", "0x8", "8x8,", "8x8x8", "65537x8", "999999x8", "8X8"])
+def test_sizes_that_cannot_be_are_refused(text: str) -> None:
+    with pytest.raises(OptionError, match=r"--shapes must be WIDTHxHEIGHT in pixels"):
+        parse_sizes(text)
+    assert parse_sizes("1024x1024, 768x1344") == [(1024, 1024), (768, 1344)]
 
 
 # ---- run -------------------------------------------------------------------------------------------------------------

@@ -70,15 +70,15 @@ def test_every_method_runs_in_onnx_runtime_as_in_the_model(name: str, tmp_path: 
     engine = check("onnx", name, tmp_path)
     manifest = engine.manifest
     assert manifest.config.granularity == (METHODS[name].granularity or "module")
-    assert manifest.decision.rule == type(METHODS[name].schedule).__name__
-    writers = {writer for slot in manifest.state for writer in slot.written_by}
+    assert manifest.sets[0].decision.rule == type(METHODS[name].schedule).__name__
+    writers = {writer for slot in manifest.sets[0].state for writer in slot.written_by}
     extra = [phase for phase in METHODS[name].schedule.branches if phase.startswith("PARTIAL_")]
     extra += ["ESTIMATE"] if METHODS[name].schedule.remembers == "all steps" else []
     assert writers == {"FULL", *extra}
-    others = manifest.plan.phase_flops
+    others = manifest.sets[0].plan.phase_flops
     assert {*others} == {*METHODS[name].schedule.branches} - {"FULL", "ESTIMATE"}
-    assert all(flops < manifest.plan.full_flops for flops in others.values())
-    assert others.get("VERIFY", manifest.plan.estimate_flops + 1) > manifest.plan.estimate_flops
+    assert all(flops < manifest.sets[0].plan.full_flops for flops in others.values())
+    assert others.get("VERIFY", manifest.sets[0].plan.estimate_flops + 1) > manifest.sets[0].plan.estimate_flops
 
 
 @pytest.mark.compile

@@ -170,10 +170,10 @@ def _bench_engines(
     ]
     if model is not None:
         original = exported_from(model, first)
-        variants += model_variants(first, original.model, original.inputs, compile=compile)
+        variants += model_variants(first, original.model, original.calls[0], compile=compile)
     # without a model the first engine makes the calls
     caller = variants[len(engines)].model if model is not None else first
-    generation = record_generation(names[0], first, caller, None if model is None else original.inputs, steps)
+    generation = record_generation(names[0], first, caller, None if model is None else original.calls[0], steps)
     console = terminal()
     with progress_bar("warming up", len(variants) * (2 + rounds)) as (advance, describe):
         measure(variants, generation, rounds, describe, advance)

@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
+from rfc_export.added import check_there
 from rfc_export.artifact import check_place
 from rfc_export.backends import backend as backend_of
 from rfc_export.drawing import sizes
 from rfc_export.engine_files import opened
 from rfc_export.engine_source import exportable
+from rfc_export.example_calls import Wanted, parse_batches, parse_sizes
 from rfc_export.exporter import export as export_model
 from rfc_export.methods import check_method
 from rfc_export.reading import read_manifest
@@ -23,6 +25,7 @@ from rfc_fx.tools import options
 from rfc_fx.tools.arguments import dtype_named, new_config
 from rfc_fx.tools.load import locate, model_kind
 from rfc_fx.tools.named_methods import MethodArguments, check_granularity, new_methods, taking
+from rfc_fx.tools.pipeline.call import CallOptions
 from rfc_fx.tools.terminal import note_progress
 
 
@@ -49,8 +52,15 @@ def export(
         ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, max=10_000, help="samples of a call; guidance doubles them (default: 10 for digits, else 1)")
+        str | None, typer.Option(help="samples of a call, 4 or 1,4 for several; guidance doubles them (default: 10 for digits, else 1)")
     ] = None,
+    shapes: Annotated[
+        str | None, typer.Option(help="sizes of pictures, widths x heights in pixels: 1024x1024,768x1344 (default: the pipeline's)")
+    ] = None,
+    prompt: options.Prompts = None,
+    negative_prompt: options.NegativePrompt = None,
+    call: options.Call = None,
+    add: Annotated[bool, typer.Option("--add", help="add the calls to the engine that is there")] = False,
     allow_pickle: options.AllowPickle = False,
     dtype: options.DType = "float32",
     device: options.Device = options.CPU,
@@ -62,7 +72,16 @@ def export(
 ) -> None:
     """Transform a model, build its programs for a back end, and check the engine against the model."""
     config = new_config(granularity=granularity, state_dtype=state_dtype, dispatch=dispatch, hoist=hoist)
-    check_place(out, overwrite=overwrite)
+    batches, sizes_wanted = parse_batches(batch), parse_sizes(shapes)
+    check_place(out, overwrite=overwrite or add)
+    if add:
+        check_there(out)
+    said = (
+        CallOptions(prompts=prompt or [], negative_prompt=negative_prompt, assignments=call or [])
+        if prompt or negative_prompt or call
+        else None
+    )
+    wanted = Wanted(batches=batches, sizes=sizes_wanted, call=said)
     arguments = MethodArguments(
         tau=tau,
         threshold=threshold,
@@ -80,7 +99,7 @@ def export(
     check_method(instance, config.dispatch)
     signer = None if sign is None else public_key(sign)
     backend_of(backend).check(device)  # before anything is loaded
-    exported = exportable(model, dtype_named(dtype), device, batch)
+    exported = exportable(model, dtype_named(dtype), device, wanted)
     start = time.perf_counter()
 
     def report(stage: str) -> None:
@@ -90,11 +109,12 @@ def export(
         exported.model,
         out,
         backend=backend,
-        example_inputs=exported.inputs,
+        example_inputs=list(exported.calls),
         method=instance,
         config=config,
         sampler=exported.sampler,
         overwrite=overwrite,
+        add=add,
         sign=sign,
         report=report,
     )

@@ -31,9 +31,13 @@ def verify(
         return
     loaded = load(engine, device=device, classes=method_classes or (), trusted=trusted, trust=True)
     original = exported_from(model, loaded)
-    cached = cached_like(loaded, original.model, original.inputs)
-    verdict = parity_over(loaded, cached, record_generation(str(engine), loaded, cached, original.inputs))
+    failed = False
+    for number, inputs in enumerate(original.calls):
+        cached = cached_like(loaded, original.model, inputs)
+        verdict = parity_over(loaded, cached, record_generation(str(engine), loaded, cached, inputs, number=number))
+        which = f"call {number + 1} of {len(original.calls)}, " if len(original.calls) > 1 else ""
+        typer.echo(f"{'parity':<9} {which}{verdict.finding}", err=verdict.fault is not None)
+        failed = failed or verdict.fault is not None
     loaded.close()
-    typer.echo(f"{'parity':<9} {verdict.finding}", err=verdict.fault is not None)
-    if verdict.fault is not None:
+    if failed:
         raise typer.Exit(1)

@@ -9,8 +9,10 @@ from typing import Literal
 
 from rfc_export.onnx.libraries import check as check
 from rfc_export.onnx.libraries import versions as versions
+from rfc_export.onnx.probe import check_types as check_types
 from rfc_export.onnx.session import open as open
 from rfc_export.onnx.writer import build as build
+from rfc_export.onnx.writer import relocate as relocate
 
 WRITES: Literal["in_place", "returned"] = "returned"
 POOLS = False

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from rfc_export.errors import ArtifactError
+from rfc_export.errors import ArtifactError, short
 from rfc_export.methods import name_of
-from rfc_export.onnx.libraries import imported, short
+from rfc_export.onnx.libraries import imported
 from rfc_export.specs import ProgramSpec, WeightSpec
 from rfc_export.weights import declared_as
 

@@ -51,9 +51,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return installed | {"opset": str(OPSET)}
-
-
-def short(error: Exception) -> str:
-    """A library's error on one line of at most 300 characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) < 300 else text[:297] + "..."

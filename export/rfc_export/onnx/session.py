@@ -11,35 +11,37 @@ import torch
 from torch import Tensor
 
 from rfc_export.backends import Run
-from rfc_export.errors import ArtifactError, BackendError
+from rfc_export.errors import ArtifactError, BackendError, short
 from rfc_export.manifest import Manifest
 from rfc_export.methods import dtype_of
 from rfc_export.onnx.declared import ELEMENT_TYPES, checked_weights
-from rfc_export.onnx.libraries import PROVIDERS, imported, short
+from rfc_export.onnx.libraries import PROVIDERS, imported
 from rfc_export.onnx.writer import value_name
 from rfc_export.specs import ProgramSpec
 
 
 def open(
-    where: Path, programs: Mapping[str, bytes], manifest: Manifest, weights: Mapping[str, Tensor], device: torch.device
+    where: Path,
+    contents: Mapping[str, bytes],
+    programs: Mapping[str, ProgramSpec],
+    manifest: Manifest,
+    weights: Mapping[str, Tensor],
+    device: torch.device,
 ) -> dict[str, Run]:
-    """A session for every program; the weights are those of torch, in memory once.
+    """A session for every program of one call; the weights are those of torch, in memory once.
 
     BackendError where the device has no kernel for a part, or ONNX Runtime would run it elsewhere; ArtifactError for what is no program.
     """
     runtime = imported("onnxruntime", "InferenceSession")
-    own = {
-        phase: checked_weights(str(where / spec.file), programs[spec.file], spec, manifest.weights)
-        for phase, spec in manifest.programs.items()
-    }
+    own = {phase: checked_weights(str(where / spec.file), contents[spec.file], spec, manifest.weights) for phase, spec in programs.items()}
     if device.type == "cuda" and hasattr(runtime, "preload_dlls"):
         runtime.preload_dlls()
     shared = {name: _shared(runtime, weights[name]) for name in {name: None for there in own.values() for name in there.values()}}
     sessions: dict[str, Run] = {}
-    for phase, spec in manifest.programs.items():
+    for phase, spec in programs.items():
         options = _options(runtime, own[phase], shared, weights, device)
         sessions[phase] = OnnxSession(
-            _session(runtime, where / spec.file, programs[spec.file], spec, options, device), spec, device, shared
+            _session(runtime, where / spec.file, contents[spec.file], spec, options, device), spec, device, shared
         )
     return sessions
 
@@ -60,8 +62,8 @@ def _session(runtime: Any, path: Path, program: bytes, spec: ProgramSpec, option
     except Exception as error:  # onnxruntime's errors share no base class
         if type(error).__name__ == "NotImplemented" or "fallback to CPU EP has been explicitly disabled" in str(error):
             raise BackendError(
-                f"onnx: {provider} has no kernel for a part of {spec.entry}: {short(error)}; export a model and state in another type "
-                "(float32 runs everywhere), or for another device"
+                f"onnx: {provider} has no kernel for a part of {spec.entry}: {short(error)}; export with backend='aoti', or a model and "
+                "state in a type that the provider computes in"
             ) from error
         raise ArtifactError(f"{path}: ONNX Runtime cannot open it: {short(error)}") from error
     if session.get_providers()[0] != provider:

@@ -6,7 +6,7 @@ import json
 import logging
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from rfc_export.backends import Built, Report
-from rfc_export.errors import BackendError, ExportError
+from rfc_export.errors import BackendError, ExportError, short
 from rfc_export.manifest import WEIGHTS
-from rfc_export.onnx.libraries import OPSET, imported, short
+from rfc_export.onnx.libraries import OPSET, imported
+from rfc_export.onnx.optimizer import optimize
 from rfc_export.portable import STEP, Portable
-from rfc_export.specs import TensorSpec
+from rfc_export.specs import ProgramSpec, TensorSpec
 
 MOST_FOLDED = 1024
 """Elements of a constant that is computed at export, at most; larger ones are cheap to recompute, or weights in another form."""
@@ -29,19 +30,38 @@ MOST_INSIDE = 1 << 20
 
 
 def build(
-    programs: Mapping[str, Portable], weights: Mapping[str, Tensor], folder: Path, device: torch.device, report: Report
+    programs: Mapping[str, Portable],
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    device: torch.device,
+    report: Report,
+    suffix: str = "",
 ) -> dict[str, Built]:
-    """Write `<phase>.onnx` for every program, its weights pointing into weights.safetensors, and check it."""
+    """Write `<phase><suffix>.onnx` for every program, its weights pointing into weights.safetensors, and check it."""
     for library, needed in (("onnx", "checker"), ("onnx_ir", "save"), ("onnxscript", "opset20")):
         imported(library, needed)
     offsets = safetensors_offsets(folder / WEIGHTS)
     built = {}
     for phase, program in programs.items():
         report(f"exporting {phase}")
-        name = f"{phase.lower()}.onnx"
+        name = f"{phase.lower()}{suffix}.onnx"
         _write(program, folder / name, offsets)
         built[phase] = Built(name, phase)
     return built
+
+
+def relocate(folder: Path, programs: Sequence[ProgramSpec]) -> None:
+    """Let models that lie in `folder` point to where their weights lie in weights.safetensors now."""
+    onnx = imported("onnx", "ModelProto")
+    offsets = safetensors_offsets(folder / WEIGHTS)
+    for spec in programs:
+        model = onnx.ModelProto.FromString((folder / spec.file).read_bytes())
+        for tensor in model.graph.initializer:
+            if tensor.name in spec.weights and len(tensor.external_data):
+                place = dict(zip(("offset", "length"), map(str, offsets[spec.weights[tensor.name]]), strict=True))
+                for entry in tensor.external_data:
+                    entry.value = place.get(entry.key, entry.value)
+        (folder / spec.file).write_bytes(model.SerializeToString())
 
 
 def safetensors_offsets(path: Path) -> dict[str, tuple[int, int]]:
@@ -84,15 +104,14 @@ def _write(program: Portable, path: Path, offsets: Mapping[str, tuple[int, int]]
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # of several classes without a common base
         raise BackendError(
-            f"onnx: {program.phase} is no valid model of opset {OPSET}: {short(error)}; where it names a type, export model and state "
-            "in another (float32 fits everywhere)"
+            f"onnx: {program.phase} is no valid model of opset {OPSET}: {short(error)}; export with backend='aoti', or, where it "
+            "names a type, model and state in another"
         ) from error
 
 
 def _exported(program: Portable) -> Any:
     """The program as a model of onnx_ir, weights by name and not yet written anywhere."""
     import onnx_ir.passes.common as passes
-    from onnxscript.optimizer import optimize_ir
 
     def folds(node: Any) -> bool | None:
         """False for a node that reads a weight: its result would be a second copy of the weight in the file."""
@@ -112,7 +131,7 @@ def _exported(program: Portable) -> Any:
             raise ExportError(
                 f"export: {program.phase} writes {', '.join(map(str, frozen.values()))} in place; ONNX would freeze it; please report this"
             )
-        optimize_ir(converted.model, should_fold=folds, output_size_limit=MOST_FOLDED)
+        optimize(converted.model, folds, MOST_FOLDED)
         passes.ClearMetadataAndDocStringPass()(converted.model)
     return converted.model
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Literal
 
 from rfc_export.tensorrt.builder import build as build
+from rfc_export.tensorrt.builder import relocate as relocate
 from rfc_export.tensorrt.engine import open as open
 from rfc_export.tensorrt.libraries import check as check
+from rfc_export.tensorrt.libraries import check_types as check_types
 from rfc_export.tensorrt.libraries import versions as versions
 
 WRITES: Literal["in_place", "returned"] = "returned"

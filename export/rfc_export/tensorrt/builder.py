@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,21 @@ from rfc_export.backends import Built, Report
 from rfc_export.errors import BackendError, ExportError
 from rfc_export.manifest import WEIGHTS
 from rfc_export.portable import STEP, Portable
+from rfc_export.specs import ProgramSpec
 from rfc_export.target import target_of
 from rfc_export.tensorrt.cache import cache_folder, cache_key, key_of, store
 from rfc_export.tensorrt.libraries import versions
 
 
 def build(
-    programs: Mapping[str, Portable], weights: Mapping[str, Tensor], folder: Path, device: torch.device, report: Report
+    programs: Mapping[str, Portable],
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    device: torch.device,
+    report: Report,
+    suffix: str = "",
 ) -> dict[str, Built]:
-    """Write `<phase>.engine` for every program, from the user's cache where the same was built before.
+    """Write `<phase><suffix>.engine` for every program, from the user's cache where the same was built before.
 
     BackendError for `dispatch="cond"` and for what TensorRT cannot build; nothing is left to PyTorch.
     """
@@ -45,10 +51,14 @@ def build(
             report(f"building {phase}")
             engine = _built(program, exported, cache / f"timing-{key_of([gpu.name, versions()])[:16]}.bin", device)
             store(cached, engine)
-        name = f"{phase.lower()}.engine"
+        name = f"{phase.lower()}{suffix}.engine"
         (folder / name).write_bytes(engine)
         built[phase] = Built(name, phase)
     return built
+
+
+def relocate(folder: Path, programs: Sequence[ProgramSpec]) -> None:
+    """Weights lie in the engines themselves."""
 
 
 def _exported(program: Portable) -> Any:

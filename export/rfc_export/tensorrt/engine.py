@@ -23,7 +23,12 @@ MOST_GRAPHS = 16
 
 
 def open(
-    where: Path, programs: Mapping[str, bytes], manifest: Manifest, weights: Mapping[str, Tensor], device: torch.device
+    where: Path,
+    contents: Mapping[str, bytes],
+    programs: Mapping[str, ProgramSpec],
+    manifest: Manifest,
+    weights: Mapping[str, Tensor],
+    device: torch.device,
 ) -> dict[str, Run]:
     """An engine and an execution context for every program. TargetError for engines of another TensorRT, ArtifactError for no engines."""
     built, here = manifest.built_with.get("tensorrt"), versions().get("tensorrt")
@@ -31,7 +36,7 @@ def open(
         raise TargetError(f"{where}: built with TensorRT {built}, this is {here}; install that one, or export again")
     trt = import_module("tensorrt")
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-    return {phase: _opened(trt, runtime, where / spec.file, programs[spec.file], spec, device) for phase, spec in manifest.programs.items()}
+    return {phase: _opened(trt, runtime, where / spec.file, contents[spec.file], spec, device) for phase, spec in programs.items()}
 
 
 def _opened(trt: Any, runtime: Any, path: Path, content: bytes, spec: ProgramSpec, device: torch.device) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -49,6 +50,10 @@ def _version(package: str) -> str | None:
         except PackageNotFoundError:
             continue
     return None
+
+
+def check_types(device: torch.device, dtypes: Iterable[torch.dtype]) -> None:
+    """TensorRT computes in every type of a model; what it cannot build is told by the builder."""
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,90 @@
+"""Optimise ONNX models: onnxscript's passes without its no-op rules, then what ONNX or its CPU provider lacks in other words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rfc_export.onnx.libraries import imported
+
+ITERATIONS = 2
+"""Of folding and rewriting, as in `onnxscript.optimizer.optimize_ir`."""
+
+NO_OPS = "onnxscript.rewriter.rules.common._no_op"
+"""Rules x + 0 = x, x * 1 = x and their kind. They match constants with a tolerance (abs_tol 1e-8, rel_tol 1e-5): `x / (y + 1e-15)` loses
+its epsilon and becomes 0/0, a factor of 1.000005 vanishes. Exact no-ops are removed at capture (`rfc_fx.capture.clean`)."""
+
+
+def optimize(model: Any, should_fold: Callable[[Any], bool | None], most_folded: int) -> None:
+    """Fold, rewrite and tidy up a model of onnx_ir in place, as `optimize_ir` does, without the no-op rules.
+
+    `should_fold`: whether a node may become a constant, None for onnxscript's own choice. `most_folded`: elements of such a constant.
+    """
+    import onnx_ir as ir
+    from onnxscript.optimizer import _constant_folding as folding
+
+    common: Any = imported("onnx_ir.passes.common", "CommonSubexpressionEliminationPass")
+    rewriter = imported("onnxscript.rewriter", "_DEFAULT_REWRITE_RULES")
+    inexact = {id(rule) for rule in imported(NO_OPS, "rules").rules}
+    rules = [rule for rule in rewriter._DEFAULT_REWRITE_RULES if id(rule) not in inexact]
+    fold = folding.FoldConstantsPass(
+        shape_inference=True,
+        input_size_limit=folding.DEFAULT_CONSTANT_FOLD_INPUT_SIZE_LIMIT,
+        output_size_limit=most_folded,
+        should_fold=should_fold,
+    )
+    once = [
+        fold,
+        rewriter.RewritePass(rules),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+    ]
+    ir.passes.Sequential(
+        common.InlinePass(),
+        ir.passes.PassManager(once, steps=ITERATIONS, early_stop=True),
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    )(model)
+    for graph in {id(graph): graph for graph in (model.graph, *model.graph.subgraphs())}.values():
+        _select_by_logic(graph)
+        _index_with_long(graph)
+
+
+def _select_by_logic(graph: Any) -> None:
+    """Where(c, a, b) of truth values is (c and a) or (b and not c): ONNX Runtime's CPU provider has no kernel for the former."""
+    import onnx_ir as ir
+
+    for node in list(graph):
+        if node.op_type != "Where" or node.domain or node.outputs[0].dtype != ir.DataType.BOOL:
+            continue
+        condition, chosen, other = node.inputs
+        negated = ir.node("Not", [condition])
+        left = ir.node("And", [condition, chosen])
+        right = ir.node("And", [negated.outputs[0], other])
+        either = ir.node("Or", [left.outputs[0], right.outputs[0]])
+        old, new = node.outputs[0], either.outputs[0]
+        new.type, new.shape, new.name = old.type, old.shape, old.name
+        for made in (negated.outputs[0], left.outputs[0], right.outputs[0]):
+            made.type = old.type
+        graph.insert_before(node, [negated, left, right, either])
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+
+
+def _index_with_long(graph: Any) -> None:
+    """GatherND and ScatterND take indices in int64 alone, torch's indexing takes int32 as well."""
+    import onnx_ir as ir
+
+    for node in list(graph):
+        if node.op_type not in ("GatherND", "ScatterND") or node.domain or node.inputs[1].dtype != ir.DataType.INT32:
+            continue
+        cast = ir.node("Cast", [node.inputs[1]], attributes={"to": ir.DataType.INT64})
+        cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(ir.DataType.INT64), node.inputs[1].shape
+        graph.insert_before(node, cast)
+        node.replace_input_with(1, cast.outputs[0])

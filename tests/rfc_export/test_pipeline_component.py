@@ -1,0 +1,113 @@
+"""Engines among a pipeline's components: diffusers takes, saves and loads them as models."""
+
+import copy
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from pipelines import dit, run
+
+import rfc
+import rfc_export
+import rfc_fx
+from rfc_export.errors import ArtifactError
+from rfc_fx.errors import RFCError, SignatureError
+from rfc_fx.tools.inputs import pipeline_inputs
+
+pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
+pytestmark = pytest.mark.onnx
+
+Pipeline = tuple[Any, Callable[..., dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return dit()
+
+
+@pytest.fixture(scope="module")
+def engine_folder(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine of the pipeline's transformer."""
+    pipe, prompt = pipeline
+    inputs = first_call(pipe, prompt())
+    folder = tmp_path_factory.mktemp("engines") / "dit"
+    return rfc_export.export(
+        pipe.transformer, folder, backend="onnx", example_inputs=inputs, method=rfc.RFC(tau=0.3), config=rfc_fx.Config(hoist=False)
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pipeline's own folder."""
+    folder = tmp_path_factory.mktemp("pipelines") / "plain"
+    pipeline[0].save_pretrained(folder)
+    return folder
+
+
+def first_call(pipe: Any, prompt: dict[str, Any]) -> dict[str, Any]:
+    class Source:
+        model, seeds, name = pipe.transformer, (0,), "tiny"
+
+        def draw(self, model: Any, *_: Any) -> None:
+            own, pipe.transformer = pipe.transformer, model
+            try:
+                run(pipe, prompt, steps=1)
+            finally:
+                pipe.transformer = own
+
+    return pipeline_inputs(Source())  # type: ignore[arg-type]
+
+
+def test_a_pipeline_is_loaded_with_an_engine_for_its_transformer_and_without_a_warning(
+    saved: Path, engine_folder: Path, pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = rfc_export.load(engine_folder)
+    pipe: Any = diffusers.DiTPipeline.from_pretrained(saved, transformer=engine)
+    assert pipe.transformer is engine
+    assert isinstance(engine, diffusers.DiTTransformer2DModel)
+    assert isinstance(engine, rfc_export.Engine)
+    assert "Expected types" not in caplog.text
+    image = run(pipe, pipeline[1]())
+    cached = rfc_fx.transform(pipeline[0].transformer, rfc.RFC(tau=0.3))
+    plain = diffusers.DiTPipeline(**{**pipeline[0].components, "transformer": cached})
+    assert torch.allclose(image, run(plain, pipeline[1]()), atol=1e-5)
+    assert engine.stats.phases == cached.stats.phases
+
+
+def test_a_saved_pipeline_holds_a_copy_of_the_engine_and_loads_again(
+    saved: Path, engine_folder: Path, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    pipe: Any = diffusers.DiTPipeline.from_pretrained(saved, transformer=rfc_export.load(engine_folder))
+    pipe.save_pretrained(tmp_path / "whole")
+    copied = tmp_path / "whole" / "transformer"
+    assert {file.name: file.read_bytes() for file in copied.iterdir()} == {file.name: file.read_bytes() for file in engine_folder.iterdir()}
+    again: Any = diffusers.DiTPipeline.from_pretrained(tmp_path / "whole")
+    assert isinstance(again.transformer, rfc_export.Engine)
+    assert torch.equal(run(again, pipeline[1]()), run(pipe, pipeline[1]()))
+    again.save_pretrained(tmp_path / "whole")  # onto itself
+    with pytest.raises(SignatureError, match="an engine stays"):
+        diffusers.DiTPipeline.from_pretrained(tmp_path / "whole", dtype=torch.float16)
+    (copied / "full.onnx").write_bytes(b"changed")
+    with pytest.raises(ArtifactError, match=r"full\.onnx"):
+        diffusers.DiTPipeline.from_pretrained(tmp_path / "whole")
+
+
+def test_an_artefact_that_was_changed_after_loading_is_not_saved(engine_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(engine_folder, tmp_path / "engine")
+    engine = rfc_export.load(tmp_path / "engine")
+    (tmp_path / "engine" / "full.onnx").write_bytes(b"changed")
+    with pytest.raises(ArtifactError, match=r"full\.onnx"):
+        engine.save_pretrained(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_an_engine_is_neither_pickled_nor_copied(engine_folder: Path) -> None:
+    engine = rfc_export.load(engine_folder)
+    for attempt in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(RFCError, match="load it again"):
+            attempt(engine)
