@@ -9,9 +9,10 @@ import platform
 import re
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,10 +117,17 @@ class _Runner:
     loader: Any
     weights: dict[str, Tensor]
     """Kept alive: the program holds pointers to them."""
+    device: torch.device = torch.device("cpu")
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """A loader on CUDA keeps no threads apart."""
 
     def __call__(self, inputs: Sequence[Tensor], into: Mapping[int, Tensor]) -> Sequence[Tensor]:
-        outputs: list[Tensor] = self.loader.boxed_run(list(inputs))
-        return outputs
+        if self.device.type != "cuda":
+            outputs: list[Tensor] = self.loader.boxed_run(list(inputs))
+            return outputs
+        with self.lock, torch.cuda.device(self.device):  # the stream is the current one of the current device
+            outputs = self.loader.boxed_run(list(inputs))
+            return outputs
 
 
 def open(
@@ -150,10 +158,10 @@ def _loaded(
     runners: dict[str, Run] = {}
     for phase, spec in manifest.programs.items():
         program = f"{where / spec.file}: {phase}"
+        if phase not in constants:  # torch 2.11 would not refuse it: its loader crashes
+            raise ArtifactError(f"{program} cannot be loaded: the archive has no such program; export again")
         try:
-            loader = torch._C._aoti.AOTIModelPackageLoader(
-                str(folder / spec.file), spec.entry, False, 1, -1 if device.index is None else device.index
-            )
+            loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / spec.file), spec.entry, *loader_settings(device))
         except RuntimeError as error:
             raise ArtifactError(f"{program} cannot be loaded: {str(error).splitlines()[0]}; export again") from error
         _check_metadata(program, loader.get_metadata(), device)
@@ -166,8 +174,16 @@ def _loaded(
             declared_as(program, name, declared, manifest.weights[spec.weights[name]])
         own = {name: weights[spec.weights[name]] for name in names}
         loader.load_constants(own, False, True, True)
-        runners[phase] = _Runner(loader, own)
+        runners[phase] = _Runner(loader, own, device)
     return runners
+
+
+def loader_settings(device: torch.device) -> tuple[bool, int, int]:
+    """(run_single_threaded, number of runners, index of the device) for a loader.
+
+    On CUDA single-threaded: otherwise a program waits on the host until its run before has ended, and no CUDA graph can hold it.
+    """
+    return device.type == "cuda", 1, -1 if device.index is None else device.index
 
 
 def _check_metadata(where: str, metadata: Mapping[str, str], device: torch.device) -> None:
