@@ -1,6 +1,6 @@
 """AOTInductor: the programs in one .pt2 archive as machine code, without weights: those are handed in, shared by all programs.
 
-The functions of torch that do this are private; they are called here and nowhere else (torch 2.11 to 2.13).
+The functions of torch that do this are private; they are called here and nowhere else.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetEr
 from rfc_export.manifest import Manifest
 from rfc_export.portable import STEP, Portable
 from rfc_export.weights import declared_as
+from rfc_fx.ir.torch_versions import known_options
 from rfc_fx.tools.doctor import CompilerError, compile_seconds
 
 WRITES: Literal["in_place", "returned"] = "in_place"
@@ -86,16 +87,10 @@ def _compiled(program: Portable) -> Any:
         if program.written and not writes:
             raise ExportError(f"export: {program.phase} writes no state after torch.export; it would be frozen; please report this")
         module: Any = exported.module()
-        files: Any = torch._inductor.aot_compile(module, program.examples, options=options())
+        files: Any = torch._inductor.aot_compile(module, program.examples, options=known_options(OPTIONS))
     for source in (Path(file) for file in files if str(file).endswith(".cpp")):
         check_source(source.read_text())
     return files
-
-
-def options() -> dict[str, Any]:
-    """Of `OPTIONS` those that this torch knows: 2.11 writes no line tables and has no setting for them."""
-    known = set(torch._inductor.list_options())
-    return {name: value for name, value in OPTIONS.items() if name in known}
 
 
 def check_source(text: str) -> None:
@@ -117,7 +112,7 @@ class _Runner:
     loader: Any
     weights: dict[str, Tensor]
     """Kept alive: the program holds pointers to them."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device
     lock: threading.Lock = field(default_factory=threading.Lock)
     """A loader on CUDA keeps no threads apart."""
 
