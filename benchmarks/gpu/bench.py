@@ -7,12 +7,14 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+from benchmarks.latency.rivals.rival import copied
 
 R = TypeVar("R")
 
@@ -39,6 +41,18 @@ class Bench:
     end: float
     """Of the whole run, on the host's clock."""
     facts: dict[str, Any] = field(default_factory=dict)
+    full_steps: int = 10
+    """Steps of a generation of full computation."""
+    save: Callable[[], None] = lambda: None
+    """Writes down what there is so far."""
+    turn: Callable[[], None] = lambda: None
+    """Waits until the device is this process's alone."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a record says of how it came about."""
+        names = ("tiny", "backend", "regional", "steps", "nfc", "rounds", "full_steps")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def cuda(self) -> bool:
@@ -57,6 +71,12 @@ class Bench:
             return step(**arguments)
 
         return marked
+
+    def compiled_blocks(self, model: nn.Module) -> Any:
+        """A copy, with the same weights, that is compiled as diffusers compiles deep models: each kind of block once."""
+        own: Any = copied(model)
+        own.compile_repeated_blocks(fullgraph=True, backend=self.backend)
+        return own
 
 
 @contextmanager
@@ -101,8 +121,7 @@ def tried(row: dict[str, Any], seconds: float, part: Callable[[], R], *, key: st
         row["skipped" if key == "error" else key] = str(error)
     except Exception as error:
         row[key] = reason(error)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_cache()
     return None
 
 
@@ -110,8 +129,14 @@ def forget() -> None:
     """Drop what the last workload compiled and allocated."""
     torch._dynamo.reset()
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    empty_cache()
+
+
+def empty_cache() -> None:
+    """Give memory back to the device; after some errors every call of CUDA fails, and what is known has to be written down."""
+    with suppress(Exception):
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def note(row: dict[str, Any], key: str, seconds: float, part: Callable[[], dict[str, Any]]) -> None:

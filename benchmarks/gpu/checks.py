@@ -1,4 +1,4 @@
-"""Checks: eager twin, programs, compiled programs and CUDA graphs agree in outputs and phases."""
+"""Checks: CUDA graphs, programs and eager twin agree in outputs and phases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,10 @@ import rfc
 import rfc.eager
 import rfc_fx
 from benchmarks.gpu.bench import Bench, forget, left, reason, tried
-from benchmarks.gpu.estimators import ESTIMATORS, GRAPHS, RFE, SKETCHED
-from benchmarks.gpu.workloads import SMALL, built
+from benchmarks.gpu.estimators import ESTIMATORS, RFE
+from benchmarks.gpu.graphs import graph_counts, since
+from benchmarks.gpu.plan import GRAPHS
+from benchmarks.gpu.workloads import TINY_DIT, TINY_FLUX, TINY_WAN, built
 from benchmarks.latency.methods import equal_gaps
 from benchmarks.latency.workloads import Calls, Workload, calls_of
 from rfc_fx.tools.variants import opened
@@ -69,24 +71,51 @@ def distance(a: list[Tensor], b: list[Tensor]) -> float:
     return max(math.inf if math.isnan(value) else value for value in apart)
 
 
-def check(bench: Bench, row: dict[str, Any], workload: Workload, dtype: torch.dtype, name: str, until: float) -> None:
+def check(bench: Bench, row: dict[str, Any], case: Case, until: float) -> None:
     """Eager twin, programs, compiled programs and compiled programs on CUDA graphs agree in their outputs and in their phases."""
-    model = built(workload, bench.device, dtype)
-    calls = calls_of(workload, model, 1, 12, bench.device, dtype)
-    plan = rfc.RCS(tau=0.3) if dtype == torch.float32 else equal_gaps(12, 6)  # near tau bfloat16's rounding may decide otherwise
-    method = rfc.Method(estimator=ESTIMATORS[name], schedule=plan)
-    cached = rfc_fx.transform(model, method, config=rfc_fx.Config(hoist=ESTIMATORS[name] is not RFE))
+    model = built(case.workload, bench.device, case.dtype)
+    calls = calls_of(case.workload, model, 1, 12, bench.device, case.dtype)
+    plan = rfc.RCS(tau=0.3) if case.dtype == torch.float32 else equal_gaps(12, 6)  # near tau bfloat16's rounding may decide otherwise
+    method = rfc.Method(estimator=ESTIMATORS[case.estimator], schedule=plan)
+    cached = rfc_fx.transform(model, method, config=rfc_fx.Config(hoist=case.hoists))
     expected = generation(cached, cached, calls)
     row |= {"phases": expected.phases, "kept_outputs": {"programs": expected.validity}, "relative_difference": {}, "passed": True}
     ways: dict[str, tuple[Callable[[], Any], Any, float]] = {
-        "compiled": (lambda: bench.compiled(cached), cached, TOLERANCES[dtype][1]),
-        GRAPHS: (lambda: bench.compiled(cached, graphs=True), cached, TOLERANCES[dtype][1]),
+        GRAPHS: (lambda: bench.compiled(cached, graphs=True), cached, TOLERANCES[case.dtype][1])
     }
-    if ESTIMATORS[name] is not SKETCHED:  # the twin keeps its state as the paper does
+    if not bench.cuda:
+        ways["compiled"] = (lambda: bench.compiled(cached), cached, TOLERANCES[case.dtype][1])
+    if case.has_twin:
         twin = rfc.eager.cached(model, method)
-        ways = {"eager twin": (lambda: twin, twin, TOLERANCES[dtype][0])} | ways
+        ways["eager twin"] = (lambda: twin, twin, TOLERANCES[case.dtype][0])
+    before = graph_counts(bench.device)
     for way, (make, cache, tolerance) in ways.items():
         agree(bench, row, way, make, cache, expected, calls, tolerance, until)
+    row["graphs"] = since(before, graph_counts(bench.device))
+
+
+def check_turns(bench: Bench, row: dict[str, Any], until: float) -> None:
+    """Two contexts take turns on CUDA graphs under a sampler of several steps, which holds the outputs of both."""
+    model = built(TINY_DIT, bench.device, torch.float32)
+    calls = calls_of(TINY_DIT, model, 1, 8, bench.device, torch.float32)
+    cached = rfc_fx.transform(model, rfc.Method(estimator=RFE, schedule=equal_gaps(8, 4)))
+
+    def both(call: Any) -> list[Tensor]:
+        held: deque[Tensor] = deque(maxlen=4)
+        sums: list[Tensor] = []
+        with torch.no_grad(), cached.generation():
+            for arguments in calls:
+                for name, sign in (("cond", 1.0), ("uncond", -1.0)):
+                    with cached.cache_context(name):
+                        held.append(call(**arguments | {"hidden_states": sign * arguments["hidden_states"]})[0])
+                sums.append(torch.stack(list(held)).sum(0))
+        return sums
+
+    expected = both(cached)
+    compiled = bench.compiled(cached, graphs=bench.cuda)
+    worst = max(distance(both(compiled), expected) for _ in range(3))
+    row |= {"relative_difference": {GRAPHS: worst if math.isfinite(worst) else str(worst)}}
+    row["passed"] = worst <= TOLERANCES[torch.float32][1]
 
 
 def agree(
@@ -119,17 +148,46 @@ def agree(
         row["passed"] = row["passed"] and "error" not in outcome
 
 
-CASES: list[tuple[Workload, torch.dtype, str]] = [
-    *((workload, torch.float32, "RFE m=1") for workload in SMALL),
-    *((SMALL[0], torch.float32, name) for name in ESTIMATORS if name != "RFE m=1"),
-    *((workload, torch.bfloat16, "RFE m=1") for workload in SMALL),
+class Case(NamedTuple):
+    """A small workload, a type, an estimator."""
+
+    workload: Workload
+    dtype: torch.dtype
+    estimator: str
+    hoists: bool = False
+    has_twin: bool = False
+
+    @property
+    def name(self) -> str:
+        """As it is recorded."""
+        words = [self.workload.name, str(self.dtype).removeprefix("torch."), self.estimator, *(["hoisted"] if self.hoists else [])]
+        return ", ".join(words)
+
+
+CASES = [
+    Case(TINY_DIT, torch.bfloat16, "RFE m=1"),
+    Case(TINY_DIT, torch.float32, "RFE m=1", has_twin=True),
+    Case(TINY_DIT, torch.float32, "RFE m=1, sketch 16, int8"),
+    Case(TINY_FLUX, torch.bfloat16, "RFE m=1", hoists=True),
+    Case(TINY_WAN, torch.bfloat16, "RFE m=1"),
 ]
-"""What is checked: every small workload with RFE in both types, and one hoisted, with its state in pools and in 8 bits."""
+"""What is checked, the type that everybody uses first; what is compiled without CUDA graphs is checked on the CPU."""
+
+TURNS = "dit, float32, two contexts in turns"
 
 
 def checks(bench: Bench, rows: dict[str, Any], until: float) -> None:
     """All cases, as far as time goes."""
-    for workload, dtype, name in CASES:
-        row = rows.setdefault(f"{workload.name}, {str(dtype).removeprefix('torch.')}, {name}", {})
-        tried(row, left(until), partial(check, bench, row, workload, dtype, name, until))
+    parts: list[tuple[str, Callable[[dict[str, Any]], None]]] = [
+        (case.name, partial(_checked, bench, case=case, until=until)) for case in CASES
+    ]
+    parts.insert(2, (TURNS, partial(check_turns, bench, until=until)))
+    for name, part in parts:
+        row = rows.setdefault(name, {})
+        tried(row, left(until), partial(part, row))
+        bench.save()
         forget()
+
+
+def _checked(bench: Bench, row: dict[str, Any], *, case: Case, until: float) -> None:
+    check(bench, row, case, until)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.bench import Bench, left, note
 from benchmarks.gpu.entries import PendingVariant
-from benchmarks.gpu.estimators import GRAPHS
 from benchmarks.latency.compiling import frames, times_ms
 from benchmarks.latency.timing import TimedVariant, figures
 from benchmarks.latency.workloads import Calls
@@ -31,13 +31,22 @@ def at_once(variant: TimedVariant, calls: Calls, device: torch.device) -> float:
         return (time.perf_counter() - start) * 1e3
 
 
-def kernels_ms(variant: TimedVariant, calls: Calls, device: torch.device) -> float:
-    """Time in which a kernel, copy or fill of one generation was running, by the profiler."""
+def kernels_ms(variant: TimedVariant, calls: Calls, device: torch.device) -> tuple[float, float]:
+    """Milliseconds in which a kernel, copy or fill of one generation was running, by the profiler; the longest gap, microseconds."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         at_once(variant, calls, device)
     events = profile.profiler.kineto_results.events()  # as recorded: trees of them would take longer than the generation
     ran = [event for event in events if event.device_type().name == "CUDA" and not event.is_user_annotation()]
-    return covered(sorted((event.start_ns(), event.start_ns() + event.duration_ns()) for event in ran)) / 1e6
+    spans = sorted((event.start_ns(), event.start_ns() + event.duration_ns()) for event in ran)
+    return covered(spans) / 1e6, longest_gap(spans) / 1e3
+
+
+def longest_gap(spans: list[tuple[int, int]]) -> int:
+    """The longest time between sorted intervals in which there is none."""
+    longest, end = 0, spans[0][1] if spans else 0
+    for start, stop in spans:
+        longest, end = max(longest, start - end), max(end, stop)
+    return longest
 
 
 def covered(spans: list[tuple[int, int]]) -> int:
@@ -55,8 +64,8 @@ def idle(bench: Bench, entry: PendingVariant, calls: Calls) -> dict[str, Any]:
     wall = statistics.median(at_once(entry.variant, calls, bench.device) for _ in range(2))
     if not bench.cuda:
         return {"generation_at_once_ms": wall, "idle_share": "needs CUDA"}
-    kernels = kernels_ms(entry.variant, calls, bench.device)
-    return {"generation_at_once_ms": wall, "kernels_ms": kernels, "idle_share": 1 - kernels / wall}
+    kernels, gap = kernels_ms(entry.variant, calls, bench.device)
+    return {"generation_at_once_ms": wall, "kernels_ms": kernels, "idle_share": 1 - kernels / wall, "longest_gap_us": gap}
 
 
 @torch.no_grad()
@@ -64,10 +73,12 @@ def estimate_alone(bench: Bench, entry: PendingVariant) -> dict[str, Any]:
     """ESTIMATE's program by itself: its time, and the bytes that Inductor counts over it."""
     assert entry.variant is not None
     assert entry.first is not None
+    reads = state_read(entry.variant.cache)
     before = frames()
     program = bench.compiled(entry.variant.cache.programs[ESTIMATE.name].run)
     taken: dict[str, Any] = figures(times_ms(lambda: program(*entry.estimate_inputs), bench.device, 5 if bench.tiny else 50))
     taken["compiled_anew"] = frames() - before
+    taken |= {"state_bytes_read": reads, "state_gb_per_s": reads / taken["median_ms"] / 1e6}
     if (counted := entry.first.estimate_bytes) is not None:
         taken |= {"inductor_bytes": counted, "gb_per_s": counted / taken["median_ms"] / 1e6}
         if "copy" in bench.facts:
@@ -75,11 +86,24 @@ def estimate_alone(bench: Bench, entry: PendingVariant) -> dict[str, Any]:
     return taken
 
 
+def state_read(cached: Any) -> int:
+    """Bytes of the slots that ESTIMATE reads, each once."""
+    slots = cached.compiled.layout.slots
+    read = {name for name in cached.programs[ESTIMATE.name].read() if name in slots}
+    return sum(prod(slots[name].shape) * slots[name].dtype.itemsize for name in read)
+
+
 def details(bench: Bench, variants: list[PendingVariant], calls: Calls, until: float) -> None:
     """Idle shares and ESTIMATE alone, where there is time."""
     for entry in variants:
         if entry.variant is None:
             continue
-        if entry.estimate_inputs and GRAPHS not in entry.name:
+        if entry.estimate_inputs and not entry.on_graphs:
             note(entry.row, "estimate_program", left(until), partial(estimate_alone, bench, entry))
-        note(entry.row, "idle", left(until), partial(idle, bench, entry, calls))
+        note(
+            entry.row,
+            "idle",
+            left(until),
+            partial(idle, bench, entry, calls if entry.variant.cache is not None else calls[: bench.full_steps]),
+        )
+        bench.save()

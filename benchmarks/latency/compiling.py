@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch._inductor.utils import fresh_cache
 import rfc_fx
 from benchmarks.latency.timing import TimedVariant
 from benchmarks.latency.workloads import Calls
-from rfc.phase import ESTIMATE
+from rfc.phase import ESTIMATE, FULL
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,39 @@ def cold() -> Iterator[None]:
         yield
 
 
-def first_runs(variant: TimedVariant, calls: Calls, leading: int, device: torch.device) -> FirstRuns:
-    """Compile a variant: the `leading` full steps, then these and three estimated ones, then the same again without compiling."""
+def first_runs(variant: TimedVariant, calls: Calls, leading: int, device: torch.device, *, counts_bytes: bool = True) -> FirstRuns:
+    """Compile a variant: the `leading` full steps, then on to the full step after estimated ones, then that twice without compiling.
+
+    The full step after a discarded estimate is a path of programs of its own, for which CUDA graphs are recorded anew; what is recorded
+    at a path's second run is not, once the third has begun. `counts_bytes`: no caches of Inductor's are used then.
+    """
     begin, before = time.perf_counter(), frames()
-    with bytes_counted():
+    with bytes_counted() if counts_bytes else nullcontext():
         variant.run(calls[:leading], device, count=False)
         metrics.reset()
         between = frames()
-        variant.run(calls[: leading + 3], device, count=False)
+        variant.run(until_full_again(variant.cache, calls), device, count=False)
         estimate = metrics.num_bytes_accessed if frames() == between + 1 else 0
     seconds = time.perf_counter() - begin
-    variant.run(calls[: leading + 3], device, count=False)
+    for _ in range(2):
+        variant.run(until_full_again(variant.cache, calls), device, count=False)
     variant.first_s = seconds
     return FirstRuns(seconds, frames() - before, estimate or None)
+
+
+def until_full_again(cache: Any, calls: Calls) -> Iterator[dict[str, torch.Tensor]]:
+    """The calls of a generation up to the second one after a full step that follows estimated ones; without a cache three."""
+    if cache is None:
+        yield from calls[:3]
+        return
+    more = 2
+    for call in calls:
+        yield call
+        phases = cache.stats.phases
+        if ESTIMATE.name in phases and FULL.name in phases[phases.index(ESTIMATE.name) :]:
+            more -= 1
+            if not more:
+                return
 
 
 def estimate_arguments(cached: rfc_fx.CachedModel, calls: Calls, leading: int) -> list[torch.Tensor]:

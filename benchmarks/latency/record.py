@@ -18,9 +18,9 @@ from benchmarks.latency.timing import TimedVariant, figures
 from rfc.phase import ESTIMATE, FULL
 
 
-def record(variants: list[TimedVariant], steps: int, nfc: int) -> dict[str, Any]:
-    """Times by variant, and what they are against compiled full computation."""
-    full = next(variant for variant in variants if variant.name == "full, compiled")
+def record(variants: list[TimedVariant], steps: int, nfc: int, against: str = "full, compiled") -> dict[str, Any]:
+    """Times by variant, and what they are against compiled full computation, the variant of that name."""
+    full = next(variant for variant in variants if variant.name == against)
     whole, step = statistics.median(full.generations_ms), statistics.median(full.steps_ms[FULL.name])
     rows: dict[str, Any] = {}
     for variant in variants:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from benchmarks.latency.workloads import Calls
 from rfc.phase import FULL
+from rfc_fx.ir.torch_versions import isolated_recompiles
 from rfc_fx.runtime.step_model import StepModel
 from rfc_fx.tools.variants import force_all_phases, opened, steps_to_warm_up
 
@@ -71,8 +71,8 @@ def keep_all_compilation_metrics() -> None:
 
 def compiled_alone(function: Any) -> Any:
     """`torch.compile` that shares no compiled code with other calls of it: no other copy of a model counts as a recompile."""
-    compile: Any = torch.compile  # the annotations of torch 2.13 leave isolate_recompiles out, torch 2.11 does not have it
-    return compile(function, **({"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(compile).parameters else {}))
+    compile: Any = torch.compile  # the annotations of torch 2.13 leave isolate_recompiles out
+    return compile(function, **isolated_recompiles())
 
 
 class Reads(TorchFunctionMode):
@@ -135,12 +135,12 @@ class TimedVariant:
         return isinstance(self.call, torch._dynamo.eval_frame.OptimizedModule) or bool(getattr(self.cache, "compiles", False))
 
     @torch.no_grad()
-    def run(self, calls: Calls, device: torch.device, *, count: bool) -> None:
+    def run(self, calls: Iterable[dict[str, Tensor]], device: torch.device, *, count: bool) -> None:
         """One generation; every step timed for itself."""
         with opened(self.cache):
             self._run(calls, device, count=count)
 
-    def _run(self, calls: Calls, device: torch.device, *, count: bool) -> None:
+    def _run(self, calls: Iterable[dict[str, Tensor]], device: torch.device, *, count: bool) -> None:
         times: list[tuple[str, float]] = []
         compiled, peak = CompileCounts.now(), _peak_of(device)
         begin = time.perf_counter()

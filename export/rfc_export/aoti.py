@@ -1,6 +1,6 @@
 """AOTInductor: the programs in one .pt2 archive as machine code, without weights: those are handed in, shared by all programs.
 
-The functions of torch that do this are private; they are called here and nowhere else (torch 2.11 to 2.13).
+The functions of torch that do this are private; they are called here and nowhere else.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import platform
 import re
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from rfc_export.manifest import Manifest
 from rfc_export.portable import STEP, Portable
 from rfc_export.specs import ProgramSpec
 from rfc_export.weights import declared_as
+from rfc_fx.ir.torch_versions import known_options
 from rfc_fx.tools.doctor import CompilerError, compile_seconds
 
 WRITES: Literal["in_place", "returned"] = "in_place"
@@ -101,16 +103,10 @@ def _compiled(program: Portable) -> Any:
         if program.written and not writes:
             raise ExportError(f"export: {program.phase} writes no state after torch.export; it would be frozen; please report this")
         module: Any = exported.module()
-        files: Any = torch._inductor.aot_compile(module, program.examples, options=options())
+        files: Any = torch._inductor.aot_compile(module, program.examples, options=known_options(OPTIONS))
     for source in (Path(file) for file in files if str(file).endswith(".cpp")):
         check_source(source.read_text())
     return files
-
-
-def options() -> dict[str, Any]:
-    """Of `OPTIONS` those that this torch knows: 2.11 writes no line tables and has no setting for them."""
-    known = set(torch._inductor.list_options())
-    return {name: value for name, value in OPTIONS.items() if name in known}
 
 
 def check_source(text: str) -> None:
@@ -132,10 +128,17 @@ class _Runner:
     loader: Any
     weights: dict[str, Tensor]
     """Kept alive: the program holds pointers to them."""
+    device: torch.device
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """A loader on CUDA keeps no threads apart."""
 
     def __call__(self, inputs: Sequence[Tensor], into: Mapping[int, Tensor]) -> Sequence[Tensor]:
-        outputs: list[Tensor] = self.loader.boxed_run(list(inputs))
-        return outputs
+        if self.device.type != "cuda":
+            outputs: list[Tensor] = self.loader.boxed_run(list(inputs))
+            return outputs
+        with self.lock, torch.cuda.device(self.device):  # the stream is the current one of the current device
+            outputs = self.loader.boxed_run(list(inputs))
+            return outputs
 
 
 def open(
@@ -178,10 +181,10 @@ def _loaded(
     runners: dict[str, Run] = {}
     for phase, spec in programs.items():
         program = f"{where / spec.file}: {phase}"
+        if phase not in constants:  # torch 2.11 would not refuse it: its loader crashes
+            raise ArtifactError(f"{program} cannot be loaded: the archive has no such program; export again")
         try:
-            loader = torch._C._aoti.AOTIModelPackageLoader(
-                str(folder / spec.file), spec.entry, False, 1, -1 if device.index is None else device.index
-            )
+            loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / spec.file), spec.entry, *loader_settings(device))
         except RuntimeError as error:
             raise ArtifactError(f"{program} cannot be loaded: {str(error).splitlines()[0]}; export again") from error
         _check_metadata(program, loader.get_metadata(), device)
@@ -194,8 +197,16 @@ def _loaded(
             declared_as(program, name, declared, manifest.weights[spec.weights[name]])
         own = {name: weights[spec.weights[name]] for name in names}
         loader.load_constants(own, False, True, True)
-        runners[phase] = _Runner(loader, own)
+        runners[phase] = _Runner(loader, own, device)
     return runners
+
+
+def loader_settings(device: torch.device) -> tuple[bool, int, int]:
+    """(run_single_threaded, number of runners, index of the device) for a loader.
+
+    On CUDA single-threaded: otherwise a program waits on the host until its run before has ended, and no CUDA graph can hold it.
+    """
+    return device.type == "cuda", 1, -1 if device.index is None else device.index
 
 
 def _check_metadata(where: str, metadata: Mapping[str, str], device: torch.device) -> None:

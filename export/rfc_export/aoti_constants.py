@@ -13,6 +13,7 @@ Constants = dict[str, dict[str, tuple[str, list[int]]]]
 """{program: {constant: (dtype, shape)}}"""
 
 WRAPPER = re.compile(r"/data/aotinductor/([^/]+)/[^/]+\.wrapper\.cpp$")
+LIBRARY = re.compile(r"/data/aotinductor/([^/]+)/[^/]+\.so$")
 CONSTANT = tuple(
     re.compile(rf"constants_info_\[(\d+)\]\.{field} = {value};")
     for field, value in (("dtype", r"cached_torch_dtype_(\w+)"), ("shape", r"\{([\d, L]*)\}"), ("original_fqn", r'"([^"]+)"'))
@@ -21,15 +22,19 @@ CONSTANT = tuple(
 
 
 def declared_constants(where: str, archive: bytes) -> Constants:
-    """The constants of every program in the archive; ArtifactError for an archive that is damaged, compressed, or leads elsewhere."""
+    """The constants of every program whose machine code is in the archive.
+
+    ArtifactError for an archive that is damaged, compressed, or leads elsewhere.
+    """
     found: Constants = {}
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as files:
             entries = files.infolist()
             if sum(entry.file_size for entry in entries) > len(archive) or any(".." in entry.filename for entry in entries):
                 raise ArtifactError(f"{where}: is compressed or holds names that lead elsewhere, which no export writes; it is not opened")
+            compiled = {match[1] for entry in entries if (match := LIBRARY.search(entry.filename)) is not None}
             for entry in entries:
-                if (match := WRAPPER.search(entry.filename)) is not None:
+                if (match := WRAPPER.search(entry.filename)) is not None and match[1] in compiled:
                     found[match[1]] = _constants(files.read(entry).decode("utf-8", "replace"))
     except ArtifactError:
         raise

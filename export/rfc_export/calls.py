@@ -12,9 +12,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from rfc.conditioning import Seen
 from rfc_export.errors import ArtifactError, ExportError
 from rfc_export.methods import dtype_of, name_of
 from rfc_export.specs import CallSpec, LeafSpec
+from rfc_export.target import is_on
 from rfc_fx.capture.export import named_arguments
 from rfc_fx.errors import SignatureError
 from rfc_fx.passes.build import CompiledSet
@@ -108,6 +110,7 @@ class ExpectedCall:
 
     def __init__(self, spec: CallSpec, name: str, fixed: Mapping[str, Tensor]) -> None:
         self.spec, self.name, self.fixed = spec, name, fixed
+        self._seen: dict[str, Seen] = {}
         self.tree = loaded("call.tree", spec.tree)
         self.outputs = loaded("call.outputs", spec.outputs)
         if self.tree.num_leaves != len(spec.leaves):
@@ -154,12 +157,18 @@ class ExpectedCall:
             raise SignatureError(f"{self.name}: the call is nested otherwise than when the engine was built: {tree}, expected {self.tree}")
         for position, (leaf, spec) in enumerate(zip(leaves, self.spec.leaves, strict=True)):
             self._check(leaf, spec, device)
-            if spec.fixed is not None and not torch.equal(leaf, self.fixed[spec.fixed].to(leaf.device)):
+            if spec.fixed is not None and not self._seen_of(spec.fixed, leaf.device).equals(leaf):
                 raise SignatureError(
                     f"{self.name}: {spec.argument} has other values than the engine was built for: the model's forward branches on them "
                     f"(flat argument {position}); export again with these"
                 )
         return taken, leaves
+
+    def _seen_of(self, name: str, device: torch.device) -> Seen:
+        """The values of a fixed argument: the tensor that had them last is not read again."""
+        if (seen := self._seen.get(name)) is None:
+            seen = self._seen[name] = Seen.now(self.fixed[name].to(device))
+        return seen
 
     def _check(self, leaf: Any, spec: LeafSpec, device: torch.device) -> None:
         if spec.dtype is None:
@@ -172,7 +181,7 @@ class ExpectedCall:
         if leaf.requires_grad:
             raise SignatureError(f"{self.name}: {spec.argument} requires grad; an engine only samples: call under torch.no_grad()")
         same = leaf.dtype is dtype_of(spec.argument, spec.dtype) and list(leaf.shape) == spec.shape
-        if not same or leaf.device.type != device.type:
+        if not same or not is_on(leaf.device, device):
             dtype = str(leaf.dtype).removeprefix("torch.")
             raise SignatureError(
                 f"{self.name}: {spec.argument}: expected {wanted}, got {dtype} of shape {tuple(leaf.shape)} on {leaf.device}; "

@@ -26,7 +26,7 @@ from rfc_export.methods import decode_method, dtype_of
 from rfc_export.portable import STEP
 from rfc_export.reading import read_manifest
 from rfc_export.seal import Key
-from rfc_export.target import check_target
+from rfc_export.target import check_target, is_on, numbered
 from rfc_fx.errors import RFCError, SignatureError
 from rfc_fx.ir.plan import Plan
 from rfc_fx.runtime.generations import Generations
@@ -87,7 +87,7 @@ class Engine(StepModel):
     def to(self, *args: Any, **kwargs: Any) -> Engine:
         """Nothing, where the engine is there already; SignatureError for another place or type: programs are made for one."""
         device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
-        if (device is not None and torch.device(device).type != self.device.type) or (dtype is not None and dtype != self.dtype):
+        if (device is not None and not is_on(self.device, torch.device(device))) or (dtype is not None and dtype != self.dtype):
             raise SignatureError(f"{self.model_name}: an engine stays {self.dtype} on {self.device}; export another for {device or dtype}")
         return self
 
@@ -179,7 +179,7 @@ def load(
     TrustError for what nobody signed who is trusted, TargetError for what was built for another machine, BackendError where its back end
     is not installed.
     """
-    path, device = Path(path), torch.device(device)
+    path, device = Path(path), numbered(torch.device(device))
     with opened(path) as files:
         manifest = read_manifest(files, trusted)
         method = decode_method(manifest.method, classes)

@@ -30,6 +30,18 @@ def built_with() -> dict[str, str]:
     return versions()
 
 
+def is_on(device: torch.device, wanted: torch.device) -> bool:
+    """Whether a device is the wanted one; without a number any of its type is."""
+    return device.type == wanted.type and (wanted.index is None or device.index in (None, wanted.index))
+
+
+def numbered(device: torch.device) -> torch.device:
+    """The device with its number: "cuda" is the current one of the thread that asks, and an engine stays where its weights are."""
+    if device.type != "cuda" or device.index is not None or not torch.cuda.is_available():
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def check_target(where: str, manifest: Manifest, device: torch.device) -> None:
     """TargetError where the artefact is for another kind of device, processor, GPU or, for machine code, version of torch."""
     built_for = manifest.target

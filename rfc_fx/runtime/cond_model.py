@@ -70,8 +70,19 @@ class CondModel(CachedModel):
         return None, generation, context, thresholds
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the call, which is one graph, in place."""
+        """Compile the call, which is one graph, in place. On a CUDA device each call begins a step, and its results are the caller's."""
         nn.Module.compile(self, *args, **kwargs)
+        call = self._compiled_call_impl
+        assert call is not None
+
+        def owned(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return call(*args, **kwargs)
+            if self._prepared is not None and self._prepared.is_cuda:
+                torch.compiler.cudagraph_mark_step_begin()
+            return pytree.tree_map_only(Tensor, lambda result: result.clone() if result.is_cuda else result, call(*args, **kwargs))
+
+        self._compiled_call_impl = owned
 
     def _initialize_hook(self, *_: Any) -> None:
         """Marks a module that has to see arguments before it is compiled (torch's lazy-module protocol)."""

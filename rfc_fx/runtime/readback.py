@@ -19,6 +19,8 @@ class Readback:
         self._numbers: Tensor | None = None
         self._pinned: Tensor | None = None
         self._event: torch.cuda.Event | None = None
+        self._in_flight = False
+        """Whether a copy was started that nobody waited for: another stream must not overtake it."""
 
     def start(self, numbers: Tensor, *, timestep_unchecked: bool = False, expected_timestep: float | None = None) -> None:
         """Copy the numbers, (n,), to the host; numbers that nobody waited for are lost."""
@@ -31,8 +33,12 @@ class Readback:
                 self._pinned = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
             self._event = torch.cuda.Event()
         assert self._event is not None
+        stream = torch.cuda.current_stream(numbers.device)
+        if self._in_flight:
+            stream.wait_event(self._event)
         self._pinned.copy_(numbers, non_blocking=True)
-        self._event.record(torch.cuda.current_stream(numbers.device))
+        self._event.record(stream)
+        self._in_flight = True
         self._numbers = self._pinned
 
     def wait(self) -> list[float]:
@@ -40,6 +46,7 @@ class Readback:
         assert self._numbers is not None
         if self._event is not None:
             self._event.synchronize()
+            self._in_flight = False
         numbers: list[float] = self._numbers.tolist()
         self.discard()
         return numbers

@@ -46,7 +46,7 @@ class Known:
         """As they were prepared."""
         self._repeated: frozenset[float] = frozenset()
         self._source: weakref.ref[Any] | None = None
-        self._said: Tensor | None = None
+        self._said: tuple[Tensor, Tensor | None] | None = None
         self._stage: Stage | None = None
         self.passes: Callable[[], str | None] = lambda: None
         """What a guider says of the pass that it prepares: "cond", "uncond", or nothing."""
@@ -63,14 +63,15 @@ class Known:
         self.prepare(None)
         self._source, self._stage = weakref.ref(source), stage
 
-    def say(self, timesteps: Tensor) -> None:
-        """Take these for one generation: no other timesteps come, and in this order."""
-        self._said = timesteps
+    def say(self, timesteps: Tensor, source: Tensor | None = None) -> None:
+        """Take these for one generation: no other timesteps come, and in this order; `source`: the caller's tensor, of which they are."""
+        self._said = timesteps, source
 
     def timetable(self) -> Timetable | None:
         """The timetable that was said, or that of the source's scheduler as it stands."""
         if self._said is not None:
-            return Timetable(self._said)
+            timesteps, caller = self._said
+            return Timetable(timesteps, source=caller)
         source = None if self._source is None else self._source()
         return None if source is None else Timetable.of(getattr(source, "scheduler", source), self._stage)
 

@@ -159,15 +159,16 @@ class StepModel(nn.Module):
         """Open a generation: `with model.generation() as g:`; calls inside, and `g(...)` from wherever, are its steps and nobody else's.
 
         It goes with threads and tasks that are started inside. What is known of the sampler lets schedules place their full steps, and
-        nothing is read back from the device: `timesteps`, (S,), as the model will be called with them; or `source`, a pipeline or a
-        scheduler, which is read at the first call. `g.stats`, `g.contexts`: its record. Leaving the block ends it, by an exception too.
+        nothing is read back from the device: `timesteps`, (S,), as the model will be called with them, with views of that tensor where it
+        lies on a device; or `source`, a pipeline or a scheduler, which is read at the first call. `g.stats`, `g.contexts`: its record.
+        Leaving the block ends it, by an exception too.
         """
         if timesteps is not None and source is not None:
             raise ValueError("generation: pass timesteps or a source, not both: the source says the timesteps")
         known = None
         if timesteps is not None:
             known = Known()
-            known.say(said(timesteps, "generation"))
+            known.say(said(timesteps, "generation"), timesteps if isinstance(timesteps, Tensor) else None)
         elif source is not None:
             known = Known()
             known.follow(source, where="generation")

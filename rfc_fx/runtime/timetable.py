@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rfc.arguments import timestep_value
+from rfc.conditioning import version
 from rfc.placement.noise_levels import noise_levels
 from rfc.schedules.base import NoiseLevels
 from rfc_fx.runtime import calls
@@ -40,9 +41,10 @@ class Timetable:
     from the first calls; a scheduler that counts its steps says where a call is, without a look at the device.
     """
 
-    def __init__(self, timesteps: Tensor, scheduler: Any = None, stage: Stage | None = None) -> None:
-        self.source = timesteps
-        """The scheduler's own object: another in its place is another generation."""
+    def __init__(self, timesteps: Tensor, scheduler: Any = None, stage: Stage | None = None, source: Tensor | None = None) -> None:
+        self.source = timesteps if source is None else source
+        """The scheduler's own object: another in its place is another generation. Or the caller's, from which `timesteps` were copied."""
+        self._version = version(self.source)
         self._scheduler = scheduler
         self._most = float(getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or 1000)
         with torch.inference_mode(False):
@@ -145,6 +147,8 @@ class Timetable:
         counted = getattr(self._scheduler, "step_index", None)
         if isinstance(counted, int):
             return counted if counted < len(self) else None
+        if self._scheduler is None and (self._version is None or self._version != version(self.source)):
+            return None  # the caller may have written other timesteps there
         if isinstance(timestep, Tensor) and timestep.numel() and isinstance(self.source, Tensor) and timestep.device.type != "meta":
             same = timestep.dtype == self.source.dtype and timestep.untyped_storage().data_ptr() == self.source.untyped_storage().data_ptr()
             if same and all(step == 0 or size == 1 for step, size in zip(timestep.stride(), timestep.shape, strict=True)):

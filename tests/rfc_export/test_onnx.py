@@ -487,16 +487,17 @@ def test_falling_back_to_the_cpu_is_an_error(tmp_path: Path, monkeypatch: pytest
     asked: list[Any] = []
 
     class Fallen(onnxruntime.InferenceSession):  # type: ignore[misc]
-        def __init__(self, program: bytes, options: Any, providers: list[str]) -> None:
+        def __init__(self, program: bytes, options: Any, providers: list[Any]) -> None:
             asked.append((providers, options.get_session_config_entry("session.disable_cpu_ep_fallback")))
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")
             super().__init__(program, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Fallen)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(cuda_stream=64))
     with pytest.raises(BackendError, match=r"asked for CUDAExecutionProvider, ONNX Runtime fell back to CPUExecutionProvider"):
         opened(tmp_path, program, torch.device("cuda"))
-    assert asked == [(["CUDAExecutionProvider"], "1")]
+    assert asked == [([("CUDAExecutionProvider", {"device_id": "0", "user_compute_stream": "64"})], "1")]
 
 
 HEAVY = ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch_tensorrt", "tensorrt", "tensorrt_rtx")

@@ -100,6 +100,8 @@ def test_constants_of_machine_code_are_read_from_the_source_beside_it() -> None:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("programs/data/aotinductor/FULL/c.wrapper.cpp", source)
+        archive.writestr("programs/data/aotinductor/FULL/c.wrapper.so", "")
+        archive.writestr("programs/data/aotinductor/PREFIX/c.wrapper.cpp", source)  # no code beside it: there is no such program
     declared = declared_constants("programs.pt2", stream.getvalue())
     assert declared == {"FULL": {"proj.weight": ("float32", [256, 128]), "count": ("int64", [])}}
     stored = WeightSpec(dtype="float16", shape=[256, 128], sha256="0" * 64)

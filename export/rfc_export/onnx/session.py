@@ -16,6 +16,7 @@ from rfc_export.manifest import Manifest
 from rfc_export.methods import dtype_of
 from rfc_export.onnx.declared import ELEMENT_TYPES, checked_weights
 from rfc_export.onnx.libraries import PROVIDERS, imported
+from rfc_export.onnx.queue import Queue
 from rfc_export.onnx.writer import value_name
 from rfc_export.specs import ProgramSpec
 
@@ -38,11 +39,11 @@ def open(
         runtime.preload_dlls()
     shared = {name: _shared(runtime, weights[name]) for name in {name: None for there in own.values() for name in there.values()}}
     sessions: dict[str, Run] = {}
+    queue = Queue(device)
     for phase, spec in programs.items():
         options = _options(runtime, own[phase], shared, weights, device)
-        sessions[phase] = OnnxSession(
-            _session(runtime, where / spec.file, contents[spec.file], spec, options, device), spec, device, shared
-        )
+        session = _session(runtime, where / spec.file, contents[spec.file], spec, options, queue)
+        sessions[phase] = OnnxSession(session, spec, shared, queue, queue.options(runtime))
     return sessions
 
 
@@ -55,10 +56,10 @@ def _shared(runtime: Any, weight: Tensor) -> Any:
     return runtime.OrtValue.from_dlpack(weight.detach())
 
 
-def _session(runtime: Any, path: Path, program: bytes, spec: ProgramSpec, options: Any, device: torch.device) -> Any:
-    provider = PROVIDERS[device.type]
+def _session(runtime: Any, path: Path, program: bytes, spec: ProgramSpec, options: Any, queue: Queue) -> Any:
+    provider = PROVIDERS[queue.device.type]
     try:
-        session = runtime.InferenceSession(program, options, providers=[provider])
+        session = runtime.InferenceSession(program, options, providers=queue.providers)
     except Exception as error:  # onnxruntime's errors share no base class
         if type(error).__name__ == "NotImplemented" or "fallback to CPU EP has been explicitly disabled" in str(error):
             raise BackendError(
@@ -101,8 +102,9 @@ def _options(runtime: Any, own: Mapping[str, str], shared: Mapping[str, Any], we
 class OnnxSession:
     """A program in a session: inputs and outputs are bound to torch's memory, nothing is copied on the way."""
 
-    def __init__(self, session: Any, spec: ProgramSpec, device: torch.device, shared: Mapping[str, Any]) -> None:
-        self.session, self.spec, self.device = session, spec, device
+    def __init__(self, session: Any, spec: ProgramSpec, shared: Mapping[str, Any], queue: Queue, options: Any) -> None:
+        self.session, self.spec, self.device = session, spec, queue.device
+        self._queue, self._options = queue, options
         self.shared = shared  # the session reads weights where these lie
         names = {value.name for value in session.get_inputs()}
         self._inputs = [(index, value_name(tensor)) for index, tensor in enumerate(spec.inputs) if value_name(tensor) in names]
@@ -123,11 +125,8 @@ class OnnxSession:
             for (name, _, _), tensor in zip(self._outputs, outputs, strict=True):
                 if self._moved(name, tensor):
                     self._binding.bind_output(name, *_memory(tensor))
-            if self.device.type == "cuda":
-                torch.cuda.current_stream(self.device).synchronize()  # ONNX Runtime has a stream of its own
-            self.session.run_with_iobinding(self._binding)
-            if self.device.type == "cuda":
-                self._binding.synchronize_outputs()
+            with self._queue.turn():
+                self.session.run_with_iobinding(self._binding, self._options)
         return [tensor for index, tensor in enumerate(outputs) if index not in into]
 
     def _moved(self, name: str, tensor: Tensor) -> bool:

@@ -1,16 +1,20 @@
-"""What a device asks of the host, tried without one: clocks in pinned memory, types that a card lacks."""
+"""What a device asks of the host, tried without one: clocks in pinned memory, reads, results of CUDA graphs, types that a card lacks."""
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from families import moved, shared_model
 from torch import Tensor
 
 import rfc
 import rfc_fx
+from benchmarks.latency.timing import Reads
 from rfc.state import SlotSpec
 from rfc_fx.errors import RFCError
 from rfc_fx.passes.build import check_types
+from rfc_fx.runtime import calls
 from rfc_fx.runtime.context import Context, _pinned
+from rfc_fx.runtime.readback import Readback
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 
@@ -41,3 +45,91 @@ def test_eight_bit_floats_are_refused_on_cards_that_have_none(
     else:
         check_types("DiT", slots, torch.device("cuda"))
     check_types("DiT", slots, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("told", ["scheduler", "timesteps"])
+@pytest.mark.parametrize(("caching", "each"), [(rfc.TaylorSeer(interval=3, order=1), 0), (rfc.RFC(tau=0.1), 1)])
+def test_known_timesteps_are_read_once_and_then_only_what_decides(
+    caching: rfc.Method, each: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timesteps and latents count as on a device, and every call that waits for a value of theirs is counted."""
+    monkeypatch.setattr(calls, "on_host", lambda value: not isinstance(value, Tensor))
+    model, kwargs = shared_model("dit")
+    scheduler = DDIMScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(9)
+    timesteps = scheduler.timesteps
+    known = {"source": scheduler} if told == "scheduler" else {"timesteps": timesteps}
+    cached = rfc_fx.transform(model, caching, example_inputs=moved(kwargs, 0))
+    with torch.no_grad(), cached.generation(**known), Reads() as reads:
+        for step, timestep in enumerate(timesteps):
+            call = moved(kwargs, step) | {"timestep": timestep.expand(2)}
+            reads.give({name: call[name] for name in ("hidden_states", "timestep")})
+            cached(**call)
+    first = 1  # what the timestep looks like to the model
+    assert reads.counts.total() == first + each * len(timesteps)
+    assert {"FULL", "ESTIMATE"} == {*cached.stats.phases}
+
+
+def test_timesteps_that_were_written_since_they_were_told_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "on_host", lambda value: not isinstance(value, Tensor))
+    model, kwargs = shared_model("dit")
+    cached = rfc_fx.transform(model, rfc.TaylorSeer(interval=3, order=1), example_inputs=moved(kwargs, 0))
+    timesteps = torch.tensor([900, 600, 300])
+    with torch.no_grad(), cached.generation(timesteps=timesteps) as generation:
+        cached(**moved(kwargs, 0) | {"timestep": timesteps[0].expand(2)})
+        timesteps[1] = 300  # leaves a step out
+        cached(**moved(kwargs, 2) | {"timestep": timesteps[1].expand(2)})
+        assert generation.index == 2
+
+
+class Far(Tensor):
+    """A tensor that says it lies on a CUDA device."""
+
+    is_cuda = True
+
+
+def test_a_readback_does_not_overtake_one_that_nobody_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class Stream:
+        name = "first"
+
+        def wait_event(self, event: "Event") -> None:
+            order.append(f"{self.name} waits")
+
+    class Event:
+        def record(self, stream: Stream) -> None:
+            order.append(f"{stream.name} copies")
+
+        def synchronize(self) -> None:
+            order.append("the host waits")
+
+    stream, empty = Stream(), torch.empty
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory, **options: empty(*size, **options))
+    readback = Readback()
+    for name, value, is_taken in (("first", 1.0, False), ("second", 2.0, True), ("third", 3.0, True)):
+        stream.name = name
+        readback.start(torch.tensor([value]).as_subclass(Far))
+        if is_taken:
+            assert readback.wait() == [value]
+        else:
+            readback.discard()
+    copied = ["second waits", "second copies", "the host waits", "third copies", "the host waits"]
+    assert order == ["first copies", *copied]
+
+
+def test_one_graph_that_was_compiled_in_place_hands_out_results_of_its_own_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA graphs do, the compiled call writes every result to one place."""
+    model, kwargs = shared_model("dit")
+    cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), example_inputs=moved(kwargs, 0), config=rfc_fx.Config(dispatch="cond"))
+    place, began = torch.zeros(2), list[str]()
+    monkeypatch.setattr(torch, "compile", lambda call, **_: lambda *args, **kwargs: (place.add_(1).as_subclass(Far),))
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: began.append("step"))
+    cached(**moved(kwargs, 0))
+    cached._prepared.is_cuda = True  # as if its state lay on a device
+    cached.compile(mode="reduce-overhead")
+    first, second = (cached(**moved(kwargs, step))[0] for step in range(2))
+    assert [first.tolist(), second.tolist(), place.tolist()] == [[1, 1], [2, 2], [2, 2]]
+    assert began == ["step"] * 2

@@ -1,0 +1,31 @@
+"""What differs between the versions of torch that are supported, 2.11 to 2.14; everything else asks here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+TORCH = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+"""(major, minor)."""
+
+
+def fuses_overwrites_wrongly() -> bool:
+    """Whether Inductor's C++ back end may raise `KeyError: 'buf161'` where one operation reads a buffer and another overwrites it.
+
+    From torch 2.13 on (pytorch#188228). torch 2.11 never does; there, refusing such a fusion makes it write dO1 = 0.
+    """
+    return TORCH >= (2, 13)
+
+
+def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of Inductor's options those that this torch has: 2.11 writes no line tables and has no setting for them."""
+    known = set(torch._inductor.list_options())
+    return {name: value for name, value in options.items() if name in known}
+
+
+def isolated_recompiles() -> dict[str, bool]:
+    """For `torch.compile` calls that share no compiled code with others; torch 2.11 has no such setting."""
+    return {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
