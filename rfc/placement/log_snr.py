@@ -148,6 +148,9 @@ def LogSNR(
     (`mu`, `sigmas`); without any and without `num_steps` the scheduler is taken as it stands after a generation of the pipeline.
     `nfc`: how many of the calls are full, or which share of them (None: 28 %).
 
+    One estimate stands for the residual of all blocks (`Method.default_granularity`), unless a `rfc_fx.Config` says otherwise:
+    estimates per module have as much error and many times the state (benchmarks/README.md, "Truth").
+
     In the place of a scheduler: `lambdas`, log(alpha / sigma) at each call of a generation, and `end`, after the last step (None: no noise
     is left). Raises ValueError for a scheduler that has no noise levels (`noise_levels`).
     """
@@ -158,4 +161,5 @@ def LogSNR(
             raise ValueError("LogSNR: num_steps is of no use without the scheduler; pass pipe.scheduler too, or neither")
     elif scheduler is not None or num_steps is not None or timesteps:
         raise ValueError("LogSNR: lambdas say all of the sampler; pass them alone, or a scheduler with num_steps")
-    return forecast_at(LogSNRPlaced(lambdas=lambdas, end=end, count=nfc), "LogSNR", order, damping)  # type: ignore[arg-type]
+    schedule = LogSNRPlaced(lambdas=lambdas, end=end, count=nfc)  # type: ignore[arg-type]
+    return forecast_at(schedule, "LogSNR", order, damping, default_granularity="stack")
