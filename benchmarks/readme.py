@@ -23,6 +23,7 @@ from benchmarks.latency import profile, scaling, state, tables
 from benchmarks.quality import summary as quality
 from benchmarks.soak import table as soak
 from benchmarks.tool_tables import demo_table, engine_table
+from benchmarks.truth import tables as truth
 
 HERE = Path(__file__).parent
 
@@ -128,6 +129,7 @@ def page() -> str:
         coverage=coverage.summary(covered),
         soak=read_json(RESULTS / "soak" / "soak.json"),
         soak_table=soak.markdown,
+        **truth.figures(RESULTS / "truth"),
     )
     return wrapped(text)
 

@@ -133,7 +133,8 @@ one-hot text) trained on scikit-learn's handwritten digits (UCI "Optical Recogni
 | the same loss on 180 training digits | {figures["training_digits_loss"]:.4f} |
 
 Weights: exponential moving average ({r.ema_decay}) after {steps} steps of batch {r.batch}, AdamW {r.learning_rate} with cosine decay,
-{r.label_dropout:.0%} label dropout, seed {seed}, stored in float16 and evaluated as stored. Made with `python -m benchmarks.train_flow_digits`.
+{r.label_dropout:.0%} label dropout, seed {seed}, stored in float16 and evaluated as stored. Made with
+`python -m benchmarks.train_flow_digits`.
 """
 
 
