@@ -21,6 +21,7 @@ from benchmarks.truth.models import MODELS, Images, Labelled
 from benchmarks.truth.rows import CHOOSE
 from benchmarks.truth.solvers import SOLVERS, draw, spaced
 from rfc.method import Method, programs_of
+from rfc.placement.log_snr import LIMIT, nearest_steps
 from rfc.placement.noise_levels import noise_levels
 from rfc_fx.runtime.warnings import NothingSkippedWarning
 
@@ -75,6 +76,11 @@ def _with(method: Method, granularity: str) -> Method:
     return replace(method, granularity=granularity)
 
 
+def narrower(lambdas: tuple[float, ...], n: int) -> Sequence[int]:
+    """Full steps within a limit of |lambda| that grows with their number, skipped steps weighed as a flow's sampler does."""
+    return nearest_steps(lambdas, None, n, weight="share", limit=min(LIMIT, 1.5 + n / 4))
+
+
 METHODS: dict[str, Placing] = {
     "FORA": at_equal_gaps(rfc.Reuse()),
     "TaylorSeer m=1": at_equal_gaps(rfc.Taylor(order=1)),
@@ -83,6 +89,7 @@ METHODS: dict[str, Placing] = {
     "LogSNR, module": by_log_snr("module"),
     "LogSNR, stack": by_log_snr("stack"),
     "LogSNR, output": by_log_snr("output"),
+    "LogSNR, stack, narrower": at_steps(narrower),
 }
 
 

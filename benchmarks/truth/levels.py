@@ -96,7 +96,7 @@ def exponential(levels: Levels, n: int) -> Reals:
 
 def beta_spaced(levels: Levels, n: int) -> Reals:
     """Quantiles of Beta(0.6, 0.6) in time, denser at both ends (arXiv 2407.12173)."""
-    shares = beta.ppf(np.linspace(1, 0, n), 0.6, 0.6)
+    shares: Reals = beta.ppf(np.linspace(1, 0, n), 0.6, 0.6)
     return np.maximum(levels.first * shares, levels.last)
 
 

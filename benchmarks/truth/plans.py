@@ -52,6 +52,12 @@ def methods(model: str, rows: Rows) -> Iterator[Cell]:
             yield from (_cell(sampler, n, name) for n in budgets)
 
 
+def lists(model: str, rows: Rows) -> Iterator[Cell]:
+    """Another rule of the full steps."""
+    for sampler, budgets in USERS[model].items():
+        yield from (_cell(sampler, n, "LogSNR, stack, narrower") for n in budgets)
+
+
 def tried_solvers(model: str) -> dict[str, list[Cell]]:
     """Every solver at every spacing and budget, by solver."""
     is_flow = model in FLOWS
@@ -109,6 +115,7 @@ def _cell(sampler: Sampler, n: int, method: str) -> Cell:
 PARTS: dict[str, Callable[[str, Rows], Iterator[Cell]]] = {
     "granularity": granularity,
     "methods": methods,
+    "lists": lists,
     "choosing": choosing,
     "judging": judging,
 }

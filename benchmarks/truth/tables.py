@@ -77,7 +77,7 @@ def granularity_table(records: Records) -> str:
 
 def methods_table(records: Records) -> str:
     """Errors to full computation against TaylorSeer's better order, at the samplers that users have."""
-    names = ("FORA", "Chebyshev", "LogSNR, module", "LogSNR, stack", "LogSNR, output")
+    names = ("FORA", "Chebyshev", "LogSNR, module", "LogSNR, stack", "LogSNR, stack, narrower")
     rows = []
     for model, sampler, n in _users(records):
         taylor = [_cell(sampler, n, f"TaylorSeer m={m}") for m in (1, 2)]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,26 +20,33 @@ LIMIT = 5.0
 """Of |lambda|: beyond it a sample is all noise, or all picture, and further away is no further for the model."""
 
 
+Weight = Literal["angle", "share"]
+"""Of a skipped step (`nearest_steps`)."""
+
+
 POWER = 2
 """Of the distance in lambda: a forecast's first missing term (the mean of line and parabola misses half of the second order)."""
 
 
 @lru_cache(maxsize=256)
-def nearest_steps(lambdas: tuple[float, ...], end: float | None, nfc: int) -> tuple[int, ...]:
+def nearest_steps(
+    lambdas: tuple[float, ...], end: float | None, nfc: int, *, weight: Weight = "angle", limit: float = LIMIT
+) -> tuple[int, ...]:
     """`nfc` steps, step 0 among them, for which the forecasts of all others are nearest to their last full step.
 
     Minimizes sum_j theta_j (lambda_j - lambda_a(j))^2 over the skipped steps j, exactly, by dynamic programming: a(j) is the last full step
     before j, and theta_j = |atan(sigma_j / alpha_j) - atan(sigma_j+1 / alpha_j+1)| the angle that the sampler's step from j turns the
     sample by, which is what an error of the model's output there is multiplied with. A call that moves nothing by itself (the second of
-    Heun's method) counts as the one before. Not in the papers.
+    Heun's method) counts as the one before. With the `weight` "share" theta_j is the change of sigma / (alpha + sigma), with which a flow's
+    sampler multiplies; |lambda| counts up to `limit`. Not in the papers.
     """
     count = len(lambdas)
     levels = torch.tensor([*lambdas, math.inf if end is None else end], dtype=torch.float64)
-    turned = torch.atan(torch.exp(-levels)).diff().abs()
+    turned = (torch.atan(torch.exp(-levels)) if weight == "angle" else torch.sigmoid(-levels)).diff().abs()
     for step in range(1, count):
         if turned[step] == 0:
             turned[step] = turned[step - 1]
-    at = levels[:-1].clamp(-LIMIT, LIMIT)
+    at = levels[:-1].clamp(-limit, limit)
     reach = turned * (at - at[:, None]).abs() ** POWER
     skipped = torch.triu(reach, diagonal=1).cumsum(dim=1)  # row a: of steps a+1 to j
     none = torch.zeros(count, 1, dtype=torch.float64)

@@ -49,7 +49,7 @@ def test_ratios_stand_in_the_tables(tmp_path: Path) -> None:
     for cell in PARTS["judging"]("digits", rows):
         error = {PLAIN: 0.4 if cell.solver == OWN else 0.2}.get(cell.method, 0.1)
         rows.add(Row(cell=cell, group="0", truth=(error, error), full=()))
-    for part in ("granularity", "methods"):
+    for part in ("granularity", "methods", "lists"):
         for cell in PARTS[part]("digits", rows):
             error = 0.05 if cell.method == "LogSNR, stack" else 0.1
             rows.add(Row(cell=cell, group="0", truth=(), full=(error, error)))
