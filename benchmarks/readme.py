@@ -27,6 +27,7 @@ from benchmarks.quality import summary as quality
 from benchmarks.scaleout import table as scaleout
 from benchmarks.soak import table as soak
 from benchmarks.tool_tables import demo_table, engine_table
+from benchmarks.truth import tables as truth
 
 HERE = Path(__file__).parent
 
@@ -137,6 +138,7 @@ def page() -> str:
         scaleout_table=scaleout.markdown,
         scaleout_sentence=scaleout.sentence,
         modelled_table=scaleout.modelled(),
+        **truth.figures(RESULTS / "truth"),
     )
     return wrapped(text)
 

@@ -47,7 +47,7 @@ SCHEDULES = (
     MagnitudePlaced,
 )
 OWN = (*ESTIMATORS, *SCHEDULES, Tokens)
-OPTIONAL = ("granularity", "probe", "tokens", "name")
+OPTIONAL = ("granularity", "default_granularity", "probe", "tokens", "name")
 """Fields of a method that are left out where they are at their defaults."""
 
 

@@ -22,6 +22,8 @@ class Method:
     schedule: Schedule
     granularity: str | None = None
     """Extent of one estimate ("module", "block", "stack", "output", "blocks[1:]"); None leaves the choice open."""
+    default_granularity: str | None = None
+    """Extent where that choice is open and nobody made it; None: "module"."""
     probe: int = 0
     """Leading blocks that every step computes, so that what they add to the stream is the input I; 0: I is the first site's own."""
     tokens: Tokens | None = None
@@ -36,8 +38,9 @@ class Method:
             raise TypeError(f"Method: schedule must be an rfc Schedule such as rfc.Every(interval=4), got {self.schedule!r}")
         if not isinstance(self.name, str) or not self.name:
             raise TypeError(f"Method: name must be a text such as 'TaylorSeer', got {self.name!r}")
-        if self.granularity is not None:
-            parse_granularity(self.granularity)
+        for granularity in (self.granularity, self.default_granularity):
+            if granularity is not None:
+                parse_granularity(granularity)
         checked_count("Method", "probe", self.probe, 0)
         check_tokens(self.estimator, self.schedule.branches, self.tokens)
 
@@ -72,7 +75,7 @@ class Method:
 
 def programs_of(method: Method) -> tuple[Any, ...]:
     """Parts of a method that its programs are made from: methods of equal parts run on the same programs."""
-    return method.estimator, method.schedule.in_graph, method.granularity, method.probe, method.tokens
+    return method.estimator, method.schedule.in_graph, method.granularity, method.default_granularity, method.probe, method.tokens
 
 
 def expression(value: Any) -> str:

@@ -106,7 +106,9 @@ class Loop:
             self._held = None
             if self.compiles:
                 torch._dynamo.reset()  # what was compiled for the last method goes with it
-            cached = rfc_fx.transform(self.bench.model, method, config=rfc_fx.Config(hoist=self.compiles, regional=self.compiles))
+            granularity = "module" if method.granularity is None else None  # the same for all that leave it open
+            config = rfc_fx.Config(hoist=self.compiles, regional=self.compiles, granularity=granularity)
+            cached = rfc_fx.transform(self.bench.model, method, config=config)
             call = torch.compile(cached, fullgraph=True) if self.compiles else cached
             self._held = key, cached, call
             first = self.lot.batches[0]

@@ -32,6 +32,10 @@ Images = Float[Tensor, "N C H W"]
 Labels = Int[Tensor, " N"]
 
 
+Loss = Callable[[Any, Any, Images, Labels], Float[Tensor, ""]]
+"""Of model, scheduler, pictures and labels."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """AdamW with warm-up and cosine decay, averaged weights, label dropout; counts are steps."""
@@ -64,6 +68,8 @@ class Task:
     """Figures of the averaged model after so many steps; may draw a grid."""
     checkpoint: Callable[[Any, int], None] | None = None
     """Called with the averaged model and the step when a checkpoint was written."""
+    loss: Loss = lambda model, scheduler, x, y: prediction_loss(model, scheduler, x, y)
+    """Of a batch; draws noise and times from torch's default generator."""
 
 
 def adaln_zero(model: Any) -> Any:
@@ -86,11 +92,11 @@ def prediction_loss(model: Any, scheduler: Any, x: Images, y: Labels) -> Float[T
 
 
 @torch.no_grad()
-def held_out_loss(model: Any, scheduler: Any, x: Images, y: Labels, repeats: int = 8) -> float:
+def held_out_loss(model: Any, scheduler: Any, x: Images, y: Labels, repeats: int = 8, loss: Loss = prediction_loss) -> float:
     """The loss with fixed noise and timesteps (`repeats` draws for each image)."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return float(torch.stack([prediction_loss(model, scheduler, x, y) for _ in range(repeats)]).mean())
+        return float(torch.stack([loss(model, scheduler, x, y) for _ in range(repeats)]).mean())
 
 
 def save_grid(images: Images, path: Path, columns: int, zoom: int = 6) -> None:
@@ -169,7 +175,7 @@ def train(
             x, labels = task.batch(recipe.batch)
             labels = labels.masked_fill(torch.rand(recipe.batch) < recipe.label_dropout, NULL_CLASS)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = prediction_loss(model, task.scheduler, x, labels)
+                loss = task.loss(model, task.scheduler, x, labels)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(live, 1.0)
             optimizer.step()

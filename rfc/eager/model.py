@@ -33,8 +33,8 @@ from rfc.state import spec_of
 def cached(model: nn.Module, method: Method, granularity: str | None = None) -> CachedEager:
     """Return `model` behind feature caching in eager mode: same call, same outputs.
 
-    `granularity`: what one estimate stands for; default the method's own, else "module". Raises TypeError when `method` is none, ValueError
-    when the model has no module that could be cached, or for an unknown granularity.
+    `granularity`: what one estimate stands for; default the method's own or its default, else "module". Raises TypeError when `method` is
+    none, ValueError when the model has no module that could be cached, or for an unknown granularity.
     """
     if not isinstance(method, Method):
         raise TypeError(f"cached: method must be an rfc method such as rfc.RFC(tau=0.1), got {method!r}")
@@ -43,7 +43,7 @@ def cached(model: nn.Module, method: Method, granularity: str | None = None) -> 
             f"{type(model).__name__}: its sequence is split over ranks (context parallel), each of which would decide by its own tokens "
             "here; use rfc_fx.transform, which completes sums over all of them"
         )
-    return CachedEager(model, method, granularity or method.granularity or "module")
+    return CachedEager(model, method, granularity or method.granularity or method.default_granularity or "module")
 
 
 class CachedEager(nn.Module):

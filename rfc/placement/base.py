@@ -99,14 +99,15 @@ class PlacedByCount(PlacedBySettings):
         return replace(self, count=nfc)  # type: ignore[type-var]
 
 
-def forecast_at(schedule: PlacedByCount, name: str, order: int, damping: float) -> Method:
+def forecast_at(schedule: PlacedByCount, name: str, order: int, damping: float, default_granularity: str | None = None) -> Method:
     """The schedule with Newton's polynomial through its full steps, damped. Not in the papers.
 
     The polynomial is one in the time in which full steps are equidistant (`rfc.Placed.unit`): counted in steps, the change over a short
     gap would be carried on over the longer gap after it. Some models want a line, others the polynomial of order 2; `damping` takes the
     mean (`rfc.Newton`). A skipped step needs no site's input and no decision.
     """
-    return Method(estimator=Newton(order=order, damping=damping), schedule=schedule, name=name)
+    estimator = Newton(order=order, damping=damping)
+    return Method(estimator=estimator, schedule=schedule, default_granularity=default_granularity, name=name)
 
 
 def at_most(count: int | float | None, num_steps: int) -> int | float | None:

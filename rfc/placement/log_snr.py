@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,26 +20,33 @@ LIMIT = 5.0
 """Of |lambda|: beyond it a sample is all noise, or all picture, and further away is no further for the model."""
 
 
+Weight = Literal["angle", "share"]
+"""Of a skipped step (`nearest_steps`)."""
+
+
 POWER = 2
 """Of the distance in lambda: a forecast's first missing term (the mean of line and parabola misses half of the second order)."""
 
 
 @lru_cache(maxsize=256)
-def nearest_steps(lambdas: tuple[float, ...], end: float | None, nfc: int) -> tuple[int, ...]:
+def nearest_steps(
+    lambdas: tuple[float, ...], end: float | None, nfc: int, *, weight: Weight = "angle", limit: float = LIMIT
+) -> tuple[int, ...]:
     """`nfc` steps, step 0 among them, for which the forecasts of all others are nearest to their last full step.
 
     Minimizes sum_j theta_j (lambda_j - lambda_a(j))^2 over the skipped steps j, exactly, by dynamic programming: a(j) is the last full step
     before j, and theta_j = |atan(sigma_j / alpha_j) - atan(sigma_j+1 / alpha_j+1)| the angle that the sampler's step from j turns the
     sample by, which is what an error of the model's output there is multiplied with. A call that moves nothing by itself (the second of
-    Heun's method) counts as the one before. Not in the papers.
+    Heun's method) counts as the one before. With the `weight` "share" theta_j is the change of sigma / (alpha + sigma), with which a flow's
+    sampler multiplies; |lambda| counts up to `limit`. Not in the papers.
     """
     count = len(lambdas)
     levels = torch.tensor([*lambdas, math.inf if end is None else end], dtype=torch.float64)
-    turned = torch.atan(torch.exp(-levels)).diff().abs()
+    turned = (torch.atan(torch.exp(-levels)) if weight == "angle" else torch.sigmoid(-levels)).diff().abs()
     for step in range(1, count):
         if turned[step] == 0:
             turned[step] = turned[step - 1]
-    at = levels[:-1].clamp(-LIMIT, LIMIT)
+    at = levels[:-1].clamp(-limit, limit)
     reach = turned * (at - at[:, None]).abs() ** POWER
     skipped = torch.triu(reach, diagonal=1).cumsum(dim=1)  # row a: of steps a+1 to j
     none = torch.zeros(count, 1, dtype=torch.float64)
@@ -148,6 +155,9 @@ def LogSNR(
     (`mu`, `sigmas`); without any and without `num_steps` the scheduler is taken as it stands after a generation of the pipeline.
     `nfc`: how many of the calls are full, or which share of them (None: 28 %).
 
+    One estimate stands for the residual of all blocks (`Method.default_granularity`), unless a `rfc_fx.Config` says otherwise:
+    estimates per module have as much error and many times the state (benchmarks/README.md, "Truth").
+
     In the place of a scheduler: `lambdas`, log(alpha / sigma) at each call of a generation, and `end`, after the last step (None: no noise
     is left). Raises ValueError for a scheduler that has no noise levels (`noise_levels`).
     """
@@ -158,4 +168,5 @@ def LogSNR(
             raise ValueError("LogSNR: num_steps is of no use without the scheduler; pass pipe.scheduler too, or neither")
     elif scheduler is not None or num_steps is not None or timesteps:
         raise ValueError("LogSNR: lambdas say all of the sampler; pass them alone, or a scheduler with num_steps")
-    return forecast_at(LogSNRPlaced(lambdas=lambdas, end=end, count=nfc), "LogSNR", order, damping)  # type: ignore[arg-type]
+    schedule = LogSNRPlaced(lambdas=lambdas, end=end, count=nfc)  # type: ignore[arg-type]
+    return forecast_at(schedule, "LogSNR", order, damping, default_granularity="stack")

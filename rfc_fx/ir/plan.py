@@ -64,6 +64,11 @@ class Plan:
         return known[phase] / max(1, self.full_flops)
 
     @property
+    def count(self) -> str:
+        """The number of sites in words, such as "16 sites"."""
+        return f"{len(self.sites)} site{'' if len(self.sites) == 1 else 's'}"
+
+    @property
     def estimate_share(self) -> float:
         """FLOPs of an ESTIMATE step as a share of a FULL step's."""
         return self.share(ESTIMATE.name)

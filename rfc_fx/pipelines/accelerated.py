@@ -185,9 +185,10 @@ def _choose_full_steps(state: Accelerated) -> None:
             continue
         share, most = times.share(state.speedup or 1.0), times.full / times.estimate
         if share <= 0:
+            coarser = "; a coarser granularity (rfc_fx.Config(granularity='stack')) makes it cheaper"
             warnings.warn(
                 f"{model.model_name}: a speed-up of {state.speedup:g} cannot be reached: an estimated step takes 1/{most:.1f} of a full "
-                "one here; a coarser granularity (rfc_fx.Config(granularity='stack')) makes it cheaper",
+                f"one here{coarser if model.compiled.analysis.granularity in ('module', 'block') else ''}",
                 SpeedupWarning,
                 stacklevel=3,
             )
@@ -218,7 +219,7 @@ def _announced(pipe: Any, build: Build) -> Build:
         console, name = Console(file=sys.stderr), type(model).__name__
         with console.status(f"rfc-fx: capturing {name} for this call"):
             built = build(model, *args)
-        console.print(f"rfc-fx: captured {name}: {len(built.plan.sites)} sites; its first steps take longer where they are compiled")
+        console.print(f"rfc-fx: captured {name}: {built.plan.count}; its first steps take longer where they are compiled")
         return built
 
     pipe_of = weakref.ref(pipe)

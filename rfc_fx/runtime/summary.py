@@ -76,7 +76,7 @@ class Summary:
             f"{phase} {self.plan.share(phase):.2%}" for phase in self.method.schedule.branches if phase not in ("FULL", "ESTIMATE")
         )
         return (
-            f"{len(self.plan.sites)} sites; state {mib(self.plan.state_bytes)} per context, {mib(self.held_bytes)} held; "
+            f"{self.plan.count}; state {mib(self.plan.state_bytes)} per context, {mib(self.held_bytes)} held; "
             f"an estimated step costs {self.plan.estimate_share:.2%} of a full step's FLOPs"
             + (f", {costs}" if costs else "")
             + self._restarts()

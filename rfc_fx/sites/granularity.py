@@ -52,16 +52,21 @@ def _sites(captured: Captured, granularity: str, method: Method) -> SiteAnalysis
 
 
 def granularities_for(config: Config, method: Method) -> tuple[str, ...]:
-    """The granularities to try, finest first: the method's or the configuration's one, all with a state budget, else "module".
+    """The granularities to try in their order: the method's or the configuration's one; else its default, and where a model has no such
+    site the next finer; else with a state budget all, finest first, and without "module".
 
     Raises ValueError where method and configuration differ.
     """
-    fixed = method.granularity
+    fixed, default = method.granularity, method.default_granularity
     if fixed is not None and config.granularity not in (None, fixed):
         raise ValueError(f"granularity: {method.name} works on {fixed!r}, got {config.granularity!r}; leave granularity out")
     if granularity := fixed or config.granularity:
         return (granularity,)
-    return get_args(GranularityName) if config.state_budget is not None else ("module",)
+    named = get_args(GranularityName)
+    if default is not None:
+        finer = named[: named.index(default)] if default in named else named
+        return (default, *reversed(finer))
+    return named if config.state_budget is not None else ("module",)
 
 
 def sites_within(captured: Captured, config: Config, method: Method) -> SiteAnalysis:

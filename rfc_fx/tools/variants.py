@@ -181,7 +181,7 @@ def variants(source: Source, methods: Mapping[str, Method], settings: Settings) 
 def _twin(model: nn.Module, name: str, method: Method, config: Config) -> CachedEager:
     """The eager twin of the same granularity; of modules, where it cannot have that one and the method leaves it open."""
     own = method.granularity
-    candidates = [own] if own is not None else list(dict.fromkeys((config.granularity or "module", "module")))
+    candidates = [own] if own is not None else list(dict.fromkeys((config.granularity or method.default_granularity or "module", "module")))
     for granularity in candidates:
         try:
             return cached(model, method, granularity)

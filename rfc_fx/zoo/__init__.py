@@ -18,6 +18,9 @@ DIGITS = Path(__file__).parent / "digits"
 DIGITS_PREDICTOR = Path(__file__).parent / "digits_predictor"
 """Folder of DisCa's predictor for the digits model (`rfc.DisCa`)."""
 
+FLOW_DIGITS = Path(__file__).parent / "flow_digits"
+"""Folder of the flow-matching digits model, a stock FLUX (`rfc_fx.zoo.flow_digits_model`)."""
+
 EMOJI = Path(__file__).parent / "emoji"
 """Folder of the emoji model, a `FluxPipeline` of stock parts: a small text-to-image FLUX for 64x64 pixels."""
 
@@ -59,6 +62,17 @@ def load_digits(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     return load(DIGITS, dtype)
 
 
+def load_flow_digits(dtype: torch.dtype = torch.float32, folder: Path = FLOW_DIGITS) -> tuple[Any, Any]:
+    """Return (`FluxTransformer2DModel` in eval mode, `FlowMatchEulerDiscreteScheduler`) of the flow-matching digits model.
+
+    `rfc_fx.zoo.flow_digits_model.LabelledFlow` calls it with pictures and labels, as `sample` does. Raises OSError where `folder` is none.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+
+    model = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=dtype, low_cpu_mem_usage=False)
+    return model.eval(), FlowMatchEulerDiscreteScheduler.from_pretrained(folder)
+
+
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """Return the same of a folder of that format; raises OSError where it is none."""
     from diffusers import DDIMScheduler, DiTTransformer2DModel
@@ -98,7 +112,7 @@ def sample(
     scheduler.set_timesteps(steps, device=noise.device)
     if callable(prepare := getattr(model, "prepare", None)):
         prepare(scheduler.timesteps)
-    x: Tensor = noise * scheduler.init_noise_sigma
+    x: Tensor = noise * getattr(scheduler, "init_noise_sigma", 1.0)  # those of flow matching begin with the noise as it is
     both = torch.cat([labels, torch.full_like(labels, null_class)])
     for t in scheduler.timesteps:
         eps = model(torch.cat([x, x]), timestep=t.expand(len(both)), class_labels=both).sample

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import rfc
 from rfc.encoding import decode_method, encode_method
-from rfc.placement.log_snr import LIMIT, nearest_steps
+from rfc.placement.log_snr import LIMIT, Weight, nearest_steps
 from rfc.placement.noise_levels import noise_levels
 
 BETAS = st.sampled_from(["linear", "squaredcos_cap_v2"])
@@ -22,22 +22,26 @@ LENGTHS = st.integers(1, 60).flatmap(lambda steps: st.tuples(st.integers(1, step
 LEVELS = st.lists(st.floats(-4, 4), min_size=1, max_size=9).map(sorted)
 
 
-def reach(lambdas: list[float], end: float | None, full: tuple[int, ...]) -> float:
+def reach(lambdas: list[float], end: float | None, full: tuple[int, ...], weight: Weight, limit: float) -> float:
     """What is to be smallest, read off its definition."""
-    angles = [math.atan(math.exp(-level)) for level in lambdas] + [0.0 if end is None else math.atan(math.exp(-end))]
-    turned = [abs(a - b) for a, b in itertools.pairwise(angles)]
+    noise = [math.exp(-level) for level in lambdas] + [0.0 if end is None else math.exp(-end)]
+    moved = [math.atan(ratio) if weight == "angle" else ratio / (1 + ratio) for ratio in noise]
+    turned = [abs(a - b) for a, b in itertools.pairwise(moved)]
+    lambdas = [max(-limit, min(limit, level)) for level in lambdas]
     for step in range(1, len(turned)):
         turned[step] = turned[step] or turned[step - 1]
     return sum(turned[j] * (level - lambdas[max(a for a in full if a <= j)]) ** 2 for j, level in enumerate(lambdas))
 
 
-@given(LEVELS, st.none() | st.floats(4, 5), st.integers(1, 9))
-def test_no_other_list_of_as_many_steps_reaches_less(lambdas: list[float], end: float | None, nfc: int) -> None:
+@given(LEVELS, st.none() | st.floats(4, 5), st.integers(1, 9), st.sampled_from(get_args(Weight)), st.sampled_from([2.0, LIMIT]))
+def test_no_other_list_of_as_many_steps_reaches_less(
+    lambdas: list[float], end: float | None, nfc: int, weight: Weight, limit: float
+) -> None:
     nfc = min(nfc, len(lambdas))
     others = [(0, *rest) for rest in itertools.combinations(range(1, len(lambdas)), nfc - 1)]
-    found = nearest_steps(tuple(lambdas), end, nfc)
+    found = nearest_steps(tuple(lambdas), end, nfc, weight=weight, limit=limit)
     assert found in others
-    assert reach(lambdas, end, found) <= min(reach(lambdas, end, other) for other in others) + 1e-9
+    assert reach(lambdas, end, found, weight, limit) <= min(reach(lambdas, end, other, weight, limit) for other in others) + 1e-9
 
 
 @given(LENGTHS, BETAS)

@@ -1,0 +1,179 @@
+"""The laboratory: samples of a group of seeds by any sampler and cache, against the converged solution and against full computation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import rfc
+import rfc_fx
+from benchmarks.quality.entry import uniform_steps
+from benchmarks.quality.similarity import relative_l2
+from benchmarks.quality.workloads import CALIBRATED, CLASSES, EVALUATED, GROUP
+from benchmarks.truth.converged import STEPS, converged, guided, prediction_of
+from benchmarks.truth.levels import Levels
+from benchmarks.truth.models import MODELS, Images, Labelled
+from benchmarks.truth.rows import CHOOSE
+from benchmarks.truth.solvers import SOLVERS, draw, spaced
+from rfc.method import Method, programs_of
+from rfc.placement.log_snr import LIMIT, nearest_steps
+from rfc.placement.noise_levels import noise_levels
+from rfc_fx.runtime.warnings import NothingSkippedWarning
+
+OWN = "own"
+"""The sampler that a model's users have by default; its spacing is the shift, where it has one."""
+
+
+class Sampler(NamedTuple):
+    """A solver at levels of a spacing (`benchmarks.truth.solvers`, `benchmarks.truth.levels`), or the model's own."""
+
+    solver: str
+    spacing: str
+    steps: int
+
+
+class Errors(NamedTuple):
+    """Relative L2 of each sample."""
+
+    truth: list[float]
+    """To the converged solution."""
+    full: list[float]
+    """To full computation by the same sampler; empty for that itself."""
+
+
+Placing = Callable[[tuple[float, ...], int], Method]
+"""Makes a method from log(alpha / sigma) at each call and the number of full steps."""
+
+
+def at_equal_gaps(estimator: rfc.Estimator, granularity: str | None = None) -> Placing:
+    """An estimator at TaylorSeer's full steps."""
+    return lambda lambdas, n: rfc.Method(
+        estimator=estimator, schedule=rfc.Listed(full_steps=uniform_steps(len(lambdas), n)), granularity=granularity
+    )
+
+
+def at_steps(place: Callable[[tuple[float, ...], int], Sequence[int]], granularity: str = "stack") -> Placing:
+    """LogSNR's forecast at full steps of another rule."""
+
+    def make(lambdas: tuple[float, ...], n: int) -> Method:
+        schedule = rfc.Placed(full_steps=place(lambdas, n), num_steps=len(lambdas), unit="interval")
+        return rfc.Method(estimator=rfc.Newton(order=2, damping=0.5), schedule=schedule, granularity=granularity)
+
+    return make
+
+
+def by_log_snr(granularity: str) -> Placing:
+    """LogSNR with one estimate for so much of the model."""
+    return lambda lambdas, n: _with(rfc.LogSNR(lambdas=lambdas, nfc=n), granularity)
+
+
+def _with(method: Method, granularity: str) -> Method:
+    return replace(method, granularity=granularity)
+
+
+def narrower(lambdas: tuple[float, ...], n: int) -> Sequence[int]:
+    """Full steps within a limit of |lambda| that grows with their number, skipped steps weighed as a flow's sampler does."""
+    return nearest_steps(lambdas, None, n, weight="share", limit=min(LIMIT, 1.5 + n / 4))
+
+
+METHODS: dict[str, Placing] = {
+    "FORA": at_equal_gaps(rfc.Reuse()),
+    "TaylorSeer m=1": at_equal_gaps(rfc.Taylor(order=1)),
+    "TaylorSeer m=2": at_equal_gaps(rfc.Taylor(order=2)),
+    "Chebyshev": lambda lambdas, n: _with(rfc.Chebyshev(nfc=n, num_steps=len(lambdas)), "module"),
+    "LogSNR, module": by_log_snr("module"),
+    "LogSNR, stack": by_log_snr("stack"),
+    "LogSNR, output": by_log_snr("output"),
+    "LogSNR, stack, narrower": at_steps(narrower),
+}
+
+
+class Lab:
+    """A loaded model and groups of seeds. What was drawn in full is kept while the object lives."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.model, self.size = MODELS[name], size
+        """`size`: samples of a group."""
+        self.transformer, self.scheduler = self.model.load()
+        self.levels = Levels.of(self.scheduler)
+        self.labels = torch.arange(size) % CLASSES
+        self._held: tuple[Any, rfc_fx.CachedModel] | None = None
+        self._whole: dict[tuple[str, Any], Images] = {}
+
+    def noise(self, group: str) -> Images:
+        """Of a group: "choose", on which choices are made, or "0", "1", ..., which are judged."""
+        first = CALIBRATED if group == CHOOSE else EVALUATED + int(group) * GROUP
+        return self.model.noise(list(range(first, first + self.size)))
+
+    def truth(self, group: str, steps: int = STEPS) -> Images:
+        """The converged solution."""
+        if (group, steps) not in self._whole:
+            predict = self._predict(self.model.labelled(self.transformer))
+            self._whole[group, steps] = converged(predict, self.levels, prediction_of(self.scheduler), self.noise(group), steps)
+        return self._whole[group, steps]
+
+    def full(self, group: str, sampler: Sampler) -> Images:
+        """Full computation."""
+        if (group, sampler) not in self._whole:
+            self._whole[group, sampler] = self._draw(self.model.labelled(self.transformer), group, sampler)
+        return self._whole[group, sampler]
+
+    def plain(self, group: str, sampler: Sampler) -> Errors:
+        """A solver without a cache."""
+        return Errors(_errors(self.full(group, sampler), self.truth(group)), [])
+
+    def cached(self, group: str, sampler: Sampler, placing: Placing, n: int, *, to_full: bool = True, to_truth: bool = True) -> Errors:
+        """`n` full steps of the sampler's by a method."""
+        method = placing(self.lambdas(sampler), n)
+        model = self._transformed(method)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NothingSkippedWarning)
+            with model.generation():
+                samples = self._draw(self.model.labelled(model), group, sampler)
+        if model.stats.nfc != n:
+            raise AssertionError(f"{self.model.name}: {method} computed {model.stats.nfc} of {sampler.steps} steps in full, expected {n}")
+        truth = _errors(samples, self.truth(group)) if to_truth else []
+        return Errors(truth, _errors(samples, self.full(group, sampler)) if to_full else [])
+
+    def lambdas(self, sampler: Sampler) -> tuple[float, ...]:
+        """log(alpha / sigma) at each call."""
+        scheduler, more = self._scheduler(sampler)
+        if sampler.solver == OWN:
+            return noise_levels(scheduler, sampler.steps, **more).lambdas
+        return tuple(float(level) for level in self.levels.lambdas(scheduler.times))
+
+    def _scheduler(self, sampler: Sampler) -> tuple[Any, dict[str, float]]:
+        """A fresh scheduler, and what its `set_timesteps` wants beside the number of steps."""
+        if sampler.solver != OWN:
+            return spaced(SOLVERS[sampler.solver], self.scheduler, sampler.spacing, sampler.steps), {}
+        if self.scheduler.config.get("use_dynamic_shifting"):
+            from benchmarks.training.emoji_model import shift
+
+            return type(self.scheduler).from_config(self.scheduler.config), {"mu": shift()}
+        own = {"shift": float(sampler.spacing.removeprefix("shift "))} if self.model.is_flow else {}
+        return type(self.scheduler).from_config(self.scheduler.config, **own), {}
+
+    def _draw(self, labelled: Labelled, group: str, sampler: Sampler) -> Images:
+        scheduler, more = self._scheduler(sampler)
+        with torch.no_grad():
+            return draw(self._predict(labelled), scheduler, self.noise(group), sampler.steps, **more)
+
+    def _predict(self, labelled: Labelled) -> Callable[[Images, float], Images]:
+        return guided(labelled, self.labels, self.model.guidance)
+
+    def _transformed(self, method: Method) -> rfc_fx.CachedModel:
+        key = programs_of(method)
+        if self._held is None or self._held[0] != key:
+            self._held = key, rfc_fx.transform(self.transformer, method)
+        self._held[1].method = method
+        return self._held[1]
+
+
+def _errors(samples: Images, reference: Images) -> list[float]:
+    errors: Tensor = relative_l2(samples, reference)
+    return [float(f"{error:.4g}") for error in errors.tolist()]

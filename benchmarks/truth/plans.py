@@ -1,0 +1,122 @@
+"""What is measured on which model: the cells of each part. What is judged was chosen on other seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+from benchmarks.truth.lab import OWN, Sampler
+from benchmarks.truth.rows import CHOOSE, PLAIN, Cell, Rows
+from benchmarks.truth.solvers import SOLVERS, spacings_of
+
+BUDGETS = (14, 10, 8, 6)
+
+GRANULARITIES: tuple[Literal["module", "stack", "output"], ...] = ("module", "stack", "output")
+
+USERS: dict[str, dict[Sampler, tuple[int, ...]]] = {
+    "digits": {Sampler(OWN, "", 50): (14, 8), Sampler("DPM-Solver++ 2M", "uniform", 20): (7, 5)},
+    "shapes": {Sampler(OWN, "", 50): (14, 8), Sampler("DPM-Solver++ 2M", "uniform", 20): (7,)},
+    "flow": {
+        Sampler(OWN, "shift 3", 50): (14, 8),
+        Sampler(OWN, "shift 3", 28): (10, 7),
+        Sampler(OWN, "shift 1", 50): (14, 8),
+        Sampler(OWN, "shift 1", 28): (10, 7),
+    },
+    "emoji": {Sampler(OWN, "", 28): (10, 7)},
+}
+"""The samplers that users of a model have, and the numbers of full steps they are judged at."""
+
+FLOWS = ("flow", "emoji")
+
+BASES = ("DPM-Solver++ 2M",)
+"""Solvers whose steps are cached."""
+
+LENGTHS = (50, 100)
+"""Steps of a cached sampler."""
+
+SHOWN = 3
+"""Solvers that are judged at each number of evaluations, the best on other seeds; and DDIM."""
+
+
+def granularity(model: str, rows: Rows) -> Iterator[Cell]:
+    """LogSNR by granularity, at the users' samplers."""
+    for grain in GRANULARITIES:
+        for sampler, budgets in USERS[model].items():
+            yield from (_cell(sampler, n, f"LogSNR, {grain}") for n in budgets)
+
+
+def methods(model: str, rows: Rows) -> Iterator[Cell]:
+    """Other methods, at the users' samplers."""
+    for name in ("FORA", "TaylorSeer m=1", "TaylorSeer m=2", "Chebyshev"):
+        for sampler, budgets in USERS[model].items():
+            yield from (_cell(sampler, n, name) for n in budgets)
+
+
+def lists(model: str, rows: Rows) -> Iterator[Cell]:
+    """Another rule of the full steps."""
+    for sampler, budgets in USERS[model].items():
+        yield from (_cell(sampler, n, "LogSNR, stack, narrower") for n in budgets)
+
+
+def tried_solvers(model: str) -> dict[str, list[Cell]]:
+    """Every solver at every spacing and budget, by solver."""
+    is_flow = model in FLOWS
+    return {
+        name: [_cell(Sampler(name, spacing, solver.steps(n)), n, PLAIN) for spacing in spacings_of(solver, is_flow) for n in BUDGETS]
+        for name, solver in SOLVERS.items()
+    }
+
+
+def tried_caches(model: str) -> list[Cell]:
+    """LogSNR at every length and spacing of the cached solvers."""
+    is_flow = model in FLOWS
+    return [
+        _cell(Sampler(base, spacing, steps), n, "LogSNR, stack")
+        for base in BASES
+        for spacing in spacings_of(SOLVERS[base], is_flow)
+        for steps in LENGTHS
+        for n in BUDGETS
+    ]
+
+
+def choosing(model: str, rows: Rows) -> Iterator[Cell]:
+    """All that is tried."""
+    for cells in tried_solvers(model).values():
+        yield from cells
+    yield from tried_caches(model)
+
+
+def best(cells: Iterable[Cell], rows: Rows, n: int) -> Cell | None:
+    """The cell with the smallest error to the converged solution on the seeds for choosing; None where none was measured."""
+    known = {cell: errors for cell in cells if cell.n == n and (errors := rows.geometric_mean(cell, [CHOOSE], "truth")) is not None}
+    return min(known, key=lambda cell: known[cell], default=None)
+
+
+def judging(model: str, rows: Rows) -> Iterator[Cell]:
+    """The best of each kind, and all steps of the users' samplers."""
+    yield from (_cell(sampler, sampler.steps, PLAIN) for sampler in USERS[model])
+    for n in BUDGETS:
+        yield from judged(model, rows, n).values()
+
+
+def judged(model: str, rows: Rows, n: int) -> dict[str, Cell]:
+    """At n evaluations: solvers at their best spacing, and LogSNR at its best sampler."""
+    solvers = {name: cell for name, cells in tried_solvers(model).items() if (cell := best(cells, rows, n)) is not None}
+    ranked = sorted(solvers, key=lambda name: rows.geometric_mean(solvers[name], [CHOOSE], "truth") or 0.0)
+    shown = {name: solvers[name] for name in dict.fromkeys((*ranked[:SHOWN], *(name for name in solvers if name.startswith("DDIM"))))}
+    cached = best(tried_caches(model), rows, n)
+    return shown if cached is None else shown | {"LogSNR": cached}
+
+
+def _cell(sampler: Sampler, n: int, method: str) -> Cell:
+    return Cell(solver=sampler.solver, spacing=sampler.spacing, steps=sampler.steps, n=n, method=method)
+
+
+PARTS: dict[str, Callable[[str, Rows], Iterator[Cell]]] = {
+    "granularity": granularity,
+    "methods": methods,
+    "lists": lists,
+    "choosing": choosing,
+    "judging": judging,
+}
+"""By name."""

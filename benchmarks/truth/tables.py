@@ -1,0 +1,133 @@
+"""Tables of the page of results that are made from the rows of the converged solutions' laboratory alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from benchmarks.quality.bootstrap import Ratio, ratio_of_geometric_means
+from benchmarks.tables import table
+from benchmarks.truth.converged import STEPS
+from benchmarks.truth.lab import OWN, Sampler
+from benchmarks.truth.models import MODELS
+from benchmarks.truth.plans import BUDGETS, GRANULARITIES, USERS, judged
+from benchmarks.truth.rows import CHOOSE, PLAIN, Cell, Rows
+from benchmarks.truth.solvers import SOLVERS
+
+NOTHING = "-"
+
+Records = Mapping[str, Rows]
+
+
+def read(folder: Path) -> dict[str, Rows]:
+    """The rows of every model with a record."""
+    return {name: Rows(folder / f"{name}.jsonl") for name in MODELS if (folder / f"{name}.jsonl").exists()}
+
+
+def figures(folder: Path) -> dict[str, str | int]:
+    """What the page of results is told of the records in a folder."""
+    records = read(folder)
+    return {
+        "truth_steps": STEPS,
+        "truth_models": "; ".join(f"{name}, {MODELS[name].what}" for name in records),
+        "truth_solvers": ", ".join(SOLVERS),
+        "truth_table": truth_table(records),
+        "truth_granularity": granularity_table(records),
+        "truth_methods": methods_table(records),
+    }
+
+
+def groups_of(rows: Rows, *cells: Cell) -> list[str]:
+    """The judged groups that have all of these cells."""
+    groups = sorted({group for cell, group in rows.rows if group != CHOOSE})
+    return [group for group in groups if all((cell, group) in rows.rows for cell in cells)]
+
+
+def ratio(rows: Rows, a: Cell, b: Cell, kind: str) -> Ratio | None:
+    """Errors of a over those of b on the same seeds, with the paired bootstrap interval; None where no group has both."""
+    both = groups_of(rows, a, b)
+    errors = [torch.tensor(rows.errors(cell, both, kind)) for cell in (a, b)]
+    return ratio_of_geometric_means(*errors) if all(map(len, errors)) else None
+
+
+def named(sampler: Sampler, model: str) -> str:
+    """A sampler in words."""
+    solver = sampler.solver
+    if solver == OWN:
+        solver = "FlowMatchEuler" if MODELS[model].is_flow else "DDIM"
+    return ", ".join(part for part in (solver, sampler.spacing, f"{sampler.steps} steps") if part)
+
+
+def granularity_table(records: Records) -> str:
+    """LogSNR's error to full computation, by granularity, at the samplers that users have."""
+    rows = []
+    for model, sampler, n in _users(records):
+        by = {grain: _cell(sampler, n, f"LogSNR, {grain}") for grain in GRANULARITIES}
+        groups = groups_of(records[model], *by.values())
+        error = records[model].geometric_mean(by["module"], groups, "full")
+        if error is None:
+            continue
+        samples = len(records[model].errors(by["module"], groups, "full"))
+        ratios = [_interval(ratio(records[model], by[grain], by["module"], "full")) for grain in ("stack", "output")]
+        rows.append([model, named(sampler, model), str(n), str(samples), f"{error:.4f}", *ratios])
+    return table(["model", "sampler", "NFC", "samples", "error, module", "stack / module", "output / module"], rows)
+
+
+def methods_table(records: Records) -> str:
+    """Errors to full computation against TaylorSeer's better order, at the samplers that users have."""
+    names = ("FORA", "Chebyshev", "LogSNR, module", "LogSNR, stack", "LogSNR, stack, narrower")
+    rows = []
+    for model, sampler, n in _users(records):
+        taylor = [_cell(sampler, n, f"TaylorSeer m={m}") for m in (1, 2)]
+        groups = groups_of(records[model], *taylor)
+        if not groups:
+            continue
+        best = min(taylor, key=lambda cell: records[model].geometric_mean(cell, groups, "full") or 0.0)
+        error = records[model].geometric_mean(best, groups, "full")
+        ratios = [_interval(ratio(records[model], _cell(sampler, n, name), best, "full")) for name in names]
+        rows.append([model, named(sampler, model), str(n), f"{error:.4f}", *ratios])
+    return table(["model", "sampler", "NFC", "error, TaylorSeer", *names], rows)
+
+
+def truth_table(records: Records) -> str:
+    """With n evaluations, the error to the converged solution: solvers at their best, LogSNR at its best, the users' sampler in full."""
+    lines = []
+    for model, rows in records.items():
+        users = next(iter(USERS[model]))
+        whole = _cell(users, users.steps, PLAIN)
+        for n in BUDGETS:
+            cells = judged(model, rows, n)
+            ours = cells.pop("LogSNR", None)
+            if ours is None or not (groups := groups_of(rows, ours, whole, *cells.values())):
+                continue
+            errors = {cell: rows.geometric_mean(cell, groups, "truth") or 0.0 for cell in (ours, whole, *cells.values())}
+            best = min(cells.values(), key=lambda cell: errors[cell])
+            plain = " ".join((best.solver, best.spacing))
+            lines.append(
+                [
+                    model,
+                    str(n),
+                    f"{errors[best]:.4f} {plain}",
+                    f"{errors[ours]:.4f} of {ours.steps}, {ours.spacing}",
+                    _interval(ratio(rows, ours, best, "truth")),
+                    f"{errors[whole]:.4f} {named(users, model)}",
+                    _interval(ratio(rows, ours, whole, "truth")),
+                ]
+            )
+    return table(["model", "n", "best of n plain steps", "LogSNR, n full", "ratio", "users' sampler, all steps", "ratio to it"], lines)
+
+
+def _users(records: Records) -> Iterator[tuple[str, Sampler, int]]:
+    for model in records:
+        for sampler, budgets in USERS[model].items():
+            yield from ((model, sampler, n) for n in budgets)
+
+
+def _cell(sampler: Sampler, n: int, method: str) -> Cell:
+    return Cell(solver=sampler.solver, spacing=sampler.spacing, steps=sampler.steps, n=n, method=method)
+
+
+def _interval(value: Ratio | None) -> str:
+    return NOTHING if value is None else "{:.2f} ({:.2f}-{:.2f})".format(*value)
