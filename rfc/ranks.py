@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_COMPLETE: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("rfc.ranks.complete", default=None)
+_COMPLETE: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("complete", default=None)
 
 
 @contextmanager

@@ -150,7 +150,9 @@ def application(settings: ServerSettings) -> Any:
         async def __call__(self, request: Any) -> Any:
             return await self.http.answer(request)
 
-    return Ingress.bind(Served.bind(settings.worker))
+    replica: Any = Served
+    front: Any = Ingress
+    return front.bind(replica.bind(settings.worker))
 
 
 def imported() -> Any:
@@ -169,6 +171,7 @@ def start(settings: ServerSettings) -> Any:
 
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # the node's address is the loopback
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nothing listens beyond this machine but the server
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")  # a loaded machine takes its time
     ray.init(include_dashboard=False, num_cpus=settings.replicas + 2, log_to_driver=False, logging_level="ERROR")
     serve.start(http_options={"host": settings.host, "port": settings.port})
     serve.run(application(settings), name="rfc-fx", route_prefix="/")
