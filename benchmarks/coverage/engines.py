@@ -99,7 +99,7 @@ def fill_engines(names: Sequence[str] | None, variants: Sequence[str] | None, ou
     if unknown := sorted(set(chosen) - set(VARIANTS)):
         raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(VARIANTS)}")
     here = versions()
-    record = read_json(out) if out.exists() else {"versions": here, "steps": STEPS, "rows": {}}
+    record: Record = read_json(out) if out.exists() else {"versions": here, "steps": STEPS, "rows": {}}
     if record["versions"] != here:
         raise typer.BadParameter(f"{out}: holds rows of {record['versions']}, this is {here}; move it away first")
     for variant in chosen:

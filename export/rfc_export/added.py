@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Existing:
             "dtype": manifest.model.dtype,
         }
         for name, value in facts.items():
-            if own[name] != value:
+            if _as_stored(own[name]) != _as_stored(value):
                 raise ExportError(
                     f"export: {self.path}: its {name} is {_cut(own[name])}, that of the added calls {_cut(value)}; add calls of the "
                     "same, or export all calls together"
@@ -75,6 +76,11 @@ def existing_engine(path: Path, device: torch.device, key: Path | None) -> Exist
             raise ExportError(f"export: {path} is signed, and would no longer be; pass sign= (--sign) with the key that signed it")
         check_target(str(path), manifest, device)
         return Existing(path, manifest, {name: files.read(name, spec) for name, spec in manifest.files.items()})
+
+
+def _as_stored(value: Any) -> Any:
+    """As the manifest's file has it: lists for tuples."""
+    return json.loads(json.dumps(value)) if isinstance(value, dict) else value
 
 
 def _cut(value: Any) -> str:

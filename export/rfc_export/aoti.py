@@ -32,8 +32,8 @@ from rfc_fx.tools.doctor import CompilerError, compile_seconds
 WRITES: Literal["in_place", "returned"] = "in_place"
 POOLS = True
 
-PROGRAMS = "programs{}.pt2"
-"""File of the programs for one call; the number of a further call stands in it."""
+PROGRAMS = "programs.pt2"
+"""File of the programs for the first call; in those of the next a number stands behind the name."""
 
 OPTIONS: dict[str, Any] = {
     "aot_inductor.package": True,
@@ -81,7 +81,7 @@ def build(
     for phase, program in programs.items():
         report(f"compiling {phase}")
         files[phase] = _compiled(program)
-    name = PROGRAMS.format(suffix)
+    name = PROGRAMS.replace(".", f"{suffix}.")
     try:
         package_pt2(str(folder / name), aoti_files=files)
     except RuntimeError as error:  # what torch's archive writer makes of a full disk

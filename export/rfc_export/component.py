@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from rfc_export.runtime import Engine
 
 
-class PipelineEngine(ModelMixin):
+class PipelineEngine(ModelMixin):  # type: ignore[misc]  # diffusers has no annotations
     """What a pipeline takes an engine for; model_index.json names it as ["rfc_export", "PipelineEngine"]. It has no instances."""
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], **settings: Any) -> Engine:  # type: ignore[override]
+    def from_pretrained(cls, folder: str | os.PathLike[str], **settings: Any) -> Engine:
         """The engine in a pipeline's folder, on the CPU; SignatureError for a `torch_dtype` that is not the engine's.
 
         What nobody signed is loaded with a warning where it is machine code; to trust keys, load the engine and pass it as the component.

@@ -130,7 +130,9 @@ def pipeline_calls(name: str, dtype: torch.dtype, device: torch.device, wanted: 
     model = load_transformer(locate(name), dtype, device)
     pipe = folder.load(dtype, device, transformer=model)
     calls: list[dict[str, Any]] = []
-    for size, batch in product(wanted.sizes or [None], wanted.batches or [None]):
+    sizes: Sequence[tuple[int, int] | None] = wanted.sizes or [None]
+    batches: Sequence[int | None] = wanted.batches or [None]
+    for size, batch in product(sizes, batches):
         sized = options if size is None else replace(options, width=size[0], height=size[1])
         call = pipeline_call(folder, sized)
         if batch is not None and batch > 1:

@@ -53,7 +53,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     source = SimpleNamespace(name="digits", seeds=[0], groups=["3"])
     monkeypatch.setattr(calibrate_command, "load_source", lambda *_, **__: source)
     monkeypatch.setattr(calibrate_command, "search", lambda *_, **__: found)
-    monkeypatch.setattr(export_command, "exportable", lambda *_, **__: SimpleNamespace(model=None, inputs=None, sampler=None))
+    monkeypatch.setattr(export_command, "exportable", lambda *_, **__: SimpleNamespace(model=None, calls=[], sampler=None))
     monkeypatch.setattr(export_command, "export_model", _written_engine)
     monkeypatch.setattr(export_command, "opened", lambda _: pytest.MonkeyPatch().context())
     monkeypatch.setattr(export_command, "read_manifest", lambda _: None)

@@ -4,6 +4,7 @@ import gc
 import shutil
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 import rfc
 import rfc_export
 import rfc_fx
+from rfc_export.added import Existing
 from rfc_export.errors import ArtifactError, ExportError
 from rfc_export.example_calls import CallRecorder, distinct
 from rfc_export.manifest import MANIFEST, WEIGHTS
@@ -79,6 +81,16 @@ def test_what_does_not_belong_to_the_engine_is_not_added(
         added(path, call_of(rows), small_digits(seed), method)
     assert contents(path) == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["engine"]
+
+
+def test_facts_of_a_model_are_compared_as_the_file_has_them() -> None:
+    facts = {"method": {}, "backend": "onnx", "model_class": "M", "model_config": {"axes": (1, 2)}}
+    model = SimpleNamespace(model_class="M", config={"axes": [1, 2]}, dtype="float32")
+    manifest: Any = SimpleNamespace(method={}, backend="onnx", config=None, built_with={}, target=None, model=model)
+    there = Existing(Path("e"), manifest, {})
+    there.check(facts)
+    with pytest.raises(ExportError, match=r"e: its model_config is .*, that of the added calls"):
+        there.check({**facts, "model_config": {"axes": (1, 3)}})
 
 
 def test_calls_are_added_to_an_engine_alone(tmp_path: Path) -> None:
@@ -193,6 +205,7 @@ def test_mapped_weights_give_the_same_and_an_archive_has_none(onnx_small: Path, 
 # ---- a pipeline whose texts have different lengths -------------------------------------------------------------------
 
 
+@pytest.mark.slow  # two captures, two sets of programs
 def test_a_pipeline_whose_prompts_have_different_lengths_draws_with_one_engine(tmp_path: Path) -> None:
     pipe, prompt = qwen_image()
     arguments, model, method = {**prompt(), "true_cfg_scale": 2.0}, pipe.transformer, rfc.RFC(tau=0.3)
