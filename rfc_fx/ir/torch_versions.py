@@ -12,11 +12,8 @@ TORCH = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:
 """(major, minor)."""
 
 
-def fuses_overwrites_wrongly() -> bool:
-    """Whether Inductor's C++ back end may raise `KeyError: 'buf161'` where one operation reads a buffer and another overwrites it.
-
-    From torch 2.13 on (pytorch#188228). torch 2.11 never does; there, refusing such a fusion makes it write dO1 = 0.
-    """
+def keeps_order_of_overwrites() -> bool:
+    """Whether a loop of Inductor's C++ back end that reads and overwrites a buffer reads it first: that of torch 2.11 may write first."""
     return TORCH >= (2, 13)
 
 
