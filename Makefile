@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 # Other versions of torch, each in an environment of its own: the oldest and the newest that is supported, and a build for CUDA (8 GB).
 PYTHON312 ?= $(shell python3.12 -c "import sys; print(sys.executable)" 2>/dev/null || ls -d $(HOME)/.pyenv/versions/3.12*/bin/python 2>/dev/null | tail -1)
-OLDEST ?= 2.11.0
+OLDEST ?= 2.13.0
 CUDA ?= 2.13.0
 CASES ?=
 
@@ -39,7 +39,7 @@ demo-engines: .venv/.installed  ## export the shipped emoji model to AOTInductor
 test: lint  ## lint, types, layers, then the tests that need neither a GPU nor minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-test-oldest: .environments/oldest/.installed  ## the tests on torch 2.11 with Python 3.12; OLDEST= another version
+test-oldest: .environments/oldest/.installed  ## the tests on the oldest supported torch with Python 3.12; OLDEST= another version
 	$(call tests_in,oldest)
 
 test-newest: .environments/newest/.installed  ## the tests on the newest supported torch that installs

@@ -6,15 +6,12 @@ from typing import Any
 
 import torch._inductor.config as inductor
 
-from rfc_fx.ir.torch_versions import keeps_order_of_overwrites
-
 
 def keep_overwrites_apart() -> None:
-    """Keep loops correct in which one operation reads a buffer and another overwrites it, as FULL does with its state.
+    """Keep a reduction out of loops in which one operation reads a buffer and another overwrites it, as FULL does with its state.
 
-    Inductor's C++ back end takes the order of the two for a value that is passed on, and raises `KeyError: 'buf161'` where a reduction is
-    in the loop (pytorch#188228). Up to torch 2.12 it may overwrite first: nothing is fused there that has both. Heuristics that a user
-    has set stay.
+    Inductor's C++ back end takes the order of the two for a value that is passed on, and raises `KeyError: 'buf161'` (pytorch#188228).
+    Heuristics that a user has set stay.
     """
     if getattr(inductor, "inductor_choices_class", _careful) is None:
         inductor.inductor_choices_class = _careful
@@ -26,18 +23,11 @@ def _careful() -> Any:
     class Careful(InductorChoices):
         @classmethod
         def uuid(cls) -> str:
-            return "rfc_fx.ir.fusion 3"
-
-        @staticmethod
-        def can_fuse(scheduler: Any, node1: Any, node2: Any, shared_data_score: int) -> bool:
-            if not keeps_order_of_overwrites() and _reads_and_overwrites(node1, node2):
-                return False
-            return InductorChoices.can_fuse(scheduler, node1, node2, shared_data_score)
+            return "rfc_fx.ir.fusion 2"
 
         @staticmethod
         def can_fuse_vertical(scheduler: Any, node1: Any, node2: Any, shared_data_score: int) -> bool:
-            has_reduction = any(node.is_reduction() for node in (*node1.get_nodes(), *node2.get_nodes()))
-            if has_reduction and _share_outer_loops(scheduler, node1, node2) and _reads_and_overwrites(node1, node2):
+            if _share_outer_loops(scheduler, node1, node2) and _mixes(node1, node2):
                 return False
             return InductorChoices.can_fuse_vertical(scheduler, node1, node2, shared_data_score)
 
@@ -50,8 +40,9 @@ def _share_outer_loops(scheduler: Any, node1: Any, node2: Any) -> bool:
     return can_share is not None and bool(can_share(node1, node2))
 
 
-def _reads_and_overwrites(node1: Any, node2: Any) -> bool:
-    """Whether one of the operations reads what another of them overwrites."""
+def _mixes(node1: Any, node2: Any) -> bool:
     nodes = [*node1.get_nodes(), *node2.get_nodes()]
+    if not any(node.is_reduction() for node in nodes):
+        return False
     users = [user for node in nodes for buffer in node.get_outputs() for user in buffer.users]
     return any(user.is_weak and user.node in nodes for user in users)
