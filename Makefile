@@ -5,8 +5,14 @@ WORKERS ?= 2
 TRIES ?= 100000
 BIN := .venv/bin
 
+# Other versions of torch, each in an environment of its own: the oldest and the newest that is supported, and a build for CUDA (8 GB).
+PYTHON312 ?= $(shell python3.12 -c "import sys; print(sys.executable)" 2>/dev/null || ls -d $(HOME)/.pyenv/versions/3.12*/bin/python 2>/dev/null | tail -1)
+OLDEST ?= 2.13.0
+CUDA ?= 2.13.0
+CASES ?=
+
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-engines demo-serve test lint format fuzz audit bench-smoke clean
+.PHONY: help demo demo-engines demo-serve test test-oldest test-newest test-cuda lint format fuzz audit bench-smoke clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +43,26 @@ demo-serve: .venv/.installed  ## serve the shipped emoji model with Ray, draw 16
 # share, engines above all, is made once.
 test: lint  ## lint, types, layers, then the tests that need neither a GPU nor minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+
+test-oldest: .environments/oldest/.installed  ## the tests on the oldest supported torch with Python 3.12; OLDEST= another version
+	$(call tests_in,oldest)
+
+test-newest: .environments/newest/.installed  ## the tests on the newest supported torch that installs
+	$(call tests_in,newest)
+
+test-cuda: .environments/cuda/.installed  ## compile every program for a GPU that is not there, an hour; CASES=--every-value: minutes
+	OMP_NUM_THREADS=1 .environments/cuda/bin/pytest -m cuda tests/cuda $(CASES)
+
+tests_in = OMP_NUM_THREADS=1 .environments/$(1)/bin/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+
+.environments/oldest/.installed: pyproject.toml constraints.txt
+	tests/environment.sh $(@D) "$(or $(PYTHON312),$(PYTHON))" $(OLDEST)
+
+.environments/newest/.installed: pyproject.toml constraints.txt
+	tests/environment.sh $(@D) "$(PYTHON)"
+
+.environments/cuda/.installed: pyproject.toml constraints.txt
+	INDEX_ONLY=1 tests/environment.sh $(@D) "$(or $(PYTHON312),$(PYTHON))" $(CUDA)
 
 lint: .venv/.installed  ## ruff, mypy, import-linter
 	$(BIN)/ruff check

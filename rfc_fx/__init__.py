@@ -110,7 +110,7 @@ def accelerate(
     `speedup`, in its place: how many times faster than full computation a generation is to be; the first one measures full and estimated
     steps, unless this graph was measured on this device before, and from then on as many steps are full as that takes. `config`: how the
     models are transformed, None: chosen (`rfc_fx.pipelines.choices`). `compile`: False, or arguments of torch.compile; True:
-    `fullgraph=True`, and CUDA graphs on CUDA.
+    `fullgraph=True`, and CUDA graphs on CUDA where they hold (`summary` says why not).
 
     Raises TypeError for what is no pipeline, ValueError for a pipeline without a transformer and for settings that cannot be, and in the
     first call CaptureError, NoSiteError and StateBudgetError, after which the pipeline is as it was.
@@ -129,7 +129,7 @@ def accelerate(
     options: dict[str, Any] | None = None
     if compile is not False:
         options = {"fullgraph": True} | ({} if compile is True else dict(compile))
-    accelerate_pipeline(pipe, chosen, config, options, build, speedup)
+    accelerate_pipeline(pipe, chosen, config, options, build, speedup, graphs=compile is True)
     return pipe
 
 

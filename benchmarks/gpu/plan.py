@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
-GRAPHS, COMPILED, BLOCKS, EAGER, TWIN = "CUDA graphs", "compiled", "blocks compiled", "eager", "eager twin"
+GRAPHS: Final = "CUDA graphs"
+COMPILED: Final = "compiled"
+BLOCKS: Final = "blocks compiled"
+EAGER: Final = "eager"
+TWIN: Final = "eager twin"
 
 Way = Literal["CUDA graphs", "compiled", "blocks compiled", "eager", "eager twin"]
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, fx
 
+from rfc_fx.capture.host_constants import fold_host_constants
 from rfc_fx.ir.ops import aten, remove_dead, value
 
 _CHECKS = frozenset(
@@ -67,8 +68,8 @@ VIEWS_OF_ONE_LAYOUT = frozenset({aten.view.default, aten._unsafe_view.default})
 """Legal for the strides of the example; a reshape is a view where it can be one."""
 
 
-def clean(graph: fx.Graph) -> None:
-    """Erase the checks, put operands in the place of `IDENTITIES`, make views reshapes, and remove dead nodes."""
+def clean(graph: fx.Graph, constants: dict[str, Tensor] | None = None) -> None:
+    """Erase the checks, put operands in the place of `IDENTITIES`, make views reshapes, fold host constants, and remove dead nodes."""
     for node in list(graph.nodes):
         if node.target in _CHECKS:
             graph.erase_node(node)
@@ -79,5 +80,7 @@ def clean(graph: fx.Graph) -> None:
             graph.erase_node(node)
         elif node.target in VIEWS_OF_ONE_LAYOUT:
             node.target = aten.reshape.default
+    if constants is not None:
+        fold_host_constants(graph, constants)
     remove_dead(graph)
     graph.lint()

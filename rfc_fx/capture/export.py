@@ -118,7 +118,7 @@ def capture(model: nn.Module, arguments: Mapping[str, Any]) -> Captured:
         raise
     except Exception as error:
         captured = _with_values(model, kwargs, error)
-    clean(captured.graph)
+    clean(captured.graph, captured.constants)
     return replace(captured, parallel=parallel)
 
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch._inductor.config as inductor
 
-from rfc_fx.ir.torch_versions import fuses_overwrites_wrongly
-
 
 def keep_overwrites_apart() -> None:
     """Keep a reduction out of loops in which one operation reads a buffer and another overwrites it, as FULL does with its state.
@@ -15,7 +13,7 @@ def keep_overwrites_apart() -> None:
     Inductor's C++ back end takes the order of the two for a value that is passed on, and raises `KeyError: 'buf161'` (pytorch#188228).
     Heuristics that a user has set stay.
     """
-    if fuses_overwrites_wrongly() and getattr(inductor, "inductor_choices_class", _careful) is None:
+    if getattr(inductor, "inductor_choices_class", _careful) is None:
         inductor.inductor_choices_class = _careful
 
 

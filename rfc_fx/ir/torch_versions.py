@@ -1,8 +1,9 @@
-"""What differs between the versions of torch that are supported, 2.11 to 2.14; everything else asks here."""
+"""What differs between the versions of torch that are supported, 2.13 and 2.14, and what is wrong with older ones."""
 
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,20 +13,23 @@ TORCH = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:
 """(major, minor)."""
 
 
-def fuses_overwrites_wrongly() -> bool:
-    """Whether Inductor's C++ back end may raise `KeyError: 'buf161'` where one operation reads a buffer and another overwrites it.
-
-    From torch 2.13 on (pytorch#188228). torch 2.11 never does; there, refusing such a fusion makes it write dO1 = 0.
-    """
-    return TORCH >= (2, 13)
+def warn_of_wrong_code() -> None:
+    """Warn where Inductor's C++ back end compiles FULL wrongly: that of torch 2.11 was seen to write differences of zero into the state."""
+    if TORCH < (2, 13):
+        warnings.warn(
+            f"torch {torch.__version__}: rfc-fx needs torch 2.13 or later where programs are compiled: Inductor of 2.11 was seen to read "
+            "state after it was overwritten; install a later torch, or run uncompiled (compile=False)",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Of Inductor's options those that this torch has: 2.11 writes no line tables and has no setting for them."""
+    """Of Inductor's options those that this torch has: not every version knows all of them."""
     known = set(torch._inductor.list_options())
     return {name: value for name, value in options.items() if name in known}
 
 
 def isolated_recompiles() -> dict[str, bool]:
-    """For `torch.compile` calls that share no compiled code with others; torch 2.11 has no such setting."""
+    """For `torch.compile` calls that share no compiled code with others; not every version has the setting."""
     return {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}

@@ -27,6 +27,7 @@ from rfc_fx.ir.ops import flops, value
 from rfc_fx.ir.phase import HOISTED_PHASES, INVARIANT, PREFIX, TIMESTEP, step_phases
 from rfc_fx.ir.plan import Plan, SlotRow
 from rfc_fx.ir.program import Argument, CondStep, Program, as_read, unflattener
+from rfc_fx.ir.torch_versions import warn_of_wrong_code
 from rfc_fx.passes.graft import capture_skipped, graft
 from rfc_fx.passes.guard import Guarded, guard
 from rfc_fx.passes.hoist import dependence
@@ -149,6 +150,7 @@ def build(
             "anything else would be a constant of the graph, and every step would be captured anew"
         )
     keep_overwrites_apart()
+    warn_of_wrong_code()
     captured = replace(pair_complex(capture(model, arguments)), predictor=predictor, decided_with=group)
     refuse_methods(captured, method)
     refuse_silent_attention(captured)

@@ -19,6 +19,7 @@ from rfc.method import Method, programs_of
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config
 from rfc_fx.pipelines.choices import chosen
+from rfc_fx.pipelines.graphs import settle_graphs
 from rfc_fx.pipelines.modular import guidance_pass, offloading_paused, progress_is_hidden, put, release_guiders
 from rfc_fx.pipelines.step_times import StepTimes, key_of, of_slowest, read_times, write_times
 from rfc_fx.runtime.cached_model import Build, CachedModel
@@ -39,6 +40,8 @@ class Accelerated:
     """As it was passed."""
     compiled: Mapping[str, Any] | None
     """Arguments of torch.compile; None: not compiled."""
+    graphs: bool = False
+    """Whether the programs run as CUDA graphs where these hold."""
     speedup: float | None = None
     """Of a generation over full computation, which the number of full steps is chosen for once step times are known."""
 
@@ -87,13 +90,21 @@ def _denoises(module: nn.Module) -> bool:
 
 
 def accelerate_pipeline(
-    pipe: Any, method: Method, config: Config | None, compiled: Mapping[str, Any] | None, build: Build, speedup: float | None = None
+    pipe: Any,
+    method: Method,
+    config: Config | None,
+    compiled: Mapping[str, Any] | None,
+    build: Build,
+    speedup: float | None = None,
+    *,
+    graphs: bool = False,
 ) -> None:
     """Put cached models in the place of a pipeline's denoisers, and open a generation of each in every call of the pipeline."""
     originals = denoisers(pipe)
     before = _ACCELERATED.get(pipe)
     if before is not None:
-        if before.config == config and before.compiled == compiled and before.speedup == speedup and _takes(before, method):
+        settings = (config, compiled, speedup, graphs)
+        if (before.config, before.compiled, before.speedup, before.graphs) == settings and _takes(before, method):
             for model in before.cached.values():
                 model.method = method
             return
@@ -111,7 +122,7 @@ def accelerate_pipeline(
         put(pipe, cached)
     for model in cached.values():
         _follow(pipe, model)
-    _ACCELERATED[pipe] = Accelerated(type(pipe), originals, cached, config, compiled, speedup)
+    _ACCELERATED[pipe] = Accelerated(type(pipe), originals, cached, config, compiled, graphs, speedup)
     pipe.__class__ = _opening(type(pipe))
 
 
@@ -148,6 +159,8 @@ def _opening(kind: type) -> type:
             return kind.__call__(self, *args, **kwargs)
         with ExitStack() as opened:
             for name, model in state.cached.items():
+                if state.graphs and state.compiled is not None:
+                    settle_graphs(self, name, model, state.compiled)
                 known = Known()
                 known.passes = functools.partial(guidance_pass, self, name)
                 if _follow(self, model):

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Group
 
 from rfc_fx.pipelines.accelerated import accelerated
+from rfc_fx.pipelines.graphs import ON_THE_CPU, against_graphs
 from rfc_fx.runtime.cached_model import CachedModel
 from rfc_fx.runtime.summary import as_text
 
@@ -18,12 +19,20 @@ class PipelineSummary:
         state = accelerated(pipe)
         self.models = {name: model.summary() for name, model in state.cached.items()}
         self.choices = "; ".join(f"{name}: {', '.join(_choices(model))}" for name, model in state.cached.items())
+        if state.graphs:
+            self.choices += "".join(f"; {name} {why}" for name, model in state.cached.items() if (why := without_graphs(pipe, model)))
 
     def __rich__(self) -> Group:
         return Group(*(summary.table() for summary in self.models.values()), f"{self.choices}")
 
     def __str__(self) -> str:
         return as_text(self.__rich__())
+
+
+def without_graphs(pipe: Any, model: CachedModel) -> str:
+    """Why a model on a CUDA device runs without CUDA graphs; nothing where it runs with them, or has no such device."""
+    reason = against_graphs(pipe, model)
+    return "" if reason in (None, ON_THE_CPU) else f"without CUDA graphs: {reason}"
 
 
 def _choices(model: CachedModel) -> list[str]:

@@ -43,6 +43,12 @@ def says(value: Any) -> Callable[..., Any]:
     return lambda *_, **__: value
 
 
+def _as_tensor(data: Any, dtype: torch.dtype | None = None, device: Any = None) -> torch.Tensor:
+    """As torch's, but made on the CPU first: fakes take it over there, and no driver is asked for."""
+    made = data if isinstance(data, torch.Tensor) else torch.tensor(data)
+    return made.to(device or made.device, dtype or made.dtype)
+
+
 class Driver:
     """What Triton asks of a driver before it compiles."""
 
@@ -119,6 +125,7 @@ def absent_gpu() -> Iterator[None]:
         joint_graph: {"lazy_init": says(None)},
         post_grad: {"lazy_init": says(None)},
         has: {"has_triton": says(True)},
+        torch: {"as_tensor": _as_tensor},
     }
     settings = {"compile_threads": 1, "joint_graph_constant_folding": False, "triton.autotune_at_compile_time": False}
     with ExitStack() as opened:

@@ -19,18 +19,19 @@ FAMILIES = (
     "SD3Transformer2DModel",
     "FluxTransformer2DModel",
     "WanTransformer3DModel",
-    "QwenImageTransformer2DModel",
+    "LongCatImageTransformer2DModel",
     "Flux2Transformer2DModel",
     "ChromaTransformer2DModel",
     "AuraFlowTransformer2DModel",
     "SanaTransformer2DModel",
-    "Lumina2Transformer2DModel",
+    "CogView4Transformer2DModel",
     "HunyuanVideoTransformer3DModel",
     "CogVideoXTransformer3DModel",
     "LTXVideoTransformer3DModel",
     "MochiTransformer3DModel",
 )
-"""15 classes of `benchmarks.coverage` that differ in their blocks, streams and conditioning."""
+"""15 classes of `benchmarks.coverage` that differ in their blocks, streams and conditioning; none whose Python reads a mask: fakes have no
+values."""
 
 RCS = rfc.RCS(tau=0.1)
 
