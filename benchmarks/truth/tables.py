@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -26,7 +27,7 @@ def read(folder: Path) -> dict[str, Rows]:
     return {name: Rows(folder / f"{name}.jsonl") for name in MODELS if (folder / f"{name}.jsonl").exists()}
 
 
-def figures(folder: Path) -> dict[str, str | int]:
+def figures(folder: Path) -> dict[str, Any]:
     """What the page of results is told of the records in a folder."""
     records = read(folder)
     return {
@@ -35,6 +36,8 @@ def figures(folder: Path) -> dict[str, str | int]:
         "truth_solvers": ", ".join(SOLVERS),
         "truth_table": truth_table(records),
         "truth_granularity": granularity_table(records),
+        "truth_stack": over_module(records, "stack"),
+        "truth_output": over_module(records, "output"),
         "truth_methods": methods_table(records),
     }
 
@@ -73,6 +76,13 @@ def granularity_table(records: Records) -> str:
         ratios = [_interval(ratio(records[model], by[grain], by["module"], "full")) for grain in ("stack", "output")]
         rows.append([model, named(sampler, model), str(n), str(samples), f"{error:.4f}", *ratios])
     return table(["model", "sampler", "NFC", "samples", "error, module", "stack / module", "output / module"], rows)
+
+
+def over_module(records: Records, grain: Literal["stack", "output"]) -> list[float]:
+    """LogSNR's error by a granularity over that by modules, at every sampler and budget with both."""
+    cells = [(model, *(_cell(sampler, n, f"LogSNR, {name}") for name in (grain, "module"))) for model, sampler, n in _users(records)]
+    ratios = [ratio(records[model], own, module, "full") for model, own, module in cells]
+    return [of.value for of in ratios if of is not None]
 
 
 def methods_table(records: Records) -> str:
