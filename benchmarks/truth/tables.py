@@ -119,6 +119,7 @@ def truth_table(records: Records) -> str:
                 [
                     model,
                     str(n),
+                    str(len(rows.errors(ours, groups, "truth"))),
                     f"{errors[best]:.4f} {plain}",
                     f"{errors[ours]:.4f} of {ours.steps}, {ours.spacing}",
                     _interval(ratio(rows, ours, best, "truth")),
@@ -126,7 +127,8 @@ def truth_table(records: Records) -> str:
                     _interval(ratio(rows, ours, whole, "truth")),
                 ]
             )
-    return table(["model", "n", "best of n plain steps", "LogSNR, n full", "ratio", "users' sampler, all steps", "ratio to it"], lines)
+    heads = ["model", "n", "samples", "best of n plain steps", "LogSNR, n full", "ratio", "users' sampler, all steps", "ratio to it"]
+    return table(heads, lines)
 
 
 def _users(records: Records) -> Iterator[tuple[str, Sampler, int]]:
