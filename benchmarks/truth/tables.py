@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from benchmarks.files import read_json
 from benchmarks.quality.bootstrap import Ratio, ratio_of_geometric_means
 from benchmarks.tables import table
 from benchmarks.truth.converged import STEPS
@@ -32,6 +33,7 @@ def figures(folder: Path) -> dict[str, Any]:
     records = read(folder)
     return {
         "truth_steps": STEPS,
+        "truth_moved": {name: f"{of['moved_by_twice_the_steps']:.4f}" for name, of in read_json(folder / "converged.json").items()},
         "truth_models": "; ".join(f"{name}, {MODELS[name].what}" for name in records),
         "truth_solvers": ", ".join(SOLVERS),
         "truth_table": truth_table(records),
