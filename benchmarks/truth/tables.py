@@ -82,8 +82,8 @@ def granularity_table(records: Records) -> str:
 
 def over_module(records: Records, grain: Literal["stack", "output"]) -> list[float]:
     """LogSNR's error by a granularity over that by modules, at every sampler and budget with both."""
-    cells = [(model, *(_cell(sampler, n, f"LogSNR, {name}") for name in (grain, "module"))) for model, sampler, n in _users(records)]
-    ratios = [ratio(records[model], own, module, "full") for model, own, module in cells]
+    own, module = f"LogSNR, {grain}", "LogSNR, module"
+    ratios = [ratio(records[model], _cell(sampler, n, own), _cell(sampler, n, module), "full") for model, sampler, n in _users(records)]
     return [of.value for of in ratios if of is not None]
 
 
@@ -111,8 +111,8 @@ def truth_table(records: Records) -> str:
         whole = _cell(users, users.steps, PLAIN)
         for n in BUDGETS:
             cells = judged(model, rows, n)
-            ours = cells.pop("LogSNR", None)
-            if ours is None or not (groups := groups_of(rows, ours, whole, *cells.values())):
+            ours, narrower = (cells.pop(name, None) for name in ("LogSNR", "narrower"))
+            if ours is None or narrower is None or not (groups := groups_of(rows, ours, whole, *cells.values())):
                 continue
             errors = {cell: rows.geometric_mean(cell, groups, "truth") or 0.0 for cell in (ours, whole, *cells.values())}
             best = min(cells.values(), key=lambda cell: errors[cell])
@@ -125,11 +125,22 @@ def truth_table(records: Records) -> str:
                     f"{errors[best]:.4f} {plain}",
                     f"{errors[ours]:.4f} of {ours.steps}, {ours.spacing}",
                     _interval(ratio(rows, ours, best, "truth")),
+                    _interval(ratio(rows, narrower, best, "truth")),
                     f"{errors[whole]:.4f} {named(users, model)}",
                     _interval(ratio(rows, ours, whole, "truth")),
                 ]
             )
-    heads = ["model", "n", "samples", "best of n plain steps", "LogSNR, n full", "ratio", "users' sampler, all steps", "ratio to it"]
+    heads = [
+        "model",
+        "n",
+        "samples",
+        "best of n plain steps",
+        "LogSNR, n full",
+        "ratio",
+        "ratio, narrower",
+        "users' sampler, all steps",
+        "ratio to it",
+    ]
     return table(heads, lines)
 
 
