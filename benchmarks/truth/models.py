@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from benchmarks.quality.workloads import CLASSES, WORKLOADS
-from benchmarks.training.emoji_model import GUIDANCE, TOKENS, image_ids, pack
+from benchmarks.training.emoji_model import GUIDANCE, image_ids, pack
+from benchmarks.training.emoji_text import TOKENS
 from rfc_fx import zoo
 from rfc_fx.zoo.flow_digits_model import LabelledFlow, Velocity
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Literal
 
 from benchmarks.truth.lab import OWN, Sampler
@@ -100,12 +101,12 @@ def judging(model: str, rows: Rows) -> Iterator[Cell]:
 
 
 def judged(model: str, rows: Rows, n: int) -> dict[str, Cell]:
-    """At n evaluations: solvers at their best spacing, and LogSNR at its best sampler."""
+    """At n evaluations: solvers at their best spacing, LogSNR at its best sampler, and another rule of its full steps there."""
     solvers = {name: cell for name, cells in tried_solvers(model).items() if (cell := best(cells, rows, n)) is not None}
     ranked = sorted(solvers, key=lambda name: rows.geometric_mean(solvers[name], [CHOOSE], "truth") or 0.0)
     shown = {name: solvers[name] for name in dict.fromkeys((*ranked[:SHOWN], *(name for name in solvers if name.startswith("DDIM"))))}
     cached = best(tried_caches(model), rows, n)
-    return shown if cached is None else shown | {"LogSNR": cached}
+    return shown if cached is None else shown | {"LogSNR": cached, "narrower": replace(cached, method="LogSNR, stack, narrower")}
 
 
 def _cell(sampler: Sampler, n: int, method: str) -> Cell:

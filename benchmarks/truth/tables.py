@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
+from benchmarks.files import read_json
 from benchmarks.quality.bootstrap import Ratio, ratio_of_geometric_means
 from benchmarks.tables import table
 from benchmarks.truth.converged import STEPS
@@ -26,15 +28,18 @@ def read(folder: Path) -> dict[str, Rows]:
     return {name: Rows(folder / f"{name}.jsonl") for name in MODELS if (folder / f"{name}.jsonl").exists()}
 
 
-def figures(folder: Path) -> dict[str, str | int]:
+def figures(folder: Path) -> dict[str, Any]:
     """What the page of results is told of the records in a folder."""
     records = read(folder)
     return {
         "truth_steps": STEPS,
+        "truth_moved": {name: f"{of['moved_by_twice_the_steps']:.4f}" for name, of in read_json(folder / "converged.json").items()},
         "truth_models": "; ".join(f"{name}, {MODELS[name].what}" for name in records),
         "truth_solvers": ", ".join(SOLVERS),
         "truth_table": truth_table(records),
         "truth_granularity": granularity_table(records),
+        "truth_stack": over_module(records, "stack"),
+        "truth_output": over_module(records, "output"),
         "truth_methods": methods_table(records),
     }
 
@@ -75,6 +80,13 @@ def granularity_table(records: Records) -> str:
     return table(["model", "sampler", "NFC", "samples", "error, module", "stack / module", "output / module"], rows)
 
 
+def over_module(records: Records, grain: Literal["stack", "output"]) -> list[float]:
+    """LogSNR's error by a granularity over that by modules, at every sampler and budget with both."""
+    own, module = f"LogSNR, {grain}", "LogSNR, module"
+    ratios = [ratio(records[model], _cell(sampler, n, own), _cell(sampler, n, module), "full") for model, sampler, n in _users(records)]
+    return [of.value for of in ratios if of is not None]
+
+
 def methods_table(records: Records) -> str:
     """Errors to full computation against TaylorSeer's better order, at the samplers that users have."""
     names = ("FORA", "Chebyshev", "LogSNR, module", "LogSNR, stack", "LogSNR, stack, narrower")
@@ -99,8 +111,8 @@ def truth_table(records: Records) -> str:
         whole = _cell(users, users.steps, PLAIN)
         for n in BUDGETS:
             cells = judged(model, rows, n)
-            ours = cells.pop("LogSNR", None)
-            if ours is None or not (groups := groups_of(rows, ours, whole, *cells.values())):
+            ours, narrower = (cells.pop(name, None) for name in ("LogSNR", "narrower"))
+            if ours is None or narrower is None or not (groups := groups_of(rows, ours, whole, *cells.values())):
                 continue
             errors = {cell: rows.geometric_mean(cell, groups, "truth") or 0.0 for cell in (ours, whole, *cells.values())}
             best = min(cells.values(), key=lambda cell: errors[cell])
@@ -109,14 +121,27 @@ def truth_table(records: Records) -> str:
                 [
                     model,
                     str(n),
+                    str(len(rows.errors(ours, groups, "truth"))),
                     f"{errors[best]:.4f} {plain}",
                     f"{errors[ours]:.4f} of {ours.steps}, {ours.spacing}",
                     _interval(ratio(rows, ours, best, "truth")),
+                    _interval(ratio(rows, narrower, best, "truth")),
                     f"{errors[whole]:.4f} {named(users, model)}",
                     _interval(ratio(rows, ours, whole, "truth")),
                 ]
             )
-    return table(["model", "n", "best of n plain steps", "LogSNR, n full", "ratio", "users' sampler, all steps", "ratio to it"], lines)
+    heads = [
+        "model",
+        "n",
+        "samples",
+        "best of n plain steps",
+        "LogSNR, n full",
+        "ratio",
+        "ratio, narrower",
+        "users' sampler, all steps",
+        "ratio to it",
+    ]
+    return table(heads, lines)
 
 
 def _users(records: Records) -> Iterator[tuple[str, Sampler, int]]:

@@ -156,7 +156,7 @@ def LogSNR(
     `nfc`: how many of the calls are full, or which share of them (None: 28 %).
 
     One estimate stands for the residual of all blocks (`Method.default_granularity`), unless a `rfc_fx.Config` says otherwise:
-    estimates per module have as much error and many times the state (benchmarks/README.md, "Truth").
+    estimates per module have about the same error and many times the state (benchmarks/README.md, "Truth").
 
     In the place of a scheduler: `lambdas`, log(alpha / sigma) at each call of a generation, and `end`, after the last step (None: no noise
     is left). Raises ValueError for a scheduler that has no noise levels (`noise_levels`).

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks.quality.similarity import relative_l2
-from benchmarks.truth.converged import Predict, converged, integrals
+from benchmarks.truth.converged import STEPS, Predict, converged, guided, integrals, prediction_of
 from benchmarks.truth.levels import SPACINGS, Levels
 from benchmarks.truth.solvers import SOLVERS, at_times, draw, spaced
+from rfc_fx.zoo import digits_noise, load_flow_digits
+from rfc_fx.zoo.flow_digits_model import LabelledFlow
 
 DEVIATION = torch.tensor([0.05, 0.2, 0.5, 1.0])
 """Of the data, by pixel."""
@@ -104,3 +106,13 @@ def test_levels_fall_from_all_noise_to_the_last(n: int, spacing: str, prediction
     assert times[-1] >= levels.last - 1e-9
     inner = times[1:]
     assert levels.times(levels.lambdas(inner)) == pytest.approx(inner)
+
+
+@pytest.mark.slow
+def test_twice_the_steps_change_the_converged_solution_of_a_trained_model_little() -> None:
+    """By far less than the samples of 14 steps are away from it; the network reads sin(t) of 1000 times, and is no smoother."""
+    model, scheduler = load_flow_digits()
+    predict = guided(LabelledFlow(model), torch.tensor([3, 8]), 1.5)
+    levels, noise = Levels.of(scheduler), digits_noise([0, 1])
+    once, twice = (converged(predict, levels, prediction_of(scheduler), noise, steps) for steps in (STEPS, 2 * STEPS))
+    assert error(once, twice.double()) < 2e-3

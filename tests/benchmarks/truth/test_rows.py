@@ -54,7 +54,7 @@ def test_ratios_stand_in_the_tables(tmp_path: Path) -> None:
             error = 0.05 if cell.method == "LogSNR, stack" else 0.1
             rows.add(Row(cell=cell, group="0", truth=(), full=(error, error)))
     records = {"digits": rows}
-    assert truth_table(records).count("| 0.50 (0.50-0.50) |") == 4
+    assert truth_table(records).count("| 0.50 (0.50-0.50) | 0.50 (0.50-0.50) |") == 4
     assert truth_table(records).count("| 0.25 (0.25-0.25) |") == 4
     budgets = sum(map(len, USERS["digits"].values()))
     assert granularity_table(records).count("| 0.50 (0.50-0.50) | 1.00 (1.00-1.00) |") == budgets
