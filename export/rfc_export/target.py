@@ -37,7 +37,7 @@ def is_on(device: torch.device, wanted: torch.device) -> bool:
 
 def numbered(device: torch.device) -> torch.device:
     """The device with its number: "cuda" is the current one of the thread that asks, and an engine stays where its weights are."""
-    if device.type != "cuda" or device.index is not None or not torch.cuda.is_available():
+    if device != torch.device("cuda") or not torch.cuda.is_available():
         return device
     return torch.device("cuda", torch.cuda.current_device())
 
