@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rfc_fx.errors import RFCError
-from rfc_fx.tools.load import LoadError
+from rfc_fx.tools.load import LoadError, one_line
 from rfc_fx.tools.requests.request import Request, RequestError
 from rfc_fx.tools.requests.worker import Worker, WorkerSettings
 from rfc_fx.tools.serving.api import BODY, Call, error_body
@@ -172,7 +172,10 @@ def start(settings: ServerSettings) -> Any:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # the node's address is the loopback
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nothing listens beyond this machine but the server
     os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")  # a loaded machine takes its time
-    ray.init(include_dashboard=False, num_cpus=settings.replicas + 2, log_to_driver=False, logging_level="ERROR")
+    try:
+        ray.init(include_dashboard=False, num_cpus=settings.replicas + 2, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # Ray raises plain exceptions where its node does not come up
+        raise LoadError(f"Ray did not start: {one_line(error, width=200)}; see /tmp/ray/session_latest/logs") from error
     serve.start(http_options={"host": settings.host, "port": settings.port})
     serve.run(application(settings), name="rfc-fx", route_prefix="/")
     return serve
