@@ -71,8 +71,11 @@ def check_engine(name: str, variant: Variant) -> Record:
         warnings.simplefilter("ignore")
         path = Path(folder) / "engine"
         try:
-            model = spec.model(layers=variant.blocks).to(variant.dtype)
-            arguments = pytree.tree_map_only(Tensor, lambda t: t.to(variant.dtype) if t.is_floating_point() else t, spec.arguments(model))
+            model = spec.model(layers=variant.blocks)
+            arguments = spec.arguments(model)
+            if variant.dtype is not torch.float32:  # a class may have parts of a type of its own
+                model = model.to(variant.dtype)
+                arguments = pytree.tree_map_only(Tensor, lambda t: t.to(variant.dtype) if t.is_floating_point() else t, arguments)
             cached = rfc_fx.transform(model, variant.method(), example_inputs=arguments)
             rfc_export.export(cached, path, backend=variant.backend, example_inputs=arguments, config=variant.config)
             engine = rfc_export.load(path, trust=True)

@@ -23,7 +23,7 @@ from torch import Tensor
 import rfc
 import rfc_export
 import rfc_fx
-from rfc_export import ArtifactError, ExportError, TargetError, exporter, loaded
+from rfc_export import ArtifactError, ExportError, TargetError, exporter, held_weights
 from rfc_export.artifact import writing
 from rfc_export.manifest import MANIFEST, WEIGHTS, Manifest
 from rfc_export.methods import encode_method
@@ -49,7 +49,7 @@ def nothing_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise AssertionError("opened before it was checked")
 
-    monkeypatch.setattr(loaded, "weights_of", fail)
+    monkeypatch.setattr(held_weights, "weights_of", fail)
     monkeypatch.setattr("rfc_export.onnx.open", fail)
 
 
@@ -511,7 +511,7 @@ def test_a_failure_at_any_stage_leaves_nothing(
     from rfc_export import onnx
     from rfc_export.backends import Built
 
-    def build(programs: Any, weights: Any, folder: Path, device: Any, report: Any) -> dict[str, Built]:
+    def build(programs: Any, weights: Any, folder: Path, device: Any, report: Any, suffix: str) -> dict[str, Built]:
         for path in onnx_small.glob("*.onnx"):
             shutil.copy(path, folder)
         if stage == "build":

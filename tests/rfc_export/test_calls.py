@@ -103,7 +103,7 @@ def test_another_call_is_refused_by_argument(world: World, engine: Engine) -> No
     x = world.inputs
     latent, timestep = x["hidden_states"], x["timestep"]
     before = list(engine.stats.phases)
-    fixed = "an engine has fixed shapes: export another for these"
+    fixed = "an engine has fixed shapes: add a call with these"
     for change, text in (
         ({"hidden_states": torch.cat([latent, latent])}, fixed),
         (

@@ -286,7 +286,7 @@ def test_bench_refuses_engines_that_do_other_work(engine: Path, onnx_small: Path
         (["--method", "speca", "--dispatch", "cond"], "SpeCa has the phases FULL, ESTIMATE, VERIFY, an engine with dispatch='cond' has"),
         (["--method", "duca", "--dispatch", "cond"], "REUSE, an engine with dispatch='cond' has FULL and ESTIMATE; pass dispatch='host'"),
         (["--method", "fora", "--tau", "1"], "--tau: not a setting of fora"),
-        (["--batch", "0"], "'--batch': Input should be greater than or equal to 1"),
+        (["--batch", "0"], "--batch must be numbers from 1 to 10000 like 4 or 1,4, got 0"),
         (["--method", "magic"], "--method must be one of"),
         (["--tau", "-1"], "tau must be a number >= 0"),
         (["--state-dtype", "int4"], "'--state-dtype': 'int4' is not one of"),

@@ -49,7 +49,8 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Any:
         raise AssertionError("read before it was trusted")
 
-    monkeypatch.setattr(engine_files.EngineFiles, "read", fail)
+    for reader in ("read", "check", "mapped"):
+        monkeypatch.setattr(engine_files.EngineFiles, reader, fail)
 
 
 def leaves(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -104,7 +105,7 @@ def test_what_no_trusted_key_signed_is_refused_before_anything_is_read(onnx_smal
     refused(signed, other[1], said="none of the 1 trusted keys")
     record = json.loads((signed / MANIFEST).read_text())
     changes: list[Callable[[dict[str, Any]], object]] = [
-        lambda r: r["plan"].update(full_flops=1),
+        lambda r: r["sets"][0]["plan"].update(full_flops=1),
         lambda r: r.update(signature={**record["signature"], "ed25519": "00" * 64}),
         lambda r: r.update(signature={**record["signature"], "ed25519": None}),
         lambda r: r.update(signature={**record["signature"], "ed25519": "no digits"}),
