@@ -32,7 +32,8 @@ def built_with() -> dict[str, str]:
 
 def is_on(device: torch.device, wanted: torch.device) -> bool:
     """Whether a device is the wanted one; without a number any of its type is."""
-    return device.type == wanted.type and (wanted.index is None or device.index in (None, wanted.index))
+    numbers: tuple[int | None, int | None] = (device.index, wanted.index)  # of "cuda" none
+    return device.type == wanted.type and (None in numbers or numbers[0] == numbers[1])
 
 
 def numbered(device: torch.device) -> torch.device:

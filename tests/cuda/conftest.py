@@ -19,6 +19,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-combination", action="store_true", help="tests/cuda: all combinations, days")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Nothing here is looked at where these tests are not asked for."""
+    return True if "not cuda" in config.getoption("markexpr") else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _gpu() -> Iterator[None]:
     from absent_gpu import absent_gpu, is_possible
