@@ -82,7 +82,7 @@ DEEP = (
 LATER = (Row(expected_s=18), Row(method="RFE m=1", expected_s=28), Row(method="RFE m=1, sketch 16, int8", expected_s=30))
 
 PLAN: dict[str, Section] = {
-    "device": Section(limit_s=20, measure_s=12),
+    "device": Section(limit_s=40, measure_s=12),
     "checks": Section(limit_s=90, measure_s=72),
     "dit-xl-1": Section(limit_s=225, begin_s=6, rows=DIT, measure_s=20),
     "flux": Section(limit_s=200, begin_s=20, rows=DEEP, measure_s=55, steps=28, nfc=8, rounds=2, regional=True),
