@@ -46,6 +46,9 @@ LOADERS = (
     "rfc_export.commands.verify.checks",
     "rfc_export.commands.bench.load",
     "rfc_fx.tools.commands.doctor.examine",
+    "rfc_fx.tools.commands.batch.draw_here",
+    "rfc_fx.tools.commands.batch.draw_with_ray",
+    "rfc_fx.tools.commands.serve.imported",
 )
 """Where a model or an engine is loaded, or minutes of work begin."""
 
@@ -70,6 +73,9 @@ def nothing_loads() -> Iterator[None]:
 def calls(engine: Path, out: Path) -> dict[str, list[list[str]]]:
     """Calls of each command that are accepted as they stand; an option is added to them."""
     pipeline = ["--model", "emoji", "--prompt", "x"]
+    out.mkdir(parents=True, exist_ok=True)
+    prompts = out / "prompts.jsonl"
+    prompts.write_text('{"prompt": "an apple"}\n')
     return {
         "generate": [["--out", str(out / "a")], [*pipeline, "--out", str(out / "b")]],
         "calibrate": [["digits", "--nfc", "8", "--out", str(out / "c.json")]],
@@ -78,6 +84,8 @@ def calls(engine: Path, out: Path) -> dict[str, list[list[str]]]:
         "export": [["digits", "--backend", "onnx", "--out", str(out / "d")]],
         "run": [[str(engine), "--out", str(out / "e")]],
         "verify": [[str(engine)]],
+        "batch": [["emoji", "--prompts", str(prompts), "--out", str(out / "g")]],
+        "serve": [["emoji"]],
         "bench": [["digits", "--out", str(out / "f")], [str(engine)]],
     }
 

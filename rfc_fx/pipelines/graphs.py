@@ -32,8 +32,11 @@ def against_graphs(pipe: Any, model: CachedModel) -> str | None:
 
 def settle_graphs(pipe: Any, name: str, model: CachedModel, options: Mapping[str, Any]) -> None:
     """Compile with CUDA graphs where they hold, by `options` alone where they do not; asked before each call, as a pipeline may move."""
+    graphs, own = {**options, **GRAPHS}, model.compile_settings
+    if own not in (options, graphs):  # not compiled, or as another pipeline of the same model asked
+        return
     reason = against_graphs(pipe, model)
-    wanted = {**options, **(GRAPHS if reason is None else {})}
-    if model.compile_settings != wanted:
+    wanted = graphs if reason is None else options
+    if own != wanted:
         log.info("%s: CUDA graphs: %s", name, reason or "yes")
         model.compile(**wanted)

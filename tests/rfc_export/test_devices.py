@@ -102,7 +102,7 @@ def test_an_engine_refuses_tensors_and_moves_to_another_device(
     onnx_small: Path, digits_inputs: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = rfc_export.load(onnx_small)
-    expected = engine._loaded.expected
+    expected = engine.loaded.expected
     spec = next(leaf for leaf in expected.spec.leaves if leaf.argument == "hidden_states")
     there = torch.empty(spec.shape, device="meta")
     monkeypatch.setattr(type(there), "device", SECOND, raising=False)
@@ -119,7 +119,7 @@ def test_an_engine_refuses_tensors_and_moves_to_another_device(
 def test_a_value_that_is_fixed_is_compared_once_for_each_tensor(
     onnx_small: Path, digits_inputs: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = rfc_export.load(onnx_small)._loaded.expected.spec
+    spec = rfc_export.load(onnx_small).loaded.expected.spec
     leaves = [leaf.model_copy(update={"fixed": "fixed.2"}) if leaf.argument == "class_labels" else leaf for leaf in spec.leaves]
     call = ExpectedCall(spec.model_copy(update={"leaves": leaves}), type(small_digits()).__name__, {"fixed.2": torch.tensor([3, 10])})
     compared: list[int] = []
@@ -142,6 +142,6 @@ def test_a_program_that_is_not_in_the_archive_is_refused_before_torch_looks_for_
         archive.writestr("programs/data/aotinductor/FULL/b.wrapper.cpp", "")
     constants = declared_constants(aoti.PROGRAMS, path.read_bytes())
     assert list(constants) == ["ESTIMATE"]
-    manifest: Any = SimpleNamespace(programs={"FULL": SimpleNamespace(file=aoti.PROGRAMS, entry="FULL")})
+    programs: Any = {"FULL": SimpleNamespace(file=aoti.PROGRAMS, entry="FULL")}
     with pytest.raises(ArtifactError, match=r"programs\.pt2: FULL cannot be loaded: the archive has no such program; export again"):
-        aoti._loaded(tmp_path, tmp_path, manifest, constants, {}, CPU)
+        aoti._loaded(tmp_path, tmp_path, programs, None, constants, {}, CPU)  # type: ignore[arg-type]  # no manifest

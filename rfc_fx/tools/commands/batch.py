@@ -9,6 +9,7 @@ import typer
 
 from rfc_fx.tools import options
 from rfc_fx.tools.arguments import device_here
+from rfc_fx.tools.load import locate
 from rfc_fx.tools.output import check_writable, progress_bar
 from rfc_fx.tools.requests.drawing import BatchError, draw_all, draw_here, draw_with_ray
 from rfc_fx.tools.requests.prompts import LEDGER, drawn_already, read_prompts
@@ -27,6 +28,7 @@ def batch(
     device: options.DeviceHere = None,
 ) -> None:
     """Draw a picture for every line of a file; interrupted, the same command goes on where it was."""
+    locate(model)
     settings = WorkerSettings(model=model, device=str(device or device_here()), nfc=nfc, compile=compile, steps=steps)
     jobs = read_prompts(prompts, (model, repr(nfc), repr(steps)))
     check_writable(out)

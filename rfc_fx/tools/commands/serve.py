@@ -11,6 +11,7 @@ import typer
 
 from rfc_fx.tools import options
 from rfc_fx.tools.arguments import OptionError, device_here
+from rfc_fx.tools.load import locate
 from rfc_fx.tools.requests.worker import WorkerSettings
 from rfc_fx.tools.serving.deployments import ServerSettings, imported, start
 
@@ -33,6 +34,7 @@ def serve(
     token = os.environ.get(TOKEN) or None
     if not is_loopback(host) and token is None:
         raise OptionError(f"--host {host}: others can reach it; put a token into the variable {TOKEN}, or listen at 127.0.0.1")
+    locate(model)
     imported()
     worker = WorkerSettings(model=model, device=str(device or device_here()), nfc=nfc, compile=compile, steps=steps)
     settings = ServerSettings(

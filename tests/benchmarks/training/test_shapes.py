@@ -117,7 +117,7 @@ def test_the_shipped_model_is_the_one_of_the_laboratory_and_small() -> None:
     root = Path(shapes.__file__).parents[2]
     shipped = [path for folder in ("rfc_fx", "benchmarks") for path in (root / folder).rglob("*.safetensors")]
     assert len(shipped) >= 3
-    assert sum(path.stat().st_size for path in shipped) < 45_000_000  # a checkout stays below 60 MB
+    assert sum(path.stat().st_size for path in shipped) < 46_000_000  # a checkout stays below 60 MB
 
 
 class Tiny(nn.Module):

@@ -81,6 +81,7 @@ def test_what_cannot_be_exchanged_is_an_error_that_names_it(tmp_path: Path) -> N
 
 def test_a_signal_waits_for_what_belongs_together() -> None:
     reached = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
 
     def interrupted() -> None:
         with uninterrupted():
@@ -91,6 +92,7 @@ def test_a_signal_waits_for_what_belongs_together() -> None:
         interrupted()
     assert reached == ["after"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
 
 
 def test_files_that_belong_together_move_when_all_are_there(tmp_path: Path) -> None:

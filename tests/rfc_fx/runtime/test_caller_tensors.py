@@ -13,7 +13,6 @@ import rfc_fx
 NET = tiny()
 
 
-@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("method", [LISTED, rfc.FullCompute()])
 def test_prompts_that_share_a_buffer_are_told_apart(mode: Any, method: rfc.Method) -> None:
