@@ -335,6 +335,7 @@ def test_distance_is_infinite_where_an_output_is_nan() -> None:
 
 
 @pytest.mark.compile
+@pytest.mark.slow
 def test_inductor_counts_the_bytes_of_an_estimated_step() -> None:
     where = bench("inductor")
     model = built(ONE_BLOCK, CPU, torch.float32)
