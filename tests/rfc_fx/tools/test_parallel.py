@@ -57,7 +57,7 @@ def test_two_ranks_draw_the_picture_of_one_process(tmp_path: Path) -> None:
     arguments = ["generate", "--model", "emoji", "--prompt", "an apple, flat style, on light blue", "--steps", "8", "--no-compile"]
     arguments += ["--negative-prompt", "", "--call", "true_cfg_scale=3", "--method", "newton", "--tau", "0.3"]
     run(app, *arguments, "--out", tmp_path / "one")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "rfc_export.main"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rfc_export.main"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "export")))}
     ended = subprocess.run(
         [*torchrun, *arguments, "--parallel", "ulysses=2", "--out", str(tmp_path / "two")], env=environment, capture_output=True, text=True
