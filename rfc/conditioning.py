@@ -62,7 +62,6 @@ class Seen:
 
     def equals(self, other: Tensor) -> bool:
         """Whether `other` has the values that were seen, True at once for the same, unwritten object; if so, `other` is what was seen."""
-        count = version(other)
         if self.tensor is not None:
             is_written = self.tensor._version != self.version
             if self.tensor is other and not is_written:
@@ -72,7 +71,7 @@ class Seen:
         values = self.values
         if (values.shape, values.dtype, values.device) != (other.shape, other.dtype, other.device) or not torch.equal(values, other):
             return False
-        if count is not None:
+        if (count := version(other)) is not None:
             if values is self.tensor:
                 self.values = other
             self.tensor, self.version = other, count

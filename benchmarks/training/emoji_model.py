@@ -28,20 +28,30 @@ Ids = Int[Tensor, "N T"]
 
 
 def new_transformer(double_blocks: int = DOUBLE_BLOCKS, single_blocks: int = SINGLE_BLOCKS, heads: int = HEADS) -> Any:
-    """The untrained `FluxTransformer2DModel`; modulations and the last layer begin at zero (adaLN-Zero, arXiv 2212.09748)."""
+    """The untrained transformer of the emoji model (`new_flux`)."""
+    return new_flux(
+        in_channels=4 * LATENT_CHANNELS, blocks=(double_blocks, single_blocks), heads=heads, axes=AXES, text_width=WIDTH, pooled_width=WIDTH
+    )
+
+
+def new_flux(*, in_channels: int, blocks: tuple[int, int], heads: int, axes: tuple[int, ...], text_width: int, pooled_width: int) -> Any:
+    """An untrained `FluxTransformer2DModel`; modulations and the last layer begin at zero (adaLN-Zero, arXiv 2212.09748).
+
+    `blocks`: (double, single); `axes`: channels of a head that rotate with (nothing, row, column), a head's width together.
+    """
     from diffusers import FluxTransformer2DModel
 
     model = FluxTransformer2DModel(
         patch_size=1,
-        in_channels=4 * LATENT_CHANNELS,
-        num_layers=double_blocks,
-        num_single_layers=single_blocks,
-        attention_head_dim=sum(AXES),
+        in_channels=in_channels,
+        num_layers=blocks[0],
+        num_single_layers=blocks[1],
+        attention_head_dim=sum(axes),
         num_attention_heads=heads,
-        joint_attention_dim=WIDTH,
-        pooled_projection_dim=WIDTH,
+        joint_attention_dim=text_width,
+        pooled_projection_dim=pooled_width,
         guidance_embeds=False,
-        axes_dims_rope=AXES,
+        axes_dims_rope=axes,
     )
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and (name == "proj_out" or is_modulation(name)):

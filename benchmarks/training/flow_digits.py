@@ -14,12 +14,12 @@ import torch
 import typer
 from jaxtyping import Float
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.training import loop as training
 from benchmarks.training.digits import digits
-from benchmarks.training.emoji_model import is_modulation
+from benchmarks.training.emoji_model import new_flux
 from benchmarks.training.loop import Images, Labels, Recipe, Task, held_out_loss, save_grid, ship
 from rfc_fx.zoo import FLOW_DIGITS, digits_noise, load_flow_digits, sample
 from rfc_fx.zoo.flow_digits_model import CLASSES, LabelledFlow
@@ -41,26 +41,8 @@ HEADS, AXES = 3, (8, 12, 12)
 
 
 def new_model() -> Any:
-    """The untrained transformer; modulations and the last layer begin at zero (adaLN-Zero, arXiv 2212.09748)."""
-    from diffusers import FluxTransformer2DModel
-
-    model = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=2,
-        num_single_layers=4,
-        attention_head_dim=sum(AXES),
-        num_attention_heads=HEADS,
-        joint_attention_dim=CLASSES,
-        pooled_projection_dim=CLASSES,
-        guidance_embeds=False,
-        axes_dims_rope=AXES,
-    )
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and (name == "proj_out" or is_modulation(name)):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
-    return model
+    """The untrained transformer (`new_flux`); the label is its text and its pooled text."""
+    return new_flux(in_channels=4, blocks=(2, 4), heads=HEADS, axes=AXES, text_width=CLASSES, pooled_width=CLASSES)
 
 
 def new_scheduler() -> Any:
