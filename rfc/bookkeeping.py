@@ -112,6 +112,9 @@ def arrive(book: Book, schedule: Schedule, timestep: float | None, sign: int = 1
     Two generations in a row that never left one timestep, each ended by a move against the direction, were none: the timestep goes
     the other way, and the second takes the first in as its beginning. Other contexts hear of it at their next step.
     """
+    last = book.timestep
+    if book.before is None and (timestep is None or last is None or sign * timestep <= sign * last):  # as `continues`, at every step
+        return Arrival(book, sign, False)
     if book.before is not None and book.phases and continues(book.before, book.timestep, sign):
         book = absorb(book)
     if continues(book, timestep, sign):
@@ -134,13 +137,15 @@ def clock_values(book: Book, schedule: Schedule) -> ClockValues:
 class Rule:
     """A schedule with its thresholds, as the host decides by it: what does not change from step to step is looked up once."""
 
-    __slots__ = ("_planned", "accumulates", "branches", "is_lagged", "is_planned", "numbers", "schedule")
+    __slots__ = ("_planned", "accumulates", "branches", "is_lagged", "is_planned", "last", "numbers", "schedule")
 
     def __init__(self, schedule: Schedule, numbers: Numbers) -> None:
         self.schedule, self.numbers = schedule, numbers
         self.is_lagged, self.accumulates, self.branches = schedule.is_lagged, schedule.accumulates, schedule.branches
         self.is_planned = not (schedule.is_lagged or schedule.watches)
         """Whether no data decide."""
+        self.last = (schedule.num_steps or 0) if schedule.is_placed else None
+        """Steps of a generation whose full steps are chosen before it begins."""
         self._planned: dict[tuple[int, int], int] = {}
 
     def phase(self, step: int, since: int, total: float) -> PhaseName:
@@ -157,25 +162,25 @@ def count(book: Book, rule: Rule, eps: float | None, timestep: float | None) -> 
 
     `eps` is the schedule's error at this step, None without data.
     """
-    counts, is_lagged = book.counts, rule.is_lagged
-    known, before = eps is not None and counts.anchors > 0, counts.total
+    phases, errors, totals, counts, last, has_moved, before, shares_clock, _, restarts, ahead = book
+    is_lagged, had, anchors = rule.is_lagged, counts.total, counts.anchors
+    known = eps is not None and anchors > 0
     if known:
         counts = observe(counts, eps, accumulates=rule.accumulates)
-    total = before if is_lagged else counts.total
-    phase: PhaseName = rule.phase(book.number, counts.since + 1, total) if counts.anchors else "FULL"
-    last = book.timestep
+    total = had if is_lagged else counts.total
+    phase: PhaseName = rule.phase(len(phases) + ahead, counts.since + 1, total) if anchors else "FULL"
     return Book(
-        (*book.phases, phase),
-        (*book.eps, eps if known else None),
-        (*book.totals, total if known or (is_lagged and counts.anchors > 0) else None),
-        advance(counts, phase == FULL.name),
+        (*phases, phase),
+        (*errors, eps if known else None),
+        (*totals, total if known or (is_lagged and anchors > 0) else None),
+        advance(counts, phase == "FULL"),
         last if timestep is None else timestep,
-        book.has_moved or (timestep is not None and last is not None and timestep != last),
-        book.before,
-        book.shares_clock,
+        has_moved or (timestep is not None and last is not None and timestep != last),
+        before,
+        shares_clock,
         clock_values(book, rule.schedule),
-        book.restarts,
-        book.ahead,
+        restarts,
+        ahead,
     )
 
 

@@ -21,7 +21,10 @@ class ConditioningChangesWarning(UserWarning):
 
 def group_name(index: int) -> str:
     """The context of a group: "default", "default/2", ..."""
-    return "default" if index == 0 else f"default/{index + 1}"
+    return NAMES[index] if index < MAX_GROUPS else f"default/{index + 1}"
+
+
+NAMES = ("default", *(f"default/{number}" for number in range(2, MAX_GROUPS + 1)))
 
 
 def conditioning(arguments: Mapping[str, Any], latent: str, timestep: str | None) -> dict[str, Tensor]:
@@ -84,7 +87,11 @@ def all_equal(seen: Mapping[str, Seen], tensors: Mapping[str, Tensor]) -> bool:
         return False
     for name, tensor in tensors.items():
         before = seen.get(name)
-        if before is None or not before.equals(tensor):
+        if before is None:
+            return False
+        if before.tensor is tensor and tensor._version == before.version:  # the first thing that `equals` looks at
+            continue
+        if not before.equals(tensor):
             return False
     return True
 
@@ -111,10 +118,13 @@ class ConditioningGroups:
     def find(self, tensors: Mapping[str, Tensor], is_over: Callable[[int], bool]) -> int:
         """Return the group of a call. `is_over(i)`: whether the generation of group i has ended, so that its number is free."""
         index = self.match(tensors)
-        if index is None:
-            index = self._free(is_over)
-            self.seen[index] = {name: Seen.now(tensor) for name, tensor in tensors.items()}
-            self.used[index] = self.calls
+        return self.add(tensors, is_over) if index is None else index
+
+    def add(self, tensors: Mapping[str, Tensor], is_over: Callable[[int], bool]) -> int:
+        """Return the group of a call whose conditioning is new."""
+        index = self._free(is_over)
+        self.seen[index] = {name: Seen.now(tensor) for name, tensor in tensors.items()}
+        self.used[index] = self.calls
         return index
 
     def match(self, tensors: Mapping[str, Tensor]) -> int | None:

@@ -133,7 +133,8 @@ def _go_wrong(fault: str, cached: Any, model: torch.nn.Module) -> None:
     if fault == "stalls":
         time.sleep(6)
     if fault == "raises":
-        cached._resume = mock.Mock(side_effect=MemoryError("no memory for this step"))
+        failing = mock.Mock(side_effect=MemoryError("no memory for this step"))
+        cached._compiled = mock.Mock(of=mock.Mock(return_value=failing))
     if fault == "changes":
         model.blocks[0].register_forward_hook(lambda *_: None)
 

@@ -32,14 +32,17 @@ def timed_step(model: Any, call: dict[str, Any]) -> tuple[Any, list[tuple[str, f
     """The output of one step, and its programs in their order with milliseconds."""
     spent: list[tuple[str, float]] = []
     with torch.no_grad():
-        step = model._start((), call)
-        phases = {id(program.run): phase for phase, program in model.programs.items()}
-        while step.run is not None:
+        step = model.driver.step((), call)
+        phases = {program.run.forward: phase for phase, program in model.programs.items()}
+        results = None
+        while True:
+            try:
+                run, arguments = step.send(results)
+            except StopIteration as done:
+                return done.value, spent
             begin = time.perf_counter()
-            results = step.run(*step.arguments)
-            spent.append((phases[id(step.run)], (time.perf_counter() - begin) * 1e3))
-            step.send(results)
-    return step.output, spent
+            results = run(*arguments)
+            spent.append((phases[run], (time.perf_counter() - begin) * 1e3))
 
 
 def generation(model: Any, scheduler: Any, steps: int) -> tuple[Tensor, dict[str, list[float]]]:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch._C._dynamo.guards import dict_version
 from torch.utils.hooks import RemovableHandle
 
+from rfc_fx.capture.dict_tags import ARE_READABLE, Tags
+
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 """Of nn.Module's own containers those whose content forward calls; weights and buffers are looked at by the fingerprint."""
 
@@ -46,6 +48,11 @@ class Watch:
         self._other_copies = [each.copy() for each in self._others]
         self._rest = _Versions([*self._leaves, *hooks, *(module._modules for module in modules)])
         self._registered = RemovableHandle.next_id
+        self._tags = self._tagged()
+
+    def _tagged(self) -> Tags | None:
+        """Versions of dictionaries and sizes of leaves, to be read at once; None where this interpreter does not show them."""
+        return Tags(self._dicts.dicts, self._leaves) if ARE_READABLE else None
 
     def has_changed(self) -> bool:
         """Whether anything is another object, and not an equal one, by now; cheap enough for every step."""
@@ -53,7 +60,11 @@ class Watch:
             if self._rest.differ():
                 return True
             self._registered = RemovableHandle.next_id
-        return self._dicts.differ() or list(map(len, self._leaves)) != self._lengths or _differ(self._others, self._other_copies)
+        if self._tags is None or self._tags.differ():
+            if self._dicts.differ() or list(map(len, self._leaves)) != self._lengths:
+                return True
+            self._tags = self._tagged()
+        return bool(self._others) and _differ(self._others, self._other_copies)
 
     def has_changed_at_all(self) -> bool:
         """The same with the settings of torch's own modules and hooks that nobody registered, for the beginning of a generation."""
@@ -64,19 +75,20 @@ class _Versions:
     """Dictionaries as they were. A version is a number that CPython, or torch where CPython has none, gives a dictionary at every write."""
 
     def __init__(self, dicts: list[dict[Any, Any]]) -> None:
-        self._dicts = dicts
+        self.dicts = dicts
         self._copies = [each.copy() for each in dicts]
         self._versions = list(map(dict_version, dicts))
+        self._sum = sum(self._versions)
 
     def differ(self) -> bool:
         """Whether any holds something else; those that were written and hold the same are taken as they are."""
-        versions = list(map(dict_version, self._dicts))
-        if versions == self._versions:
+        if sum(map(dict_version, self.dicts)) == self._sum:  # versions only grow: where any is another, the sum is
             return False
+        versions = list(map(dict_version, self.dicts))
         written = [index for index, (now, then) in enumerate(zip(versions, self._versions, strict=True)) if now != then]
-        if _differ([self._dicts[index] for index in written], [self._copies[index] for index in written]):
+        if _differ([self.dicts[index] for index in written], [self._copies[index] for index in written]):
             return True
-        self._versions = versions
+        self._versions, self._sum = versions, sum(versions)
         return False
 
 

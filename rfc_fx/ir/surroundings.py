@@ -8,7 +8,8 @@ import torch
 
 
 def surroundings() -> tuple[Any, ...]:
-    """Autocast's dtype by device type (None: off), and the default dtype."""
-    kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    autocast = tuple(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in kinds)
-    return (*autocast, torch.get_default_dtype())
+    """Autocast's dtype by device type (None where it is off), and the default dtype."""
+    if not torch._C._is_any_autocast_enabled():
+        return None, torch.get_default_dtype()
+    autocast = tuple(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in ("cpu", "cuda"))
+    return autocast, torch.get_default_dtype()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ class Call(NamedTuple):
 
     key: Key
     compiled: ProgramSet
-    inputs: list[Tensor]
+    inputs: Sequence[Tensor]
     """The tensors that programs read, in the order of `ProgramSet.placeholders`."""
     conditioning: dict[str, Tensor]
     timestep: Any
@@ -86,6 +87,16 @@ def new_call(key: Key, compiled: ProgramSet, leaves: list[Any], arguments: Mappi
     return Call(key, compiled, compiled.inputs(leaves), conditioning(arguments, compiled.latent, timestep), when)
 
 
+Pick = Callable[[Sequence[Any]], Sequence[Any]]
+
+
+def picker(indices: Sequence[int]) -> Pick:
+    """What takes the items at these indices, without a line of Python where there are two or more."""
+    if len(indices) > 1:
+        return itemgetter(*indices)
+    return (lambda written: (written[indices[0]],)) if indices else (lambda written: ())
+
+
 @dataclass(frozen=True)
 class CallPattern:
     """How a call was written and what its arguments were, but for the values of tensors."""
@@ -97,9 +108,12 @@ class CallPattern:
     """Of every argument as written: (shape, dtype, device), or a plain value as it is."""
     leaves: tuple[int, ...]
     """Index among the arguments as written, for every flat argument in the order of the signature."""
-    inputs: tuple[int, ...]
-    """The same for every input of the programs."""
-    conditioning: tuple[tuple[str, int], ...]
+    inputs_of: Pick
+    """Takes the inputs of the programs out of the arguments as written."""
+    names: tuple[str, ...]
+    """Of the conditioning."""
+    conditioning_of: Pick
+    """The same for the conditioning."""
     timestep: int | None
     surroundings: tuple[Any, ...]
 
@@ -123,8 +137,9 @@ class CallPattern:
             tuple(kwargs),
             tuple((value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value for value in written),
             tuple(order),
-            tuple(call.compiled.inputs(order)),  # type: ignore[arg-type]
-            tuple((name, index[name.rpartition(".")[0]]) for name in call.conditioning),
+            picker(call.compiled.inputs(order)),  # type: ignore[arg-type]
+            tuple(call.conditioning),
+            picker([index[name.rpartition(".")[0]] for name in call.conditioning]),
             index.get(timestep) if timestep is not None else None,
             surroundings(),
         )
@@ -133,7 +148,7 @@ class CallPattern:
         """The arguments as written, if the call has this pattern."""
         if len(args) != self.positional or tuple(kwargs) != self.named or surroundings() != self.surroundings:
             return None
-        written = (*args, *kwargs.values())
+        written = (*args, *kwargs.values()) if args else tuple(kwargs.values())
         for value, kind in zip(written, self.kinds, strict=True):
             if isinstance(value, Tensor):
                 if type(kind) is not tuple or value.requires_grad:
@@ -145,16 +160,6 @@ class CallPattern:
                 return None
         return written
 
-    def call(self, compiled: ProgramSet, written: Sequence[Any]) -> Call:
-        """The call of these arguments."""
-        return Call(
-            self.key,
-            compiled,
-            [written[index] for index in self.inputs],
-            {name: written[index] for name, index in self.conditioning},
-            None if self.timestep is None else written[self.timestep],
-        )
-
 
 def on_host(value: Any) -> bool:
     """Whether a timestep can be looked at without waiting for a device."""
@@ -165,10 +170,15 @@ def moment_of(timestep: Any) -> tuple[Any, tuple[float, float] | None]:
     """A timestep as a number, and its ends where the host has looked at them; the tensor itself where it lies on a device."""
     if not isinstance(timestep, Tensor):
         return timestep_value(timestep), None
-    if not on_host(timestep) or not timestep.numel():
+    count = timestep.numel()
+    if not count or timestep.device.type != "cpu":
         return timestep, None
-    ends = timestep_ends(timestep)
-    return ends[1], ends
+    if count > FEW:
+        ends = timestep_ends(timestep)
+        return ends[1], ends
+    values = timestep.tolist() if timestep.dim() == 1 else timestep.flatten().tolist()
+    low, high = float(min(values)), float(max(values))
+    return high, (low, high)
 
 
 def timestep_ends(timestep: Tensor) -> tuple[float, float]:

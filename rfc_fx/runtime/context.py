@@ -8,13 +8,14 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from rfc.bookkeeping import Book, ClockValues, Rule, continues
 from rfc.schedules.base import Schedule
 from rfc_fx.ir.phase import HOISTED_PHASES, PREFIX
 from rfc_fx.ir.program import CLOCK, Argument, ProgramSet
 from rfc_fx.ir.progress import is_over, mark_restart, read_book
+from rfc_fx.runtime.calls import picker
 from rfc_fx.runtime.hoisted import HoistedValues, conditioning_inputs
 from rfc_fx.runtime.readback import Readback
 
@@ -68,7 +69,8 @@ class Context:
         self._positions = {name: index for index, (_, name) in enumerate(compiled.placeholders)}
         self.timestep_index = None if compiled.timestep is None else self._positions[compiled.timestep]
         self.latent_index = latent_index(compiled)
-        self._conditioning = [(name, self._positions[name]) for name in conditioning_inputs(programs, compiled.timestep)]
+        self._conditioning = conditioning_inputs(programs, compiled.timestep)
+        self._conditioning_of = picker([self._positions[name] for name in self._conditioning])
         self.is_cuda = self.clock.is_cuda
         on_host = self.clock.device.type == "cpu"
         self._clock_memory = (ctypes.c_float * 3).from_address(self.clock.data_ptr()) if on_host else None
@@ -124,7 +126,8 @@ class Context:
         carries = [(index, name) for index, (kind, name) in own if kind == "carry"]
         if missing := [key for index, key in own if fixed[index] is None and key[0] not in ("input", "carry")]:
             raise KeyError(f"{program.phase}: nothing to pass for {missing}")
-        bound = self.bound[phase] = Bound(program.run, fixed, inputs, carries)
+        run = program.run.forward if isinstance(program.run, fx.GraphModule) else program.run  # nobody hooks a program of ours
+        bound = self.bound[phase] = Bound(run, fixed, inputs, carries)
         return bound
 
     def memory(self) -> dict[Argument, Tensor]:
@@ -136,7 +139,7 @@ class Context:
 
     def conditioning(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """What hoisted values depend on, besides the timestep."""
-        return {name: inputs[index] for name, index in self._conditioning}
+        return dict(zip(self._conditioning, self._conditioning_of(inputs), strict=True))
 
     def owned(self, results: Sequence[Tensor]) -> Sequence[Tensor]:
         """The results as the caller may keep them: those of a CUDA graph lie where its next run will write."""

@@ -67,7 +67,8 @@ class Driver:
                     self._learn(generation, context, rule)
                 if context.has_ended:
                     context.begin(Book())
-                place(generation, context, rule)
+                if generation.index is not None:
+                    place(generation, context, rule)
                 if context.is_cuda:
                     torch.compiler.cudagraph_mark_step_begin()
 
@@ -143,12 +144,11 @@ class Driver:
         Returns the plain model where hooks are on it for this call alone: it takes the call, and programs and state stay as they are.
         """
         is_other = self.programs.is_touched() or (self.may_have_changed and self.programs.has_changed())
-        if is_other or self.programs.is_empty:
+        if is_other:
             names, plain = self.programs.visitors()
             if names and plain is not None:
                 self.warned.of_visitors(names)
                 return plain
-        if is_other:
             self.programs.drop()
         self.may_have_changed = False
         return None
@@ -188,18 +188,19 @@ class Driver:
         decision = decide(context.book, rule, facts)
         if decision.begins and self.programs.has_changed():
             decision = decide(context.book, rule, facts._replace(model_changed=True))
+        schedule = rule.schedule
         if decision.sign != generation.sign:
             generation.sign = decision.sign
             if decision.sign < 0:
                 self.warned.of_rising()
             log.info("%s: the timestep %s from noise to image in this sampler", self.name, "rises" if decision.sign < 0 else "falls")
         if decision.begins:
-            self.warned.at_the_end(context.record(), context.schedule or rule.schedule)
+            self.warned.at_the_end(context.record(), context.schedule or schedule)
             context.begin(decision.book)
         else:
             context.book = decision.book
-        if rule.schedule.is_placed and decision.book.number == (rule.schedule.num_steps or 0) + 1:
-            self.warned.of_step(rule.schedule, decision.book.number)
+        if rule.last is not None and decision.book.number == rule.last + 1:
+            self.warned.of_step(schedule, decision.book.number)
         return decision
 
     def _begin_anew(self, context: Context, restart: Restart, reasons: list[Reason]) -> None:

@@ -29,6 +29,8 @@ def skip_own_frame(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not is_compiling():
+            return function(*args, **kwargs)
         if _capturing and threading.get_ident() not in _capturing:
             return function(*args, **kwargs)  # torch's wrapper takes the export of another thread for one of this call, and refuses
         return wrapped(*args, **kwargs)
@@ -36,6 +38,10 @@ def skip_own_frame(function: Callable[P, R]) -> Callable[P, R]:
     if skip_code is not None:
         skip_code(run.__code__)  # type: ignore[attr-defined]  # a function it is
     return run
+
+
+is_compiling: Callable[[], Any] = torch._C._dynamo.eval_frame.get_eval_frame_callback
+"""Whether torch.compile looks at frames that are called here: None where it does not."""
 
 
 _capturing: set[int] = set()

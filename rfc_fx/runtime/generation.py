@@ -95,7 +95,8 @@ class Generation:
         if again and self._latest is not None:
             lane = self._latest[0], call.key
         else:
-            self._arrive(call.timestep)
+            if not (self.is_opened and self._is_read and self.timetable is None):
+                self._arrive(call.timestep)
             lane = self._lane((self._group(call, sample) if name is None else name) + sample, call)
         context = self._lanes.get(lane)
         if context is None:
@@ -156,8 +157,10 @@ class Generation:
 
     def note(self, outputs: Sequence[Any]) -> None:
         """Take in what the latest call has given, where that tells which calls follow it."""
+        if self.is_opened or self.index is not None:
+            return
         floating = [each for each in outputs if isinstance(each, Tensor) and each.is_floating_point()]
-        if floating and not self.is_opened and self.index is None:
+        if floating:
             self._moments.note(floating[0])
 
     def beside(self, arguments: Sequence[Any], outputs: Sequence[Any]) -> None:
@@ -168,23 +171,23 @@ class Generation:
 
     def _group(self, call: Call, sample: str) -> str:
         """Name of a call that has none: conditional and unconditional calls get a lane each."""
-
-        def is_over(index: int) -> bool:
-            context = self._lanes.get((group_name(index) + sample, call.key))
-            if context is None:
-                return True
-            return context.is_over(self._value(call), self.sign)
-
         groups = self._groups.get((call.key, sample))
         if groups is None:
             groups = self._groups[call.key, sample] = ConditioningGroups(sys.maxsize if self.is_opened else MAX_GROUPS)
-        name = group_name(groups.find(call.conditioning, is_over))
-        if name + sample not in self._labels and (label := self._known.passes()) is not None:
+        if (index := groups.match(call.conditioning)) is None:
+            index = groups.add(call.conditioning, lambda index: self._is_free(index, sample, call))
+        name = group_name(index)
+        if self._known.passes is not None and name + sample not in self._labels and (label := self._known.passes()) is not None:
             taken = sum((each.partition("/")[0], of) == (label, sample) for each, of in self._labels.values())
             self._labels[name + sample] = label if not taken else f"{label}/{taken + 1}", sample
         if groups.made_room and (context := self._lanes.get((name + sample, call.key))) is not None:
             context.end()  # what another conditioning left is no beginning of this one
         return name
+
+    def _is_free(self, index: int, sample: str, call: Call) -> bool:
+        """Whether the lane of a group of conditionings is not in use, or its run is over."""
+        context = self._lanes.get((group_name(index) + sample, call.key))
+        return context is None or context.is_over(self._value(call), self.sign)
 
     def called(self, dtype: torch.dtype) -> Tensor | None:
         """The timesteps that the model is called with, as far as they are certain; None where they are not known."""

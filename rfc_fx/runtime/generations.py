@@ -87,8 +87,11 @@ class Generations:
 
     def of(self, call: Call, *, again: bool = False) -> tuple[Generation, Context]:
         """The generation of a call, and its context; `again`: of a call whose step begins anew."""
-        here = self._where()
+        here = self._here.get()
         generation = here.generation
+        if generation is not None and generation.has_ended:
+            here = _open(here)
+            generation = here.generation
         if generation is None:
             generation = self._own_of(owner := caller())
             if owner in self._recent:

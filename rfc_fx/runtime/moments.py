@@ -21,10 +21,8 @@ class Moment(NamedTuple):
 
     at: Any
     """The index in the timetable, else the timestep: as a number, or the tensor where it lies on a device."""
-    calls: int
-    """Calls there, so far."""
-    latent: Seen | None
-    """What was moved; None where calls at one timestep are lanes of their own."""
+    latent: Seen
+    """What was moved."""
 
     def is_at(self, at: Any) -> bool:
         """Whether that was at the same step."""
@@ -36,6 +34,8 @@ class Moments:
 
     def __init__(self) -> None:
         self._latest: dict[Lane, Moment] = {}
+        self._numbered: dict[Lane, tuple[Any, int]] = {}
+        """What a name was last called with, and how often, where somebody has opened the generation."""
         self._doubtful: dict[Lane, Any] = {}
         """Lanes that had two calls at one timestep with other latents, until a timestep above."""
         self._latents: dict[Key, int] = {}
@@ -48,10 +48,13 @@ class Moments:
 
     def numbered(self, lane: Lane, at: Any) -> Lane:
         """The lane of a call where somebody has opened the generation: the second call of a name at a timestep has a lane of its own."""
-        before = self._latest.get(lane)
-        count = before.calls + 1 if before is not None and before.is_at(at) else 1
-        self._latest[lane] = Moment(at, count, None)
-        return lane if count == 1 else (f"{lane[0]} #{count}", lane[1])
+        before = self._numbered.get(lane)
+        if before is None or (before[0] is not at and (isinstance(at, Tensor) or isinstance(before[0], Tensor) or before[0] != at)):
+            self._numbered[lane] = at, 1
+            return lane
+        count = before[1] + 1
+        self._numbered[lane] = at, count
+        return f"{lane[0]} #{count}", lane[1]
 
     def is_doubtful(self, lane: Lane, call: Call, at: Any, sign: int, repeats: bool) -> bool:
         """Whether a call may belong to another run than the one before: twice at one timestep, which the sampler is not known to do.
@@ -59,8 +62,8 @@ class Moments:
         `sign`: which way the timestep goes; the doubt ends where it moves back.
         """
         latent, before = self._latent(call), self._latest.get(lane)
-        self._latest[lane] = Moment(at, 1, Seen.now(latent, copied=False))
-        if before is not None and before.latent is not None and before.is_at(at) and not before.latent.equals(latent) and not repeats:
+        self._latest[lane] = Moment(at, Seen.now(latent, copied=False))
+        if before is not None and before.is_at(at) and not before.latent.equals(latent) and not repeats:
             self._doubtful[lane] = at
         elif lane in self._doubtful and not isinstance(at, Tensor) and sign * at > sign * self._doubtful[lane]:
             del self._doubtful[lane]
@@ -91,7 +94,7 @@ class Moments:
 
     def drop(self, keys: Collection[Key]) -> None:
         """Forget the lanes of program sets that are gone."""
-        for lanes in (self._latest, self._doubtful, self._runs):
+        for lanes in (self._latest, self._numbered, self._doubtful, self._runs):
             for lane in [lane for lane in lanes if lane[1] in keys]:
                 del lanes[lane]
         for key in keys:

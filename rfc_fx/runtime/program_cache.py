@@ -38,11 +38,6 @@ _CAPTURES = threading.RLock()
 class ProgramSource(Protocol):
     """Where a driver has its programs from."""
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there are no programs yet."""
-        ...
-
     def recognise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The call with the programs for it."""
         ...
@@ -52,7 +47,7 @@ class ProgramSource(Protocol):
         ...
 
     def is_touched(self) -> bool:
-        """The same, cheap enough to be asked before every step; it may miss what `has_changed` sees."""
+        """The same, cheap enough to be asked before every step; it may miss what `has_changed` sees. True where there are no programs."""
         ...
 
     def visitors(self) -> tuple[list[str], Callable[..., Any] | None]:
@@ -104,11 +99,6 @@ class ProgramCache:
         return iter(self._sets.values())
 
     @property
-    def is_empty(self) -> bool:
-        """Whether nothing is captured."""
-        return not self._sets
-
-    @property
     def latest(self) -> BuiltSet:
         """The set used last. RFCError when nothing was captured."""
         if not self._sets:
@@ -119,7 +109,16 @@ class ProgramCache:
         """The call with its programs; one that is written as an earlier one was, and differs in values alone, is recognised at once."""
         if self._model.training:
             raise RFCError(f"{self._name} is in training mode; call .eval() first: dropout is not part of a cached step")
+        if (call := self._known(args, kwargs)) is not None:
+            return call
         args, kwargs = with_tensor(args, kwargs, self._timestep, self._timestep_position)
+        if (call := self._known(args, kwargs)) is not None:
+            return call
+        with _CAPTURES, self._lock:  # several threads may make the first call: one captures, the others wait
+            return self._taken_apart(args, kwargs)
+
+    def _known(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        """The call, where it is written as an earlier one was."""
         for pattern in self._patterns:
             written = pattern.match(args, kwargs)
             if written is None:
@@ -128,10 +127,13 @@ class ProgramCache:
             decided = self._decided.get(key)
             if decided is None or (decided and not self._holds(key, [written[index] for index in pattern.leaves])):
                 continue
-            if (built := self._use(key)) is not None:
-                return pattern.call(built, written)
-        with _CAPTURES, self._lock:  # several threads may make the first call: one captures, the others wait
-            return self._taken_apart(args, kwargs)
+            built = self._sets.get(key) if key == self._last else self._use(key)
+            if built is not None:
+                when = None if pattern.timestep is None else written[pattern.timestep]
+                return Call(
+                    key, built, pattern.inputs_of(written), dict(zip(pattern.names, pattern.conditioning_of(written), strict=True)), when
+                )
+        return None
 
     def _taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         try:
@@ -207,8 +209,8 @@ class ProgramCache:
         return self._watch.has_changed_at_all() or fingerprint(self._model) != self._fingerprint
 
     def is_touched(self) -> bool:
-        """Whether hooks, processors, scales or flags of the model are others than at capture."""
-        return self._watch is not None and self._watch.has_changed()
+        """Whether hooks, processors, scales or flags of the model are others than at capture, or nothing is captured."""
+        return self._watch is None or self._watch.has_changed()
 
     def visitors(self) -> tuple[list[str], Callable[..., Any] | None]:
         """Names of the hooks that a guider has put on the model for this call alone, and the plain model, which takes it."""

@@ -48,7 +48,7 @@ class Known:
         self._source: weakref.ref[Any] | None = None
         self._said: tuple[Tensor, Tensor | None] | None = None
         self._stage: Stage | None = None
-        self.passes: Callable[[], str | None] = lambda: None
+        self.passes: Callable[[], str | None] | None = None
         """What a guider says of the pass that it prepares: "cond", "uncond", or nothing."""
 
     def prepare(self, timesteps: Tensor | None) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from rfc_fx.errors import RFCError
 from rfc_fx.ir.plan import Plan
 from rfc_fx.runtime.compiled_runs import CompiledRuns
 from rfc_fx.runtime.driver import Driver, Run
-from rfc_fx.runtime.dynamo import skip_own_frame
+from rfc_fx.runtime.dynamo import is_compiling, skip_own_frame
 from rfc_fx.runtime.generation import Generation
 from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.program_cache import ProgramSource
@@ -34,28 +35,8 @@ from rfc_fx.runtime.timetable import said
 log = logging.getLogger("rfc_fx")
 
 
-class Step:
-    """A step under way: the program that is due, or the output."""
-
-    __slots__ = ("_order", "arguments", "output", "run")
-
-    def __init__(self, order: Generator[Run, Any, Any]) -> None:
-        self._order = order
-        self.run: Callable[..., Any] | None = None
-        self.arguments: list[Tensor] = []
-        self.output: Any = None
-        self.send(None)
-
-    def send(self, results: Any) -> None:
-        """Take what the program returned, and turn to the next; `run` is None when the step is done."""
-        try:
-            self.run, self.arguments = self._order.send(results)
-        except StopIteration as done:
-            self.run, self.output = None, done.value
-
-    def fail(self, error: BaseException) -> None:
-        """The program that was due has failed, or the step itself: the step ends, and says what there is to say; raises."""
-        self._order.throw(error)
+Order = Generator[Run, Any, Any]
+"""A step under way: yields what to run, is sent the results."""
 
 
 class StepModel(nn.Module):
@@ -93,20 +74,32 @@ class StepModel(nn.Module):
 
         Only the programs are frames for torch.compile; the few lines between them are the host's.
         """
-        with torch.no_grad() if torch.is_grad_enabled() else _NOTHING:
-            begin = None if self.stopwatch is None else self.stopwatch.now()
-            step = self._start(args, kwargs)
-            try:
-                while step.run is not None:
-                    run = step.run if self._compiled is None else self._compiled.of(step.run)
-                    self._resume(step, run(*step.arguments))
-            except BaseException as error:
-                error.add_note(f"{self.model_name}: raised by a program that was captured from the model")
-                self._fail(step, error)
-                raise
-            if self.stopwatch is not None:
-                self.stopwatch.note(begin, self.stats.phases[-1])
-            return step.output
+        stopwatch, compiled = self.stopwatch, self._compiled
+        begin = None if stopwatch is None else stopwatch.now()
+        order: Order = self.driver.step(args, kwargs)
+        turn = order.send if is_compiling() is None else functools.partial(self._turn, order)
+        if is_recording := torch.is_grad_enabled():
+            torch._C._set_grad_enabled(False)
+        try:
+            run, arguments = turn(None)
+            while True:
+                if compiled is not None:
+                    run = compiled.of(run)
+                try:
+                    results = run(*arguments)
+                except BaseException as error:
+                    error.add_note(f"{self.model_name}: raised by a program that was captured from the model")
+                    self._fail(order, error)
+                    raise
+                run, arguments = turn(results)
+        except StopIteration as done:
+            output = done.value
+        finally:
+            if is_recording:
+                torch._C._set_grad_enabled(True)
+        if stopwatch is not None:
+            stopwatch.note(begin, self.stats.phases[-1])
+        return output
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile every program at its first run, with these arguments of torch.compile; what lies between them, and hooks, stay Python.
@@ -121,16 +114,14 @@ class StepModel(nn.Module):
         return None if self._compiled is None else self._compiled.settings
 
     @torch.compiler.disable
-    def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
-        return Step(self.driver.step(args, kwargs))
+    def _turn(self, order: Order, results: Any) -> Run:
+        """Hand over what the program returned, and turn to the next; StopIteration with the model's output when the step is done."""
+        return order.send(results)
 
     @torch.compiler.disable
-    def _resume(self, step: Step, results: Any) -> None:
-        step.send(results)
-
-    @torch.compiler.disable
-    def _fail(self, step: Step, error: BaseException) -> None:
-        step.fail(error)
+    def _fail(self, order: Order, error: BaseException) -> None:
+        """The program that was due has failed: the step ends, and says what there is to say; raises."""
+        order.throw(error)
 
     # ---- what the user asks ------------------------------------------------------------------------------------------
 
@@ -241,6 +232,3 @@ def _caller_of(model: weakref.ref[StepModel]) -> Callable[..., Any]:
         return model()(*args, **kwargs)  # type: ignore[misc]  # a generation's model is there
 
     return call
-
-
-_NOTHING = nullcontext()
