@@ -160,6 +160,12 @@ class CallPattern:
                 return None
         return written
 
+    def call(self, compiled: ProgramSet, written: Sequence[Any]) -> Call:
+        """The call of these arguments."""
+        conditioning = dict(zip(self.names, self.conditioning_of(written), strict=True))
+        when = None if self.timestep is None else written[self.timestep]
+        return Call(self.key, compiled, self.inputs_of(written), conditioning, when)
+
 
 def on_host(value: Any) -> bool:
     """Whether a timestep can be looked at without waiting for a device."""

@@ -19,6 +19,7 @@ from rfc_export.errors import BackendError, ExportError, short
 from rfc_export.manifest import WEIGHTS
 from rfc_export.onnx.libraries import OPSET, imported
 from rfc_export.onnx.optimizer import optimize
+from rfc_export.onnx.registry import read_once
 from rfc_export.portable import STEP, Portable
 from rfc_export.specs import ProgramSpec, TensorSpec
 
@@ -118,7 +119,7 @@ def _exported(program: Portable) -> Any:
         reads_weight = any(value is not None and value.is_initializer() and value.name in program.weights for value in node.inputs)
         return False if reads_weight else None
 
-    with torch.no_grad(), warnings.catch_warnings(), _quiet():
+    with torch.no_grad(), warnings.catch_warnings(), _quiet(), read_once():
         warnings.simplefilter("ignore")
         # not strict, torch.cond would be traced apart from the rest, its shapes taken to be dynamic
         exported = torch.export.export(program.module, program.examples, strict=program.phase == STEP)
