@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -16,18 +17,18 @@ from rfc_fx.runtime.calls import signature
 
 
 @contextmanager
-def captured_once(captures: dict[Any, Any] | None = None) -> Iterator[None]:
+def captured_once(captures: dict[Any, Any] | None = None, alike: Callable[[torch.nn.Module], Any] = lambda model: model) -> Iterator[None]:
     """Transform a model as often as one likes for the price of one capture: no later stage changes the captured graph.
 
-    `captures`: those made before, to which new ones are added.
+    `captures`: those made before, to which new ones are added; `alike`: equal for models that share a graph, each with its own weights.
     """
     held: dict[Any, Any] = {} if captures is None else captures
 
     def once(model: torch.nn.Module, arguments: dict[str, Any]) -> Any:
-        key = model, signature(arguments, model)[0]
+        key = alike(model), signature(arguments, model)[0]
         if key not in held:
             held[key] = capture(model, arguments)
-        return held[key]
+        return held[key] if held[key].model is model else replace(held[key], model=model)
 
     with mock.patch.object(build, "capture", once):
         yield

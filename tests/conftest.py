@@ -39,30 +39,32 @@ def captures() -> dict[Any, Any]:
 
 @pytest.fixture(scope="module")
 def captured_once(captures: dict[Any, Any]) -> Iterator[None]:
-    """All transformations of one model share its capture, in all files that use this."""
+    """Transformations of models that are alike share one capture, in all files that use this."""
+    from alike import alike
+
     from benchmarks.capturing import captured_once
 
-    with captured_once(captures):
+    with captured_once(captures, alike):
         yield
 
 
 @pytest.fixture(scope="session")
-def two_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the digits model with its first two blocks."""
+def one_block(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the digits model with its first block."""
     from small_digits import first_blocks
 
     folder = tmp_path_factory.mktemp("models") / "digits"
-    for part in first_blocks(2):
+    for part in first_blocks(1):
         part.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
-def few_blocks(two_blocks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line's model "digits" has two blocks: a quarter of the time to trace."""
+def few_blocks(one_block: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line's model "digits" has one block: an eighth of the time to trace."""
     from rfc_fx.tools import load
 
-    monkeypatch.setitem(load.SHIPPED, "digits", two_blocks)
+    monkeypatch.setitem(load.SHIPPED, "digits", one_block)
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """The shipped digits model with its first blocks alone."""
 
+from functools import cache
 from typing import Any
 
 from rfc_fx.zoo import load_digits
+from rfc_fx.zoo.digits_pipeline import DigitsPipeline
 
 
 def first_blocks(number: int) -> tuple[Any, Any]:
@@ -11,3 +13,16 @@ def first_blocks(number: int) -> tuple[Any, Any]:
     model.transformer_blocks = model.transformer_blocks[:number]
     model.register_to_config(num_layers=number)
     return model, scheduler
+
+
+def small_pipeline() -> DigitsPipeline:
+    """A pipeline of the first block; all have the same one, and a scheduler of their own."""
+    blocks, scheduler = _first_block()
+    pipe = DigitsPipeline(blocks, type(scheduler).from_config(scheduler.config))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@cache
+def _first_block() -> tuple[Any, Any]:
+    return first_blocks(1)

@@ -68,6 +68,11 @@ class EngineCalls:
         """Never."""
         return False
 
+    @property
+    def is_empty(self) -> bool:
+        """Never."""
+        return False
+
     def visitors(self) -> tuple[list[str], None]:
         """None: there is no model to put hooks on."""
         return [], None

@@ -31,6 +31,13 @@ class Bound(NamedTuple):
     carries: list[tuple[int, str]]
     """(index of the argument, name of the carry)."""
 
+    def direct(self) -> Callable[..., Any]:
+        """What runs the program: its forward, without the ten frames of a module's call, unless somebody has put hooks on it."""
+        run = self.run
+        if not isinstance(run, fx.GraphModule) or run._forward_pre_hooks or run._forward_hooks:
+            return run
+        return run.forward  # type: ignore[no-any-return]
+
     def arguments(self, inputs: Sequence[Tensor], carries: Mapping[str, Tensor]) -> list[Tensor]:
         """The arguments of one step."""
         arguments = self.fixed.copy()
@@ -126,8 +133,7 @@ class Context:
         carries = [(index, name) for index, (kind, name) in own if kind == "carry"]
         if missing := [key for index, key in own if fixed[index] is None and key[0] not in ("input", "carry")]:
             raise KeyError(f"{program.phase}: nothing to pass for {missing}")
-        run = program.run.forward if isinstance(program.run, fx.GraphModule) else program.run  # nobody hooks a program of ours
-        bound = self.bound[phase] = Bound(run, fixed, inputs, carries)
+        bound = self.bound[phase] = Bound(program.run, fixed, inputs, carries)
         return bound
 
     def memory(self) -> dict[Argument, Tensor]:

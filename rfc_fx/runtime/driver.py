@@ -144,11 +144,12 @@ class Driver:
         Returns the plain model where hooks are on it for this call alone: it takes the call, and programs and state stay as they are.
         """
         is_other = self.programs.is_touched() or (self.may_have_changed and self.programs.has_changed())
-        if is_other:
+        if is_other or self.programs.is_empty:
             names, plain = self.programs.visitors()
             if names and plain is not None:
                 self.warned.of_visitors(names)
                 return plain
+        if is_other:
             self.programs.drop()
         self.may_have_changed = False
         return None
@@ -216,7 +217,7 @@ class Driver:
     def _call(self, context: Context, phase: str, inputs: Sequence[Tensor], carries: dict[str, Tensor]) -> Run:
         context.running = phase
         bound = context.bound.get(phase) or context.bind(phase, self.rules.for_tokens(context.compiled.device))
-        return bound.run, bound.arguments(inputs, carries)
+        return bound.direct(), bound.arguments(inputs, carries)
 
     def _speculates(self, context: Context, rule: Rule) -> bool:
         """Whether ESTIMATE runs while the decision travels to the host."""

@@ -38,6 +38,11 @@ _CAPTURES = threading.RLock()
 class ProgramSource(Protocol):
     """Where a driver has its programs from."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no programs yet."""
+        ...
+
     def recognise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The call with the programs for it."""
         ...
@@ -47,7 +52,7 @@ class ProgramSource(Protocol):
         ...
 
     def is_touched(self) -> bool:
-        """The same, cheap enough to be asked before every step; it may miss what `has_changed` sees. True where there are no programs."""
+        """The same, cheap enough to be asked before every step; it may miss what `has_changed` sees."""
         ...
 
     def visitors(self) -> tuple[list[str], Callable[..., Any] | None]:
@@ -97,6 +102,11 @@ class ProgramCache:
 
     def __iter__(self) -> Iterator[BuiltSet]:
         return iter(self._sets.values())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is captured."""
+        return not self._sets
 
     @property
     def latest(self) -> BuiltSet:
@@ -209,8 +219,8 @@ class ProgramCache:
         return self._watch.has_changed_at_all() or fingerprint(self._model) != self._fingerprint
 
     def is_touched(self) -> bool:
-        """Whether hooks, processors, scales or flags of the model are others than at capture, or nothing is captured."""
-        return self._watch is None or self._watch.has_changed()
+        """Whether hooks, processors, scales or flags of the model are others than at capture."""
+        return self._watch is not None and self._watch.has_changed()
 
     def visitors(self) -> tuple[list[str], Callable[..., Any] | None]:
         """Names of the hooks that a guider has put on the model for this call alone, and the plain model, which takes it."""

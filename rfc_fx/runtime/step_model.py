@@ -76,8 +76,9 @@ class StepModel(nn.Module):
         """
         stopwatch, compiled = self.stopwatch, self._compiled
         begin = None if stopwatch is None else stopwatch.now()
-        order: Order = self.driver.step(args, kwargs)
-        turn = order.send if is_compiling() is None else functools.partial(self._turn, order)
+        is_seen = is_compiling() is not None
+        order: Order = self._begin(args, kwargs) if is_seen else self.driver.step(args, kwargs)
+        turn = functools.partial(self._turn, order) if is_seen else order.send
         if is_recording := torch.is_grad_enabled():
             torch._C._set_grad_enabled(False)
         try:
@@ -112,6 +113,10 @@ class StepModel(nn.Module):
     def compile_settings(self) -> Mapping[str, Any] | None:
         """The keyword arguments with which programs are compiled; None where they are not, or a wrapper compiles them."""
         return None if self._compiled is None else self._compiled.settings
+
+    @torch.compiler.disable
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Order:
+        return self.driver.step(args, kwargs)
 
     @torch.compiler.disable
     def _turn(self, order: Order, results: Any) -> Run:

@@ -18,7 +18,7 @@ from rfc_export.parity import TOLERANCE
 from rfc_export.specs import CallSpec, LeafSpec
 from rfc_fx.errors import SignatureError
 
-pytestmark = pytest.mark.onnx
+pytestmark = [pytest.mark.onnx, pytest.mark.usefixtures("captured_once")]
 
 METHOD = rfc.RFC(tau=0.3)
 

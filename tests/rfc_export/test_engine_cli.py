@@ -28,7 +28,7 @@ from rfc_fx.tools.arguments import OptionError
 from rfc_fx.tools.load import load_scheduler, load_transformer
 from rfc_fx.zoo import DIGITS, digits_noise, sample
 
-pytestmark = pytest.mark.onnx
+pytestmark = [pytest.mark.onnx, pytest.mark.usefixtures("captured_once")]
 
 TAU, STEPS = 0.3, 12
 FILES = ["images.png", "schedule.png", "summary.json"]

@@ -35,8 +35,8 @@ METHODS: dict[str, rfc.Method] = {
     "duca": rfc.DuCa(interval=3, parts=2, num_steps=STEPS, ratio=0.2),
 }
 
-FAST = ("duca", "chebyshev")
-"""One for each way in which an engine's steps differ; one that remembers every step runs as one conditional step."""
+FAST = ("duca",)
+"""More than two phases, some of them for some tokens; a list is in the tests of sets, a rule that remembers every step in one below."""
 
 by_method = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in METHODS]
 

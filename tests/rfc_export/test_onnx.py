@@ -35,7 +35,7 @@ from rfc_export.parity import TOLERANCE, compare
 from rfc_export.parity import moved as moved_call
 
 pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
-pytestmark = pytest.mark.onnx
+pytestmark = [pytest.mark.onnx, pytest.mark.usefixtures("captured_once")]
 
 CPU = torch.device("cpu")
 METHOD = rfc.RFC(tau=0.15)

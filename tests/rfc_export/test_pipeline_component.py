@@ -20,7 +20,7 @@ from rfc_fx.errors import RFCError, SignatureError
 from rfc_fx.tools.inputs import pipeline_inputs
 
 pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
-pytestmark = pytest.mark.onnx
+pytestmark = [pytest.mark.onnx, pytest.mark.usefixtures("captured_once")]
 
 Pipeline = tuple[Any, Callable[..., dict[str, Any]]]
 

@@ -11,7 +11,7 @@ import torch
 import torch._dynamo.testing
 from accelerate.hooks import ModelHook, add_hook_to_module
 from pipelines import PIPELINES, run
-from small_digits import first_blocks
+from small_digits import small_pipeline as digits
 from tolerances import WHOLE_CALL
 from torch import Tensor, nn
 
@@ -22,21 +22,11 @@ from rfc_fx.pipelines.accelerated import SpeedupWarning
 from rfc_fx.pipelines.choices import REPEATS, chosen
 from rfc_fx.pipelines.step_times import StepTimes
 from rfc_fx.runtime.stopwatch import Stopwatch
-from rfc_fx.zoo.digits_pipeline import DigitsPipeline
 
 SHOWN = ("dit", "sd3", "flux", "wan")
 
 
 pytestmark = pytest.mark.usefixtures("captured_once")
-
-BLOCKS, SCHEDULER = first_blocks(2)
-
-
-def digits() -> Any:
-    """Two blocks of the shipped model; every pipeline has the same ones."""
-    pipe = DigitsPipeline(BLOCKS, type(SCHEDULER).from_config(SCHEDULER.config))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def drawn(pipe: Any, steps: int = 10, seed: int = 0) -> Tensor:

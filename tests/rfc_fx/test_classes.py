@@ -22,7 +22,10 @@ STRUCTURES = {
 }
 
 
-SLOWER = ("ChromaTransformer2DModel", "WanVACETransformer3DModel", "NucleusMoEImageTransformer2DModel", "HunyuanDiT2DModel")
+SLOWER = (
+    *("ChromaTransformer2DModel", "WanVACETransformer3DModel", "NucleusMoEImageTransformer2DModel", "HunyuanDiT2DModel"),
+    *("AuraFlowTransformer2DModel", "Cosmos3OmniTransformer"),
+)
 """Those that take longest, with the slow tests."""
 
 
@@ -55,7 +58,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [pytest.param(*pair, marks=pytest.mark.slow if pair[0].startswith("Kandinsky") else ()) for pair in REFUSED.items()]
+    ("name", "said"), [pytest.param(*pair, marks=() if pair[0].startswith("HiDream") else pytest.mark.slow) for pair in REFUSED.items()]
 )
 def test_a_forward_that_no_program_can_take_over_is_refused_with_what_stands_in_the_way(name: str, said: tuple[str, ...]) -> None:
     (error,) = check(all_specs()[name], meta=False, compiles=False).errors

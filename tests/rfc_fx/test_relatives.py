@@ -24,7 +24,7 @@ PICTURE = torch.linspace(0, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
 
 def digits() -> tuple[Any, Prompt]:
     """Two blocks of the shipped model."""
-    model, scheduler = first_blocks(2)
+    model, scheduler = first_blocks(1)
     return DigitsPipeline(model, scheduler), lambda *_: {"class_labels": [3, 8]}
 
 

@@ -45,11 +45,11 @@ def scale_in_a_dictionary(model: Any) -> None:
 
 
 def hook(model: Any) -> None:
-    model.transformer_blocks[1].register_forward_hook(lambda module, args, result: tuple(part * 1.5 for part in result))
+    model.transformer_blocks[0].register_forward_hook(lambda module, args, result: tuple(part * 1.5 for part in result))
 
 
 def replaced_module(model: Any) -> None:
-    model.transformer_blocks[1] = model.transformer_blocks[0]
+    model.transformer_blocks[0].ff = model.transformer_blocks[0].ff_context
 
 
 def replaced_forward(model: Any) -> None:
@@ -66,7 +66,7 @@ CHANGES = (sharpen, scale, scale_in_a_list, scale_in_a_dictionary, adapter_scale
 
 
 def test_a_change_between_two_steps_is_honoured_in_the_next() -> None:
-    model, kwargs = FAMILIES["flux"]()
+    model, kwargs = FAMILIES["flux"](layers=1)
     model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v", "to_k"], init_lora_weights=False), "style")  # type: ignore[operator]
     cached = rfc_fx.transform(model.eval(), rfc.FORA(interval=2))
     with torch.no_grad(), cached.generation():
@@ -81,7 +81,7 @@ def test_a_change_between_two_steps_is_honoured_in_the_next() -> None:
 
 
 def test_what_stays_equal_is_no_change() -> None:
-    model, kwargs = FAMILIES["flux"]()
+    model, kwargs = FAMILIES["flux"](layers=1)
     sharpen(model)
     cached = rfc_fx.transform(model, rfc.FORA(interval=4))
     with torch.no_grad(), cached.generation() as generation:

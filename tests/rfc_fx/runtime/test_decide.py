@@ -129,6 +129,10 @@ class World:
     def is_touched(self) -> bool:
         return False
 
+    @property
+    def is_empty(self) -> bool:
+        return False
+
     def visitors(self) -> tuple[list[str], None]:
         return [], None
 

@@ -40,7 +40,7 @@ def draw(model: Any, call: dict[str, Any], blocks: str = "transformer_blocks", s
 
 @pytest.mark.parametrize("blocks", [pytest.param("transformer_blocks", marks=pytest.mark.slow), "model.transformer_blocks"])
 def test_calls_with_hooks_are_the_models_own_and_the_others_are_cached(blocks: str) -> None:
-    model, call = FAMILIES["sd3"](layers=4)
+    model, call = FAMILIES["sd3"](layers=3)
     plain = draw(model, call)
     cached = rfc_fx.transform(model, rfc.FORA(interval=1000))
     with pytest.warns(rfc_fx.ForeignHooksWarning, match=SKIPS):
@@ -64,7 +64,7 @@ class Guided(DiffusionPipeline):
 
 
 def test_a_pipeline_with_a_guider_is_accelerated() -> None:
-    model, call = FAMILIES["sd3"](layers=4)
+    model, call = FAMILIES["sd3"](layers=3)
     plain = draw(model, call)
     pipe = Guided(model, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
     rfc_fx.accelerate(pipe, rfc.FORA(interval=1), compile=False)

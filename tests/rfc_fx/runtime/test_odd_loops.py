@@ -7,11 +7,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from sampler_loops import LISTED, Loop, tiny
+from small_digits import small_pipeline as digits
 from torch import Tensor
 
 import rfc
 import rfc_fx
-from rfc_fx.zoo import digits
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 
@@ -93,7 +93,6 @@ def test_one_scheduler_that_two_pipelines_follow_is_read_by_each_as_it_stands() 
 
 
 def draw(pipe: Any, label: int, steps: int) -> Tensor:
-    pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(label)
     latents: Tensor = pipe([label], num_inference_steps=steps, generator=generator, output_type="latent").images
     return latents
