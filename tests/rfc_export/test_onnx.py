@@ -146,7 +146,7 @@ def test_full_writes_beside_the_old_state_and_the_two_change_places(onnx_digits:
             if engine.stats.phases[-1] == "ESTIMATE":  # its session reads the state where it lies
                 bound = engine.programs["ESTIMATE"].call._bound
                 assert {name: bound[f"state:{name}"] for name in read if f"state:{name}" in bound}.items() <= read.items()
-                assert sum(f"state:{name}" in bound for name in read) > 10
+                assert sum(f"state:{name}" in bound for name in read) > 5
     phases = engine.stats.phases
     assert set(phases) == {"FULL", "ESTIMATE"}
     assert len(set(seen)) == 2
