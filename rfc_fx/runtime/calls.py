@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from rfc.conditioning import conditioning
 from rfc_fx.errors import SignatureError
 from rfc_fx.ir.program import ProgramSet
 from rfc_fx.ir.surroundings import surroundings
+from rfc_fx.runtime.picking import Pick, picker
 
 Key = int
 """Integer id of a program set; cheaper to hash than a call signature."""
@@ -85,16 +85,6 @@ def new_call(key: Key, compiled: ProgramSet, leaves: list[Any], arguments: Mappi
     """A call that was taken apart."""
     when = arguments.get(timestep) if timestep is not None else None
     return Call(key, compiled, compiled.inputs(leaves), conditioning(arguments, compiled.latent, timestep), when)
-
-
-Pick = Callable[[Sequence[Any]], Sequence[Any]]
-
-
-def picker(indices: Sequence[int]) -> Pick:
-    """What takes the items at these indices, without a line of Python where there are two or more."""
-    if len(indices) > 1:
-        return itemgetter(*indices)
-    return (lambda written: (written[indices[0]],)) if indices else (lambda written: ())
 
 
 @dataclass(frozen=True)

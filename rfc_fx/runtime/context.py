@@ -15,8 +15,8 @@ from rfc.schedules.base import Schedule
 from rfc_fx.ir.phase import HOISTED_PHASES, PREFIX
 from rfc_fx.ir.program import CLOCK, Argument, ProgramSet
 from rfc_fx.ir.progress import is_over, mark_restart, read_book
-from rfc_fx.runtime.calls import picker
 from rfc_fx.runtime.hoisted import HoistedValues, conditioning_inputs
+from rfc_fx.runtime.picking import picker
 from rfc_fx.runtime.readback import Readback
 
 
@@ -36,7 +36,7 @@ class Bound(NamedTuple):
         run = self.run
         if not isinstance(run, fx.GraphModule) or run._forward_pre_hooks or run._forward_hooks:
             return run
-        return run.forward  # type: ignore[no-any-return]
+        return run.forward
 
     def arguments(self, inputs: Sequence[Tensor], carries: Mapping[str, Tensor]) -> list[Tensor]:
         """The arguments of one step."""

@@ -67,8 +67,7 @@ class Driver:
                     self._learn(generation, context, rule)
                 if context.has_ended:
                     context.begin(Book())
-                if generation.index is not None:
-                    place(generation, context, rule)
+                place(generation, context, rule)
                 if context.is_cuda:
                     torch.compiler.cudagraph_mark_step_begin()
 
@@ -189,19 +188,18 @@ class Driver:
         decision = decide(context.book, rule, facts)
         if decision.begins and self.programs.has_changed():
             decision = decide(context.book, rule, facts._replace(model_changed=True))
-        schedule = rule.schedule
         if decision.sign != generation.sign:
             generation.sign = decision.sign
             if decision.sign < 0:
                 self.warned.of_rising()
             log.info("%s: the timestep %s from noise to image in this sampler", self.name, "rises" if decision.sign < 0 else "falls")
         if decision.begins:
-            self.warned.at_the_end(context.record(), context.schedule or schedule)
+            self.warned.at_the_end(context.record(), context.schedule or rule.schedule)
             context.begin(decision.book)
         else:
             context.book = decision.book
         if rule.last is not None and decision.book.number == rule.last + 1:
-            self.warned.of_step(schedule, decision.book.number)
+            self.warned.of_step(rule.schedule, decision.book.number)
         return decision
 
     def _begin_anew(self, context: Context, restart: Restart, reasons: list[Reason]) -> None:

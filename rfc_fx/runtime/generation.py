@@ -157,10 +157,11 @@ class Generation:
 
     def note(self, outputs: Sequence[Any]) -> None:
         """Take in what the latest call has given, where that tells which calls follow it."""
-        if self.is_opened or self.index is not None:
-            return
-        floating = [each for each in outputs if isinstance(each, Tensor) and each.is_floating_point()]
-        if floating:
+        if (
+            not self.is_opened
+            and self.index is None
+            and (floating := [x for x in outputs if isinstance(x, Tensor) and x.is_floating_point()])
+        ):
             self._moments.note(floating[0])
 
     def beside(self, arguments: Sequence[Any], outputs: Sequence[Any]) -> None:
@@ -171,8 +172,7 @@ class Generation:
 
     def _group(self, call: Call, sample: str) -> str:
         """Name of a call that has none: conditional and unconditional calls get a lane each."""
-        groups = self._groups.get((call.key, sample))
-        if groups is None:
+        if (groups := self._groups.get((call.key, sample))) is None:
             groups = self._groups[call.key, sample] = ConditioningGroups(sys.maxsize if self.is_opened else MAX_GROUPS)
         if (index := groups.match(call.conditioning)) is None:
             index = groups.add(call.conditioning, lambda index: self._is_free(index, sample, call))
