@@ -157,12 +157,9 @@ class Generation:
 
     def note(self, outputs: Sequence[Any]) -> None:
         """Take in what the latest call has given, where that tells which calls follow it."""
-        if (
-            not self.is_opened
-            and self.index is None
-            and (floating := [x for x in outputs if isinstance(x, Tensor) and x.is_floating_point()])
-        ):
-            self._moments.note(floating[0])
+        if not self.is_opened and self.index is None:
+            for output in [each for each in outputs if isinstance(each, Tensor) and each.is_floating_point()][:1]:
+                self._moments.note(output)
 
     def beside(self, arguments: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Take in what the model gave for a call that is part of no lane, made with the latent of the latest call."""
