@@ -37,7 +37,7 @@ def use_in_every_way(cached: rfc_fx.CachedModel, compiled: Any, plain: rfc_fx.Ca
 
 
 @pytest.mark.usefixtures("no_recompiles")
-@pytest.mark.parametrize("family", ["dit", "flux", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wan", "pixart", "sd3"))])
+@pytest.mark.parametrize("family", ["dit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flux", "wan", "pixart", "sd3"))])
 def test_law_5_host_dispatch_compiles_one_frame_per_phase(family: str) -> None:
     model, kwargs = shared_model(family)
     cached, plain = (rfc_fx.transform(model, rfc.RFC(tau=0.3)) for _ in range(2))

@@ -133,7 +133,7 @@ def calls_of(kwargs: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.compile
 def test_phases_that_come_late_in_a_generation_are_compiled_before_counting() -> None:
     method = rfc.DuCa(num_steps=50)  # FULL, PARTIAL and REUSE
-    model, kwargs = FAMILIES["dit"]()
+    model, kwargs = FAMILIES["dit"](layers=1)
     cached = rfc_fx.transform(model, method, example_inputs=kwargs)
     variant = TimedVariant("late", torch.compile(cached, backend="eager", fullgraph=True), cached)
     calls = [moved(kwargs, step, 50) for step in range(50)]

@@ -40,7 +40,7 @@ def test_every_slot_begins_at_a_multiple_of_16_bytes(name: str, family: str) -> 
     assert {slot: tensor.data_ptr() % ALIGNMENT for slot, tensor in (slots | pools).items()} == dict.fromkeys(slots | pools, 0)
 
 
-@pytest.mark.parametrize("name", ["taylor", "sketched int8"])
+@pytest.mark.parametrize("name", [pytest.param("taylor", marks=pytest.mark.slow), "sketched int8"])
 def test_no_program_is_left_out_of_cuda_graphs_for_what_it_writes(name: str) -> None:
     """Every program goes through AOTAutograd as Inductor calls it; then torch's own two questions before it records a graph."""
     model, kwargs = shared_model("dit")

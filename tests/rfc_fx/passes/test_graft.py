@@ -40,7 +40,7 @@ def dit(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return model, kwargs, random_predictor(model, tmp_path_factory.mktemp("predictor"), 16, BLOCKS)
 
 
-@pytest.mark.parametrize("family", ["dit", "pixart", pytest.param("wan", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["dit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pixart", "wan"))])
 def test_laws_1_and_2_all_full_is_the_model_and_twin_guarded_host_and_cond_agree(family: str, tmp_path: Path) -> None:
     model, kwargs = shared_model(family, layers=LAYERS)
     folder = random_predictor(model, tmp_path, CHANNELS[family], BLOCKS)
@@ -83,7 +83,7 @@ def reference(cached: rfc_fx.CachedModel, kwargs: dict[str, Any]) -> list[torch.
 
 
 @pytest.mark.usefixtures("no_recompiles")
-@pytest.mark.parametrize("dispatch", ["host", "cond"])
+@pytest.mark.parametrize("dispatch", ["host", pytest.param("cond", marks=pytest.mark.slow)])
 def test_law_5_one_frame_per_phase_without_a_break_whatever_the_list(dit: Any, dispatch: Any) -> None:
     model, kwargs, folder = dit
     torch._dynamo.reset()

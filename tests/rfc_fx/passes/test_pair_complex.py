@@ -148,6 +148,7 @@ def test_a_complex_argument_is_read_as_pairs(conj: bool) -> None:
 
 
 @pytest.mark.compile
+@pytest.mark.slow
 def test_inductor_takes_a_model_with_complex_numbers() -> None:
     model = Rotary().eval()
     cached, plain = (rfc_fx.transform(model, rfc.TaylorSeer(interval=2, order=1)) for _ in range(2))

@@ -1,11 +1,13 @@
 """Sites are found by structure: the right ones in five families, at three granularities, with reasons for what is none."""
 
+from functools import cache
+
 import pytest
 import torch
 from families import FAMILIES, wan_image
 from torch import nn
 
-from rfc_fx.capture.export import capture
+from rfc_fx.capture.export import Captured, capture
 from rfc_fx.errors import CaptureError, NoSiteError
 from rfc_fx.ir.ops import shape
 from rfc_fx.sites.find import find_sites, watched
@@ -23,10 +25,14 @@ MODULE_SITES = {
 BLOCK_SITES = {"dit": 2, "pixart": 2, "sd3": 4, "flux": 6, "wan": 2}
 
 
+@cache
+def captured_family(name: str) -> Captured:
+    return capture(*FAMILIES[name]())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_attention_and_mlp_that_an_estimate_needs_is_a_site(family: str) -> None:
-    model, kwargs = FAMILIES[family]()
-    captured = capture(model, kwargs)
+    captured = captured_family(family)
     found = find_sites(captured)
     assert [site.name for site in found.sites] == MODULE_SITES[family]
     assert all(shape(site.I)[-1] == shape(site.output)[-1] for site in found.sites)
@@ -38,8 +44,7 @@ def test_every_attention_and_mlp_that_an_estimate_needs_is_a_site(family: str) -
 
 
 def test_the_text_stream_of_sd3_is_rejected_because_only_skipped_attention_reads_it() -> None:
-    model, kwargs = FAMILIES["sd3"]()
-    found = find_sites(capture(model, kwargs))
+    found = find_sites(captured_family("sd3"))
     text = [rejected for rejected in found.rejected if rejected.why == "no estimated step needs its output"]
     assert [rejected.where for rejected in text] == [
         f"transformer_blocks.{b}.{part}" for b in range(3) for part in ("attn.to_add_out", "ff_context.net")
@@ -210,8 +215,8 @@ def test_a_model_with_state_of_its_own_is_refused() -> None:
 
 
 def test_weights_are_referenced_not_copied() -> None:
-    model, kwargs = FAMILIES["dit"]()
-    graph = capture(model, kwargs).graph
+    captured = captured_family("dit")
+    model, graph = captured.model, captured.graph
     targets = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     names = {f"model.{name}" for name, _ in (*model.named_parameters(), *model.named_buffers())}
     assert targets <= names
