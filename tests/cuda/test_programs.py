@@ -1,5 +1,6 @@
 """On a CUDA device every program is one CUDA graph there, and its kernels compile for every architecture."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,16 +10,27 @@ from cases import Case, every_value, everything, pairwise
 from fakes import strays
 from generated import checked_inputs, triton_code
 from kernels import ARCHITECTURES, anonymous, architecture, compile_kernel
-from programs import Programs, programs_of
+from programs import Programs, plain_program, programs_of
 from record import Found, Passed
+from torch._inductor import config
+from torch._inductor.exc import InductorError
 
 from rfc_export.portable import STEP
 from rfc_fx.ir.layout import ALIGNMENT
+from rfc_fx.ir.torch_versions import TORCH, WITHOUT_TILING_ANALYSIS
 
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("default")]
 
 FLOAT8_FROM = 89
 """The first architecture whose kernels convert eight-bit floats; state of that type is refused below it (`check_types`)."""
+
+
+FAILING = ("CogVideoXTransformer3DModel",) if TORCH < (2, 14) else ()
+"""Families whose plain model fails in this torch's analysis of tilings: they are compiled without it (`WITHOUT_TILING_ANALYSIS`)."""
+
+
+def around(case: Case) -> AbstractContextManager[None]:
+    return config.patch(WITHOUT_TILING_ANALYSIS) if case.family in FAILING else nullcontext()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -49,9 +61,10 @@ def test_every_program_is_one_graph_on_the_device(case: Case, found: Found, capt
     made = programs(case, captured)
     found.values |= asdict(case)
     found.counts["combinations whose programs are one graph each"] += 1
+    found.counts["of these without the tiling analysis, in which the plain model fails"] += case.family in FAILING
     for phase, program in made.each.items():
         assert strays(program.module, program.examples, made.mode) == [], phase
-        with made.mode:
+        with made.mode, around(case):
             generated = triton_code(program.module, program.examples, made.static(phase))
         faults = generated.faults
         if phase == STEP:
@@ -73,12 +86,22 @@ def test_what_an_engine_writes_begins_where_its_code_takes_it_to_begin(case: Cas
     for phase, program in made.each.items():
         if not program.written:
             continue
-        with made.mode:
+        with made.mode, around(case):
             checked = checked_inputs(program.module, program.examples)
         specs = [program.inputs[index] for index in checked]
         begin = {spec.name: (slots | pools)[spec.name].data_ptr() % ALIGNMENT for spec in specs if spec.name in slots | pools}
         found.counts["arguments of engines whose address is checked"] += len(begin)
         assert begin == dict.fromkeys(begin, 0), phase
+
+
+@pytest.mark.parametrize("family", FAILING)
+def test_a_family_that_needs_another_setting_needs_it_for_the_plain_model(family: str, found: Found) -> None:
+    program, arguments, mode = plain_program(family)
+    with mode, pytest.raises(InductorError):
+        triton_code(program, arguments, [])
+    with mode, config.patch(WITHOUT_TILING_ANALYSIS):
+        assert triton_code(program, arguments, []).faults == []
+    found.counts["families whose plain model fails in Inductor's tiling analysis (pytorch#191603)"] += 1
 
 
 @pytest.mark.parametrize("capability", ARCHITECTURES)

@@ -4,10 +4,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from families import moved, shared_model
 
+import rfc
+import rfc_fx
 from rfc_export import aoti
 from rfc_fx.ir import torch_versions
-from rfc_fx.ir.torch_versions import isolated_recompiles, known_options
+from rfc_fx.ir.torch_versions import WITHOUT_TILING_ANALYSIS, isolated_recompiles, known_options
 
 
 def test_settings_that_inductor_lacks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,3 +35,21 @@ def test_a_torch_whose_inductor_compiles_full_steps_wrongly_is_named(
     monkeypatch.setattr(torch_versions, "TORCH", version)
     with pytest.warns(UserWarning, match=r"needs torch 2\.13 or later") if warns else nullcontext():
         torch_versions.warn_of_wrong_code()
+
+
+@pytest.mark.parametrize(("version", "is_known"), [((2, 13), True), ((2, 14), False)])
+@pytest.mark.usefixtures("captured_once")
+def test_an_error_that_is_torchs_own_says_what_to_do(version: tuple[int, int], is_known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def solve_for_tiling(*_: object) -> None:
+        raise AssertionError
+
+    assert known_options(WITHOUT_TILING_ANALYSIS) == WITHOUT_TILING_ANALYSIS
+    monkeypatch.setattr(torch_versions, "TORCH", version)
+    model, kwargs = shared_model("dit")
+    cached = rfc_fx.transform(model, rfc.FORA(interval=2), example_inputs=moved(kwargs, 0))
+    cached.compile(backend=lambda module, inputs: solve_for_tiling)
+    with pytest.raises(AssertionError) as raised:
+        cached(**moved(kwargs, 0))
+    notes = [note for note in raised.value.__notes__ if "coalesce_tiling_analysis = False" in note]
+    assert len(notes) == is_known
+    assert all("pytorch#191603" in note and "torch 2.14" in note for note in notes)
