@@ -50,7 +50,7 @@ test-oldest: .environments/oldest/.installed  ## the tests on the oldest support
 test-newest: .environments/newest/.installed  ## the tests on the newest supported torch that installs
 	$(call tests_in,newest)
 
-test-cuda: .environments/cuda/.installed  ## compile every program for a GPU that is not there, an hour; CASES=--every-value: minutes
+test-cuda: .environments/cuda/.installed  ## compile every program for a GPU that is not there, hours; CASES=--every-value: minutes; CASES="--resume out/cuda"
 	OMP_NUM_THREADS=1 .environments/cuda/bin/pytest -m cuda tests/cuda $(CASES)
 
 tests_in = OMP_NUM_THREADS=1 .environments/$(1)/bin/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder

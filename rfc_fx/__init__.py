@@ -43,6 +43,7 @@ from rfc_fx.runtime.per_sample import PerSampleModel
 from rfc_fx.runtime.sampler import default_method
 from rfc_fx.runtime.warnings import (
     ForeignHooksWarning,
+    MovedWeightsWarning,
     NothingSkippedWarning,
     RepeatedCallWarning,
     RisingTimestepWarning,
@@ -60,6 +61,7 @@ __all__ = [
     "Explanation",
     "ForeignHooksWarning",
     "IllegalGraphError",
+    "MovedWeightsWarning",
     "NoSiteError",
     "NothingSkippedWarning",
     "PerSampleModel",

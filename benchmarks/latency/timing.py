@@ -69,10 +69,10 @@ def keep_all_compilation_metrics() -> None:
         dynamo.set_compilation_metrics_limit(1 << 16)
 
 
-def compiled_alone(function: Any) -> Any:
+def compiled_alone(function: Any, backend: str = "inductor") -> Any:
     """`torch.compile` that shares no compiled code with other calls of it: no other copy of a model counts as a recompile."""
     compile: Any = torch.compile  # the annotations of torch 2.13 leave isolate_recompiles out
-    return compile(function, **isolated_recompiles())
+    return compile(function, backend=backend, **isolated_recompiles())
 
 
 class Reads(TorchFunctionMode):

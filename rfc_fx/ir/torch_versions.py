@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,21 @@ def warn_of_wrong_code() -> None:
             UserWarning,
             stacklevel=2,
         )
+
+
+WITHOUT_TILING_ANALYSIS = {"triton.coalesce_tiling_analysis": False}
+"""Setting of Inductor under which torch 2.13 compiles what its analysis of tilings fails on (pytorch#191603; mended in 2.14)."""
+
+
+def way_out(error: BaseException) -> str | None:
+    """What to do about an error that is a defect of this torch, in the plain model too; None where none is known."""
+    failed = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    if TORCH < (2, 14) and "solve_for_tiling" in failed:
+        return (
+            f"a defect of torch {torch.__version__} (pytorch#191603), for which the model itself does not compile either: set "
+            "torch._inductor.config.triton.coalesce_tiling_analysis = False, or install torch 2.14"
+        )
+    return None
 
 
 def known_options(options: Mapping[str, Any]) -> dict[str, Any]:

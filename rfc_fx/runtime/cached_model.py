@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from rfc.arguments import timestep_argument
@@ -18,6 +19,7 @@ from rfc_fx.ir.config import Config
 from rfc_fx.ir.plan import Plan
 from rfc_fx.ir.program import BuiltSet, Program
 from rfc_fx.runtime.calls import Key
+from rfc_fx.runtime.cuda_graphs import are_recorded, asks_for_graphs
 from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.program_cache import ProgramCache
 from rfc_fx.runtime.ranks import after_capture, before_capture, ranks_of
@@ -36,7 +38,7 @@ class CachedModel(StepModel):
 
     def __init__(self, model: nn.Module, method: Method, config: Config, build: Build, group: Any = None) -> None:
         name, signature, timestep = type(model).__name__, inspect.signature(model.forward), timestep_argument(model.forward)
-        cache = ProgramCache(model, signature, timestep, self._make, self._forget)
+        cache = ProgramCache(model, signature, timestep, self._make, self._forget, self._weights_moved)
         super().__init__(name, signature, timestep, method, cache, Generations(name), speculate=config.speculate)
         self.model = model
         self.__module__ = type(model).__module__  # with __class__: a saved pipeline names the model, and loads without this package
@@ -57,6 +59,11 @@ class CachedModel(StepModel):
         made = self._build(self.model, arguments, self.method, self._options, self.timestep_argument, self._loaded(), self._group)
         after_capture(self.driver.ranks, made.digest)
         return made
+
+    def _weights_moved(self, device: torch.device) -> None:
+        """Weights lie elsewhere on a device than before: every CUDA graph that was recorded for them is recorded again."""
+        if asks_for_graphs(self.compile_settings or {}) or are_recorded(device):
+            self.driver.warned.of_moved_weights()
 
     def _loaded(self) -> Predictor | None:
         """The predictor of a method that has one, loaded for the first programs; PredictorMismatchError where it is not the model's."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import count
 from typing import Any, Protocol
 
-from torch import inference_mode, nn
+from torch import device, inference_mode, nn
 
 from rfc.conditioning import Seen
 from rfc_fx.capture.export import named_arguments
@@ -21,6 +21,7 @@ from rfc_fx.capture.watch import Watch
 from rfc_fx.errors import CaptureError, RFCError
 from rfc_fx.ir.program import BuiltSet
 from rfc_fx.runtime.calls import Call, CallPattern, Key, described, new_call, signature, with_tensor
+from rfc_fx.runtime.cuda_graphs import Addresses
 from rfc_fx.runtime.dynamo import capturing
 from rfc_fx.runtime.numbers import Numbers, tensors_for
 
@@ -67,7 +68,8 @@ class ProgramSource(Protocol):
 class ProgramCache:
     """The program sets of one model, by call signature; the one used last is the last.
 
-    `make` builds the set for the arguments of a call; `on_drop` hears of the keys whose sets are gone.
+    `make` builds the set for the arguments of a call; `on_drop` hears of the keys whose sets are gone, `on_move` of the CUDA device
+    on which the weights lie elsewhere than when the generation before began.
     """
 
     def __init__(
@@ -77,11 +79,13 @@ class ProgramCache:
         timestep: str | None,
         make: Callable[[Mapping[str, Any]], BuiltSet],
         on_drop: Callable[[Collection[Key]], None],
+        on_move: Callable[[device], None],
     ) -> None:
         self._model, self._name = model, type(model).__name__
         self._call_signature, self._timestep = call_signature, timestep
         self._timestep_position = [*call_signature.parameters, timestep].index(timestep)
-        self._make, self._on_drop = make, on_drop
+        self._make, self._on_drop, self._on_move = make, on_drop, on_move
+        self._addresses = Addresses(model)
         self._sets: OrderedDict[Key, BuiltSet] = OrderedDict()
         self._shapes: dict[Key, Any] = {}
         self._decided: dict[Key, dict[int, Seen]] = {}
@@ -214,6 +218,8 @@ class ProgramCache:
 
     def has_changed(self) -> bool:
         """Whether the model changed since capture: adapters, types, devices, modules, or anything else that its Python objects hold."""
+        if (where := self._addresses.moved_on()) is not None:
+            self._on_move(where)
         if not self._sets or self._watch is None:
             return False
         return self._watch.has_changed_at_all() or fingerprint(self._model) != self._fingerprint

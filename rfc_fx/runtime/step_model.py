@@ -20,6 +20,7 @@ from rfc.record import Record
 from rfc.storage import kept_like
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.plan import Plan
+from rfc_fx.ir.torch_versions import way_out
 from rfc_fx.runtime.compiled_runs import CompiledRuns
 from rfc_fx.runtime.driver import Driver, Run
 from rfc_fx.runtime.dynamo import is_compiling, skip_own_frame
@@ -90,6 +91,8 @@ class StepModel(nn.Module):
                     results = run(*arguments)
                 except BaseException as error:
                     error.add_note(f"{self.model_name}: raised by a program that was captured from the model")
+                    if (what_to_do := way_out(error)) is not None:
+                        error.add_note(f"{self.model_name}: {what_to_do}")
                     self._fail(order, error)
                     raise
                 run, arguments = turn(results)

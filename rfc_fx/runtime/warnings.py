@@ -36,6 +36,10 @@ class RisingTimestepWarning(UserWarning):
     """Calls at rising timesteps are taken for one generation; nobody has said so."""
 
 
+class MovedWeightsWarning(UserWarning):
+    """Weights lie elsewhere than in the generation before, so that CUDA graphs are recorded again."""
+
+
 class Warned:
     """What a model has warned of, and how it does."""
 
@@ -97,6 +101,15 @@ class Warned:
             ForeignHooksWarning,
             f"calls with hooks of a guider on the model ({', '.join(names)}) are made by the model itself, in full and outside of the "
             "cache; all others are cached; to have these cached too, choose a guidance without hooks (classifier-free guidance, for one)",
+        )
+
+    def of_moved_weights(self) -> None:
+        """Warn where CUDA graphs were recorded for weights that lie elsewhere by now."""
+        self._once(
+            MovedWeightsWarning,
+            "its weights have moved on the device since the generation before, so every CUDA graph is recorded again, beside the earlier "
+            "ones; where weights move in every generation (enable_model_cpu_offload), compile without CUDA graphs: no "
+            'mode="reduce-overhead" or "max-autotune"',
         )
 
     def of_rows(self, before: int, now: int) -> None:

@@ -1,4 +1,4 @@
-"""Cases: every value of two choices occurs together in some case; all combinations where they are asked for."""
+"""Cases: every value first, then every two values of two choices together; all combinations where they are asked for."""
 
 from __future__ import annotations
 
@@ -119,16 +119,6 @@ def everything(**fixed: str) -> Iterator[Case]:
     return (case for each in itertools.product(*values) if (case := Case(*each)).is_possible)  # type: ignore[arg-type]
 
 
-def pairwise() -> list[Case]:
-    """Few cases in which every possible pair of values occurs: each has the pair that comes next, and as many others as can be."""
-    missing = {pair for case in everything() for pair in _pairs(case)}
-    chosen: list[Case] = []
-    while missing:
-        chosen.append(max(everything(**dict(min(missing))), key=lambda case: len(_pairs(case) & missing)))
-        missing -= _pairs(chosen[-1])
-    return chosen
-
-
 def every_value() -> list[Case]:
     """The fewest cases in which every value occurs."""
     cases = []
@@ -136,6 +126,24 @@ def every_value() -> list[Case]:
         case = Case(*(values[index % len(values)] for values in CHOICES.values()))  # type: ignore[arg-type]
         cases.append(case if case.is_possible else replace(case, way="hoisted"))
     return cases
+
+
+def pairwise() -> list[Case]:
+    """Few cases in which every possible pair of values occurs: those in which every value does, then each with the pair that comes next.
+
+    Of these it has as many others as can be.
+    """
+    pairs = {case: _pairs(case) for case in everything()}
+    having: dict[Pair, list[Case]] = {}
+    for case, of in pairs.items():
+        for pair in of:
+            having.setdefault(pair, []).append(case)
+    chosen = every_value()
+    missing = {*having}.difference(*map(_pairs, chosen))
+    while missing:
+        chosen.append(max(having[min(missing)], key=lambda case: len(pairs[case] & missing)))
+        missing -= pairs[chosen[-1]]
+    return chosen
 
 
 def _pairs(case: Case) -> set[Pair]:

@@ -18,7 +18,8 @@ import rfc
 import rfc_fx
 from benchmarks.coverage.specs import all_specs
 from rfc.arguments import timestep_argument
-from rfc_export.portable import STEP, Portable, Weights, portable_cond, portable_host
+from rfc_export.portable import STEP, Portable, portable_cond, portable_host
+from rfc_export.weight_names import Weights
 from rfc_fx.ir import layout
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.progress import progress_slots
@@ -43,6 +44,17 @@ class Programs:
         return [index for index, spec in enumerate(self.each[phase].inputs) if spec.kind in STATIC]
 
 
+def plain_program(family: str) -> tuple[fx.GraphModule, list[Tensor], FakeTensorMode]:
+    """The model of a family as it is, as one program with its arguments."""
+    spec = all_specs()[family]
+    model = spec.model(layers=1)
+    mode = fake_mode()
+    arguments = on_device(spec.arguments(model), mode)
+    with mode, torch.no_grad():
+        exported = torch.export.export(moved(model, mode), (), arguments)
+        return exported.graph_module, [*exported._graph_module_flat_inputs((), arguments)], mode
+
+
 def fake_mode() -> FakeTensorMode:
     """Fakes that torch.export takes for its own."""
     return FakeTensorMode(shape_env=ShapeEnv(tracked_fakes=[]), allow_non_fake_inputs=True, static_shapes=True)
@@ -64,7 +76,8 @@ def built_programs(
     with torch.no_grad(), patch.object(layout, "_own_storage", _likeness):
         with mode:
             built = build(model, arguments, method, config, timestep_argument(model.forward))
-            weights = Weights.of(built)
+            weights = Weights()
+            weights.take(built)
             if isinstance(built.lowered, Host):
                 return Programs(built, portable_host(built, built.lowered, weights), built.lowered.layout, mode)
             (step,) = portable_cond(built, weights, "in_place").values()

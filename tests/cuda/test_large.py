@@ -1,6 +1,5 @@
 """Published sizes as fakes, which take no memory: FLUX.1 and DiT-XL/2 compile for the device, with their kernels and bytes counted."""
 
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from absent_gpu import DEVICE
 from generated import triton_code
 from programs import STATIC, built_programs, fake_mode
+from record import Found
 
 import rfc
 import rfc_fx
@@ -48,16 +48,16 @@ def _unfilled(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("workload", [WORKLOADS["dit-xl"], FLUX], ids=lambda workload: workload.name)
-def test_a_published_size_compiles_for_the_device(workload: Workload, counts: Counter[str]) -> None:
+def test_a_published_size_compiles_for_the_device(workload: Workload, found: Found) -> None:
     mode = fake_mode()
     model, call = made(workload, mode)
     programs = built_programs(model, call, rfc.RFC(tau=0.1), rfc_fx.Config(hoist=True), mode)
     note = partial("{}: {}, {}".format, workload.name)
-    counts[note("state", "MiB")] += programs.built.plan.state_bytes >> 20
+    found.counts[note("state", "MiB")] += programs.built.plan.state_bytes >> 20
     for phase, program in programs.each.items():
         static = [index for index, spec in enumerate(program.inputs) if spec.kind in STATIC]
         with mode:
             generated = triton_code(program.module, program.examples, static)
         assert generated.faults == [], phase
-        counts[note(phase, "kernels")] += len(generated.kernels)
-        counts[note(phase, "MiB that kernels read and write")] += generated.bytes >> 20
+        found.counts[note(phase, "kernels")] += len(generated.kernels)
+        found.counts[note(phase, "MiB that kernels read and write")] += generated.bytes >> 20

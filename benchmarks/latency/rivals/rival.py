@@ -55,6 +55,8 @@ class Rival:
     model: nn.Module
     attached: Attached
     compiles: bool
+    backend: str = "inductor"
+    """Of torch.compile."""
     rival: bool = True
     stats: Steps = field(default_factory=Steps)
     counted: Steps | None = None
@@ -62,7 +64,7 @@ class Rival:
     step: Any = None
 
     def __post_init__(self) -> None:
-        self.step = compiled_alone(self.model) if self.compiles else self.model
+        self.step = compiled_alone(self.model, self.backend) if self.compiles else self.model
 
     def reset(self) -> None:
         """Begin a generation."""

@@ -8,7 +8,7 @@ fewer graphs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -23,15 +23,17 @@ RECOMPILE_LIMIT = 256
 """For all of dynamo while rivals run: with the default of 8 some of them fall back to the interpreter."""
 
 
-def rivals(model: nn.Module, calls: Calls, planned: list[int]) -> tuple[list[TimedVariant], dict[str, str]]:
+def rivals(
+    model: nn.Module, calls: Calls, planned: list[int], *, ways: Sequence[str] = ("eager", "compiled"), backend: str = "inductor"
+) -> tuple[list[TimedVariant], dict[str, str]]:
     """Every rival, eager and compiled, with `planned` as its full steps where it lets one choose; and why others could not be made."""
     variants: list[TimedVariant] = []
     refused: dict[str, str] = {}
     for name, attach in RIVALS.items():
-        for how in ("eager", "compiled"):
+        for how in ways:
             try:
                 patched = copied(model)
-                rival = Rival(patched, attach(patched, calls, planned), compiles=how == "compiled")
+                rival = Rival(patched, attach(patched, calls, planned), compiles=how == "compiled", backend=backend)
             except Exception as error:
                 refused[f"{name}, {how}"] = reason(error)
             else:

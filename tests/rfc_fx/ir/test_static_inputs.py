@@ -1,6 +1,5 @@
 """What CUDA graphs ask of a program's arguments, asked without a device: they begin at 16 bytes, and what is written keeps its address."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from torch._inductor.utils import remove_unaligned_input_idxs
 
 import rfc
 import rfc_fx
-from rfc_fx.ir import torch_versions
 from rfc_fx.ir.layout import ALIGNMENT
 
 pytestmark = pytest.mark.usefixtures("captured_once")
@@ -70,12 +68,3 @@ def test_no_program_is_left_out_of_cuda_graphs_for_what_it_writes(name: str) -> 
     assert {*cached.stats.phases} == {"FULL", "ESTIMATE"}
     assert sum(count for count, _ in asked) > 0
     assert all(not lost for _, lost in asked)
-
-
-@pytest.mark.parametrize(("version", "warns"), [((2, 11), True), ((2, 13), False), ((2, 14), False)])
-def test_a_torch_whose_inductor_compiles_full_steps_wrongly_is_named(
-    version: tuple[int, int], warns: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch_versions, "TORCH", version)
-    with pytest.warns(UserWarning, match=r"needs torch 2\.13 or later") if warns else nullcontext():
-        torch_versions.warn_of_wrong_code()
