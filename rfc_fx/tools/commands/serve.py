@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from ipaddress import ip_address
 from typing import Annotated
@@ -13,7 +14,7 @@ from rfc_fx.tools import options
 from rfc_fx.tools.arguments import OptionError, device_here
 from rfc_fx.tools.load import locate
 from rfc_fx.tools.requests.worker import WorkerSettings
-from rfc_fx.tools.serving.deployments import ServerSettings, imported, start
+from rfc_fx.tools.serving.deployments import Server, ServerSettings, imported
 
 TOKEN = "RFC_FX_TOKEN"
 
@@ -36,20 +37,21 @@ def serve(
         raise OptionError(f"--host {host}: others can reach it; put a token into the variable {TOKEN}, or listen at 127.0.0.1")
     locate(model)
     imported()
-    worker = WorkerSettings(model=model, device=str(device or device_here()), nfc=nfc, compile=compile, steps=steps)
+    worker = WorkerSettings(model=model, device=(device or device_here()).type, nfc=nfc, compile=compile, steps=steps)
     settings = ServerSettings(
         worker=worker, replicas=replicas, max_batch=max_batch, most_waiting=max_waiting, host=host, port=port, token=token
     )
-    server = start(settings)
+    server = Server(settings)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Ray has put its own
     typer.echo(f"http://{host}:{port}/ is ready: {replicas} replicas of {model}; Ctrl-C ends it")
     try:
         while True:
             time.sleep(3_600)
+    except KeyboardInterrupt:
+        typer.echo("answering what is being drawn; Ctrl-C again ends at once", err=True)
     finally:
-        import ray
-
-        server.shutdown()  # requests that are being drawn are answered first
-        ray.shutdown()
+        if not server.stop():
+            typer.echo("requests were left unanswered", err=True)
 
 
 def is_loopback(host: str) -> bool:

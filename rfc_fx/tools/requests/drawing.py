@@ -12,7 +12,7 @@ from rfc_fx.errors import RFCError
 from rfc_fx.tools.load import LoadError, one_line
 from rfc_fx.tools.requests.prompts import ATTEMPTS, Job, add_line, write_picture
 from rfc_fx.tools.requests.request import RequestError
-from rfc_fx.tools.requests.worker import Picture, Worker, WorkerSettings
+from rfc_fx.tools.requests.worker import Picture, Worker, WorkerSettings, ray_resources
 
 log = logging.getLogger("rfc_fx")
 
@@ -83,7 +83,7 @@ def draw_with_ray(settings: WorkerSettings, jobs: Sequence[Job], most: int, work
     items = [{"batch": pickle.dumps(batch)} for batch in batches(jobs, most)]
     data = ray.data.from_items(items, override_num_blocks=len(items))
     pool = ray.data.ActorPoolStrategy(size=workers)
-    drawn = data.map_batches(Actor, fn_constructor_args=(settings,), batch_size=1, compute=pool, num_cpus=1)
+    drawn = data.map_batches(Actor, fn_constructor_args=(settings,), batch_size=1, compute=pool, **ray_resources(settings, workers))
     for row in drawn.iter_rows():
         yield from pickle.loads(row["done"])
 
