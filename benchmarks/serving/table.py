@@ -1,0 +1,36 @@
+"""The table of a server under load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.files import Record
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """A row for each record."""
+    lines = [
+        "| model, steps | requests, clients | replicas, killed | seconds | lost | mixed up | p50 s | p95 s | drawn again | load before |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        of = record["settings"]
+        figures = (
+            f"{of['model']}, {of['steps']}",
+            f"{of['requests']}, {of['clients']}",
+            f"{of['replicas']}, {of['kills']}",
+            f"{record['seconds']:.0f}",
+            *(record[name] for name in ("lost", "mixed_up", "p50_s", "p95_s", "retries")),
+            of["load_before"],
+        )
+        lines.append(f"| {' | '.join(map(str, figures))} |")
+    return "\n".join(lines) + "\n"
+
+
+def memory(record: Record) -> str:
+    """What the processes held, as a sentence."""
+    first, *_, last = (each for each in record["memory"] if each["requests"] >= record["settings"]["requests"] // 5)
+    return (
+        f"After {first['requests']} of {last['requests']} requests the replicas held {first['replica_mib']} MiB together and the front "
+        f"{first['front_mib']}, at the end {last['replica_mib']} and {last['front_mib']}."
+    )
