@@ -25,6 +25,7 @@ from benchmarks.files import RESULTS, Record, read_json, write_text
 from benchmarks.latency import profile, scaling, state, tables
 from benchmarks.quality import summary as quality
 from benchmarks.scaleout import table as scaleout
+from benchmarks.serving import table as serving
 from benchmarks.soak import table as soak
 from benchmarks.tool_tables import demo_table, engine_table
 from benchmarks.truth import tables as truth
@@ -138,6 +139,9 @@ def page() -> str:
         scaleout_table=scaleout.markdown,
         scaleout_sentence=scaleout.sentence,
         modelled_table=scaleout.modelled(),
+        serving=read_json(RESULTS / "serving" / "load.json"),
+        serving_table=serving.markdown([read_json(RESULTS / "serving" / f"{name}.json") for name in ("load", "memory")]),
+        serving_memory=serving.memory(read_json(RESULTS / "serving" / "memory.json")),
         **truth.figures(RESULTS / "truth"),
     )
     return wrapped(text)

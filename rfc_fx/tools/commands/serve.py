@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import time
+import threading
 from ipaddress import ip_address
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -42,16 +43,28 @@ def serve(
         worker=worker, replicas=replicas, max_batch=max_batch, most_waiting=max_waiting, host=host, port=port, token=token
     )
     server = Server(settings)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Ray has put its own
-    typer.echo(f"http://{host}:{port}/ is ready: {replicas} replicas of {model}; Ctrl-C ends it")
     try:
-        while True:
-            time.sleep(3_600)
-    except KeyboardInterrupt:
-        typer.echo("answering what is being drawn; Ctrl-C again ends at once", err=True)
+        stop = _signalled()
+        typer.echo(f"http://{host}:{port}/ is ready: {replicas} replicas of {model}; Ctrl-C ends it")
+        stop.wait()
+        typer.echo("answering what is there; Ctrl-C again ends at once", err=True)
     finally:
         if not server.stop():
             typer.echo("requests were left unanswered", err=True)
+
+
+def _signalled() -> threading.Event:
+    """Set by the first Ctrl-C or SIGTERM; the second is a KeyboardInterrupt."""
+    stop = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ray has put its own for the latter
+        signal.signal(number, note)
+    return stop
 
 
 def is_loopback(host: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any
 
 from rfc_fx.tools.arguments import OptionError
 from rfc_fx.tools.load import LoadError, one_line
+from rfc_fx.tools.requests.ray_node import LOGS, start_ray
 from rfc_fx.tools.requests.request import Request
 from rfc_fx.tools.requests.worker import WorkerSettings, ray_resources
 from rfc_fx.tools.serving.front import Front
@@ -117,22 +118,17 @@ class Server:
     def __init__(self, settings: ServerSettings) -> None:
         """Wait until all replicas are ready. OptionError for a port that is taken, LoadError where Ray or a replica does not start."""
         self._serve = imported()
-        import ray
-
         check_port(settings.host, settings.port)
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # the node's address is the loopback
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nothing listens beyond this machine but the server
-        os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")  # a loaded machine takes its time
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        self._ray = start_ray(settings.replicas, others=2)
         try:
-            ray.init(include_dashboard=False, num_cpus=settings.replicas + 2, log_to_driver=False, logging_level="ERROR")
-        except Exception as error:  # Ray raises plain exceptions where its node does not come up
-            raise LoadError(f"Ray did not start: {one_line(error, width=200)}; see /tmp/ray/session_latest/logs") from error
-        try:
-            self._serve.start(http_options={"host": settings.host, "port": settings.port})
+            self._serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config={"log_level": "ERROR"})
             self._front = self._serve.run(application(settings), name=NAME, route_prefix="/")
-        except Exception as error:  # as does Serve
+        except BaseException as error:
             self._end()
-            raise LoadError(f"the server did not start: {one_line(error, width=400)}; see /tmp/ray/session_latest/logs/serve") from error
+            if not isinstance(error, Exception):
+                raise
+            raise LoadError(f"the server did not start: {one_line(error, width=400)}; see {LOGS}/serve") from error
 
     def stop(self, patience: float = 60.0) -> bool:
         """Take no more requests, answer those that are here, and end Ray; whether all were answered within `patience` seconds."""
@@ -145,10 +141,8 @@ class Server:
             self._end()
 
     def _end(self) -> None:
-        import ray
-
         self._serve.shutdown()
-        ray.shutdown()
+        self._ray.shutdown()
 
 
 def check_port(host: str, port: int) -> None:
