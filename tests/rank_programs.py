@@ -118,8 +118,12 @@ def log_sum_exp() -> Iterator[None]:
         out, lse = out.transpose(1, 2).contiguous(), lse.transpose(1, 2).contiguous()
         return (out, lse) if return_lse or (_ and _[-1] is True) else out
 
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    active = _AttentionBackendRegistry._active_backend
     with mock.patch("diffusers.models.attention_dispatch._native_flash_attention_forward_op", forward):
         yield
+    _AttentionBackendRegistry._active_backend = active  # a model's back end becomes that of all models without one
 
 
 def draw(rank: int, fault: str, method: Method, name: str = "wan", steps: int = 6, at: int = 3) -> list[str]:

@@ -7,13 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from command import run
 
 from rfc_export.cli import app
-from rfc_fx.tools.requests.prompts import LEDGER
+from rfc_fx.tools.requests import drawing
+from rfc_fx.tools.requests.prompts import LEDGER, Job
+from rfc_fx.tools.requests.request import Request
+from rfc_fx.tools.requests.worker import Picture, WorkerSettings
 
 pytestmark = pytest.mark.slow
 
@@ -82,3 +86,27 @@ def test_workers_that_are_killed_lose_nothing_and_an_interrupted_command_goes_on
     assert sorted(path.name for path in two.glob("*.png")) == names
     assert sorted(ledger(two)) == sorted(path.removesuffix(".png") for path in names)  # each once
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+
+
+def test_a_request_that_kills_its_worker_every_time_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray.data", reason="pip install 'rfc-fx[ray]'")
+
+    class Mortal:  # defined here, so that it travels to the workers by value
+        def __init__(self, settings: Any) -> None:
+            pass
+
+        def __call__(self, columns: dict[str, Any]) -> dict[str, list[Any]]:
+            import os
+            import pickle
+
+            batches = [pickle.loads(batch) for batch in columns["batch"]]
+            if any(job.name == "3" for batch in batches for job in batch):
+                os._exit(1)
+            return {"done": [pickle.dumps([(job, Picture(b"", 2, 5, 0.1)) for job in batch]) for batch in batches]}
+
+    monkeypatch.setattr(drawing, "Actor", Mortal)
+    jobs = [Job(str(seed), Request(prompt="an apple", seed=seed)) for seed in range(8)]
+    done = {job.name: result for job, result in drawing.draw_with_ray(WorkerSettings(model="digits"), jobs, 2, 2)}
+    assert sorted(done) == [job.name for job in jobs]
+    assert {name for name, result in done.items() if isinstance(result, str)} == {"2", "3"}  # of one batch
+    assert done["3"] == "its worker died 3 times"
