@@ -11,7 +11,7 @@ from typing import Any
 from rfc_fx.errors import RFCError
 from rfc_fx.tools.load import LoadError, one_line
 from rfc_fx.tools.requests.prompts import ATTEMPTS, Job, add_line, write_picture
-from rfc_fx.tools.requests.ray_node import LOGS, start_ray
+from rfc_fx.tools.requests.ray_node import LOGS, imported_ray, start_ray
 from rfc_fx.tools.requests.request import RequestError
 from rfc_fx.tools.requests.worker import Picture, Worker, WorkerSettings, ray_resources
 
@@ -80,6 +80,7 @@ def draw_with_ray(settings: WorkerSettings, jobs: Sequence[Job], most: int, work
     import pickle
 
     try:
+        imported_ray()
         import ray.data
         from ray.exceptions import RayError
     except ImportError as error:

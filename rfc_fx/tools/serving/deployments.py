@@ -11,7 +11,7 @@ from typing import Any
 
 from rfc_fx.tools.arguments import OptionError
 from rfc_fx.tools.load import LoadError, one_line
-from rfc_fx.tools.requests.ray_node import LOGS, start_ray
+from rfc_fx.tools.requests.ray_node import LOGS, imported_ray, start_ray
 from rfc_fx.tools.requests.request import Request
 from rfc_fx.tools.requests.worker import WorkerSettings, ray_resources
 from rfc_fx.tools.serving.front import Front
@@ -106,6 +106,7 @@ def application(settings: ServerSettings) -> Any:
 def imported() -> Any:
     """Ray Serve; LoadError where it is missing."""
     try:
+        imported_ray()
         from ray import serve
     except ImportError as error:
         raise LoadError("rfc-fx serve needs Ray Serve: pip install 'rfc-fx[ray]'") from error

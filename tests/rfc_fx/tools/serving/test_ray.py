@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks.serving.server import IMAGES, got, largest, metrics, pictures, processes, server
@@ -138,6 +139,18 @@ def test_a_server_that_others_can_reach_wants_its_token(served: Any) -> None:
     for token in ("", "another", TOKEN[:-1]):
         assert got(served.address, IMAGES, {"class": 3}, token)[0] == 401
     assert got(served.address, "/health")[0] == 200
+
+
+def test_nothing_but_the_server_listens_beyond_this_machine(served: Any) -> None:
+    port = int(served.address.rpartition(":")[2])
+    found = {
+        (connection.laddr.ip, connection.laddr.port)
+        for process in [served.process, *served.process.children(recursive=True)]
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert [own for own in found if own[1] == port]
+    assert {ip for ip, own in found if own != port} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 def test_metrics_and_health(served: Any) -> None:
