@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from typing import Any
 
 from rfc_fx.tools.load import LoadError, one_line
@@ -13,10 +14,11 @@ LOGS = "/tmp/ray/session_latest/logs"
 
 def imported_ray() -> Any:
     """The module, which reads its environment when it is imported; ImportError where it is missing."""
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the loopback is the node's address, and its processes listen nowhere else
-    os.environ["RAY_AUTH_MODE"] = "token"  # nor does another user of this machine give it work
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")  # a loaded machine takes its time
+    if "ray" not in sys.modules:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the loopback is the node's address, and its processes listen nowhere else
+        os.environ["RAY_AUTH_MODE"] = "token"  # nor does another user of this machine give it work
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")  # a loaded machine takes its time
     import ray
 
     return ray
