@@ -74,7 +74,7 @@ def processes(server: psutil.Process, deployment: str) -> list[psutil.Process]:
 
 def mib(of: Sequence[psutil.Process]) -> int:
     """Resident memory of some processes together."""
-    return round(sum(process.memory_info().rss for process in of) / 2**20)
+    return round(sum(int(process.memory_info().rss) for process in of) / 2**20)
 
 
 def got(address: str, path: str, body: Any = None, token: str = "", timeout: float = 600) -> tuple[int, bytes, dict[str, str]]:
