@@ -76,17 +76,20 @@ class Front:
             said: asyncio.Queue[Event | None] = asyncio.Queue()
             drawing = asyncio.ensure_future(self._pictures(call, lambda name, data: said.put_nowait((name, data))))
             drawing.add_done_callback(lambda _: said.put_nowait(None))
-            event: Event | None = ("queued", {"waiting": self.metrics.waiting})
+            has_begun = False
             try:
-                while event is not None:
+                yield "queued", {"waiting": self.metrics.waiting}
+                while True:
+                    try:
+                        event = await asyncio.wait_for(said.get(), every)
+                    except TimeoutError:
+                        if not has_begun:
+                            yield "queued", {"waiting": self.metrics.waiting}
+                        continue
+                    if event is None:
+                        break
+                    has_begun = True
                     yield event
-                    while True:
-                        try:
-                            event = await asyncio.wait_for(said.get(), every)
-                            break
-                        except TimeoutError:
-                            if event[0] == "queued":
-                                yield "queued", {"waiting": self.metrics.waiting}
                 yield "done", drawing.result()
             finally:
                 drawing.cancel()
