@@ -109,6 +109,7 @@ def page() -> str:
     models, _ = overview.records()
     latency = {path.stem: LatencyFigures(**read_json(path)) for path in sorted((RESULTS / "latency").glob("*.json"))}
     covered = coverage.read(RESULTS / "coverage")
+    served = [read_json(path) for path in sorted((RESULTS / "serving").glob("*.json"))]
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     environment.filters |= {"span": span, "listed": listed, "geomean": geomean, "two": "{:.2f}".format, "percent": "{:.0%}".format}
     text = environment.get_template("README.md.j2").render(
@@ -139,9 +140,9 @@ def page() -> str:
         scaleout_table=scaleout.markdown,
         scaleout_sentence=scaleout.sentence,
         modelled_table=scaleout.modelled(),
-        serving=read_json(RESULTS / "serving" / "load.json"),
-        serving_table=serving.markdown([read_json(RESULTS / "serving" / f"{name}.json") for name in ("load", "memory")]),
-        serving_memory=serving.memory(read_json(RESULTS / "serving" / "memory.json")),
+        serving=served[0],
+        serving_table=serving.markdown(served),
+        serving_memory=serving.memory(served),
         **truth.figures(RESULTS / "truth"),
     )
     return wrapped(text)

@@ -27,8 +27,12 @@ def markdown(records: Sequence[Record]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def memory(record: Record) -> str:
-    """What the processes held, as a sentence."""
+def memory(records: Sequence[Record]) -> str:
+    """What the processes held in the longest run that looked, as a sentence; empty where none did."""
+    looked = [record for record in records if record["memory"]]
+    if not looked:
+        return ""
+    record = max(looked, key=lambda each: int(each["settings"]["requests"]))
     first, *_, last = (each for each in record["memory"] if each["requests"] >= record["settings"]["requests"] // 5)
     return (
         f"After {first['requests']} of {last['requests']} requests the replicas held {first['replica_mib']} MiB together and the front "
