@@ -24,6 +24,8 @@ SUBJECTS = ("an apple", "a cat", "a rocket", "a sunflower", "a pizza", "a fish",
 BACKGROUNDS = ("light blue", "yellow")
 SAMPLES = 10
 """Times that memory is looked at."""
+COMPARED = 200
+"""Pictures, at least, that are held against those drawn alone, where there are as many."""
 
 
 def asked(index: int, is_digits: bool) -> dict[str, Any]:
@@ -67,12 +69,13 @@ def main(
                 if count in deaths and (alive := processes(process, "replica")):
                     os.kill(alive[0].pid, signal.SIGKILL)
                 if count % max(1, requests // SAMPLES) == 0 and not kills:
-                    held = {"replica_mib": mib(processes(process, "replica")), "front_mib": mib(processes(process, "front"))}
-                    memory.append({"requests": count, **held})
+                    sizes = {"replica_mib": mib(processes(process, "replica")), "front_mib": mib(processes(process, "front"))}
+                    memory.append({"requests": count, **sizes})
             results = [answer.result() for answer in answers]
         taken = time.monotonic() - begin
         said = metrics(address)
-    wrong = compared(WorkerSettings(model=model, steps=steps), bodies, [picture for _, picture, _ in results])
+    held = list(range(0, requests, max(1, requests // COMPARED)))
+    wrong = compared(WorkerSettings(model=model, steps=steps), [bodies[at] for at in held], [results[at][1] for at in held])
     for index, (_, picture, _) in enumerate(results):
         if pictures is not None and picture is not None:
             pictures.mkdir(parents=True, exist_ok=True)
@@ -84,6 +87,7 @@ def main(
         "seconds": round(taken, 1),
         "lost": sum(status != 200 for status, _, _ in results),
         "mixed_up": wrong,
+        "compared": len(held),
         "p50_s": round(waited[9], 2),
         "p95_s": round(waited[18], 2),
         "retries": int(said["rfc_fx_retries_total"]),

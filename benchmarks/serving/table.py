@@ -9,18 +9,20 @@ from benchmarks.files import Record
 
 def markdown(records: Sequence[Record]) -> str:
     """A row for each record."""
-    lines = [
-        "| model, steps | requests, clients | replicas, killed | seconds | lost | mixed up | p50 s | p95 s | drawn again | load before |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    first = ("model, steps", "requests, clients", "begun over", "replicas, killed", "seconds", "lost", "mixed up", "p50 s", "p95 s")
+    columns = (*first, "drawn again", "load before")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for record in records:
         of = record["settings"]
         figures = (
             f"{of['model']}, {of['steps']}",
             f"{of['requests']}, {of['clients']}",
+            f"{of['seconds']:.0f} s" if of["seconds"] else "at once",
             f"{of['replicas']}, {of['kills']}",
             f"{record['seconds']:.0f}",
-            *(record[name] for name in ("lost", "mixed_up", "p50_s", "p95_s", "retries")),
+            record["lost"],
+            f"{record['mixed_up']} of {record['compared']}",
+            *(record[name] for name in ("p50_s", "p95_s", "retries")),
             of["load_before"],
         )
         lines.append(f"| {' | '.join(map(str, figures))} |")

@@ -45,7 +45,7 @@ def serve(
     server = Server(settings)
     try:
         stop = _signalled()
-        typer.echo(f"http://{host}:{port}/ is ready: {replicas} replicas of {model}; Ctrl-C ends it")
+        typer.echo(f"http://{host}:{port}/ is ready: {replicas} {'replica' if replicas == 1 else 'replicas'} of {model}; Ctrl-C ends it")
         stop.wait()
         typer.echo("answering what is there; Ctrl-C again ends at once", err=True)
     finally:
