@@ -122,8 +122,10 @@ def log_sum_exp() -> Iterator[None]:
 
     active = _AttentionBackendRegistry._active_backend
     with mock.patch("diffusers.models.attention_dispatch._native_flash_attention_forward_op", forward):
-        yield
-    _AttentionBackendRegistry._active_backend = active  # a model's back end becomes that of all models without one
+        try:
+            yield
+        finally:
+            _AttentionBackendRegistry._active_backend = active  # a model's back end becomes that of all models without one
 
 
 def draw(rank: int, fault: str, method: Method, name: str = "wan", steps: int = 6, at: int = 3) -> list[str]:
