@@ -34,6 +34,9 @@ SUMS = frozenset(
 )
 """Operations that reduce, or order, along axes."""
 
+LIKE = frozenset({"reshape_as", "view_as", "expand_as", "type_as"})
+"""Operations that read the values of their first operand, and the form of the second alone."""
+
 PRODUCTS = frozenset({"bmm", "matmul", "baddbmm", "einsum", "mm"})
 
 
@@ -70,7 +73,8 @@ def spreads(graph: fx.Graph, parallel: Parallel, start: Mapping[fx.Node, Spread]
     """How each node's value lies over the ranks; `start`: of placeholders that are not replicated, and of nodes that are known."""
     found: dict[fx.Node, Spread] = {}
     for node in graph.nodes:
-        sources = [found[source] for source in node.all_input_nodes]
+        read = node.all_input_nodes[:1] if name_of(node) in LIKE else node.all_input_nodes
+        sources = [found[source] for source in read]
         most = max(sources, default=Spread.REPLICATED)
         name = name_of(node) if is_collective(node) else ""
         if node in start:
