@@ -25,6 +25,7 @@ from benchmarks.files import RESULTS, Record, read_json, write_text
 from benchmarks.latency import profile, scaling, state, tables
 from benchmarks.quality import summary as quality
 from benchmarks.scaleout import table as scaleout
+from benchmarks.serving import table as serving
 from benchmarks.soak import table as soak
 from benchmarks.tool_tables import demo_table, engine_table
 from benchmarks.truth import tables as truth
@@ -108,6 +109,7 @@ def page() -> str:
     models, _ = overview.records()
     latency = {path.stem: LatencyFigures(**read_json(path)) for path in sorted((RESULTS / "latency").glob("*.json"))}
     covered = coverage.read(RESULTS / "coverage")
+    served = [read_json(path) for path in sorted((RESULTS / "serving").glob("*.json"))]
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     environment.filters |= {"span": span, "listed": listed, "geomean": geomean, "two": "{:.2f}".format, "percent": "{:.0%}".format}
     text = environment.get_template("README.md.j2").render(
@@ -138,6 +140,9 @@ def page() -> str:
         scaleout_table=scaleout.markdown,
         scaleout_sentence=scaleout.sentence,
         modelled_table=scaleout.modelled(),
+        serving=served[0],
+        serving_table=serving.markdown(served),
+        serving_memory=serving.memory(served),
         **truth.figures(RESULTS / "truth"),
     )
     return wrapped(text)

@@ -1,15 +1,17 @@
 """What the ranks of a test do: functions of a rank, run by `ranks.Workers`."""
 
+import contextlib
 import copy
 import os
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 from families import Family, flux, moved, ready, sample, wan
-from ranks import split
+from ranks import parallelize, split
 
 import rfc
 import rfc_fx
@@ -84,19 +86,46 @@ def generation(model: Any, kwargs: dict[str, Any], steps: int = 12) -> list[torc
         return [sample(model(**uneven(kwargs, step, steps))) for step in range(steps)]
 
 
-def compare(rank: int, name: str, cases: list[Case], size: int = 2, layers: int = 1) -> list[Outcome]:
+def compare(
+    rank: int, name: str, cases: list[Case], size: int = 2, layers: int = 1, kind: str = "ulysses", compiled: bool = False
+) -> list[Outcome]:
     """Run each case with the whole model and with its sequence split."""
     model, kwargs = family(name, layers=layers)
-    parted = split(copy.deepcopy(model), size)
+    parted = copy.deepcopy(model)
     outcomes = []
-    with captured_once():
+    with captured_once(), log_sum_exp() if kind == "ring" else contextlib.nullcontext():
+        if kind == "ring":
+            parted.set_attention_backend("_native_flash")
+        parallelize(parted, **{f"{kind}_degree": size})
         for case in cases:
             alone, here = (rfc_fx.transform(each, case.method, config=case.config) for each in (model, parted))
+            if compiled:
+                here.compile(fullgraph=True)
             expected, got = generation(alone, kwargs), generation(here, kwargs)
             difference = max(float((a - b).abs().max()) for a, b in zip(expected, got, strict=True))
             share = here.plan().state_bytes / alone.plan().state_bytes
             outcomes.append(Outcome(difference, tuple(alone.stats.phases), tuple(here.stats.phases), share))
     return outcomes
+
+
+@contextlib.contextmanager
+def log_sum_exp() -> Iterator[None]:
+    """The back end "_native_flash" of diffusers with the kernel of the CPU, which returns the log-sum-exp of its rows."""
+
+    def forward(ctx: Any, query: Any, key: Any, value: Any, *_: Any, return_lse: bool = False, **__: Any) -> Any:
+        rows = [each.transpose(1, 2).contiguous() for each in (query, key, value)]
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*rows)
+        out, lse = out.transpose(1, 2).contiguous(), lse.transpose(1, 2).contiguous()
+        return (out, lse) if return_lse or (_ and _[-1] is True) else out
+
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    active = _AttentionBackendRegistry._active_backend
+    with mock.patch("diffusers.models.attention_dispatch._native_flash_attention_forward_op", forward):
+        try:
+            yield
+        finally:
+            _AttentionBackendRegistry._active_backend = active  # a model's back end becomes that of all models without one
 
 
 def draw(rank: int, fault: str, method: Method, name: str = "wan", steps: int = 6, at: int = 3) -> list[str]:

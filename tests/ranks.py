@@ -36,11 +36,16 @@ def fake_ranks(size: int, rank: int = 0) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def split(model: torch.nn.Module, degree: int, **settings: Any) -> torch.nn.Module:
+def split(model: torch.nn.Module, degree: int) -> torch.nn.Module:
     """The model with its sequence split over the ranks (Ulysses)."""
+    return parallelize(model, ulysses_degree=degree)
+
+
+def parallelize(model: Any, **settings: Any) -> Any:
+    """The model with its sequence split as `ContextParallelConfig(**settings)` says."""
     from diffusers import ContextParallelConfig
 
-    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=degree, **settings))
+    model.enable_parallelism(config=ContextParallelConfig(**settings))
     return model
 
 

@@ -95,6 +95,7 @@ def test_the_wheel_has_the_packages_with_type_markers_and_models_and_nothing_els
     (metadata,) = installed.glob("*.dist-info")
     assert {path.name for path in (metadata / "licenses").iterdir()} == {"LICENSE", "NOTICE"}
     assert (installed / "rfc_fx/zoo/digits/diffusion_pytorch_model.safetensors").exists()
+    assert (installed / "rfc_fx/tools/serving/page.html").exists()
     emoji = {path.relative_to(ROOT) for path in (ROOT / "rfc_fx/zoo/emoji").rglob("*") if path.is_file()}
     assert Path("rfc_fx/zoo/emoji/transformer/diffusion_pytorch_model.safetensors") in emoji
     assert emoji == {path.relative_to(installed) for path in (installed / "rfc_fx/zoo/emoji").rglob("*") if path.is_file()}

@@ -110,4 +110,4 @@ class Reference(fx.Interpreter):
         if "forecast" in kwargs:
             return kwargs["forecast"]
         estimate = estimator.estimate(own, I, self.clock)
-        return estimate if base is None else base + estimate
+        return estimate if base is None else (base + estimate).to(full.dtype)

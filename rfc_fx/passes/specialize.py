@@ -14,7 +14,7 @@ from rfc.ranks import means
 from rfc.state import Clock, SlotSpec, State
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.layout import Layout
-from rfc_fx.ir.ops import aten, select, spec_of
+from rfc_fx.ir.ops import aten, select, spec_of, value
 from rfc_fx.ir.program import CLOCK_SPECS, Program
 from rfc_fx.passes.builder import Builder
 from rfc_fx.passes.guard import Guarded
@@ -111,7 +111,7 @@ class _Step:
         slots = self.estimator.slots(*specs)
         if self.phase.computes_sites:
             output = build.get(node.args[1])  # type: ignore[arg-type]
-            O = output if base is None else build.graph.call_function(aten.sub.Tensor, (output, base))
+            O = output if base is None else self._as_output(site, build.graph.call_function(aten.sub.Tensor, (output, base)))
             self.refresh(site.name, (self.estimator,), slots, self.estimator.refresh, [(I, specs[0]), (O, specs[1])])
             if site.name in self.guarded.tokens:
                 self.store(f"{site.name}.tokens", {"age": no_age(build, I, self.guarded.slots[f"{site.name}.tokens.age"])})
@@ -123,8 +123,14 @@ class _Step:
         computes_some = self.phase.tokens_part is not None and site.name in self.guarded.tokens
         held = self.partial(site, I, slots) if computes_some else build.state(site.name)
         O_hat = self.estimate(held, I, slots, specs)
-        result = O_hat if base is None else build.graph.call_function(aten.add.Tensor, (base, O_hat))
+        result = O_hat if base is None else self._as_output(site, build.graph.call_function(aten.add.Tensor, (base, O_hat)))
         build.env[node] = build.like(result, site.output)
+
+    def _as_output(self, site: Site, result: fx.Node) -> fx.Node:
+        """What was made with a site's base, in the type of its output: a model may cast the stream behind the base."""
+        if site.base is None or value(site.base).dtype == (dtype := value(site.output).dtype):
+            return result
+        return self.build.graph.call_function(aten.to.dtype, (result, dtype))
 
     def partial(self, site: Site, I: fx.Node, slots: dict[str, SlotSpec]) -> dict[str, fx.Node]:
         """Compute some of a site's tokens, and write them and the ages; returns the site's state."""

@@ -34,6 +34,9 @@ SUMS = frozenset(
 )
 """Operations that reduce, or order, along axes."""
 
+LIKE = frozenset({"reshape_as", "view_as", "expand_as", "type_as"})
+"""Operations that read the values of their first operand, and the form of the second alone."""
+
 PRODUCTS = frozenset({"bmm", "matmul", "baddbmm", "einsum", "mm"})
 
 
@@ -70,7 +73,8 @@ def spreads(graph: fx.Graph, parallel: Parallel, start: Mapping[fx.Node, Spread]
     """How each node's value lies over the ranks; `start`: of placeholders that are not replicated, and of nodes that are known."""
     found: dict[fx.Node, Spread] = {}
     for node in graph.nodes:
-        sources = [found[source] for source in node.all_input_nodes]
+        read = node.all_input_nodes[:1] if name_of(node) in LIKE else node.all_input_nodes
+        sources = [found[source] for source in read]
         most = max(sources, default=Spread.REPLICATED)
         name = name_of(node) if is_collective(node) else ""
         if node in start:
@@ -100,7 +104,7 @@ def refuse_silent_attention(captured: Captured) -> None:
         return
     found = spreads(captured.graph, parallel, {})
     for node in captured.graph.nodes:
-        if why := _sees_its_own_tokens(node, found):
+        if (why := _sees_its_own_tokens(node, found)) and not (parallel.ring > 1 and _goes_round(node, found, parallel.ring)):
             where = next((path for path, _ in reversed(list(node.meta.get("nn_module_stack", {}).values()))), "")
             raise CaptureError(
                 f"{type(captured.model).__name__}{f'.{where}' if where else ''}: {why}, and takes the tokens of this rank for all of them: "
@@ -147,6 +151,19 @@ def _sees_its_own_tokens(node: fx.Node, found: Mapping[fx.Node, Spread]) -> str:
     if reduces_tokens(node, found) and not is_completed(node):
         return f"a reduction ({name}) over tokens"
     return ""
+
+
+def _goes_round(node: fx.Node, found: Mapping[fx.Node, Spread], ranks: int) -> bool:
+    """Whether an attention to a rank's own keys is the first part of a ring: the same query reads the keys of the other ranks, gathered."""
+    query = _behind_views(node.args[0])
+    parts = [other for other in node.graph.nodes if name_of(other) == name_of(node) and _behind_views(other.args[0]) is query]
+    return "attention" in name_of(node) and [found.get(part.args[1]) for part in parts].count(Spread.REPLICATED) == ranks - 1
+
+
+def _behind_views(node: Any) -> Any:
+    while isinstance(node, fx.Node) and (is_view(node) or name_of(node) in ("contiguous", "clone")):
+        node = node.args[0]
+    return node
 
 
 def _is_worked_on(node: fx.Node) -> bool:

@@ -193,6 +193,16 @@ def test_half_precision_keeps_its_dtype_in_state_and_output(dtype: torch.dtype) 
     assert {row.dtype for row in cached.plan().slots if row.name.endswith((".speed", ".g12"))} == {torch.float32}
 
 
+@pytest.mark.parametrize("granularity", ["block", "stack"])
+def test_a_stream_that_begins_in_another_precision_keeps_the_models(granularity: str) -> None:
+    model, kwargs = FAMILIES["dit"]()  # its position embedding is float32, whatever its weights are
+    half = {**kwargs, "hidden_states": kwargs["hidden_states"].bfloat16()}
+    cached = rfc_fx.transform(model.to(torch.bfloat16), rfc.FORA(interval=3), config=rfc_fx.Config(granularity=granularity))
+    assert generation(cached, half).dtype == torch.bfloat16
+    assert "ESTIMATE" in cached.stats.phases
+    assert {row.dtype for row in cached.plan().slots} == {torch.bfloat16}
+
+
 def test_it_works_under_inference_mode_and_outside_it_in_turn() -> None:
     _, cached, kwargs = dit(method=rfc.RFC(tau=0.3))
     with torch.inference_mode():

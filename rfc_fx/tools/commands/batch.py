@@ -29,7 +29,8 @@ def batch(
 ) -> None:
     """Draw a picture for every line of a file; interrupted, the same command goes on where it was."""
     locate(model)
-    settings = WorkerSettings(model=model, device=str(device or device_here()), nfc=nfc, compile=compile, steps=steps)
+    own = device or device_here()
+    settings = WorkerSettings(model=model, device=str(own) if workers == 1 else own.type, nfc=nfc, compile=compile, steps=steps)
     jobs = read_prompts(prompts, (model, repr(nfc), repr(steps)))
     check_writable(out)
     there = drawn_already(out)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
+import signal
+import threading
 from ipaddress import ip_address
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -13,7 +15,7 @@ from rfc_fx.tools import options
 from rfc_fx.tools.arguments import OptionError, device_here
 from rfc_fx.tools.load import locate
 from rfc_fx.tools.requests.worker import WorkerSettings
-from rfc_fx.tools.serving.deployments import ServerSettings, imported, start
+from rfc_fx.tools.serving.deployments import Server, ServerSettings, imported
 
 TOKEN = "RFC_FX_TOKEN"
 
@@ -36,20 +38,33 @@ def serve(
         raise OptionError(f"--host {host}: others can reach it; put a token into the variable {TOKEN}, or listen at 127.0.0.1")
     locate(model)
     imported()
-    worker = WorkerSettings(model=model, device=str(device or device_here()), nfc=nfc, compile=compile, steps=steps)
+    worker = WorkerSettings(model=model, device=(device or device_here()).type, nfc=nfc, compile=compile, steps=steps)
     settings = ServerSettings(
         worker=worker, replicas=replicas, max_batch=max_batch, most_waiting=max_waiting, host=host, port=port, token=token
     )
-    server = start(settings)
-    typer.echo(f"http://{host}:{port}/ is ready: {replicas} replicas of {model}; Ctrl-C ends it")
+    server = Server(settings)
     try:
-        while True:
-            time.sleep(3_600)
+        stop = _signalled()
+        typer.echo(f"http://{host}:{port}/ is ready: {replicas} {'replica' if replicas == 1 else 'replicas'} of {model}; Ctrl-C ends it")
+        stop.wait()
+        typer.echo("answering what is there; Ctrl-C again ends at once", err=True)
     finally:
-        import ray
+        if not server.stop():
+            typer.echo("requests were left unanswered", err=True)
 
-        server.shutdown()  # requests that are being drawn are answered first
-        ray.shutdown()
+
+def _signalled() -> threading.Event:
+    """Set by the first Ctrl-C or SIGTERM; the second is a KeyboardInterrupt."""
+    stop = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ray has put its own for the latter
+        signal.signal(number, note)
+    return stop
 
 
 def is_loopback(host: str) -> bool:

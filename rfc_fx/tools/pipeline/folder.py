@@ -14,7 +14,7 @@ from rfc_fx.pipelines.accelerated import transformers_of
 from rfc_fx.tools.load import LoadError, load_scheduler, load_transformer, loading_options, locate, model_kind, quiet, reading
 from rfc_fx.tools.model_files import check_sizes
 from rfc_fx.tools.stored_dtype import stored_dtype
-from rfc_fx.zoo import EMOJI, emoji_class
+from rfc_fx.zoo import DIGITS, EMOJI, emoji_class
 
 DENOISER = "transformer"
 """Components whose names contain this are the models that a pipeline calls in every step."""
@@ -70,8 +70,8 @@ class PipelineFolder:
     def load(self, dtype: torch.dtype | None, device: torch.device, **parts: Any) -> Any:
         """The pipeline on `device`, silent; `dtype` None: that of the denoiser's file. `parts` that are loaded already are used."""
         quiet()
-        if self.where == EMOJI:
-            dtype = dtype or torch.float32  # stored in float16 for its size
+        if self.where in (DIGITS, EMOJI):
+            dtype = dtype or torch.float32  # stored in float16 for their size
         if self.is_flat:
             pipe = self.kind(load_transformer(self.where, dtype, device), load_scheduler(self.where))
         else:

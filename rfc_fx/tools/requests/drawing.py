@@ -11,8 +11,9 @@ from typing import Any
 from rfc_fx.errors import RFCError
 from rfc_fx.tools.load import LoadError, one_line
 from rfc_fx.tools.requests.prompts import ATTEMPTS, Job, add_line, write_picture
+from rfc_fx.tools.requests.ray_node import LOGS, imported_ray, start_ray
 from rfc_fx.tools.requests.request import RequestError
-from rfc_fx.tools.requests.worker import Picture, Worker, WorkerSettings
+from rfc_fx.tools.requests.worker import Picture, Worker, WorkerSettings, ray_resources
 
 log = logging.getLogger("rfc_fx")
 
@@ -72,20 +73,38 @@ class Actor:
 
 
 def draw_with_ray(settings: WorkerSettings, jobs: Sequence[Job], most: int, workers: int) -> Iterator[Done]:
-    """Draw with so many actors of Ray Data; a batch whose actor dies is drawn again by another. LoadError where Ray is missing."""
+    """Draw with so many actors of Ray Data; a batch whose actor dies is drawn again by another, three times at most.
+
+    LoadError where Ray is missing, or no worker starts.
+    """
     import pickle
 
     try:
-        import ray
+        imported_ray()
         import ray.data
+        from ray.exceptions import RayError
     except ImportError as error:
         raise LoadError("--workers: several workers need Ray: pip install 'rfc-fx[ray]'; or pass --workers 1") from error
-    items = [{"batch": pickle.dumps(batch)} for batch in batches(jobs, most)]
-    data = ray.data.from_items(items, override_num_blocks=len(items))
-    pool = ray.data.ActorPoolStrategy(size=workers)
-    drawn = data.map_batches(Actor, fn_constructor_args=(settings,), batch_size=1, compute=pool, num_cpus=1)
-    for row in drawn.iter_rows():
-        yield from pickle.loads(row["done"])
+    ray = start_ray(workers)
+    try:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.max_errored_blocks = -1  # batches that are given up are missing in the end
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        items = [{"batch": pickle.dumps(batch)} for batch in batches(jobs, most)]
+        data = ray.data.from_items(items, override_num_blocks=len(items))
+        pool = ray.data.ActorPoolStrategy(size=workers)
+        resources = {**ray_resources(settings, workers), "max_task_retries": ATTEMPTS - 1}
+        left = {job.name: job for job in jobs}
+        for row in data.map_batches(Actor, fn_constructor_args=(settings,), batch_size=1, compute=pool, **resources).iter_rows():
+            for job, result in pickle.loads(row["done"]):
+                del left[job.name]
+                yield job, result
+        yield from ((job, f"its worker died {ATTEMPTS} times") for job in left.values())
+    except RayError as error:
+        raise LoadError(f"Ray: {one_line(error, width=300)}; see {LOGS}") from error
+    finally:
+        ray.shutdown()
 
 
 def draw_all(source: Iterator[Done], out: Path, tick: Callable[[], object]) -> list[tuple[Job, str]]:

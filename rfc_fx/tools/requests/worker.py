@@ -17,6 +17,7 @@ from rfc_fx.tools.pipeline.accelerated import accelerated, models, records, stat
 from rfc_fx.tools.pipeline.call import ALIASES
 from rfc_fx.tools.pipeline.folder import pipeline_folder
 from rfc_fx.tools.requests.request import Request, RequestError
+from rfc_fx.tools.requests.steps import Steps, StepWatch, Tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,13 @@ class WorkerSettings:
     compile: bool = False
     steps: int | None = None
     """Where a request says none; None: the pipeline's own."""
+
+
+def ray_resources(settings: WorkerSettings, workers: int) -> dict[str, float]:
+    """What Ray reserves for each of so many workers: a core, and with CUDA a device, or its share where there are more workers."""
+    if not settings.device.startswith("cuda"):
+        return {"num_cpus": 1}
+    return {"num_cpus": 1, "num_gpus": min(1.0, torch.cuda.device_count() / workers)}
 
 
 class Picture(NamedTuple):
@@ -69,19 +77,26 @@ class Worker:
         """RequestError for what this pipeline cannot be asked for."""
         self._arguments([request])
 
-    def draw(self, requests: Sequence[Request]) -> list[Picture]:
-        """Draw requests that fit into one batch (`Request.fit`), noise by each one's seed; RequestError for those that do not."""
+    def draw(self, requests: Sequence[Request], tell: Tell | None = None) -> list[Picture]:
+        """Draw requests that fit into one batch (`Request.fit`), noise by each one's seed; RequestError for those that do not.
+
+        `tell` takes each step as it is taken.
+        """
         if len({request.fit for request in requests}) != 1:
             raise RequestError("a batch holds requests of one shape, number of steps and guidance; draw others apart")
         arguments = self._arguments(requests)
         watches = list(models(self.pipe))
+        device = torch.device(self.settings.device)
+        steps = None if tell is None else Steps(self.pipe, tell)
         for model in watches:
-            model.stopwatch = Stopwatch(torch.device(self.settings.device))
+            model.stopwatch = Stopwatch(device) if steps is None else StepWatch(device, model, steps)
         begin = time.monotonic()
         try:
             images = self.pipe(**arguments).images
         except (ValueError, TypeError) as error:
             raise RequestError(f"{self.folder.class_name} refuses the request: {one_line(error)}") from error
+        if steps is not None:
+            steps.finish()
         seconds = time.monotonic() - begin
         record = next(iter(records(self.pipe).values()))
         medians = None if watches[0].stopwatch is None else watches[0].stopwatch.medians()

@@ -49,8 +49,8 @@ def workers() -> Iterator[Workers]:
         yield started
 
 
-def check(workers: Workers, family: str, cases: list[Case], layers: int = 1) -> None:
-    by_rank = workers.run(rank_programs.compare, family, cases, 2, layers)
+def check(workers: Workers, family: str, cases: list[Case], layers: int = 1, kind: str = "ulysses", compiled: bool = False) -> None:
+    by_rank = workers.run(rank_programs.compare, family, cases, 2, layers, kind, compiled, timeout=1_200 if compiled else 120)
     for failed in by_rank:
         if isinstance(failed, Exception):
             raise failed
@@ -71,6 +71,19 @@ def test_two_ranks_draw_and_decide_as_one_process(workers: Workers) -> None:
 @pytest.mark.parametrize("family", ["flux", "wan", "qwen"])
 def test_every_method_and_configuration_draws_and_decides_as_one_process(workers: Workers, family: str, cases: list[Case]) -> None:
     check(workers, family, cases, layers=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["flux", "wan"])
+def test_ring_attention_draws_and_decides_as_one_process(workers: Workers, family: str) -> None:
+    check(workers, family, [NEWTON, Case(rfc.RFC(tau=0.1), Config(hoist=True))], layers=2, kind="ring")
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.parametrize("family", ["flux", "wan", "qwen"])
+def test_compiled_programs_draw_and_decide_as_one_process(workers: Workers, family: str) -> None:
+    check(workers, family, [Case(rfc.RFC(tau=0.1))], compiled=True)
 
 
 @pytest.mark.slow

@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES
+from predictors import random_predictor
 from rank_programs import family
 from ranks import fake_ranks, split
 
 import rfc
+import rfc.eager
+import rfc_export
 import rfc_fx
 from benchmarks.capturing import captured_once
 
@@ -60,6 +64,25 @@ def test_a_method_that_chooses_among_all_tokens_is_refused(parted: Any) -> None:
     model, kwargs = parted
     with pytest.raises(rfc_fx.CaptureError, match=r"chooses the tokens that are computed among all of them.*each of which would choose"):
         rfc_fx.transform(model, rfc.ToCa(), example_inputs=kwargs)
+
+
+def test_a_predictor_is_refused(parted: Any, tmp_path: Path) -> None:
+    model, kwargs = parted
+    method = rfc.DisCa(predictor=random_predictor(model, tmp_path / "predictor", 32))
+    with pytest.raises(rfc_fx.CaptureError, match=r"the predictor of .* attends to all tokens, and the sequence lies on 2 ranks; use a"):
+        rfc_fx.transform(model, method, example_inputs=kwargs)
+
+
+def test_an_engine_is_refused(parted: Any, tmp_path: Path) -> None:
+    model, kwargs = parted
+    with pytest.raises(rfc_export.ExportError, match=r"hold collectives of a group of ranks, which an engine does not have; export"):
+        rfc_export.export(model, tmp_path / "engine", backend="onnx", method=rfc.FORA(), example_inputs=kwargs)
+    assert not (tmp_path / "engine").exists()
+
+
+def test_the_eager_twin_is_refused(parted: Any) -> None:
+    with pytest.raises(ValueError, match=r"its sequence is split over ranks.*use rfc_fx\.transform, which completes sums over all"):
+        rfc.eager.cached(parted[0], rfc.FORA())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,17 +3,17 @@
 import asyncio
 import base64
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from rfc_fx.tools.commands.serve import is_loopback
 from rfc_fx.tools.requests.request import Request, RequestError
+from rfc_fx.tools.requests.steps import StepTaken
 from rfc_fx.tools.requests.worker import Picture
 from rfc_fx.tools.serving.api import BODY, parse_call
-from rfc_fx.tools.serving.deployments import Replica
-from rfc_fx.tools.serving.front import Front, FullError, LostError, is_allowed
+from rfc_fx.tools.serving.front import ClosingError, Front, FullError, LostError, is_allowed
 from rfc_fx.tools.serving.page import page
 
 
@@ -25,7 +25,7 @@ def picture(request: Request) -> Picture:
     return Picture(f"{request.prompt} {request.seed}".encode(), 6, 20, 0.5, (9.0, 1.0), 1_000)
 
 
-def front(draw: Callable[[Request], Awaitable[Picture]], most: int = 4) -> Front:
+def front(draw: Callable[[Request, bool], AsyncIterator[Any]], most: int = 4) -> Front:
     return Front(draw, lost=(DiedError,), most_waiting=most)
 
 
@@ -64,9 +64,9 @@ def test_a_body_that_is_none_is_refused_before_it_takes_a_place(text: bytes, mes
 
 
 def test_every_picture_of_a_call_comes_with_its_seed() -> None:
-    async def draw(request: Request) -> Picture:
+    async def draw(request: Request, streams: bool) -> AsyncIterator[Any]:
         await asyncio.sleep(0.001 * (10 - request.seed))  # the last is ready first
-        return picture(request)
+        yield picture(request)
 
     served = front(draw)
     answer = asyncio.run(served.images(parse_call(body(n=3, seed=1))))
@@ -78,9 +78,9 @@ def test_a_full_queue_says_when_to_come_again_and_empties() -> None:
     async def run() -> None:
         free = asyncio.Event()
 
-        async def draw(request: Request) -> Picture:
+        async def draw(request: Request, streams: bool) -> AsyncIterator[Any]:
             await free.wait()
-            return picture(request)
+            yield picture(request)
 
         served = front(draw)
         first = asyncio.ensure_future(served.images(parse_call(body(n=3))))
@@ -100,13 +100,13 @@ def test_a_call_that_is_cancelled_gives_its_places_back_and_ends_its_drawing() -
     async def run() -> None:
         ended: list[int] = []
 
-        async def draw(request: Request) -> Picture:
+        async def draw(request: Request, streams: bool) -> AsyncIterator[Any]:
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
                 ended.append(request.seed)
                 raise
-            return picture(request)
+            yield picture(request)
 
         served = front(draw)
         call = asyncio.ensure_future(served.images(parse_call(body(n=4, seed=0))))
@@ -125,11 +125,11 @@ def test_a_call_that_is_cancelled_gives_its_places_back_and_ends_its_drawing() -
 def test_a_picture_whose_replica_dies_is_drawn_by_another_at_most_three_times(deaths: int) -> None:
     seeds: list[int] = []
 
-    async def draw(request: Request) -> Picture:
+    async def draw(request: Request, streams: bool) -> AsyncIterator[Any]:
         seeds.append(request.seed)
         if len(seeds) <= deaths:
             raise DiedError("killed")
-        return picture(request)
+        yield picture(request)
 
     served = front(draw)
     call = parse_call(body(seed=5))
@@ -144,23 +144,80 @@ def test_a_picture_whose_replica_dies_is_drawn_by_another_at_most_three_times(de
     assert served.metrics.waiting == 0
 
 
-def test_events_end_with_the_answer() -> None:
-    async def draw(request: Request) -> Picture:
+def test_events_say_every_step_and_end_with_the_answer() -> None:
+    async def draw(request: Request, streams: bool) -> AsyncIterator[Any]:
+        assert streams
         await asyncio.sleep(0.03)
-        return picture(request)
+        for step in (1, 2):
+            yield StepTaken(step, 2, step == 1)
+        yield picture(request)
+
+    async def run() -> list[Any]:
+        return [event async for event in front(draw).events(parse_call(body(seed=7)), every=0.01)]
+
+    *before, first, second, done = asyncio.run(run())
+    assert len(before) >= 2  # one says that it waits, others that it still does
+    assert {event for event, _ in before} == {"queued"}
+    assert first == ("progress", {"picture": 0, "seed": 7, "step": 1, "steps": 2, "phase": "full"})
+    assert second == ("progress", {"picture": 0, "seed": 7, "step": 2, "steps": 2, "phase": "estimate"})
+    assert done[0] == "done"
+
+
+def test_events_say_where_a_picture_is_drawn_again() -> None:
+    calls: list[int] = []
+
+    async def draw(request: Request, streams: bool) -> AsyncIterator[Any]:
+        calls.append(request.seed)
+        yield StepTaken(1, 2, True)
+        if len(calls) == 1:
+            raise DiedError("killed")
+        yield picture(request)
 
     async def run() -> list[str]:
-        return [name async for name, _ in front(draw).events(parse_call(body()), every=0.01)]
+        return [name async for name, _ in front(draw).events(parse_call(body()))]
 
-    names = asyncio.run(run())
-    assert names[0] == "queued"
-    assert "progress" in names
-    assert names[-1] == "done"
+    assert asyncio.run(run()) == ["queued", "progress", "retried", "progress", "done"]
+
+
+def test_events_that_nobody_reads_any_more_give_their_place_back() -> None:
+    async def draw(request: Request, streams: bool) -> AsyncIterator[Any]:
+        await asyncio.sleep(60)
+        yield picture(request)
+
+    async def run() -> None:
+        served = front(draw)
+        events = served.events(parse_call(body(n=4)))
+        await anext(events)
+        with pytest.raises(FullError):
+            await anext(served.events(parse_call(body())))  # before the first event, so that it can be answered by 429
+        await events.aclose()  # type: ignore[attr-defined]
+        assert served.metrics.waiting == 0
+
+    asyncio.run(run())
+
+
+def test_a_server_that_closes_answers_what_it_has_and_takes_nothing_more() -> None:
+    async def run() -> None:
+        async def draw(request: Request, streams: bool) -> AsyncIterator[Any]:
+            await asyncio.sleep(0.05)
+            yield picture(request)
+
+        served = front(draw)
+        call = asyncio.ensure_future(served.images(parse_call(body())))
+        await asyncio.sleep(0.01)
+        closing = asyncio.ensure_future(served.drained())
+        await asyncio.sleep(0.01)
+        with pytest.raises(ClosingError):
+            await served.images(parse_call(body()))
+        await closing
+        assert call.done()
+
+    asyncio.run(run())
 
 
 def test_metrics_count_what_was_drawn() -> None:
-    async def draw(request: Request) -> Picture:
-        return picture(request)
+    async def draw(request: Request, streams: bool) -> AsyncIterator[Any]:
+        yield picture(request)
 
     served = front(draw)
     asyncio.run(served.images(parse_call(body(n=2))))
@@ -168,25 +225,6 @@ def test_metrics_count_what_was_drawn() -> None:
     for line in ("pictures_total 2", "full_steps_total 12", "steps_total 40", "full_step_ms 9", "estimated_step_ms 1", "state_bytes 1000"):
         assert f"\nrfc_fx_{line}\n" in text
     assert text.count("# TYPE") == text.count("# HELP") == 10
-
-
-def test_a_batch_comes_apart_by_what_fits_and_comes_back_in_order() -> None:
-    batches: list[list[int]] = []
-
-    class Painter:
-        def draw(self, requests: list[Request]) -> list[Picture]:
-            if any(request.prompt == "refused" for request in requests):
-                raise RequestError("no")
-            batches.append([request.seed for request in requests])
-            return [picture(request) for request in requests]
-
-    replica = Replica.__new__(Replica)
-    replica.worker, replica._turn = Painter(), asyncio.Lock()  # type: ignore[assignment]
-    asked = [Request(prompt="refused" if seed == 2 else "an apple", seed=seed, steps=5 + seed % 2) for seed in range(5)]
-    found = asyncio.run(replica.draw(asked))
-    assert batches == [[0], [4], [1, 3]]  # the batch of the refused request is drawn one by one
-    assert isinstance(found[2], RequestError)
-    assert [each.png for index, each in enumerate(found) if index != 2] == [b"an apple 0", b"an apple 1", b"an apple 3", b"an apple 4"]
 
 
 def test_a_token_is_asked_for_where_there_is_one() -> None:
@@ -204,5 +242,6 @@ def test_the_page_names_the_model_and_escapes_it() -> None:
     text = page("<b>emoji</b>", takes_classes=False)
     assert "&lt;b&gt;emoji" in text
     assert "<b>emoji" not in text
-    assert '["prompt"]: String(' in text
-    assert '["class"]: Number(' in page("digits", takes_classes=True)
+    assert '"prompt": String(' in text
+    assert '"class": Number(' in page("digits", takes_classes=True)
+    assert "{{" not in text

@@ -5,15 +5,16 @@ import base64
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
-from rfc_fx.tools.requests.request import Request, RequestError
+from rfc_fx.tools.requests.request import Request
 from rfc_fx.tools.requests.worker import WorkerSettings
-from rfc_fx.tools.serving.deployments import Http, Replica, ServerSettings
 from rfc_fx.tools.serving.front import Front
+from rfc_fx.tools.serving.http import Http
+from rfc_fx.tools.serving.replica import Replica, Ticket
 
 pytest.importorskip("starlette", reason="pip install 'rfc-fx[ray]'")
 uvicorn: Any = pytest.importorskip("uvicorn", reason="pip install 'rfc-fx[ray]'")
@@ -39,13 +40,11 @@ async def served(worker: WorkerSettings, asks: Callable[[str, Replica], Any]) ->
 
     replica = Replica(worker)
 
-    async def draw(request: Request) -> Any:
-        (picture,) = await replica.draw([request])
-        if isinstance(picture, RequestError):
-            raise picture
-        return picture
+    async def draw(request: Request, streams: bool) -> AsyncIterator[Any]:
+        async for (event,) in replica.draw([Ticket(request, streams)]):
+            yield event
 
-    http = Http(Front(draw, lost=(), most_waiting=3), ServerSettings(worker=worker, token="secret"), takes_classes=True)
+    http = Http(Front(draw, lost=(), most_waiting=3), "digits", "secret", takes_classes=True)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await (await http.answer(Asked(scope, receive)))(scope, receive, send)
@@ -73,15 +72,18 @@ def test_a_server_draws_streams_refuses_and_counts() -> None:
         assert pictures == [replica.worker.draw([Request(label=3, seed=seed)])[0].png for seed in (1, 2)]
         status, body, headers = got(address, IMAGES, {"class": 5, "seed": 2, "stream": True})
         assert (status, headers["content-type"].split(";")[0]) == (200, "text/event-stream")
-        assert body.startswith(b"event: queued\n")
-        assert b"event: done\n" in body
+        events = [line.removeprefix("event: ") for line in body.decode().splitlines() if line.startswith("event: ")]
+        assert events == ["queued", "progress", "progress", "progress", "progress", "done"]
         assert got(address, IMAGES, {"class": 3}, "wrong")[0] == 401
         assert got(address, IMAGES, {"class": 30})[0] == 400
-        assert got(address, IMAGES, {"class": 3, "n": 4})[0] == 429
+        for streams in (False, True):
+            status, _, headers = got(address, IMAGES, {"class": 3, "n": 4, "stream": streams})
+            assert (status, headers["retry-after"]) == (429, "1")
+        assert got(address, IMAGES)[0] == 405
         assert got(address, IMAGES, {"prompt": "a" * 70_000})[0] == 413
         assert got(address, "/nothing")[0] == 404
         metrics = got(address, "/metrics")[1].decode()
         assert "\nrfc_fx_pictures_total 3\n" in metrics
-        assert '\nrfc_fx_requests_total{status="429"} 1\n' in metrics
+        assert '\nrfc_fx_requests_total{status="429"} 2\n' in metrics
 
     asyncio.run(served(WorkerSettings(model="digits", steps=4), asks))
