@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -119,7 +119,15 @@ def distinct(calls: Sequence[dict[str, Any]], model: nn.Module) -> list[dict[str
 
 
 def pipeline_calls(name: str, dtype: torch.dtype, device: torch.device, wanted: Wanted) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """The transformer of a pipeline, and its calls at every size and batch.
+    """The transformer of a pipeline, and its calls at every size and batch; errors as of `pipeline_sources`."""
+    sources = list(pipeline_sources(name, dtype, device, wanted))
+    calls = [call for source in sources for call in calls_of_first_step(source)]
+    model = sources[0].model
+    return model, distinct(calls, model)
+
+
+def pipeline_sources(name: str, dtype: torch.dtype, device: torch.device, wanted: Wanted) -> Iterator[PipelineSource]:
+    """A pipeline with its call at every size and batch.
 
     LoadError or OptionError for what the pipeline does not take, ExportError where it cannot draw several samples in one call.
     """
@@ -127,9 +135,7 @@ def pipeline_calls(name: str, dtype: torch.dtype, device: torch.device, wanted: 
     options = wanted.call or CallOptions()
     if not options.prompts and not options.classes and "prompt" in folder.parameters:
         options = replace(options, prompts=["a lighthouse"])
-    model = load_transformer(locate(name), dtype, device)
-    pipe = folder.load(dtype, device, transformer=model)
-    calls: list[dict[str, Any]] = []
+    pipe = None
     sizes: Sequence[tuple[int, int] | None] = wanted.sizes or [None]
     batches: Sequence[int | None] = wanted.batches or [None]
     for size, batch in product(sizes, batches):
@@ -143,5 +149,6 @@ def pipeline_calls(name: str, dtype: torch.dtype, device: torch.device, wanted: 
                     "example_inputs"
                 )
             call = replace(call, arguments={**call.arguments, parameter: batch})
-        calls += calls_of_first_step(PipelineSource(name=name, pipe=pipe, call=call, seeds=[0]))
-    return pipe.transformer, distinct(calls, model)
+        if pipe is None:
+            pipe = folder.load(dtype, device, transformer=load_transformer(locate(name), dtype, device))
+        yield PipelineSource(name=name, pipe=pipe, call=call, seeds=[0])
