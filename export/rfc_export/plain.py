@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from inspect import Signature, signature
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,12 @@ class Part(nn.Module):
         super().__init__()
         self.module, self.method = module, method
 
-    @property
-    def own_signature(self) -> Signature:
-        """Of the method."""
-        return signature(getattr(self.module, self.method))
+    def signature_with(self, calls: Sequence[Mapping[str, Any]]) -> Signature:
+        """Of the method; what calls pass beyond its parameters, where it takes any, are parameters of its own."""
+        own = signature(getattr(self.module, self.method))
+        named = [one for one in own.parameters.values() if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+        more = dict.fromkeys(name for call in calls for name in call if name not in own.parameters)
+        return own.replace(parameters=[*named, *(Parameter(name, Parameter.KEYWORD_ONLY, default=None) for name in more)])
 
     def forward(self, **arguments: Any) -> Any:
         """Call the method."""
@@ -69,11 +71,12 @@ def export_plain(
     name = type(part.module).__name__
     config = Config(hoist=False, granularity="module")
     with explained(name, stages, backend, config), torch.no_grad():
+        expected = part.signature_with(calls)
         weights, device = Weights(), next((one.device for one in part.parameters()), torch.device("cpu"))
         made = []
         for number, arguments in enumerate(calls):
             stages(f"{name}: capturing call {number + 1} of {len(calls)}")
-            made.append(_plain_call(part, arguments, weights, device, number))
+            made.append(_plain_call(part, expected, arguments, weights, device, number))
         with writing(path) as folder:
             save_file(weights.missing(), folder / WEIGHTS)
             specs = {name: weight_spec(tensor) for name, tensor in weights.missing().items()}
@@ -106,7 +109,9 @@ def export_plain(
             write_manifest(folder, manifest, sign)
 
 
-def _plain_call(part: Part, arguments: Mapping[str, Any], weights: Weights, device: torch.device, number: int) -> _PlainCall:
+def _plain_call(
+    part: Part, expected: Signature, arguments: Mapping[str, Any], weights: Weights, device: torch.device, number: int
+) -> _PlainCall:
     captured = pair_complex(capture(part, dict(arguments)))
     weights.take(captured)
     graph, used = flat(_module(captured), weights)
@@ -116,7 +121,7 @@ def _plain_call(part: Part, arguments: Mapping[str, Any], weights: Weights, devi
     outputs = [_spec("output", str(index), node) for index, node in enumerate(output.args[0])]
     examples = tuple(torch.zeros(value(node).shape, dtype=value(node).dtype, device=device) for node in places)
     module = fx.GraphModule(used, graph, class_name="Full").eval()
-    call = call_spec(captured, arguments, part.own_signature, None, number)
+    call = call_spec(captured, arguments, expected, None, number)
     for leaf, given in zip(call.leaves, pytree.tree_leaves(dict(arguments)), strict=True):
         if leaf.fixed is not None and isinstance(given, Tensor):
             weights.tensors[leaf.fixed] = given

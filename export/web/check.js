@@ -2,6 +2,7 @@
 // NOISE_FILE and OUT_FILE hold float32 numbers.
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { Tokenizer } from "@huggingface/tokenizers";
 import * as ort from "onnxruntime-web";
 import { Digits } from "./digits.js";
 import { Emoji } from "./emoji.js";
@@ -10,7 +11,7 @@ const [kind, folder, request, noiseFile, outFile, steps] = process.argv.slice(2)
 const open = { digits: Digits.open, emoji: Emoji.open }[kind];
 ort.env.wasm.numThreads = 1;
 try {
-  const drawing = await open(async (name) => new Uint8Array(await readFile(join(folder, name))), ort);
+  const drawing = await open(async (name) => new Uint8Array(await readFile(join(folder, name))), ort, { Tokenizer });
   const bytes = await readFile(noiseFile);
   const noise = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
   let phases = "";

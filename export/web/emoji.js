@@ -1,5 +1,4 @@
 // A whole FLUX pipeline (rfc-fx export emoji --whole) as a drawing: prompts, guidance by a second call, flow matching, VAE decoder.
-import { Tokenizer } from "@huggingface/tokenizers";
 import { json } from "./artifact.js";
 import { Engine } from "./engine.js";
 import { sampler } from "./samplers.js";
@@ -8,7 +7,8 @@ const PARTS = ["text_encoder", "text_encoder_2", "transformer", "vae"];
 const GUIDANCE = 3; // of the model's card
 
 export class Emoji {
-  static async open(read, ort, options) {
+  /** Open the folder; `Tokenizer` is that of @huggingface/tokenizers, the other options those of `Engine.open`. */
+  static async open(read, ort, { Tokenizer, ...options }) {
     const index = await json(read, "model_index.json");
     for (const part of PARTS) {
       if (index[part]?.[0] !== "rfc_export") throw new Error(`model_index.json: ${part} is no engine; export with rfc-fx export emoji --whole`);
@@ -17,8 +17,8 @@ export class Emoji {
     for (const part of PARTS) parts[part] = await Engine.open((name) => read(`${part}/${name}`), ort, options);
     const drawing = Object.assign(new Emoji(), parts);
     drawing.scheduler = await json(read, "scheduler/scheduler_config.json");
-    drawing.clip = await TextTokens.open(read, "tokenizer", shapeOf(parts.text_encoder, "input_ids")[1]);
-    drawing.t5 = await TextTokens.open(read, "tokenizer_2", shapeOf(parts.text_encoder_2, "input_ids")[1]);
+    drawing.clip = await TextTokens.open(read, Tokenizer, "tokenizer", shapeOf(parts.text_encoder, "input_ids")[1]);
+    drawing.t5 = await TextTokens.open(read, Tokenizer, "tokenizer_2", shapeOf(parts.text_encoder_2, "input_ids")[1]);
     [, drawing.tokens, drawing.channels] = shapeOf(parts.transformer, "hidden_states");
     drawing.side = Math.sqrt(drawing.tokens);
     drawing.size = drawing.side * 2 * 2 ** (parts.vae.manifest.model.config.block_out_channels.length - 1);
@@ -101,7 +101,7 @@ export class Emoji {
 
 /** A tokenizer of a pipeline, which pads to the length that its encoder was exported for. */
 class TextTokens {
-  static async open(read, folder, length) {
+  static async open(read, Tokenizer, folder, length) {
     const config = await json(read, `${folder}/tokenizer_config.json`);
     const tokenizer = new Tokenizer(await json(read, `${folder}/tokenizer.json`), config);
     const padding = tokenizer.token_to_id(config.pad_token?.content ?? config.pad_token);

@@ -5,6 +5,7 @@ import { Emoji } from "./emoji.js";
 import { noise } from "./samplers.js";
 
 const KINDS = { digits: Digits, emoji: Emoji };
+const BINARIES = { wasm: "ort-wasm-simd-threaded.wasm", webgpu: "ort-wasm-simd-threaded.asyncify.wasm" };
 const PARTS = ["cached", "full"];
 const form = document.querySelector("#settings");
 const status = document.querySelector("#status");
@@ -44,10 +45,11 @@ async function drawingOf(kind, provider) {
     }
     say("Loading ONNX Runtime ...");
     const ort = await import(`./vendor/ort.${provider}.bundle.min.mjs`);
-    ort.env.wasm.wasmPaths = new URL("./vendor/", import.meta.url).href;
+    ort.env.wasm.wasmPaths = { wasm: new URL(`./vendor/${BINARIES[provider]}`, import.meta.url).href };
     ort.env.wasm.numThreads = 1;
+    const { Tokenizer } = await import("./vendor/tokenizers.min.mjs");
     const report = (stage) => say(`Loading ${stage} ...`);
-    opened.set(key, await KINDS[kind].open(served(`./engines/${kind}`), ort, { provider, report }));
+    opened.set(key, await KINDS[kind].open(served(`./engines/${kind}`), ort, { Tokenizer, provider, report }));
   }
   return opened.get(key);
 }
@@ -65,32 +67,27 @@ async function race() {
     steps: drawing.draw(request, start, { computesAll: part === "full" }),
     milliseconds: 0,
     phases: "",
-    last: null,
-    panel: cleared(part, drawing.size),
+    panel: cleared(part),
   }));
   for (let left = [...runs]; left.length; left = left.filter((run) => !run.isDone)) {
     const run = left.reduce((least, other) => (other.milliseconds < least.milliseconds ? other : least));
     const { value, done } = await run.steps.next();
     run.isDone = done;
-    if (!done) await show(run, value, drawing.steps);
+    if (!done) await show(run, value);
   }
-  for (const run of runs) paint(run.panel, await run.last.pixels(true), drawing.size);
   finish(...runs);
 }
 
-function cleared(part, size) {
+function cleared(part) {
   const panel = document.querySelector(`#${part}`);
   panel.querySelector("ol").replaceChildren();
   panel.querySelector(".figures").textContent = "-";
-  const canvas = panel.querySelector("canvas");
-  canvas.width = canvas.height = size;
   return panel;
 }
 
-async function show(run, step, steps) {
+async function show(run, step) {
   run.milliseconds += step.milliseconds;
   run.phases += step.isFull ? "F" : "E";
-  run.last = step;
   const mark = document.createElement("li");
   mark.className = `step ${step.isFull ? "F" : "E"}`;
   mark.title = `step ${step.index + 1}: ${step.isFull ? "full" : "estimated"}, ${step.milliseconds.toFixed(1)} ms`;
@@ -98,14 +95,13 @@ async function show(run, step, steps) {
   run.panel.querySelector("ol").append(mark);
   run.panel.querySelector(".figures").textContent =
     `${count(run.phases)} of ${run.phases.length} steps full, ${(run.milliseconds / 1000).toFixed(2)} s`;
-  paint(run.panel, await step.pixels(run.phases.length === steps), run.panel.querySelector("canvas").width);
+  paint(run.panel.querySelector("canvas"), await step.pixels());
   await new Promise((done) => setTimeout(done)); // the browser draws
 }
 
-function paint(panel, pixels, size) {
-  const canvas = panel.querySelector("canvas");
+function paint(canvas, pixels) {
   const side = Math.sqrt(pixels.length / 4);
-  canvas.width = canvas.height = side || size;
+  canvas.width = canvas.height = side;
   canvas.getContext("2d").putImageData(new ImageData(pixels, side, side), 0, 0);
 }
 
