@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from rfc_export.specs import BackendName
 from rfc_fx.capture.export import named_arguments
 from rfc_fx.ir.config import Config
 from rfc_fx.pipelines.accelerated import transformers_of
+from rfc_fx.tools.load import path_problem
 from rfc_fx.tools.pipeline.folder import DENOISER
 from rfc_fx.tools.pipeline.source import refusing
 
@@ -44,7 +46,7 @@ PartCalls = dict[tuple[str, str], list[dict[str, Any]]]
 
 def is_whole(path: Path) -> bool:
     """Whether a folder holds a whole pipeline of engines, and not one engine."""
-    return (path / INDEX).is_file()
+    return path_problem(path) is None and (path / INDEX).is_file()
 
 
 def export_whole(
@@ -121,8 +123,6 @@ def _recording(pipe: Any, denoiser: str, parts: PartCalls) -> Iterator[None]:
     undo = []
 
     def noted(name: str, module: nn.Module, function: str) -> Any:
-        from inspect import signature
-
         expected = signature(getattr(module, function))
 
         def note(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
