@@ -85,8 +85,11 @@ class _Stepped(BaseException):
     """The first step is done: what follows would only decode. No error, which `refusing` would tell."""
 
 
-def calls_of_first_step(source: PipelineSource) -> list[dict[str, Any]]:
-    """The calls of the transformer in the pipeline's first step, one of each signature: with and without the prompt, say."""
+def calls_of_first_step(source: PipelineSource, steps: int = 1) -> list[dict[str, Any]]:
+    """The calls of the transformer in the pipeline's first step, one of each signature: with and without the prompt, say.
+
+    The scheduler stands as for a generation of `steps` steps then.
+    """
     recorder, scheduler = CallRecorder(source.model), getattr(source.pipe, "scheduler", None)
 
     def stop(*_: Any, **__: Any) -> Any:
@@ -97,7 +100,7 @@ def calls_of_first_step(source: PipelineSource) -> list[dict[str, Any]]:
         scheduler.step = stop  # type: ignore[union-attr]
     try:
         with refusing(source):
-            source.draw(recorder, source.seeds[0], 1, lambda: None)
+            source.draw(recorder, source.seeds[0], steps, lambda: None)
     except _Stepped:
         pass
     finally:

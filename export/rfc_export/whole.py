@@ -15,6 +15,7 @@ from torch import nn
 
 from rfc.files import FileError, read_json
 from rfc.method import Method
+from rfc.placement.noise_levels import noise_levels
 from rfc_export.artifact import writing
 from rfc_export.backends import Report
 from rfc_export.backends import backend as backend_of
@@ -59,6 +60,7 @@ def export_whole(
     device: torch.device,
     method: Method,
     config: Config,
+    steps: int | None = None,
     overwrite: bool = False,
     sign: Path | None = None,
     report: Report = lambda line: None,
@@ -66,6 +68,8 @@ def export_whole(
     """Write the engines of a pipeline's parts to `path`: the denoiser with its cache, what else is called as it is.
 
     Every part answers the calls that the pipeline makes at the wanted sizes and batches, for as many tokens as its prompts have.
+    A method that needs noise levels (`rfc.LogSNR` alone) is placed for those of `steps` steps (None: the pipeline's own number)
+    at the first size; in Python an engine places it anew for every generation.
     Raises ExportError where a part cannot be exported; nothing is left then.
     """
     sources = list(pipeline_sources(name, dtype, device, wanted))
@@ -75,7 +79,9 @@ def export_whole(
     ((denoiser, model),) = denoisers.items()
     calls, parts = [], PartCalls()
     for source in sources:
-        calls += calls_of_first_step(source)
+        calls += calls_of_first_step(source, steps or source.call.steps)
+        if not method.schedule.is_bound:
+            method = _placed(name, method, pipe, steps or source.call.steps)
         with _recording(pipe, denoiser, parts), refusing(source):
             source.draw(model, 0, 1, lambda: None)
     stages = Stages(report)
@@ -95,6 +101,14 @@ def export_whole(
             _export_part(pipe, part, function, recorded, folder / part, backend, sign, stages)
         exported = {denoiser, *(part for part, _ in parts)}
         _write_rest(pipe, folder, exported)
+
+
+def _placed(name: str, method: Method, pipe: Any, steps: int) -> Method:
+    """The method for the noise levels of the scheduler as it stands; ExportError for one that has none."""
+    try:
+        return method.with_schedule(method.schedule.bound(steps, noise_levels(pipe.scheduler)))
+    except ValueError as error:
+        raise ExportError(f"export: {name}: {method.name}: {error}; take chebyshev, which needs no scheduler") from error
 
 
 def _export_part(

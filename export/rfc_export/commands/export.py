@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+import rfc
 from rfc_export.added import check_there
 from rfc_export.artifact import check_place
 from rfc_export.backends import backend as backend_of
@@ -100,9 +101,12 @@ def export(
         model=model,
         is_digits=model_kind(locate(model)) == "digits",
     )
-    methods = new_methods([method], arguments)
-    check_granularity(methods, config)
-    (instance,) = methods.values()
+    if whole and method == "log-snr":
+        instance = rfc.LogSNR(nfc=nfc, order=2 if order is None else order)  # placed when the pipeline has set its scheduler
+    else:
+        methods = new_methods([method], arguments)
+        check_granularity(methods, config)
+        (instance,) = methods.values()
     check_method(instance, config.dispatch)
     signer = None if sign is None else public_key(sign)
     backend_of(backend).check(device)  # before anything is loaded
@@ -121,6 +125,7 @@ def export(
             device=device,
             method=instance,
             config=config,
+            steps=steps,
             overwrite=overwrite,
             sign=sign,
             report=report,
