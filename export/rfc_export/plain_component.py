@@ -13,7 +13,6 @@ from torch import nn
 
 import rfc_export
 from rfc.phase import FULL
-from rfc_export.component import pipeline_class
 from rfc_export.engine_calls import EngineCalls
 from rfc_export.errors import ArtifactError
 from rfc_export.loaded import LoadedSet
@@ -58,6 +57,8 @@ class PlainComponent(nn.Module):
         if "manifest" not in self.__dict__:
             return type(self)
         if self._pipeline_class is None:
+            from rfc_export.component import pipeline_class
+
             self._pipeline_class = pipeline_class(self.manifest.model.model_class)
         return self._pipeline_class
 

@@ -20,7 +20,6 @@ from rfc_export.artifact import writing
 from rfc_export.backends import Report
 from rfc_export.backends import backend as backend_of
 from rfc_export.building import Stages
-from rfc_export.component import PipelineEngine
 from rfc_export.errors import ArtifactError, ExportError
 from rfc_export.example_calls import Wanted, calls_of_first_step, distinct, pipeline_sources
 from rfc_export.exporter import export
@@ -38,7 +37,7 @@ from rfc_fx.tools.pipeline.folder import DENOISER
 from rfc_fx.tools.pipeline.source import refusing
 
 INDEX = "model_index.json"
-ENTRY = ["rfc_export", PipelineEngine.__name__]
+ENTRY = ["rfc_export", "PipelineEngine"]
 """What model_index.json has for a component that is an engine."""
 
 PartCalls = dict[tuple[str, str], list[dict[str, Any]]]
@@ -172,7 +171,9 @@ def _recording(pipe: Any, denoiser: str, parts: PartCalls) -> Iterator[None]:
 
 def _write_rest(pipe: Any, folder: Path, exported: set[str]) -> None:
     """Tokenizers, the scheduler and the index."""
-    index: dict[str, Any] = {key: value for key, value in pipe.config.items() if key in ("_class_name", "_diffusers_version")}
+    import diffusers
+
+    index: dict[str, Any] = {"_class_name": type(pipe).__name__, "_diffusers_version": diffusers.__version__}
     for name, entry in pipe.config.items():
         component = getattr(pipe, name, None)
         if name.startswith("_") or not isinstance(entry, list | tuple):

@@ -2,6 +2,7 @@
 import { checked, readManifest } from "./artifact.js";
 import { Book, Schedule } from "./bookkeeping.js";
 
+const WEIGHTS = "weights.safetensors";
 const ARRAYS = {
   float32: Float32Array,
   float64: Float64Array,
@@ -22,16 +23,17 @@ export class Engine {
   static async open(read, ort, { provider = "wasm", report = () => {} } = {}) {
     const manifest = await readManifest(read);
     const schedules = manifest.sets.map((set) => new Schedule(manifest.method, set.decision)); // refused before anything is loaded
-    const weights = { path: "weights.safetensors", data: await checked(read, "weights.safetensors", manifest.files["weights.safetensors"]) };
+    const contents = {};
+    for (const [name, spec] of Object.entries(manifest.files)) contents[name] = await checked(read, name, spec);
+    const weights = { path: WEIGHTS, data: contents[WEIGHTS] };
     const sets = [];
     for (const [number, spec] of manifest.sets.entries()) {
       const programs = {};
       for (const [phase, program] of Object.entries(spec.programs)) {
         report(`${manifest.model.model_class}: ${phase}`);
-        const content = await checked(read, program.file, manifest.files[program.file]);
         const onDevice = provider === "wasm" ? {} : { preferredOutputLocation: deviceOutputs(program) };
         const options = { executionProviders: [provider], externalData: [weights], logSeverityLevel: 3, ...onDevice };
-        programs[phase] = { spec: program, session: await ort.InferenceSession.create(content, options) };
+        programs[phase] = { spec: program, session: await ort.InferenceSession.create(contents[program.file], options) };
       }
       sets.push({ spec, programs, schedule: schedules[number] });
     }

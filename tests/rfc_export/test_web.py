@@ -25,7 +25,7 @@ pytestmark = [
 EXACT = 1e-5
 """Other kernels of the same library, and a sampler in other arithmetic."""
 
-STEPS = 12
+STEPS = 8
 
 
 def under_node(kind: str, folder: Path, request: dict[str, Any], noise: Path, out: Path, steps: int) -> subprocess.CompletedProcess[str]:
