@@ -66,9 +66,11 @@ def folder(digits_inputs: dict[str, Tensor], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def page(folder: Path) -> Iterator[Any]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    with playwright.sync_playwright() as browsers:
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server,
+        playwright.sync_playwright() as browsers,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         browser = browsers.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 360, "height": 740})
         page.asked = []
@@ -76,7 +78,7 @@ def page(folder: Path) -> Iterator[Any]:
         page.goto(f"http://127.0.0.1:{server.server_port}/")
         yield page
         browser.close()
-    server.shutdown()
+        server.shutdown()
 
 
 def test_the_browser_takes_the_decisions_and_draws_the_pixels_of_the_engine(page: Any, folder: Path) -> None:

@@ -39,6 +39,7 @@ def test_a_whole_pipeline_takes_no_model_and_needs_its_engines(tmp_path: Path) -
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     assert "is a whole pipeline, which needs no other" in one_line_error("run", tmp_path, "--model", "emoji", "--prompt", "a")
     assert "names 0 engines as transformer, expected one" in one_line_error("run", tmp_path, "--prompt", "a")
+    assert "this is a whole pipeline; pass one of its engines" in one_line_error("verify", tmp_path)
     (tmp_path / "model_index.json").write_text("[]")
     assert "model_index.json" in one_line_error("run", tmp_path, "--prompt", "a")
 
