@@ -13,6 +13,11 @@ from torch import Tensor
 
 import rfc
 import rfc_export
+import rfc_fx
+from rfc_export.example_calls import Wanted
+from rfc_export.pipeline_source import whole_pipeline
+from rfc_export.whole import export_whole
+from rfc_fx.tools.pipeline.call import CallOptions
 from rfc_fx.zoo import digits_noise, load_digits, sample
 
 SOURCE = Path(__file__).parents[2] / "export" / "web"
@@ -77,6 +82,27 @@ def test_rules_without_data_are_the_engines_own(name: str, digits: Any, digits_i
     phases, pixels = drawn_under_node(path, digits_noise([0]), 20, tmp_path)
     assert phases == "".join(phase[0] for phase in engine.stats.phases)
     torch.testing.assert_close(pixels, expected, rtol=0, atol=EXACT)
+
+
+@pytest.mark.slow  # the shipped text-to-image model
+def test_javascript_draws_the_emoji_of_the_whole_pipeline(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="pip install 'rfc-fx[text]'")
+    prompt, steps, cpu = "an apple, flat style, on light blue", 12, torch.device("cpu")
+    call = CallOptions(prompts=[prompt], negative_prompt="", assignments=["true_cfg_scale=3"])
+    facts: dict[str, Any] = {"dtype": torch.float32, "device": cpu, "config": rfc_fx.Config(), "steps": steps}
+    export_whole("emoji", tmp_path / "emoji", "onnx", Wanted(call=call), method=rfc.LogSNR(nfc=5), **facts)
+    whole = whole_pipeline(tmp_path / "emoji", call, [0], lambda folder: folder.load(cpu))
+    noise = torch.randn(1, 64, 16, generator=torch.Generator().manual_seed(0))
+    arguments = {"negative_prompt": "", "true_cfg_scale": 3.0, "num_inference_steps": steps, "latents": noise, "output_type": "pt"}
+    with torch.no_grad():
+        expected = whole.pipeline.pipe(prompt, **arguments).images
+    (tmp_path / "noise").write_bytes(noise.numpy().tobytes())
+    done = under_node("emoji", tmp_path / "emoji", {"prompt": prompt}, tmp_path / "noise", tmp_path / "out", steps)
+    assert done.returncode == 0, done.stderr
+    phases = {context: "".join(phase[0] for phase in record.phases) for context, record in whole.model.contexts.items()}
+    assert {json.loads(done.stdout)["phases"]} == set(phases.values())
+    pixels = torch.frombuffer(bytearray((tmp_path / "out").read_bytes()), dtype=torch.float32).reshape(expected.shape)
+    torch.testing.assert_close((pixels / 2 + 0.5).clamp(0, 1), expected, rtol=0, atol=EXACT)
 
 
 def edited(folder: Path, target: Path, old: str, new: str) -> Path:
