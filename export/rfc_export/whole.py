@@ -175,10 +175,11 @@ def _write_rest(pipe: Any, folder: Path, exported: set[str]) -> None:
 
     index: dict[str, Any] = {"_class_name": type(pipe).__name__, "_diffusers_version": diffusers.__version__}
     for name, entry in pipe.config.items():
+        if name.startswith("_"):
+            continue
         component = getattr(pipe, name, None)
-        if name.startswith("_") or not isinstance(entry, list | tuple):
-            if not name.startswith("_"):
-                index[name] = entry
+        if not isinstance(entry, list | tuple):
+            index[name] = entry
         elif name in exported:
             index[name] = ENTRY
         elif component is None or isinstance(component, nn.Module):  # a module that was never called
