@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def export_whole(
     if len(denoisers := transformers_of(pipe)) != 1:
         raise ExportError(f"{name}: has {len(denoisers)} denoisers ({', '.join(denoisers)}), a whole pipeline is exported with one")
     ((denoiser, model),) = denoisers.items()
+    diffusers_model: Any = model
     calls, parts = [], PartCalls()
     for source in sources:
         calls += calls_of_first_step(source, steps or source.call.steps)
@@ -95,7 +97,7 @@ def export_whole(
             sign=sign,
             report=report,
         )
-        model.save_config(folder / denoiser)  # what a pipeline's folder says of its denoiser
+        diffusers_model.save_config(folder / denoiser)  # what a pipeline's folder says of its denoiser
         for (part, function), recorded in parts.items():
             _export_part(pipe, part, function, recorded, folder / part, backend, sign, stages)
         exported = {denoiser, *(part for part, _ in parts)}
@@ -133,7 +135,7 @@ def _export_part(
 @contextmanager
 def _recording(pipe: Any, denoiser: str, parts: PartCalls) -> Iterator[None]:
     """Note the calls of every component but the denoiser; of a VAE those of encode and decode."""
-    undo = []
+    undo: list[Callable[[], object]] = []
 
     def noted(name: str, module: nn.Module, function: str) -> Any:
         expected = signature(getattr(module, function))
@@ -157,7 +159,7 @@ def _recording(pipe: Any, denoiser: str, parts: PartCalls) -> Iterator[None]:
                     return _own(*args, **kwargs)
 
                 setattr(module, function, called)
-                undo.append(lambda module=module, function=function: delattr(module, function))
+                undo.append(partial(delattr, module, function))
         else:
             note = noted(name, module, "forward")
             hook = module.register_forward_pre_hook(lambda _, args, kwargs, note=note: note(args, kwargs), with_kwargs=True)
