@@ -85,6 +85,8 @@ def export_whole(
             method = _placed(name, method, pipe, steps or source.call.steps)
         with _recording(pipe, denoiser, parts), refusing(source):
             source.draw(model, 0, 1, lambda: None)
+    if encoding := [part for part, function in parts if function == "encode"]:
+        raise ExportError(f"export: {name}: calls {encoding[0]}.encode: a whole pipeline draws from noise; export its denoiser alone")
     stages = Stages(report)
     with writing(path, overwrite=overwrite, mark=INDEX) as folder:
         export(
@@ -117,8 +119,6 @@ def _export_part(
 ) -> None:
     """One component as an artefact, held against the module for each call."""
     module: nn.Module = getattr(pipe, name)
-    if function == "encode":
-        raise ExportError(f"export: {name}.encode was called: pictures that go in need the encoder; export the denoiser alone")
     part, own = Part(module, function), distinct(calls, module)
     export_plain(part, path, backend, backend_of(backend), own, sign, stages)
     stages(f"checking {name}")
