@@ -10,7 +10,7 @@ from typing import Any
 import diffusers
 import pipelines
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
@@ -110,5 +110,35 @@ def stable_audio(folder: Path) -> Path:
         transformer=transformer.eval(),
         scheduler=diffusers.DPMSolverMultistepScheduler(prediction_type="v_prediction"),
     )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def sd3(folder: Path) -> Path:
+    """Text to picture with three text encoders, two of which give their hidden states."""
+    pipe, _ = pipelines.sd3()
+    parts: dict[str, Any] = {}
+    for suffix, projected in (("", 4), ("_2", 6)):
+        plain, parts[f"tokenizer{suffix}"] = clip(6)
+        plain.config.projection_dim = projected
+        parts[f"text_encoder{suffix}"] = CLIPTextModelWithProjection(plain.config).eval()
+    parts["text_encoder_3"], parts["tokenizer_3"] = t5(12)
+    pipe.register_modules(**parts)
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def pixart(folder: Path) -> Path:
+    """Text to picture with a mask for the text, guidance in one batch."""
+    pipe, _ = pipelines.pixart_sigma()
+    encoder, tokenizer = t5(12)
+    pipe.register_modules(text_encoder=encoder, tokenizer=tokenizer, scheduler=diffusers.DPMSolverMultistepScheduler())
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def dit(folder: Path) -> Path:
+    """Class to picture."""
+    pipe, _ = pipelines.dit()
     pipe.save_pretrained(folder)
     return folder

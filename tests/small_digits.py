@@ -1,9 +1,10 @@
 """The shipped digits model with its first blocks alone."""
 
+import json
 from functools import cache
 from typing import Any
 
-from rfc_fx.zoo import load_digits
+from rfc_fx.zoo import DIGITS, NULL_CLASS, load_digits
 from rfc_fx.zoo.digits_pipeline import DigitsPipeline
 
 
@@ -26,3 +27,9 @@ def small_pipeline() -> DigitsPipeline:
 @cache
 def _first_block() -> tuple[Any, Any]:
     return first_blocks(1)
+
+
+def digits_sampler() -> dict[str, Any]:
+    """What an artefact says of how digits are drawn."""
+    scheduler = json.loads((DIGITS / "scheduler_config.json").read_text())
+    return {"kind": "digits", "scheduler": scheduler, "cfg": 1.5, "null_class": NULL_CLASS}

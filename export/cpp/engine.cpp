@@ -5,14 +5,24 @@
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <set>
 
 namespace rfc {
 
 namespace {
 
+// Rules that look a step up in the table of a generation's full steps.
+const std::set<std::string> kPlaced = {"Listed", "Placed", "LogSNRPlaced", "ChebyshevPlaced", "MagnitudePlaced"};
+
 std::string key(const std::string& kind, const std::string& name) { return kind + ":" + name; }
+
+// The table's entry for a step; its first for all before the first step, its last for all beyond.
+float row(const std::vector<float>& table, float step) {
+  return table.at(static_cast<size_t>(std::clamp(step, 0.0f, static_cast<float>(table.size()) - 1)));
+}
 
 }  // namespace
 
@@ -20,19 +30,32 @@ Schedule::Schedule(const Json& method, const Json& decision) : rule_(decision.at
   for (const auto& [name, given] : decision.at("numbers").items())
     for (const Json& one : given)
       numbers_[name].push_back(one.is_string() ? std::numeric_limits<float>::infinity() : one.get<float>());
-  if (rule_ != "RCS" && rule_ != "Every") throw Error("decision.rule: " + rule_ + "; this program knows RCS and Every");
+  if (rule_ != "RCS" && rule_ != "Every" && !kPlaced.count(rule_))
+    throw Error("decision.rule: " + rule_ + "; this program knows RCS, Every and lists of full steps (Placed, LogSNR, Chebyshev, MagCache)");
+  if (kPlaced.count(rule_) && numbers_["table"].empty()) throw Error("decision.numbers: " + rule_ + " has no table of full steps; export again");
+  if (rule_ == "LogSNRPlaced" && method.at("schedule").at("lambdas").is_null())
+    throw Error("method.schedule: the noise levels are not known, and every step would be full; export with --method log-snr --steps NUMBER");
   if (rule_ == "RCS" && method.at("schedule").at("lagged").get<bool>())
     throw Error("method.schedule: this program decides with the step's own error; export with lagged=False");
 }
 
 bool Schedule::full(float step, float k, float total) const {
+  if (kPlaced.count(rule_)) return row(numbers_.at("table"), step) > 0;
   if (rule_ == "Every") return step < number("warmup") || k >= number("interval");
   return step < number("warmup") || !(total <= number("tau")) || k > number("max_skip");
 }
 
+std::array<float, 3> Schedule::clock(float step, const Counts& counts) const {
+  const float k = counts.since + 1;
+  const auto times = numbers_.find("times");
+  if (times == numbers_.end()) return {k, counts.gap, counts.anchors};
+  const float now = row(times->second, step), last = row(times->second, step - k), before = row(times->second, step - k - counts.gap);
+  return {now - last, last - before, counts.anchors};
+}
+
 bool Generation::decide(const Schedule& schedule, float eps) {
   counts = observe(counts, eps);
-  const bool full = schedule.full(static_cast<float>(phases.size()), counts.since + 1, counts.total);
+  const bool full = counts.anchors == 0 || schedule.full(static_cast<float>(phases.size()), counts.since + 1, counts.total);
   phases += full ? 'F' : 'E';
   counts = advance(counts, full);
   return full;
@@ -138,10 +161,8 @@ at::Tensor Engine::run(const Tensors& arguments, const std::string& context) {
   }
   if (lane.generation.phases.empty() && set.programs.count("INVARIANT")) run_program(set, lane, "INVARIANT");
   if (set.programs.count("TIMESTEP")) run_program(set, lane, "TIMESTEP");
-  float* clock = lane.values.at(key("clock", "clock")).data_ptr<float>();
-  clock[0] = lane.generation.counts.since + 1;
-  clock[1] = lane.generation.counts.gap;
-  clock[2] = lane.generation.counts.anchors;
+  const std::array<float, 3> clock = set.schedule.clock(static_cast<float>(lane.generation.phases.size()), lane.generation.counts);
+  std::copy(clock.begin(), clock.end(), lane.values.at(key("clock", "clock")).data_ptr<float>());
   lane.eps = 0;
   if (set.programs.count("PREFIX")) run_program(set, lane, "PREFIX");
   return run_program(set, lane, lane.generation.decide(set.schedule, lane.eps) ? "FULL" : "ESTIMATE");

@@ -20,14 +20,14 @@ from rfc_fx.io.atomic import remove, replace_folder, sync, temporary_beside, wri
 from rfc_fx.tools.load import path_problem
 
 
-def check_place(path: Path, *, overwrite: bool = False) -> None:
-    """ExportError where `path` exists and may not be overwritten, or is no artefact."""
+def check_place(path: Path, *, overwrite: bool = False, mark: str = MANIFEST) -> None:
+    """ExportError where `path` exists and may not be overwritten, or is no artefact: a folder with the file `mark`."""
     if (problem := path_problem(path)) is not None:
         raise ExportError(f"export: {str(path)[:80]}: cannot be written: {problem}; pass another path")
     if path.exists() and not overwrite:
         raise ExportError(f"export: {path} exists; pass another path, or overwrite=True (--overwrite)")
-    if path.is_dir() and not (path / MANIFEST).exists() and any(path.iterdir()):
-        raise ExportError(f"export: {path} is a folder without {MANIFEST}, not an artefact; it is not overwritten")
+    if path.is_dir() and not (path / mark).exists() and any(path.iterdir()):
+        raise ExportError(f"export: {path} is a folder without {mark}, not an artefact; it is not overwritten")
     if path.exists() and (path.suffix == ".pt2") == path.is_dir():
         kind = "folder" if path.is_dir() else "file"
         raise ExportError(f"export: {path} is a {kind}; a path that ends in .pt2 becomes a file, any other a folder; pass another path")
@@ -38,13 +38,13 @@ def check_place(path: Path, *, overwrite: bool = False) -> None:
 
 
 @contextmanager
-def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def writing(path: Path, *, overwrite: bool = False, mark: str = MANIFEST) -> Iterator[Path]:
     """A folder beside `path` that becomes `path` when all went well; of a failure nothing stays.
 
     A path that ends in .pt2 becomes one file, a zip archive of the folder. ExportError where `path` exists and may not be overwritten,
     or where it cannot be written.
     """
-    check_place(path, overwrite=overwrite)
+    check_place(path, overwrite=overwrite, mark=mark)
     path = path.resolve() if path.is_symlink() else path  # what a link points to is replaced, not the link
     leftovers = [staging := temporary_beside(path)]
     try:
@@ -67,8 +67,8 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def _move(staging: Path, path: Path) -> list[Path]:
     """Put the folder, or an archive of it, at `path`, on the disk; the folders that are left to be removed."""
     staging.chmod(0o755)
-    for file in staging.iterdir():
-        file.chmod(0o644)  # safetensors keeps others out
+    for file in staging.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors keeps others out
         sync(file)
     if path.suffix == ".pt2":
         write_atomically(path, lambda packed: _pack(staging, packed))

@@ -70,8 +70,8 @@ class CallPrograms:
             )
         args, kwargs = args_and_kwargs(example)
         arguments = named_arguments(cached.call_signature, args, kwargs)
-        weights.take(compiled)
-        call = call_spec(compiled, arguments, cached.call_signature, cached.timestep_argument, number)
+        weights.take(compiled.captured)
+        call = call_spec(compiled.captured, arguments, cached.call_signature, cached.timestep_argument, number)
         if RETURN_DICT in call.parameters and compiled.captured.outputs.type is tuple and RETURN_DICT not in arguments:
             raise ExportError("export: captured with return_dict=False; transform anew with example inputs, without return_dict")
         if config.dispatch == "cond":

@@ -17,9 +17,8 @@ from rfc_export.errors import ArtifactError, ExportError
 from rfc_export.methods import dtype_of, name_of
 from rfc_export.specs import CallSpec, LeafSpec
 from rfc_export.target import is_on
-from rfc_fx.capture.export import named_arguments
+from rfc_fx.capture.export import Captured, named_arguments
 from rfc_fx.errors import SignatureError
-from rfc_fx.passes.build import CompiledSet
 from rfc_fx.runtime.calls import PLAIN
 
 RETURN_DICT = "return_dict"
@@ -27,10 +26,9 @@ RETURN_DICT = "return_dict"
 
 
 def call_spec(
-    compiled: CompiledSet, arguments: Mapping[str, Any], signature: inspect.Signature, timestep: str | None, number: int = 0
+    captured: Captured, arguments: Mapping[str, Any], signature: inspect.Signature, timestep: str | None, number: int = 0
 ) -> CallSpec:
     """Describe the call that programs were made for; `number`: of the call among those of its engine."""
-    captured = compiled.captured
     paths, tree = pytree.tree_flatten_with_path(dict(arguments))
     leaves = []
     for position, (path, leaf) in enumerate(paths):

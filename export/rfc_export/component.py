@@ -22,15 +22,18 @@ class PipelineEngine(ModelMixin):  # type: ignore[misc]  # diffusers has no anno
     """What a pipeline takes an engine for; model_index.json names it as ["rfc_export", "PipelineEngine"]. It has no instances."""
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], **settings: Any) -> Engine:
-        """The engine in a pipeline's folder, on the CPU; SignatureError for a `torch_dtype` that is not the engine's.
+    def from_pretrained(cls, folder: str | os.PathLike[str], **settings: Any) -> Any:
+        """The engine or component in a pipeline's folder, on the CPU; SignatureError for a `torch_dtype` that is not the engine's.
 
         What nobody signed is loaded with a warning where it is machine code; to trust keys, load the engine and pass it as the component.
         """
-        from rfc_export.runtime import load
+        from rfc_export.plain_component import PlainComponent
+        from rfc_export.runtime import Engine, loaded_sets
 
         dtype = settings.get("torch_dtype", settings.get("dtype"))
-        engine = load(Path(folder))
+        sets, method = loaded_sets(Path(folder), device="cpu")
+        is_cached = any(one.spec.plan.sites for one in sets)
+        engine = Engine(sets, method, Path(folder)) if is_cached else PlainComponent(sets, Path(folder))
         return engine if dtype is None else engine.to(dtype)
 
 

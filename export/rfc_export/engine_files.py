@@ -58,9 +58,9 @@ class EngineFiles:
         """The content of rfc.json, not yet checked."""
         where = self.path / MANIFEST
         if where.is_symlink() or not where.exists():
-            raise ArtifactError(
-                f"{where}: {MANIFEST} is {'a link' if where.is_symlink() else 'missing'}; this is no artefact of rfc-fx export"
-            )
+            whole = "a whole pipeline; pass one of its engines, such as its folder transformer"
+            what = whole if (self.path / "model_index.json").is_file() else "no artefact of rfc-fx export"
+            raise ArtifactError(f"{where}: {MANIFEST} is {'a link' if where.is_symlink() else 'missing'}; this is {what}")
         with self._stream(MANIFEST) as (stream, size):
             if size > MOST_MANIFEST_BYTES:
                 raise ArtifactError(f"{where}: {size} bytes, more than any manifest has")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from rfc_fx.errors import RFCError
 
 
 def short(error: Exception) -> str:
-    """A library's error on one line of at most 300 characters."""
-    text = " ".join(str(error).split())
+    """A library's error on one line of at most 300 characters; of the errors that torch.onnx packs into one another the innermost."""
+    inner: BaseException = error
+    while type(inner).__module__.startswith("torch.onnx.") and inner.__cause__ is not None:
+        inner = inner.__cause__
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(inner)).split())
     return text if len(text) < 300 else text[:297] + "..."
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -85,8 +85,11 @@ class _Stepped(BaseException):
     """The first step is done: what follows would only decode. No error, which `refusing` would tell."""
 
 
-def calls_of_first_step(source: PipelineSource) -> list[dict[str, Any]]:
-    """The calls of the transformer in the pipeline's first step, one of each signature: with and without the prompt, say."""
+def calls_of_first_step(source: PipelineSource, steps: int = 1) -> list[dict[str, Any]]:
+    """The calls of the transformer in the pipeline's first step, one of each signature: with and without the prompt, say.
+
+    The scheduler stands as for a generation of `steps` steps then.
+    """
     recorder, scheduler = CallRecorder(source.model), getattr(source.pipe, "scheduler", None)
 
     def stop(*_: Any, **__: Any) -> Any:
@@ -97,7 +100,7 @@ def calls_of_first_step(source: PipelineSource) -> list[dict[str, Any]]:
         scheduler.step = stop  # type: ignore[union-attr]
     try:
         with refusing(source):
-            source.draw(recorder, source.seeds[0], 1, lambda: None)
+            source.draw(recorder, source.seeds[0], steps, lambda: None)
     except _Stepped:
         pass
     finally:
@@ -119,7 +122,15 @@ def distinct(calls: Sequence[dict[str, Any]], model: nn.Module) -> list[dict[str
 
 
 def pipeline_calls(name: str, dtype: torch.dtype, device: torch.device, wanted: Wanted) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """The transformer of a pipeline, and its calls at every size and batch.
+    """The transformer of a pipeline, and its calls at every size and batch; errors as of `pipeline_sources`."""
+    sources = list(pipeline_sources(name, dtype, device, wanted))
+    calls = [call for source in sources for call in calls_of_first_step(source)]
+    model = sources[0].model
+    return model, distinct(calls, model)
+
+
+def pipeline_sources(name: str, dtype: torch.dtype, device: torch.device, wanted: Wanted) -> Iterator[PipelineSource]:
+    """A pipeline with its call at every size and batch.
 
     LoadError or OptionError for what the pipeline does not take, ExportError where it cannot draw several samples in one call.
     """
@@ -127,9 +138,7 @@ def pipeline_calls(name: str, dtype: torch.dtype, device: torch.device, wanted: 
     options = wanted.call or CallOptions()
     if not options.prompts and not options.classes and "prompt" in folder.parameters:
         options = replace(options, prompts=["a lighthouse"])
-    model = load_transformer(locate(name), dtype, device)
-    pipe = folder.load(dtype, device, transformer=model)
-    calls: list[dict[str, Any]] = []
+    pipe = None
     sizes: Sequence[tuple[int, int] | None] = wanted.sizes or [None]
     batches: Sequence[int | None] = wanted.batches or [None]
     for size, batch in product(sizes, batches):
@@ -143,5 +152,6 @@ def pipeline_calls(name: str, dtype: torch.dtype, device: torch.device, wanted: 
                     "example_inputs"
                 )
             call = replace(call, arguments={**call.arguments, parameter: batch})
-        calls += calls_of_first_step(PipelineSource(name=name, pipe=pipe, call=call, seeds=[0]))
-    return pipe.transformer, distinct(calls, model)
+        if pipe is None:
+            pipe = folder.load(dtype, device, transformer=load_transformer(locate(name), dtype, device))
+        yield PipelineSource(name=name, pipe=pipe, call=call, seeds=[0])

@@ -119,7 +119,7 @@ def check_phases(manifest: Manifest, method: Method) -> None:
     phases = method.schedule.branches
     for number, one in enumerate(manifest.sets):
         there = {FULL.name, ESTIMATE.name} if manifest.config.dispatch == "cond" else set(one.programs)
-        if missing := [phase for phase in phases if phase not in there]:
+        if missing := [phase for phase in phases if phase not in there and one.plan.sites]:
             raise ArtifactError(
                 f"method.schedule: has the phases {', '.join(phases)}, there is no program for {', '.join(missing)} (sets.{number})"
             )

@@ -89,7 +89,7 @@ class Manifest(Part):
 
     def _has_what_it_needs(self, where: str, one: ProgramSetSpec) -> None:
         """Programs, files and weights of a set are there."""
-        required = {FULL.name, ESTIMATE.name} if self.config.dispatch == "host" else {"STEP"}
+        required = {"STEP"} if self.config.dispatch == "cond" else {FULL.name, ESTIMATE.name} if one.plan.sites else {FULL.name}
         if missing := required - set(one.programs):
             raise ValueError(f"{where}.programs: {', '.join(sorted(missing))} missing")
         for phase, program in one.programs.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from rfc_export.errors import ExportError
 from rfc_export.manifest import Manifest
 from rfc_export.methods import dtype_of
 from rfc_export.runtime import Engine
+from rfc_export.whole import WholeFolder
 from rfc_fx.tools.pipeline.call import CallOptions, pipeline_call
 from rfc_fx.tools.pipeline.folder import pipeline_folder
 from rfc_fx.tools.pipeline.source import PipelineSource, generation
@@ -65,6 +68,17 @@ class EngineInPipeline:
                 prompt = own.get("prompt", "sample")
                 self.generations |= {f"{prompt}: {context}": record for context, record in self.model.contexts.items()}
         return torch.cat(images)
+
+
+def whole_pipeline(
+    path: Path, call: CallOptions, seeds: list[int], loaded: Callable[[WholeFolder], tuple[Engine, dict[str, nn.Module]]]
+) -> EngineInPipeline:
+    """A pipeline all of whose models are engines (`export_whole`); its call is checked before `loaded` opens them."""
+    whole, folder = WholeFolder.read(path), pipeline_folder(str(path))
+    options = pipeline_call(folder, call)
+    engine, parts = loaded(whole)
+    pipe = folder.load(engine.dtype, engine.device, **{whole.denoiser: engine}, **parts)
+    return EngineInPipeline(name=str(path), model=engine, pipeline=PipelineSource(name=str(path), pipe=pipe, call=options, seeds=seeds))
 
 
 def engine_in_pipeline(name: str, engine: Engine, model: str, call: CallOptions, seeds: list[int]) -> EngineInPipeline:

@@ -179,6 +179,21 @@ def load(
     TrustError for what nobody signed who is trusted, TargetError for what was built for another machine, BackendError where its back end
     is not installed.
     """
+    sets, method = loaded_sets(path, device=device, classes=classes, trusted=trusted, trust=trust, mapped=mapped, report=report)
+    return Engine(sets, method, Path(path))
+
+
+def loaded_sets(
+    path: str | Path,
+    *,
+    device: str | torch.device,
+    classes: Iterable[type] = (),
+    trusted: Iterable[Key] | None = None,
+    trust: bool = False,
+    mapped: bool = False,
+    report: Callable[[str], object] = lambda line: None,
+) -> tuple[list[LoadedSet], Method]:
+    """The programs of an artefact for each call, and its method; arguments and errors as of `load`."""
     path, device = Path(path), numbered(torch.device(device))
     with opened(path) as files:
         manifest = read_manifest(files, trusted)
@@ -198,7 +213,7 @@ def load(
         runs = maker.open(path, contents, one.programs, manifest, weights, device)
         programs = {phase: LoadedProgram(phase, spec, runs[phase]) for phase, spec in one.programs.items()}
         sets.append(loaded_set(manifest, number, programs, weights, device))
-    return Engine(sets, method, path)
+    return sets, method
 
 
 def warn_of_machine_code(path: Path) -> None:
@@ -207,5 +222,5 @@ def warn_of_machine_code(path: Path) -> None:
         f"{path}: its programs are machine code, which runs with all your rights; load only what you or somebody you trust exported: "
         "pass trusted=[their public key] for signed engines, or trust=True",
         MachineCodeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )

@@ -12,8 +12,7 @@ from torch import Tensor
 from rfc_export.errors import ExportError
 from rfc_export.specs import WeightSpec
 from rfc_export.weights import weight_spec
-from rfc_fx.capture.export import MODEL
-from rfc_fx.passes.build import CompiledSet
+from rfc_fx.capture.export import MODEL, Captured
 
 
 @dataclass
@@ -28,12 +27,12 @@ class Weights:
     _models: set[str] = field(default_factory=set)
     """Names of the model's own parameters and buffers."""
 
-    def take(self, compiled: CompiledSet) -> None:
+    def take(self, captured: Captured) -> None:
         """Note the names of a model's parameters and buffers, and of the constants of its graph."""
-        model = compiled.captured.model
+        model = captured.model
         own = dict([*model.named_parameters(), *model.named_buffers()])
         self._models |= set(own)
-        for name, tensor in (*own.items(), *compiled.captured.constants.items()):
+        for name, tensor in (*own.items(), *captured.constants.items()):
             self.names.setdefault(id(tensor), name)
 
     def name(self, target: str, tensor: Tensor) -> str:

@@ -26,6 +26,7 @@ from rfc_fx.runtime.cached_model import Build, CachedModel
 from rfc_fx.runtime.kinds import cached_model
 from rfc_fx.runtime.ranks import ranks_of
 from rfc_fx.runtime.sampler import Known, stages
+from rfc_fx.runtime.step_model import StepModel
 from rfc_fx.runtime.stopwatch import Stopwatch
 
 
@@ -70,7 +71,8 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
             f"accelerate: {type(pipe).__name__} denoises with a U-Net, {', '.join(unets)}; rfc-fx caches transformers, whose blocks add to "
             "one stream; use a pipeline with a transformer"
         )
-    if not (found := transformers_of(pipe)):
+    found = {name: model for name, model in transformers_of(pipe).items() if not is_engine(model)}
+    if not found:
         raise ValueError(
             f"accelerate: {type(pipe).__name__} has no transformer that is called with a timestep, among {', '.join(components) or 'none'}"
         )
@@ -78,12 +80,19 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
 
 
 def transformers_of(pipe: Any) -> dict[str, nn.Module]:
-    """The transformers that a pipeline denoises with, by component, compiled or cached ones too; none where it has none."""
+    """The transformers that a pipeline denoises with, by component, compiled, cached and exported ones too; none where it has none."""
     return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module) and _denoises(part)}
+
+
+def is_engine(module: nn.Module) -> bool:
+    """Whether a module runs programs that were exported: it is cached already, and has no model."""
+    return isinstance(module, StepModel) and not isinstance(module, CachedModel)
 
 
 def _denoises(module: nn.Module) -> bool:
     inner = getattr(module, "_orig_mod", module)  # torch.compile's wrapper
+    if is_engine(inner):
+        return inner.timestep_argument is not None
     kind = type(inner.model if isinstance(inner, CachedModel) else inner)
     skipped = ("ControlNet", "Adapter", "Autoencoder", "VQ", "UNet")
     return not any(word in kind.__name__ for word in skipped) and timestep_argument(kind.forward) is not None

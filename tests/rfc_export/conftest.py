@@ -1,30 +1,23 @@
 """Artefacts that many tests look at, exported once for each worker."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_digits import first_blocks
+from small_digits import digits_sampler, first_blocks
 from torch import Tensor, nn
 
 import rfc
 import rfc_export
 import rfc_fx
-from rfc_fx.zoo import DIGITS, NULL_CLASS, digits_noise, load_digits, sample
+from rfc_fx.zoo import digits_noise, load_digits, sample
 
 METHOD = rfc.RFC(tau=0.15)
 """About 14 full computations in 50 steps on the digits model."""
 
 Draw = Callable[[Any, int], Tensor]
-
-
-def digits_sampler() -> dict[str, Any]:
-    """What an artefact says of how digits are drawn."""
-    scheduler = json.loads((DIGITS / "scheduler_config.json").read_text())
-    return {"kind": "digits", "scheduler": scheduler, "cfg": 1.5, "null_class": NULL_CLASS}
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +38,7 @@ def onnx_digits(digits: nn.Module, digits_inputs: dict[str, Tensor], tmp_path_fa
     """That model as ONNX, host dispatch. Copy it before you change it."""
     pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
     path = tmp_path_factory.mktemp("engines") / "onnx"
-    return rfc_export.export(digits, path, backend="onnx", example_inputs=digits_inputs, method=METHOD)
+    return rfc_export.export(digits, path, backend="onnx", example_inputs=digits_inputs, method=METHOD, sampler=digits_sampler())
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from small_digits import digits_sampler
+from torch import Tensor, nn
 
+import rfc
 import rfc_export
-from rfc_fx.zoo import digits_noise
+import rfc_fx
+from rfc_fx.zoo import digits_noise, load_digits
 
 pytestmark = [
     pytest.mark.slow,  # an engine for it alone
@@ -72,6 +75,23 @@ def test_the_program_draws_the_engines_picture_with_the_engines_decisions(
     seeded = tmp_path / "seeded"
     assert run(program, aoti_digits, "--seed", 0, "--floats", seeded, "--out", picture).returncode == 0
     assert seeded.read_bytes() == floats.read_bytes()  # torch's generator gives C++ the same noise
+
+
+@pytest.mark.parametrize("method", ["log-snr", "chebyshev"])
+def test_the_program_places_full_steps_as_the_engine_does(
+    program: Path, method: str, digits: nn.Module, digits_inputs: dict[str, Tensor], draw: Draw, tmp_path: Path
+) -> None:
+    placed = rfc.LogSNR(load_digits()[1], num_steps=50, nfc=9) if method == "log-snr" else rfc.Chebyshev(num_steps=50, nfc=9)
+    facts = {"example_inputs": digits_inputs, "method": placed, "sampler": digits_sampler(), "config": rfc_fx.Config(hoist=False)}
+    path = rfc_export.export(digits, tmp_path / "engine", backend="aoti", **facts)
+    engine = rfc_export.load(path, trust=True)
+    expected = draw(engine, 0)
+    floats = tmp_path / "floats"
+    done = run(program, path, "--seed", 0, "--floats", floats, "--out", tmp_path / "digit.pgm")
+    assert done.returncode == 0, done.stderr
+    assert f"phases {phases(engine)}\nnfc 9 of 50\n" in done.stdout
+    got = torch.frombuffer(bytearray(floats.read_bytes()), dtype=torch.float32).reshape(expected.shape)
+    torch.testing.assert_close(got, expected, rtol=EXACT, atol=EXACT)
 
 
 def test_what_is_damaged_or_not_known_is_refused_in_one_line(program: Path, aoti_digits: Path, tmp_path: Path) -> None:

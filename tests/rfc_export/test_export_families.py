@@ -1,5 +1,6 @@
-"""Families whose graphs no back end took as they are: complex numbers, truth values that are masked, constants near zero."""
+"""Families of models as ONNX engines: the model's decisions, and its outputs within rounding."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,23 +9,62 @@ import rfc
 import rfc_export
 import rfc_fx
 from benchmarks.coverage.specs import all_specs
+from rfc.method import Method
 from rfc_export.parity import compare
 
 pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
 pytestmark = pytest.mark.onnx
 
-FAST = ("SanaTransformer2DModel",)
-"""Of those below the cheapest; Qwen-Image's pipeline is drawn in `test_call_signatures`."""
-SLOW = ("HunyuanVideoTransformer3DModel", "QwenImageTransformer2DModel", "ZImageTransformer2DModel", "Lumina2Transformer2DModel")
+STEPS = 8
+
+FAST = ("Sana",)
+"""Constants near zero, which another optimizer drops. Digits (DiT), FLUX and Qwen-Image are exported by the fast tests of other files."""
+
+FAMILIES = (
+    "DiT",
+    "PixArt",
+    "SD3",
+    "Flux",
+    "Flux2",
+    "QwenImage",
+    "Wan",
+    "HunyuanVideo",
+    "CogVideoX",
+    "LTXVideo",
+    "ZImage",
+    "Lumina2",
+    "Sana",
+)
+FAMILIES += ("HunyuanDiT2D", "AuraFlow", "Chroma", "Mochi")
+"""Complex numbers, truth values that are masked, values that Python reads, video: every kind of graph."""
 
 
-@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_the_engine_takes_the_model_s_decisions(name: str, tmp_path: Path) -> None:
-    spec, steps = all_specs()[name], 8
+def class_of(family: str) -> str:
+    names = [f"{family}Transformer2DModel", f"{family}Transformer3DModel", f"{family}Model"]
+    return next(name for name in names if name in all_specs())
+
+
+def log_snr() -> Method:
+    return rfc.LogSNR(lambdas=[4.0 - step for step in range(STEPS)], nfc=4)
+
+
+def check(family: str, method: Callable[[], Method], path: Path) -> None:
+    spec = all_specs()[class_of(family)]
     model = spec.model(layers=1)
-    arguments, method = spec.arguments(model), rfc.RFC(tau=0.3)
-    cached = rfc_fx.transform(model, method, example_inputs=arguments)
-    engine = rfc_export.load(rfc_export.export(cached, tmp_path / "engine", backend="onnx", example_inputs=arguments))
-    parity = compare(engine, cached, [spec.moved(arguments, step, steps) for step in range(steps)])
+    arguments = spec.arguments(model)
+    cached = rfc_fx.transform(model, method(), example_inputs=arguments)
+    engine = rfc_export.load(rfc_export.export(cached, path, backend="onnx", example_inputs=arguments))
+    parity = compare(engine, cached, [spec.moved(arguments, step, STEPS) for step in range(STEPS)])
     assert parity.phases == parity.expected_phases
     assert parity.worst < 1e-5
+
+
+@pytest.mark.parametrize("family", FAST)
+def test_the_engine_takes_the_model_s_decisions(family: str, tmp_path: Path) -> None:
+    check(family, lambda: rfc.RFC(tau=0.3), tmp_path / "engine")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_engine_of_the_default_method_estimates_what_the_model_does(family: str, tmp_path: Path) -> None:
+    check(family, log_snr, tmp_path / "engine")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+import rfc
 from rfc_export.added import check_there
 from rfc_export.artifact import check_place
 from rfc_export.backends import backend as backend_of
@@ -16,13 +17,15 @@ from rfc_export.engine_files import opened
 from rfc_export.engine_source import exportable
 from rfc_export.example_calls import Wanted, parse_batches, parse_sizes
 from rfc_export.exporter import export as export_model
+from rfc_export.manifest import MANIFEST
 from rfc_export.methods import check_method
 from rfc_export.reading import read_manifest
 from rfc_export.seal import public_key
 from rfc_export.specs import BackendName
+from rfc_export.whole import INDEX, export_whole
 from rfc_fx.runtime.summary import mib
 from rfc_fx.tools import options
-from rfc_fx.tools.arguments import dtype_named, new_config
+from rfc_fx.tools.arguments import OptionError, dtype_named, new_config
 from rfc_fx.tools.load import locate, model_kind
 from rfc_fx.tools.named_methods import MethodArguments, check_granularity, new_methods, taking
 from rfc_fx.tools.pipeline.call import CallOptions
@@ -69,11 +72,16 @@ def export(
         typer.Option(metavar="KEY", help="Ed25519 private key (PEM): whoever trusts its public half may load only what it signed"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the engine that is there")] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="a folder that draws alone: text encoders, VAE decoder, tokenizers and scheduler too")
+    ] = False,
 ) -> None:
     """Transform a model, build its programs for a back end, and check the engine against the model."""
     config = new_config(granularity=granularity, state_dtype=state_dtype, dispatch=dispatch, hoist=hoist)
     batches, sizes_wanted = parse_batches(batch), parse_sizes(shapes)
-    check_place(out, overwrite=overwrite or add)
+    if whole:
+        _check_whole(model, out, add)
+    check_place(out, overwrite=overwrite or add, mark=INDEX if whole else MANIFEST)
     if add:
         check_there(out)
     said = (
@@ -93,18 +101,38 @@ def export(
         model=model,
         is_digits=model_kind(locate(model)) == "digits",
     )
-    methods = new_methods([method], arguments)
-    check_granularity(methods, config)
-    (instance,) = methods.values()
+    if whole and method == "log-snr":
+        instance = rfc.LogSNR(nfc=nfc, order=2 if order is None else order)  # placed when the pipeline has set its scheduler
+    else:
+        methods = new_methods([method], arguments)
+        check_granularity(methods, config)
+        (instance,) = methods.values()
     check_method(instance, config.dispatch)
     signer = None if sign is None else public_key(sign)
     backend_of(backend).check(device)  # before anything is loaded
-    exported = exportable(model, dtype_named(dtype), device, wanted)
     start = time.perf_counter()
 
     def report(stage: str) -> None:
         note_progress(f"{time.perf_counter() - start:6.1f} s  {stage}")
 
+    if whole:
+        export_whole(
+            model,
+            out,
+            backend,
+            wanted,
+            dtype=dtype_named(dtype),
+            device=device,
+            method=instance,
+            config=config,
+            steps=steps,
+            overwrite=overwrite,
+            sign=sign,
+            report=report,
+        )
+        _print_whole(out, time.perf_counter() - start)
+        return
+    exported = exportable(model, dtype_named(dtype), device, wanted)
     export_model(
         exported.model,
         out,
@@ -128,3 +156,19 @@ def export(
         typer.echo(f"draw with it:  rfc-fx run {out} --classes 3\ncheck it:      rfc-fx verify {out} --model {model}")
     else:
         typer.echo(f"use it:    pipe.transformer = rfc_export.load({str(out)!r})\ncheck it:  rfc-fx verify {out} --model {model}")
+
+
+def _check_whole(model: str, out: Path, add: bool) -> None:
+    if add:
+        raise OptionError("--add: adds calls to one engine; export the whole pipeline again with all --shapes and --batch")
+    if out.suffix == ".pt2":
+        raise OptionError(f"--out {out}: a whole pipeline is a folder of engines; pass a path without .pt2")
+    if model_kind(locate(model)) != "pipeline":
+        raise OptionError(f"--whole: is for pipelines, {model} has no model_index.json; leave it out")
+
+
+def _print_whole(out: Path, seconds: float) -> None:
+    typer.echo(f"{seconds:6.1f} s  done: {out}")
+    for part in sorted(entry for entry in out.iterdir() if entry.is_dir()):
+        typer.echo(f"  {part.name:<24} {mib(sum(file.stat().st_size for file in part.iterdir())):>12}")
+    typer.echo(f"draw with it:  rfc-fx run {out} --prompt TEXT")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rfc_export.commands.options import Engine, Trust, Trusted
 from rfc_export.drawing import draw_all, run_notes, run_summary, with_threshold
 from rfc_export.engine_source import EngineSource, engine_source
-from rfc_export.pipeline_source import EngineInPipeline, engine_in_pipeline
+from rfc_export.pipeline_source import EngineInPipeline, engine_in_pipeline, whole_pipeline
 from rfc_export.runtime import load
+from rfc_export.whole import is_whole
 from rfc_fx.runtime.summary import mib
 from rfc_fx.tools import options
 from rfc_fx.tools.arguments import MOST_SEEDS, OptionError, finite, parse_classes
@@ -48,25 +49,33 @@ def run(
 ) -> None:
     """Draw with an engine, without the model's Python."""
     labels = parse_classes(classes)
-    if model is None:
+    whole = is_whole(engine)
+    if whole and model is not None:
+        raise OptionError(f"--model: {engine} is a whole pipeline, which needs no other; leave it out")
+    if whole:
+        model_kind(locate(str(engine)))
+    elif model is None:
         for option, value in (("--prompt", prompt), ("--negative-prompt", negative_prompt), ("--call", call)):
             if value:
                 raise OptionError(f"{option}: is for pipelines; pass --model too")
     else:
         model_kind(locate(model))
     check_writable(out)  # all that can be refused is refused before anything is loaded
-    loaded = load(engine, device=device, classes=method_classes or (), trusted=trusted, trust=trust)
+    numbers = list(range(seed, seed + (seeds or (1 if whole or model is not None else 4))))
+    said = CallOptions(prompts=prompt or [], classes=labels, negative_prompt=negative_prompt, cfg=cfg, steps=steps, assignments=call or [])
+    settings: dict[str, Any] = {"device": device, "classes": method_classes or (), "trusted": trusted, "trust": trust}
+    source: EngineSource | EngineInPipeline
+    if whole:
+        source = whole_pipeline(engine, said, numbers, lambda folder: folder.load(**settings))
+        loaded = source.model
+    else:
+        loaded = load(engine, **settings)
+        if model is None:
+            source = engine_source(str(engine), loaded, labels, numbers, cfg)
+        else:
+            source = engine_in_pipeline(str(engine), loaded, model, said, numbers)
     if threshold is not None:
         with_threshold(loaded, threshold)
-    numbers = list(range(seed, seed + (seeds or (4 if model is None else 1))))
-    source: EngineSource | EngineInPipeline
-    if model is None:
-        source = engine_source(str(engine), loaded, labels, numbers, cfg)
-    else:
-        said = CallOptions(
-            prompts=prompt or [], classes=labels, negative_prompt=negative_prompt, cfg=cfg, steps=steps, assignments=call or []
-        )
-        source = engine_in_pipeline(str(engine), loaded, model, said, numbers)
     console = terminal()
     with progress_bar("warming up", steps * len(source.batches) * len(numbers)) as (advance, describe):
         drawn = draw_all(source, steps, advance, lambda: describe("drawing"))

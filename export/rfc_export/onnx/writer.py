@@ -26,6 +26,9 @@ from rfc_export.specs import ProgramSpec, TensorSpec
 MOST_FOLDED = 1024
 """Elements of a constant that is computed at export, at most; larger ones are cheap to recompute, or weights in another form."""
 
+MOST_INDICES = 64
+"""Elements of an integer constant that stays in the file, at most: shape inference reads the limits of slices, but no other file."""
+
 MOST_INSIDE = 1 << 20
 """Bytes of constants in an ONNX file, at most: everything larger is a weight."""
 
@@ -172,8 +175,13 @@ def _externalize(program: Portable, graph: Any, offsets: Mapping[str, tuple[int,
     import onnx_ir as ir
 
     inside: dict[str, int] = {}
-    for name, value in graph.initializers.items():
+    for name, value in list(graph.initializers.items()):
         tensor = value.const_value
+        if tensor.size <= MOST_INDICES and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32) and name in program.weights:
+            graph.initializers.pop(name)
+            value.name = f"inside.{name}"  # no weight of the artefact's any more
+            graph.initializers.add(value)
+            continue
         span = offsets.get(program.weights.get(name, ""))
         if span is None:
             inside[name] = tensor.nbytes

@@ -1,0 +1,62 @@
+// The bookkeeping of a generation and the rules that need no program; the lines of rfc/bookkeeping.py and rfc/schedules.
+
+const PLACED = ["Listed", "Placed", "LogSNRPlaced", "ChebyshevPlaced", "MagnitudePlaced"];
+const KNOWN = ["RCS", "Every", ...PLACED];
+
+/** Which step is computed in full: the rule and numbers that the manifest has for a call. */
+export class Schedule {
+  constructor(method, decision) {
+    this.rule = decision.rule;
+    this.numbers = Object.fromEntries(
+      Object.entries(decision.numbers).map(([name, values]) => [name, Float32Array.from(values, (one) => (one === "inf" ? Infinity : one))]),
+    );
+    if (!KNOWN.includes(this.rule)) {
+      throw new Error(`decision.rule: ${this.rule}; this page knows ${KNOWN.join(", ")}: export with another method`);
+    }
+    if (this.rule === "RCS" && method.schedule.lagged) {
+      throw new Error("method.schedule: this page decides with the step's own error; export with lagged=False");
+    }
+    if (PLACED.includes(this.rule) && method.schedule.lambdas === null) {
+      throw new Error("method.schedule: the noise levels are not known; export with --method log-snr --steps NUMBER");
+    }
+  }
+
+  /** Whether step number `step`, `k` steps after the last full one, is full; `total` is the accumulated error. */
+  full(step, k, total) {
+    const { warmup, interval, tau, max_skip, table } = this.numbers;
+    if (table) return row(table, step) > 0;
+    if (this.rule === "Every") return step < warmup[0] || k >= interval[0];
+    return step < warmup[0] || !(total <= tau[0]) || k > max_skip[0];
+  }
+
+  /** (k, N, n): since the last full step, between the two before, full steps so far; in the unit of the rule. */
+  clock(step, { since, gap, anchors }) {
+    const k = since + 1;
+    const times = this.numbers.times;
+    if (!times) return [k, gap, anchors];
+    const [now, last, before] = [step, step - k, step - k - gap].map((at) => row(times, at));
+    return [Math.fround(now - last), Math.fround(last - before), anchors];
+  }
+}
+
+/** What a generation did, and where it stands. */
+export class Book {
+  phases = "";
+  counts = { since: 0, gap: 0, anchors: 0, total: 0 };
+
+  /** Take the decision of the coming step and count it; `eps` is 0 where nothing was measured. Whether the step is full. */
+  decide(schedule, eps) {
+    const { anchors, gap } = this.counts;
+    const total = anchors > 0 ? Math.fround(this.counts.total + eps) : this.counts.total;
+    const k = this.counts.since + 1;
+    const isFull = anchors === 0 || schedule.full(this.phases.length, k, total);
+    this.phases += isFull ? "F" : "E";
+    this.counts = isFull ? { since: 0, gap: anchors > 0 ? k : 0, anchors: anchors + 1, total: 0 } : { since: k, gap, anchors, total };
+    return isFull;
+  }
+}
+
+/** The table's entry for a step; its first for all before the first step, its last for all beyond. */
+function row(table, step) {
+  return table[Math.min(Math.max(step, 0), table.length - 1)];
+}
