@@ -112,9 +112,6 @@ def arrive(book: Book, schedule: Schedule, timestep: float | None, sign: int = 1
     Two generations in a row that never left one timestep, each ended by a move against the direction, were none: the timestep goes
     the other way, and the second takes the first in as its beginning. Other contexts hear of it at their next step.
     """
-    last = book.timestep
-    if book.before is None and (timestep is None or last is None or sign * timestep <= sign * last):  # as `continues`, at every step
-        return Arrival(book, sign, False)
     if book.before is not None and book.phases and continues(book.before, book.timestep, sign):
         book = absorb(book)
     if continues(book, timestep, sign):

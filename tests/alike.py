@@ -28,10 +28,10 @@ def _of(value: Any, seen: set[int]) -> Any:
             "tensor",
             tuple(value.shape),
             value.dtype,
-            str(value.flatten().tolist()) if value.numel() < 4096 and not value.is_meta else id(value),
+            str(value.flatten().tolist()) if value.numel() < 4096 and not value.is_meta else Itself(value),
         )
     if isinstance(value, nn.Module):
-        hooks = tuple(map(id, (*value._forward_hooks.values(), *value._forward_pre_hooks.values())))
+        hooks = tuple(map(Itself, (*value._forward_hooks.values(), *value._forward_pre_hooks.values())))
         own = {name: one for name, one in vars(value).items() if name not in OF_MODULES}
         return type(value), type(value).forward, hooks, _of(own, seen)  # a test may give the class another forward
     if isinstance(value, dict):
@@ -39,9 +39,22 @@ def _of(value: Any, seen: set[int]) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return type(value), tuple(_of(one, seen) for one in value)
     if callable(value) and hasattr(value, "__qualname__") and not hasattr(value, "__self__") and not getattr(value, "__closure__", None):
-        return value.__module__, value.__qualname__, id(getattr(value, "__code__", value))
+        return value.__module__, value.__qualname__, Itself(getattr(value, "__code__", value))
     if hasattr(value, "__dict__") and not callable(value):
         return type(value), _of(vars(value), seen)
     if type(value).__module__.startswith("diffusers.") and hasattr(value, "__dict__"):  # attention processors
         return type(value), _of(vars(value), seen)
-    return id(value)
+    return Itself(value)
+
+
+class Itself:
+    """Equal to itself alone; held, so that no other object comes to have its address."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Itself) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)

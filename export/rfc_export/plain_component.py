@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import nn
 
 import rfc_export
 from rfc.phase import FULL
 from rfc_export.engine_calls import EngineCalls
 from rfc_export.errors import ArtifactError
 from rfc_export.loaded import LoadedSet
-from rfc_export.methods import dtype_of
+from rfc_export.part import Part
 from rfc_export.runtime import loaded_sets
 from rfc_export.seal import Key
-from rfc_export.target import is_on
-from rfc_fx.errors import SignatureError
 
 
-class PlainComponent(nn.Module):
+class PlainComponent(Part):
     """A part of a pipeline that is called once a picture, by one program for each call: a text encoder, or a VAE that only decodes."""
+
+    KIND = "a program"
 
     def __init__(self, sets: list[LoadedSet], path: Path) -> None:
         super().__init__()
@@ -34,41 +32,10 @@ class PlainComponent(nn.Module):
         self.__module__ = rfc_export.__name__
         self.eval()
 
-    @cached_property
-    def config(self) -> Any:
-        """The part's configuration, for pipelines."""
-        from diffusers.configuration_utils import FrozenDict
-
-        return FrozenDict(self.manifest.model.config)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the part's weights."""
-        return dtype_of("model.dtype", self.manifest.model.dtype)
-
     @property
     def device(self) -> torch.device:
         """Where it runs."""
         return self._calls.sets[0].device
-
-    @property  # type: ignore[misc]  # nobody assigns another class to it
-    def __class__(self) -> Any:
-        """A diffusers model: what pipelines ask of their components."""
-        if "manifest" not in self.__dict__:
-            return type(self)
-        if self._pipeline_class is None:
-            from rfc_export.component import pipeline_class
-
-            self._pipeline_class = pipeline_class(self.manifest.model.model_class)
-        return self._pipeline_class
-
-    def to(self, *args: Any, **kwargs: Any) -> PlainComponent:
-        """Nothing, where it is there already; SignatureError for another place or type: programs are made for one."""
-        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
-        if (device is not None and not is_on(self.device, torch.device(device))) or (dtype is not None and dtype != self.dtype):
-            name = self.manifest.model.model_class
-            raise SignatureError(f"{name}: a program stays {self.dtype} on {self.device}; export another for {device or dtype}")
-        return self
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:

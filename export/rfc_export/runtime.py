@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,25 @@ from rfc_export.errors import MachineCodeWarning
 from rfc_export.held_weights import read_weights
 from rfc_export.loaded import LoadedProgram, LoadedSet, check_phases, loaded_set
 from rfc_export.manifest import WEIGHTS
-from rfc_export.methods import decode_method, dtype_of
+from rfc_export.methods import decode_method
+from rfc_export.part import Part
 from rfc_export.portable import STEP
 from rfc_export.reading import read_manifest
 from rfc_export.seal import Key
-from rfc_export.target import check_target, is_on, numbered
+from rfc_export.target import check_target, numbered
 from rfc_fx.errors import RFCError, SignatureError
 from rfc_fx.ir.plan import Plan
 from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.step_model import StepModel
 
 
-class Engine(StepModel):
+class Engine(Part, StepModel):
     """An exported model: the same call, contexts, `reset()`, `stats` and `summary()` as the CachedModel it was made from.
 
     It has the model's `config`, `dtype` and `device`, and can stand in a diffusers pipeline. Made by `rfc_export.load`.
     """
+
+    KIND = "an engine"
 
     def __init__(self, sets: Sequence[LoadedSet], method: Method, path: Path | None = None) -> None:
         manifest = sets[0].manifest
@@ -67,40 +69,10 @@ class Engine(StepModel):
         """These programs by phase."""
         return self.loaded.programs
 
-    @cached_property
-    def config(self) -> Any:
-        """The model's configuration, for pipelines."""
-        from diffusers.configuration_utils import FrozenDict
-
-        return FrozenDict(self.manifest.model.config)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the model's weights."""
-        return dtype_of("model.dtype", self.manifest.model.dtype)
-
     @property
     def device(self) -> torch.device:
         """Where it runs."""
         return self.loaded.device
-
-    def to(self, *args: Any, **kwargs: Any) -> Engine:
-        """Nothing, where the engine is there already; SignatureError for another place or type: programs are made for one."""
-        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
-        if (device is not None and not is_on(self.device, torch.device(device))) or (dtype is not None and dtype != self.dtype):
-            raise SignatureError(f"{self.model_name}: an engine stays {self.dtype} on {self.device}; export another for {device or dtype}")
-        return self
-
-    @property  # type: ignore[misc]  # nobody assigns another class to it
-    def __class__(self) -> Any:
-        """A diffusers model, the exported one's class where there is one: what pipelines ask of their components (`component`)."""
-        if "manifest" not in self.__dict__:
-            return type(self)
-        if self._pipeline_class is None:
-            from rfc_export.component import pipeline_class
-
-            self._pipeline_class = pipeline_class(self.manifest.model.model_class)
-        return self._pipeline_class
 
     def _get_name(self) -> str:
         return type(self).__name__

@@ -36,23 +36,18 @@ class Watch:
         leaves = [module for module in modules if _is_leaf_of_torch(module)]
         own: list[Any] = [each for module in modules for each in _own(module, seen)]
         hooks = [vars(module)[name] for module in modules for name in HOOKS]
-        self._dicts = _Versions(
-            [vars(module) for module in modules if not _is_leaf_of_torch(module)]
-            + [module._modules for module in modules if module._modules]
-            + [each for each in own if isinstance(each, dict)]
-            + [each for each in hooks if each]
-        )
+        dicts = [vars(module) for module in modules if not _is_leaf_of_torch(module)]
+        dicts += [module._modules for module in modules if module._modules]
+        dicts += [each for each in own if isinstance(each, dict)] + [each for each in hooks if each]
         self._leaves = [vars(module) for module in leaves]
+        self._tags = Tags(dicts, self._leaves) if ARE_READABLE else None
+        self._then = None if self._tags is None else self._tags.read()  # before what it stands for: a write meanwhile is seen
+        self._dicts = _Versions(dicts)
         self._lengths = list(map(len, self._leaves))
         self._others = [each for each in own if not isinstance(each, dict)]
         self._other_copies = [each.copy() for each in self._others]
         self._rest = _Versions([*self._leaves, *hooks, *(module._modules for module in modules)])
         self._registered = RemovableHandle.next_id
-        self._tags = self._tagged()
-
-    def _tagged(self) -> Tags | None:
-        """Versions of dictionaries and sizes of leaves, to be read at once; None where this interpreter does not show them."""
-        return Tags(self._dicts.dicts, self._leaves) if ARE_READABLE else None
 
     def has_changed(self) -> bool:
         """Whether anything is another object, and not an equal one, by now; cheap enough for every step."""
@@ -60,10 +55,11 @@ class Watch:
             if self._rest.differ():
                 return True
             self._registered = RemovableHandle.next_id
-        if self._tags is None or self._tags.differ():
+        now = None if self._tags is None else self._tags.read()
+        if now is None or now != self._then:
             if self._dicts.differ() or list(map(len, self._leaves)) != self._lengths:
                 return True
-            self._tags = self._tagged()
+            self._then = now
         return bool(self._others) and _differ(self._others, self._other_copies)
 
     def has_changed_at_all(self) -> bool:
@@ -75,18 +71,18 @@ class _Versions:
     """Dictionaries as they were. A version is a number that CPython, or torch where CPython has none, gives a dictionary at every write."""
 
     def __init__(self, dicts: list[dict[Any, Any]]) -> None:
-        self.dicts = dicts
+        self._dicts = dicts
         self._copies = [each.copy() for each in dicts]
         self._versions = list(map(dict_version, dicts))
         self._sum = sum(self._versions)
 
     def differ(self) -> bool:
         """Whether any holds something else; those that were written and hold the same are taken as they are."""
-        if sum(map(dict_version, self.dicts)) == self._sum:  # versions only grow: where any is another, the sum is
+        if sum(map(dict_version, self._dicts)) == self._sum:  # versions only grow: where any is another, the sum is
             return False
-        versions = list(map(dict_version, self.dicts))
+        versions = list(map(dict_version, self._dicts))
         written = [index for index, (now, then) in enumerate(zip(versions, self._versions, strict=True)) if now != then]
-        if _differ([self.dicts[index] for index in written], [self._copies[index] for index in written]):
+        if _differ([self._dicts[index] for index in written], [self._copies[index] for index in written]):
             return True
         self._versions, self._sum = versions, sum(versions)
         return False

@@ -237,6 +237,11 @@ def _output_class(kind: Any, names: tuple[str, ...]) -> Callable[[Sequence[Tenso
 
     if not issubclass(kind, OrderedDict):
         return constructed
-    marks: Any = [object() for _ in names]
-    ours, theirs = filled(marks), constructed(marks)
-    return filled if list(ours.items()) == list(theirs.items()) and vars(ours) == vars(theirs) else constructed
+    examples = [torch.empty(0) for _ in names]
+    try:
+        ours, theirs = filled(examples), constructed(examples)
+    except Exception:  # a class that looks at its values, as its own constructor will
+        return constructed
+    same = list(map(id, ours.values())) == list(map(id, theirs.values())) and [*ours] == [*theirs]
+    own, their = ({name: id(value) for name, value in vars(one).items()} for one in (ours, theirs))
+    return filled if same and own == their else constructed

@@ -24,9 +24,10 @@ class Moment(NamedTuple):
     latent: Seen
     """What was moved."""
 
-    def is_at(self, at: Any) -> bool:
-        """Whether that was at the same step."""
-        return self.at is at if isinstance(at, Tensor) else not isinstance(self.at, Tensor) and self.at == at
+
+def is_same(then: Any, now: Any) -> bool:
+    """Whether two moments are the same step."""
+    return then is now if isinstance(now, Tensor) else not isinstance(then, Tensor) and bool(then == now)
 
 
 class Moments:
@@ -49,7 +50,7 @@ class Moments:
     def numbered(self, lane: Lane, at: Any) -> Lane:
         """The lane of a call where somebody has opened the generation: the second call of a name at a timestep has a lane of its own."""
         before = self._numbered.get(lane)
-        if before is None or (before[0] is not at and (isinstance(at, Tensor) or isinstance(before[0], Tensor) or before[0] != at)):
+        if before is None or not is_same(before[0], at):
             self._numbered[lane] = at, 1
             return lane
         count = before[1] + 1
@@ -63,7 +64,7 @@ class Moments:
         """
         latent, before = self._latent(call), self._latest.get(lane)
         self._latest[lane] = Moment(at, Seen.now(latent, copied=False))
-        if before is not None and before.is_at(at) and not before.latent.equals(latent) and not repeats:
+        if before is not None and is_same(before.at, at) and not before.latent.equals(latent) and not repeats:
             self._doubtful[lane] = at
         elif lane in self._doubtful and not isinstance(at, Tensor) and sign * at > sign * self._doubtful[lane]:
             del self._doubtful[lane]

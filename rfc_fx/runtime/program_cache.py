@@ -143,10 +143,7 @@ class ProgramCache:
                 continue
             built = self._sets.get(key) if key == self._last else self._use(key)
             if built is not None:
-                when = None if pattern.timestep is None else written[pattern.timestep]
-                return Call(
-                    key, built, pattern.inputs_of(written), dict(zip(pattern.names, pattern.conditioning_of(written), strict=True)), when
-                )
+                return pattern.call(built, written)
         return None
 
     def _taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

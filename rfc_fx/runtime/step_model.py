@@ -80,9 +80,10 @@ class StepModel(nn.Module):
         is_seen = is_compiling() is not None
         order: Order = self._begin(args, kwargs) if is_seen else self.driver.step(args, kwargs)
         turn = functools.partial(self._turn, order) if is_seen else order.send
-        if is_recording := torch.is_grad_enabled():
-            torch._C._set_grad_enabled(False)
+        is_recording = torch.is_grad_enabled()
         try:
+            if is_recording:
+                torch._C._set_grad_enabled(False)
             run, arguments = turn(None)
             while True:
                 if compiled is not None:

@@ -20,11 +20,12 @@ _LOCK = threading.RLock()
 def read_once() -> Iterator[None]:
     """Exports inside share one table, and each may add to a copy of its own; where torch keeps it elsewhere, nothing changes."""
     try:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
+        from torch.onnx._internal.exporter import _registration
     except ImportError:
         yield
         return
-    own = vars(ONNXRegistry).get("from_torchlib")
+    registry: Any = getattr(_registration, "ONNXRegistry", None)
+    own = None if registry is None else vars(registry).get("from_torchlib")
     if own is None:
         yield
         return
@@ -38,8 +39,8 @@ def read_once() -> Iterator[None]:
         return table
 
     with _LOCK:
-        setattr(ONNXRegistry, "from_torchlib", classmethod(from_torchlib))  # noqa: B010
+        registry.from_torchlib = classmethod(from_torchlib)
         try:
             yield
         finally:
-            setattr(ONNXRegistry, "from_torchlib", own)  # noqa: B010
+            registry.from_torchlib = own

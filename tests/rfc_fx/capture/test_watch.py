@@ -147,3 +147,21 @@ def test_a_hook_on_another_model_is_no_change() -> None:
     assert not watch.has_changed()
     module.linear.register_forward_pre_hook(lambda module, args: None)
     assert watch.has_changed()
+
+
+def test_what_is_written_while_the_model_is_looked_at_is_seen_the_next_time() -> None:
+    module = Holder()
+    watch = Watch(module)
+    module.table["scale"] = float("1.0")  # equal, but another object: the dictionaries are compared
+    look = watch._dicts.differ
+
+    def looked_at_too_early() -> bool:
+        found = look()
+        module.table["scale"] = 2.0
+        return found
+
+    watch._dicts.differ = looked_at_too_early  # type: ignore[method-assign]
+    assert not watch.has_changed()
+    assert module.table["scale"] == 2.0
+    watch._dicts.differ = look  # type: ignore[method-assign]
+    assert watch.has_changed()
