@@ -13,13 +13,13 @@ import rfc_export
 from rfc.phase import FULL
 from rfc_export.engine_calls import EngineCalls
 from rfc_export.errors import ArtifactError
+from rfc_export.exported_module import ExportedModule
 from rfc_export.loaded import LoadedSet
-from rfc_export.part import Part
 from rfc_export.runtime import loaded_sets
 from rfc_export.seal import Key
 
 
-class PlainComponent(Part):
+class PlainComponent(ExportedModule):
     """A part of a pipeline that is called once a picture, by one program for each call: a text encoder, or a VAE that only decodes."""
 
     KIND = "a program"

@@ -18,11 +18,11 @@ from rfc_export.engine_calls import EngineCalls
 from rfc_export.engine_context import engine_context, named
 from rfc_export.engine_files import opened
 from rfc_export.errors import MachineCodeWarning
+from rfc_export.exported_module import ExportedModule
 from rfc_export.held_weights import read_weights
 from rfc_export.loaded import LoadedProgram, LoadedSet, check_phases, loaded_set
 from rfc_export.manifest import WEIGHTS
 from rfc_export.methods import decode_method
-from rfc_export.part import Part
 from rfc_export.portable import STEP
 from rfc_export.reading import read_manifest
 from rfc_export.seal import Key
@@ -33,7 +33,7 @@ from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.step_model import StepModel
 
 
-class Engine(Part, StepModel):
+class Engine(ExportedModule, StepModel):
     """An exported model: the same call, contexts, `reset()`, `stats` and `summary()` as the CachedModel it was made from.
 
     It has the model's `config`, `dtype` and `device`, and can stand in a diffusers pipeline. Made by `rfc_export.load`.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,7 @@ class Replica:
         self.worker = Worker(settings)
         self._turn = asyncio.Lock()
 
-    async def draw(self, tickets: Sequence[Ticket]) -> AsyncIterator[list[Any]]:
+    async def draw(self, tickets: Sequence[Ticket]) -> AsyncGenerator[list[Any], None]:
         """What happens to some requests: lists with an entry for each, a StepTaken, its picture, its error, or None.
 
         Those that fit together are one generation, which ends early where all of them have left.
@@ -47,11 +48,12 @@ class Replica:
         for fit in dict.fromkeys(ticket.request.fit for ticket in tickets):
             async with self._turn:
                 places = [index for index, ticket in enumerate(tickets) if ticket.request.fit == fit and not ticket.is_gone]
-                async for events in self._generation([tickets[index] for index in places]):
-                    found = dict(zip(places, events, strict=True))
-                    yield [found.get(index) for index in range(len(tickets))]
+                async with aclosing(self._generation([tickets[index] for index in places])) as generation:
+                    async for events in generation:
+                        found = dict(zip(places, events, strict=True))
+                        yield [found.get(index) for index in range(len(tickets))]
 
-    async def _generation(self, tickets: list[Ticket]) -> AsyncIterator[list[Any]]:
+    async def _generation(self, tickets: list[Ticket]) -> AsyncGenerator[list[Any], None]:
         if not tickets:
             return
         loop, steps = asyncio.get_running_loop(), asyncio.Queue[StepTaken | None]()
@@ -64,9 +66,14 @@ class Replica:
 
         drawing = asyncio.ensure_future(asyncio.to_thread(self._drawn, tickets, tell))
         drawing.add_done_callback(lambda _: steps.put_nowait(None))
-        while (step := await steps.get()) is not None:
-            yield [step if ticket.streams else None for ticket in tickets]
-        yield await drawing
+        try:
+            while (step := await steps.get()) is not None:
+                yield [step if ticket.streams else None for ticket in tickets]
+            yield await drawing
+        finally:  # whoever stops listening leaves, and the next generation begins when this one has ended: they share a scheduler
+            for ticket in tickets:
+                ticket.is_gone = True
+            await asyncio.wait([drawing])
 
     def _drawn(self, tickets: list[Ticket], tell: Any) -> list[Any]:
         """Pictures, or errors in their places; what fails together is drawn one by one."""

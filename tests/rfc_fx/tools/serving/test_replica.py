@@ -1,6 +1,7 @@
 """Replicas: batches come apart by what fits, steps are told, and a generation ends that nobody waits for; over a worker that is made up."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,36 @@ def test_a_generation_that_nobody_waits_for_ends_and_one_that_somebody_waits_for
     assert isinstance(ends[0], GoneError)
     assert painter.batches == [[3]]  # the one that had left was not begun
     assert ends[1] is None
+
+
+def test_a_batch_that_is_cancelled_ends_before_the_next_begins(painter: Painter) -> None:
+    at_work, reached, go_on = [0, 0], threading.Event(), threading.Event()
+
+    def between() -> None:
+        at_work[0] += 1
+        at_work[1] = max(at_work)
+        reached.set()
+        go_on.wait(10)
+        at_work[0] -= 1
+
+    async def run() -> list[Any]:
+        replica = Replica.__new__(Replica)
+        replica.worker, replica._turn = painter, asyncio.Lock()  # type: ignore[assignment]
+        painter.between = between
+        first = replica.draw(tickets(1, streams=True))
+        await anext(first)
+        await asyncio.to_thread(reached.wait, 10)
+        asyncio.get_running_loop().call_later(0.1, go_on.set)
+        closing = asyncio.ensure_future(first.aclose())
+        await asyncio.sleep(0)
+        second = [events async for events in replica.draw(tickets(1))]
+        await closing
+        return second
+
+    (end,) = asyncio.run(run())[-1]
+    assert end.png == b"0"
+    assert at_work == [0, 1]
+    assert painter.batches == [[0]]  # the one that was cancelled ended at its next step
 
 
 @pytest.mark.usefixtures("few_blocks")

@@ -1,4 +1,4 @@
-"""Part: what every exported module shows of a diffusers model, so that pipelines take it for one: class, configuration, type and place."""
+"""ExportedModule: what modules that run exported programs show of a diffusers model, so that pipelines take them for one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rfc_export.target import is_on
 from rfc_fx.errors import SignatureError
 
 
-class Part(nn.Module):
+class ExportedModule(nn.Module):
     """A module that runs exported programs; `device` says where."""
 
     KIND: ClassVar[str]
