@@ -6,14 +6,19 @@ Estimators forecast a site's output, schedules decide which steps are full, meth
 from rfc.eager.recording import magnitude_ratios
 from rfc.estimators.aligned import Aligned
 from rfc.estimators.base import Estimator, combine
+from rfc.estimators.linear_prediction import LinearPrediction
 from rfc.estimators.newton import Newton
 from rfc.estimators.predicted import Predicted
 from rfc.estimators.relational import RFE, Projective
 from rfc.estimators.taylor import Hermite, Reuse, Taylor
 from rfc.method import Method
 from rfc.placement.chebyshev import Chebyshev, ChebyshevPlaced
+from rfc.placement.fitted import Recorded, fitted
 from rfc.placement.log_snr import LogSNR, LogSNRPlaced
 from rfc.placement.magcache import MagCache, MagnitudePlaced
+from rfc.placement.noise_levels import noise_levels
+from rfc.placement.output_gains import output_gains
+from rfc.placement.weighted import Weighted
 from rfc.predictor import PredictorError
 from rfc.presets import PRESETS, preset
 from rfc.published import (
@@ -64,6 +69,7 @@ __all__ = [
     "FullCompute",
     "Hermite",
     "HiCache",
+    "LinearPrediction",
     "Listed",
     "LogSNR",
     "LogSNRPlaced",
@@ -79,6 +85,7 @@ __all__ = [
     "ProbeChange",
     "Projective",
     "Record",
+    "Recorded",
     "Reuse",
     "Schedule",
     "SpeCa",
@@ -91,7 +98,11 @@ __all__ = [
     "ToCa",
     "Tokens",
     "Verified",
+    "Weighted",
     "combine",
+    "fitted",
     "magnitude_ratios",
+    "noise_levels",
+    "output_gains",
     "preset",
 ]

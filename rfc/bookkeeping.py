@@ -12,8 +12,8 @@ from rfc.phase import FULL, PhaseName
 from rfc.schedules.base import Numbers, Schedule, clock_at
 from rfc.state import Clock
 
-ClockValues = tuple[float, float, float]
-"""(k, N, n) as host numbers; see `rfc.state.Clock`."""
+ClockValues = tuple[float, ...]
+"""(k, N, n) and the weights as host numbers; see `rfc.state.Clock`."""
 
 
 class Book(NamedTuple):
@@ -122,11 +122,11 @@ def arrive(book: Book, schedule: Schedule, timestep: float | None, sign: int = 1
 
 
 def clock_values(book: Book, schedule: Schedule) -> ClockValues:
-    """(k, N, n) of the coming step, in the unit of the schedule; see `Clock`."""
+    """(k, N, n) of the coming step, in the unit of the schedule, and its weights; see `Clock`."""
     if book.before is not None and book.shares_clock and not book.phases:
         return clock_values(book.before, schedule)
     since, gap, anchors, _ = book.counts
-    if schedule.unit == "step":
+    if schedule.unit == "step" and not schedule.num_weights:
         return since + 1.0, float(gap), float(anchors)
     return _timed(schedule, book.number, since + 1, gap, anchors)
 
@@ -212,9 +212,9 @@ def _planned(schedule: Schedule, step: int, since: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _timed(schedule: Schedule, step: int, since: int, gap: int, anchors: int) -> ClockValues:
-    """The clock of a schedule that counts in another unit than steps."""
-    k, N, n = clock_at(schedule, schedule.numbers(), *torch.tensor([step, since, gap, anchors], dtype=torch.float32).unbind())
-    return float(k), float(N), float(n)
+    """The clock of a schedule that counts in another unit than steps, or has weights."""
+    clock = clock_at(schedule, schedule.numbers(), *torch.tensor([step, since, gap, anchors], dtype=torch.float32).unbind())
+    return tuple(clock.packed().tolist())
 
 
 def clock_tensors(values: ClockValues, device: torch.device) -> Clock:

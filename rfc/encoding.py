@@ -11,6 +11,7 @@ import torch
 
 from rfc.estimators.aligned import Aligned
 from rfc.estimators.base import Estimator
+from rfc.estimators.linear_prediction import LinearPrediction
 from rfc.estimators.newton import Newton
 from rfc.estimators.predicted import Predicted
 from rfc.estimators.relational import RFE, Projective
@@ -19,6 +20,7 @@ from rfc.method import Method
 from rfc.placement.chebyshev import ChebyshevPlaced
 from rfc.placement.log_snr import LogSNRPlaced
 from rfc.placement.magcache import MagnitudePlaced
+from rfc.placement.weighted import Weighted
 from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
 from rfc.schedules.fixed import Every, Listed, Phased, Placed
 from rfc.schedules.rcs import RCS
@@ -31,7 +33,7 @@ class EncodingError(ValueError):
     """A method that JSON cannot hold, or JSON that no method is."""
 
 
-ESTIMATORS = (Reuse, Taylor, Hermite, Newton, RFE, Projective, Aligned, Predicted, Stored)
+ESTIMATORS = (Reuse, Taylor, Hermite, Newton, LinearPrediction, RFE, Projective, Aligned, Predicted, Stored)
 SCHEDULES = (
     Every,
     Listed,
@@ -45,6 +47,7 @@ SCHEDULES = (
     ChebyshevPlaced,
     LogSNRPlaced,
     MagnitudePlaced,
+    Weighted,
 )
 OWN = (*ESTIMATORS, *SCHEDULES, Tokens)
 OPTIONAL = ("granularity", "default_granularity", "probe", "tokens", "name")

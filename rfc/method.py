@@ -38,6 +38,12 @@ class Method:
             raise TypeError(f"Method: schedule must be an rfc Schedule such as rfc.Every(interval=4), got {self.schedule!r}")
         if not isinstance(self.name, str) or not self.name:
             raise TypeError(f"Method: name must be a text such as 'TaylorSeer', got {self.name!r}")
+        if self.estimator.num_weights != self.schedule.num_weights:
+            raise ValueError(
+                f"Method: {type(self.estimator).__name__} needs {self.estimator.num_weights} weights for each step, and "
+                f"{type(self.schedule).__name__} has {self.schedule.num_weights}; rfc.LinearPrediction(order=m) goes with a rfc.Weighted "
+                "schedule of m + 1 numbers a step"
+            )
         for granularity in (self.granularity, self.default_granularity):
             if granularity is not None:
                 parse_granularity(granularity)

@@ -68,7 +68,7 @@ class Record:
         return self.book.shares_clock
 
     def clock(self, schedule: Schedule) -> ClockValues:
-        """(k, N, n) of the coming step, in the unit of the schedule; see `rfc.state.Clock`."""
+        """(k, N, n) of the coming step, in the unit of the schedule, and its weights; see `rfc.state.Clock`."""
         return clock_values(self.book, schedule)
 
     def decide(self, schedule: Schedule, numbers: Numbers, eps: float | None, timestep: float | None) -> PhaseName:

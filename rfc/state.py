@@ -35,6 +35,8 @@ class Clock(NamedTuple):
     """Gap between the two latest full steps; 0 while there is only one."""
     n: Tensor
     """Anchors held: full steps of this generation before this step."""
+    weights: Tensor | None = None
+    """What the schedule says of this step beside its time (`Schedule.num_weights`), 1-d; None for a schedule that says nothing."""
 
     @property
     def gap(self) -> Tensor:
@@ -42,9 +44,15 @@ class Clock(NamedTuple):
         return self.k.clamp(min=SHORTEST)
 
     @classmethod
-    def at(cls, k: float, N: float, n: float, device: torch.device | str = "cpu") -> Clock:
+    def at(cls, k: float, N: float, n: float, *weights: float, device: torch.device | str = "cpu") -> Clock:
         """Return the clock for plain numbers."""
-        return cls(*torch.tensor([k, N, n], dtype=torch.float32, device=device).unbind())
+        packed = torch.tensor([k, N, n, *weights], dtype=torch.float32, device=device)
+        return cls(packed[0], packed[1], packed[2], packed[3:] if weights else None)
+
+    def packed(self) -> Tensor:
+        """All of it in one 1-d tensor: k, N, n and the weights."""
+        times = torch.stack([self.k, self.N, self.n])
+        return times if self.weights is None else torch.cat([times, self.weights])
 
 
 class SlotSpec(NamedTuple):

@@ -83,6 +83,17 @@ class Stored(Estimator):
         O_hat = self.estimator.estimate(_decoded(state), I, clock)
         return O_hat if self.outputs is None else O_hat.to(I.dtype)
 
+    @property
+    def num_weights(self) -> int:
+        return self.estimator.num_weights
+
+    @property
+    def corrects(self) -> bool:
+        return self.estimator.corrects
+
+    def corrected(self, old: State, I: Float[Tensor, "N *S D"], O: Float[Tensor, "N *S D"], clock: Clock) -> Float[Tensor, "N *S D"]:
+        return self.estimator.corrected(_decoded(old), I, O, clock)
+
     def _dtype(self, name: str, own: torch.dtype) -> torch.dtype:
         smaller = self.outputs if name == "O" else self.differences if name.startswith(("dO", "dI")) else None
         return smaller if smaller is not None and smaller.itemsize < own.itemsize else own

@@ -22,7 +22,7 @@ from rfc_export.set_spec import ProgramSetSpec
 from rfc_export.specs import ProgramSpec
 from rfc_fx.ir.layout import Layout, Pool
 from rfc_fx.ir.plan import Plan, SlotRow
-from rfc_fx.ir.program import Argument, unflattener
+from rfc_fx.ir.program import CLOCK_SPECS, Argument, unflattener
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,12 @@ class LoadedSet:
     def latent(self) -> str:
         """Name of the argument that the sampler moves."""
         return self.spec.call.latent
+
+    @cached_property
+    def clock_size(self) -> int:
+        """Numbers of the clock that the programs read."""
+        read = (spec.shape[0] for program in self.spec.programs.values() for spec in program.inputs if spec.kind == "clock")
+        return next(read, len(CLOCK_SPECS))
 
     @property
     def counts_itself(self) -> bool:

@@ -62,7 +62,7 @@ def _portable(compiled: CompiledSet, program: Program, host: Host, weights: Weig
         elif kind == "pool":
             like = torch.empty(pools[name].shape, dtype=pools[name].dtype, device="meta")
         elif kind == "clock":
-            like = torch.empty(3, device="meta")
+            like = torch.empty(compiled.clock_size, device="meta")
         elif kind == "number":
             like = torch.empty_like(numbers[name], device="meta")
         else:

@@ -139,7 +139,8 @@ class Span:
         if output is not None:
             returned = block.returned(streams, output)
             if place == len(self.blocks) - 1:
-                self.refresh(run, returned)
+                handed_on = self.refresh(run, returned)
+                return block.handed_on(handed_on) if run.method.estimator.corrects else output
             return output
         return block.handed_on(streams if place < len(self.blocks) - 1 else self.estimates(run))
 
@@ -158,10 +159,14 @@ class Span:
             raise _SkipError
         return attention(*args, **kwargs)
 
-    def refresh(self, run: Run, returned: dict[str, Tensor]) -> None:
-        """Remember what the span added to each stream."""
+    def refresh(self, run: Run, returned: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Remember what the span added to each stream; returns the streams that it hands on."""
+        handed_on = {}
         for name, value in returned.items():
-            run.refresh(self.name, STREAMS.index(name), self._input(name), value - self.start[name] if self.with_base else value)
+            base = self.start[name] if self.with_base else None
+            O = run.refresh(self.name, STREAMS.index(name), self._input(name), value if base is None else value - base)
+            handed_on[name] = O if base is None else base + O
+        return handed_on
 
     def estimates(self, run: Run) -> dict[str, Tensor]:
         """Every stream as it leaves the span."""

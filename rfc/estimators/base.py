@@ -64,6 +64,20 @@ class Estimator(ABC):
         terms = [state[f"dO{i}"] for i in range(1, self.orders + 1)]
         return combine(state["O"], terms, self.coefficients(state, I, clock))
 
+    @property
+    def num_weights(self) -> int:
+        """Numbers that it needs of the schedule for each step (`Clock.weights`)."""
+        return 0
+
+    @property
+    def corrects(self) -> bool:
+        """Whether a full step hands on something else than its output (`corrected`)."""
+        return False
+
+    def corrected(self, old: State, I: Float[Tensor, "N *S D"], O: Float[Tensor, "N *S D"], clock: Clock) -> Float[Tensor, "N *S D"]:
+        """What a full step hands on in the place of its output O; `old` is the state before it."""
+        return O
+
     def _history(self, state: State, X: str) -> list[Tensor]:
         return [state[X], *(state[f"d{X}{i}"] for i in range(1, self.orders + 1))]
 

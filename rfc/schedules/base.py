@@ -126,6 +126,11 @@ class Schedule(ABC):
         return "step"
 
     @property
+    def num_weights(self) -> int:
+        """Numbers that the rule hands to the estimator for each step beside its time (`Clock.weights`)."""
+        return 0
+
+    @property
     def in_graph(self) -> tuple[Any, ...]:
         """Parts of the rule that the programs are made from; all else may change between steps."""
         return (type(self), self.watches, self.remembers, self.accumulates, self.is_lagged, self.branches)
@@ -161,6 +166,11 @@ class Schedule(ABC):
         """Return the time of step number `step` in the rule's `unit`."""
         return step
 
+    @staticmethod
+    def weights_at(numbers: Numbers, step: Tensor) -> Float[Tensor, " W"] | None:
+        """Return the `num_weights` numbers of step number `step`; None for a rule that has none."""
+        return None
+
     @abstractmethod
     def can_skip(self, num_steps: int) -> bool:
         """Whether a generation of `num_steps` steps could contain a skipped one."""
@@ -168,10 +178,11 @@ class Schedule(ABC):
 
 def clock_at(schedule: Schedule, numbers: Numbers, step: Tensor, k: Tensor, gap: Tensor, anchors: Tensor) -> Clock:
     """The clock of a step in the rule's unit; `k` and `gap` count steps: since the last full one, and from the one before to that."""
+    weights = schedule.weights_at(numbers, step)
     if schedule.unit == "step":
-        return Clock(k, gap, anchors)
+        return Clock(k, gap, anchors, weights)
     now, last, before = (schedule.time(numbers, at) for at in (step, step - k, step - k - gap))
-    return Clock(now - last, last - before, anchors)
+    return Clock(now - last, last - before, anchors, weights)
 
 
 class NoiseLevels(NamedTuple):

@@ -26,7 +26,7 @@ from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.ops import flops, value
 from rfc_fx.ir.phase import HOISTED_PHASES, INVARIANT, PREFIX, TIMESTEP, step_phases
 from rfc_fx.ir.plan import Plan, SlotRow
-from rfc_fx.ir.program import Argument, CondStep, Program, as_read, unflattener
+from rfc_fx.ir.program import CLOCK_SPECS, Argument, CondStep, Program, as_read, unflattener
 from rfc_fx.ir.torch_versions import warn_of_wrong_code
 from rfc_fx.passes.graft import capture_skipped, graft
 from rfc_fx.passes.guard import Guarded, guard
@@ -74,6 +74,11 @@ class CompiledSet:
     def latent(self) -> str:
         """Name of the argument that the sampler moves."""
         return self.captured.latent
+
+    @property
+    def clock_size(self) -> int:
+        """Numbers of the clock: k, N, n, and the schedule's weights."""
+        return len(CLOCK_SPECS) + self.guarded.method.schedule.num_weights
 
     @property
     def counts_itself(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from rfc.phase import ESTIMATE
@@ -29,6 +30,7 @@ class Builder:
         self.arguments: dict[Argument, fx.Node] = {}
         self.env: dict[fx.Node, Any] = {}
         self._clock: list[fx.Node] = []
+        self._weights: list[fx.Node] = []
         self._rows: dict[str, fx.Node] = {}
 
     def argument(self, kind: Kind, name: str, spec: SlotSpec | None = None, meta: dict[str, Any] | None = None) -> fx.Node:
@@ -62,6 +64,15 @@ class Builder:
             for node in self._clock:
                 node.meta = {"slot": CLOCK_SPECS[0]}
         return self._clock
+
+    def weights(self) -> list[fx.Node]:
+        """The schedule's numbers for the step, as one 1-d tensor; none for a schedule that has none."""
+        count = self.guarded.method.schedule.num_weights
+        if count and not self._weights:
+            first = len(CLOCK_SPECS)
+            self._weights = [self.graph.call_function(aten.slice.Tensor, (self.argument(*CLOCK), 0, first, first + count))]
+            self._weights[0].meta = {"slot": SlotSpec((count,), torch.float32)}
+        return self._weights
 
     def number(self, name: str) -> fx.Node:
         """One of the schedule's numbers."""

@@ -104,9 +104,13 @@ class Reference(fx.Interpreter):
         estimator: rfc.Estimator = self.guarded.method.estimator
         own = {name: self.state[f"{site}.{name}"] for name in names}
         if phase_named(phase).computes_sites:
-            new = estimator.refresh(own, I, full if base is None else full - base, self.clock)
+            O = full if base is None else full - base
+            new = estimator.refresh(own, I, O, self.clock)
             self.state.update({f"{site}.{name}": tensor for name, tensor in new.items()})
-            return full
+            if not estimator.corrects:
+                return full
+            corrected = estimator.corrected(own, I, O, self.clock)
+            return corrected if base is None else (base + corrected).to(full.dtype)
         if "forecast" in kwargs:
             return kwargs["forecast"]
         estimate = estimator.estimate(own, I, self.clock)

@@ -67,7 +67,7 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
         before = Progress.unbind(held)
         counts = before.counts
         k = counts.since + 1
-        values[CLOCK] = torch.stack(list(clock_at(schedule, numbers, before.step, k, counts.gap, counts.anchors)))
+        values[CLOCK] = clock_at(schedule, numbers, before.step, k, counts.gap, counts.anchors).packed()
         known = counts.anchors > 0
         eps = torch.zeros_like(k)
         if first is not None:

@@ -112,6 +112,10 @@ class _Step:
         if self.phase.computes_sites:
             output = build.get(node.args[1])  # type: ignore[arg-type]
             O = output if base is None else self._as_output(site, build.graph.call_function(aten.sub.Tensor, (output, base)))
+            if self.estimator.corrects:
+                given = [(I, specs[0]), (O, specs[1])]
+                made = self.of_state(("corrected", self.estimator), build.state(site.name), slots, self.estimator.corrected, given)
+                output = self.on_base(site, made[0])
             self.refresh(site.name, (self.estimator,), slots, self.estimator.refresh, [(I, specs[0]), (O, specs[1])])
             if site.name in self.guarded.tokens:
                 self.store(f"{site.name}.tokens", {"age": no_age(build, I, self.guarded.slots[f"{site.name}.tokens.age"])})
@@ -122,9 +126,14 @@ class _Step:
             return
         computes_some = self.phase.tokens_part is not None and site.name in self.guarded.tokens
         held = self.partial(site, I, slots) if computes_some else build.state(site.name)
-        O_hat = self.estimate(held, I, slots, specs)
-        result = O_hat if base is None else self._as_output(site, build.graph.call_function(aten.add.Tensor, (base, O_hat)))
-        build.env[node] = build.like(result, site.output)
+        O_hat = self.of_state(("estimate", self.estimator), held, slots, self.estimator.estimate, [(I, specs[0])])[0]
+        build.env[node] = self.on_base(site, O_hat)
+
+    def on_base(self, site: Site, O: fx.Node) -> fx.Node:
+        """What stands for a site's output, with its base where it has one."""
+        if site.base is not None:
+            O = self._as_output(site, self.build.graph.call_function(aten.add.Tensor, (self.build.get(site.base), O)))
+        return self.build.like(O, site.output)
 
     def _as_output(self, site: Site, result: fx.Node) -> fx.Node:
         """What was made with a site's base, in the type of its output: a model may cast the stream behind the base."""
@@ -155,29 +164,33 @@ class _Step:
         given: list[tuple[fx.Node, SlotSpec]],
     ) -> None:
         """Write what an owner keeps after this step, as `fresh` makes it, which depends on its tensors and on `by`."""
-        old = self.build.state(owner)
 
-        def step(*tensors: Tensor) -> list[Tensor]:
-            held, inputs, clock = tensors[: len(slots)], tensors[len(slots) : -3], tensors[-3:]
-            new = fresh(dict(zip(slots, held, strict=True)), *inputs, Clock(*clock))
+        def kept(*given: Any) -> list[Tensor]:
+            new = fresh(*given)
             return [new[name] for name in slots]
 
-        nodes, specs = [node for node, _ in given], [spec for _, spec in given]
-        results = self.build.inline(
-            ("refresh", by, tuple(slots)), step, [*slots.values(), *specs, *CLOCK_SPECS], [*old.values(), *nodes, *self.build.clock()]
-        )
+        results = self.of_state(("refresh", by), self.build.state(owner), slots, kept, given)
         self.store(owner, dict(zip(slots, results, strict=True)))
 
-    def estimate(self, held: dict[str, fx.Node], I: fx.Node, slots: dict[str, SlotSpec], specs: tuple[SlotSpec, SlotSpec]) -> fx.Node:
-        """Forecast a site's output from its state."""
-        estimator = self.estimator
+    def of_state(
+        self,
+        key: tuple[Any, ...],
+        held: dict[str, fx.Node],
+        slots: dict[str, SlotSpec],
+        made: Callable[..., Any],
+        given: list[tuple[fx.Node, SlotSpec]],
+    ) -> list[fx.Node]:
+        """`made` of the state in these slots, of what is given, and of the clock; it depends on them and on `key`."""
+        weights = self.build.weights()
+        clock, clock_specs = [*self.build.clock(), *weights], [*CLOCK_SPECS, *(node.meta["slot"] for node in weights)]
+        ends = len(clock)
 
-        def step(*tensors: Tensor) -> Tensor:
-            *held, I, k, N, n = tensors
-            return estimator.estimate(dict(zip(slots, held, strict=True)), I, Clock(k, N, n))
+        def step(*tensors: Tensor) -> Any:
+            state, inputs, times = tensors[: len(slots)], tensors[len(slots) : -ends], tensors[-ends:]
+            return made(dict(zip(slots, state, strict=True)), *inputs, Clock(*times))
 
-        inputs = [*held.values(), I, *self.build.clock()]
-        return self.build.inline(("estimate", estimator, tuple(slots)), step, [*slots.values(), specs[0], *CLOCK_SPECS], inputs)[0]
+        nodes, specs = [node for node, _ in given], [spec for _, spec in given]
+        return self.build.inline((*key, tuple(slots)), step, [*slots.values(), *specs, *clock_specs], [*held.values(), *nodes, *clock])
 
     def store(self, owner: str, values: dict[str, fx.Node]) -> None:
         """Write slots, in place or as results."""

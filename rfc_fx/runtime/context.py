@@ -55,7 +55,7 @@ class Context:
         self.compiled = compiled
         self.state, self.pools = compiled.layout.allocate(compiled.device)
         with torch.inference_mode(False):
-            self.clock = torch.zeros(3, device=compiled.device)
+            self.clock = torch.zeros(compiled.clock_size, device=compiled.device)
         for tensor in (*self.state.values(), *self.pools.values(), self.clock):
             torch._dynamo.mark_static_address(tensor)
         self.book = Book()
@@ -80,7 +80,7 @@ class Context:
         self._conditioning_of = picker([self._positions[name] for name in self._conditioning])
         self.is_cuda = self.clock.is_cuda
         on_host = self.clock.device.type == "cpu"
-        self._clock_memory = (ctypes.c_float * 3).from_address(self.clock.data_ptr()) if on_host else None
+        self._clock_memory = (ctypes.c_float * compiled.clock_size).from_address(self.clock.data_ptr()) if on_host else None
         self.bound: dict[str, Bound] = {}
         """Programs with what this context has for them, by phase."""
 

@@ -1,0 +1,130 @@
+"""Full steps of a list, with the weights of a linear prediction for each step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rfc.placement.log_snr import nearest_steps
+from rfc.schedules.base import NoiseLevels, Numbers, Schedule
+from rfc.schedules.fixed import Placed
+
+CLOSE = 1e-2
+"""Of two noise levels lambda: between them the weights of one serve the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted(Placed):
+    """A list for generations of `num_steps` calls whose estimator is `rfc.LinearPrediction`.
+
+    `weights`: for each step the coefficients c_1 .. c_m and the correction g. Where `lambdas`, log(alpha / sigma) at each call, and `end`,
+    after the last (None: no noise is left), say which levels they were fitted at, a generation at others has LogSNR's full steps and
+    Newton's polynomial instead (`unfitted`), as many full steps in relation, and a transformed model warns.
+    """
+
+    weights: Sequence[Sequence[float]] = field(repr=False)
+    lambdas: Sequence[float] | None = field(default=None, repr=False)
+    end: float | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rows = tuple(tuple(row) if isinstance(row, Iterable) else () for row in self.weights) if isinstance(self.weights, Iterable) else ()
+        if len(rows) != self.num_steps or len({len(row) for row in rows}) != 1 or len(rows[0]) < 2:
+            raise ValueError(
+                f"Weighted: weights must have a row for each of the {self.num_steps} steps, all with the coefficients c_1 .. c_m and the "
+                f"correction, got rows of {sorted({len(row) for row in rows})} numbers for {len(rows)} steps"
+            )
+        for step, row in enumerate(rows):
+            if any(isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) for value in row):
+                raise ValueError(f"Weighted: weights of step {step} must be finite numbers, got {row}")
+        object.__setattr__(self, "weights", rows)
+        if self.lambdas is not None:
+            lambdas = tuple(self.lambdas) if isinstance(self.lambdas, Iterable) else ()
+            if len(lambdas) != self.num_steps or any(
+                isinstance(v, bool) or not isinstance(v, int | float) or math.isnan(v) for v in lambdas
+            ):
+                raise ValueError(f"Weighted: lambdas must be {self.num_steps} numbers, one for each call, got {self.lambdas!r}")
+            object.__setattr__(self, "lambdas", lambdas)
+
+    @property
+    def num_weights(self) -> int:
+        return len(self.weights[0])
+
+    @property
+    def nfc(self) -> int:
+        return len(self.full_steps)
+
+    @property
+    def in_graph(self) -> tuple[Any, ...]:
+        return (Weighted, *super().in_graph[1:], self.num_weights)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:  # asked for several times a step
+        return hash((self.full_steps, self.num_steps, self.weights, self.lambdas, self.end))
+
+    def numbers(self) -> dict[str, Tensor]:
+        table = torch.zeros(self.TABLE + 1, self.num_weights)  # steps beyond the list have the last full step's output
+        table[: len(self.weights)] = torch.tensor(self.weights, dtype=torch.float32)
+        return {**super().numbers(), "weights": table}
+
+    @staticmethod
+    def weights_at(numbers: Numbers, step: Tensor) -> Float[Tensor, " W"]:
+        table = numbers["weights"]
+        return table.index_select(0, step.clamp(0, len(table) - 1).long().reshape(1)).reshape(-1)
+
+    def fits(self, num_steps: int, levels: NoiseLevels | None) -> bool:
+        """Whether the weights were fitted at these levels, or at none in particular."""
+        if num_steps != self.num_steps or levels is None or self.lambdas is None:
+            return num_steps == self.num_steps
+        return all(a == b or abs(a - b) <= CLOSE for a, b in zip(self.lambdas, levels.lambdas, strict=True))
+
+    def bound(self, num_steps: int, levels: NoiseLevels | None = None) -> Schedule:
+        if self.fits(num_steps, levels) or levels is None:
+            return self
+        return unfitted(levels, max(1, round(self.nfc * num_steps / self.num_steps)), order=self.num_weights - 1)
+
+    def exercised(self) -> Weighted:
+        row = (0.5,) * self.num_weights
+        return _ForWarmUp(full_steps=(0, 2), num_steps=4, unit=self.unit, weights=(row,) * 4)
+
+
+class _ForWarmUp(Weighted):
+    """The same on the programs of `Weighted` for generations of any length."""
+
+    @property
+    def is_placed(self) -> bool:
+        return False
+
+
+def unfitted(levels: NoiseLevels, nfc: int, *, order: int, damping: float = 0.5) -> Weighted:
+    """LogSNR's full steps with Newton's polynomial, damped, as weights; no step is corrected."""
+    full_steps = nearest_steps(tuple(levels.lambdas), levels.end, nfc)
+    placed = Placed(full_steps=full_steps, num_steps=len(levels.lambdas), unit="interval")
+    times = placed.numbers()["times"].double().tolist()
+    rows = []
+    for step in range(placed.num_steps):
+        past = [full for full in full_steps if full < step][-(order + 1) :][::-1]
+        rows.append((*newton_weights([times[full] for full in past], times[step], damping), *(0.0,) * (order + 1 - max(len(past) - 1, 0))))
+    return Weighted(full_steps=full_steps, num_steps=placed.num_steps, weights=rows, lambdas=levels.lambdas, end=levels.end)
+
+
+def newton_weights(past: Sequence[float], now: float, damping: float = 1.0) -> list[float]:
+    """c_1 .. c_m of Newton's polynomial (`rfc.Newton`) through the outputs at m + 1 times, the latest first, at another time."""
+    combinations = torch.eye(len(past), dtype=torch.float64)
+    weights, divided, product = torch.zeros(len(past), dtype=torch.float64), list(combinations), 1.0
+    for i in range(1, len(past)):
+        divided = [(a - b) / (past[j] - past[j + i]) for j, (a, b) in enumerate(pairwise(divided))]
+        product *= now - past[i - 1]
+        weights += damping ** (i - 1) * product * divided[0]
+    return [-float(weights[i:].sum()) for i in range(1, len(past))]
