@@ -15,7 +15,7 @@ namespace rfc {
 namespace {
 
 // Rules that look a step up in the table of a generation's full steps.
-const std::set<std::string> kPlaced = {"Listed", "Placed", "LogSNRPlaced", "ChebyshevPlaced", "MagnitudePlaced"};
+const std::set<std::string> kPlaced = {"Listed", "Placed", "LogSNRPlaced", "ChebyshevPlaced", "MagnitudePlaced", "Weighted"};
 
 std::string key(const std::string& kind, const std::string& name) { return kind + ":" + name; }
 
@@ -31,7 +31,7 @@ Schedule::Schedule(const Json& method, const Json& decision) : rule_(decision.at
     for (const Json& one : given)
       numbers_[name].push_back(one.is_string() ? std::numeric_limits<float>::infinity() : one.get<float>());
   if (rule_ != "RCS" && rule_ != "Every" && !kPlaced.count(rule_))
-    throw Error("decision.rule: " + rule_ + "; this program knows RCS, Every and lists of full steps (Placed, LogSNR, Chebyshev, MagCache)");
+    throw Error("decision.rule: " + rule_ + "; this program knows RCS, Every and lists of full steps (Placed, LogSNR, Chebyshev, MagCache, Weighted)");
   if (kPlaced.count(rule_) && numbers_["table"].empty()) throw Error("decision.numbers: " + rule_ + " has no table of full steps; export again");
   if (rule_ == "LogSNRPlaced" && method.at("schedule").at("lambdas").is_null())
     throw Error("method.schedule: the noise levels are not known, and every step would be full; export with --method log-snr --steps NUMBER");
@@ -45,8 +45,17 @@ bool Schedule::full(float step, float k, float total) const {
   return step < number("warmup") || !(total <= number("tau")) || k > number("max_skip");
 }
 
-std::array<float, 3> Schedule::clock(float step, const Counts& counts) const {
+std::vector<float> Schedule::clock(float step, const Counts& counts) const {
   const float k = counts.since + 1;
+  if (numbers_.count("weights")) {
+    const auto& weights = numbers_.at("weights");
+    const auto& since = numbers_.at("since");
+    const size_t count = weights.size() / since.size();
+    const auto at = static_cast<size_t>(std::clamp(step, 0.0f, static_cast<float>(since.size()) - 1));
+    std::vector<float> clock = {k, counts.gap, counts.anchors};
+    for (size_t i = 0; i < count; ++i) clock.push_back(since[at] == k ? weights[at * count + i] : 0.0f);
+    return clock;
+  }
   const auto times = numbers_.find("times");
   if (times == numbers_.end()) return {k, counts.gap, counts.anchors};
   const float now = row(times->second, step), last = row(times->second, step - k), before = row(times->second, step - k - counts.gap);
@@ -107,7 +116,6 @@ Engine::Lane Engine::allocate(const Json& spec) {
         : lane.values.at(key("pool", slot.at("pool"))).select(-2, slot.at("row").get<int64_t>());
     lane.values[key("state", slot.at("name"))] = memory;
   }
-  lane.values[key("clock", "clock")] = at::zeros({3}, at::kFloat);
   return lane;
 }
 
@@ -161,8 +169,10 @@ at::Tensor Engine::run(const Tensors& arguments, const std::string& context) {
   }
   if (lane.generation.phases.empty() && set.programs.count("INVARIANT")) run_program(set, lane, "INVARIANT");
   if (set.programs.count("TIMESTEP")) run_program(set, lane, "TIMESTEP");
-  const std::array<float, 3> clock = set.schedule.clock(static_cast<float>(lane.generation.phases.size()), lane.generation.counts);
-  std::copy(clock.begin(), clock.end(), lane.values.at(key("clock", "clock")).data_ptr<float>());
+  const std::vector<float> clock = set.schedule.clock(static_cast<float>(lane.generation.phases.size()), lane.generation.counts);
+  at::Tensor& packed = lane.values[key("clock", "clock")];
+  if (!packed.defined()) packed = at::zeros({static_cast<int64_t>(clock.size())}, at::kFloat);
+  std::copy(clock.begin(), clock.end(), packed.data_ptr<float>());
   lane.eps = 0;
   if (set.programs.count("PREFIX")) run_program(set, lane, "PREFIX");
   return run_program(set, lane, lane.generation.decide(set.schedule, lane.eps) ? "FULL" : "ESTIMATE");

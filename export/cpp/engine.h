@@ -1,7 +1,6 @@
 // An engine: programs of an artefact, the state that they share, and the decision of each step.
 #pragma once
 
-#include <array>
 #include <filesystem>
 #include <limits>
 #include <map>
@@ -27,8 +26,9 @@ class Schedule {
   // Whether step number `step`, `k` steps after the last full one, is full; `total` is the accumulated error.
   bool full(float step, float k, float total) const;
 
-  // k, N and n for the programs, in the rule's unit: steps since the last full one, between the two before, full steps so far.
-  std::array<float, 3> clock(float step, const Counts& counts) const;
+  // k, N and n for the programs, in the rule's unit: steps since the last full one, between the two before, full steps so far; then the
+  // weights of the step, where the rule has some.
+  std::vector<float> clock(float step, const Counts& counts) const;
 
  private:
   float number(const std::string& name) const { return numbers_.at(name).at(0); }

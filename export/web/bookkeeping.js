@@ -1,6 +1,6 @@
 // The bookkeeping of a generation and the rules that need no program; the lines of rfc/bookkeeping.py and rfc/schedules.
 
-const PLACED = ["Listed", "Placed", "LogSNRPlaced", "ChebyshevPlaced", "MagnitudePlaced"];
+const PLACED = ["Listed", "Placed", "LogSNRPlaced", "ChebyshevPlaced", "MagnitudePlaced", "Weighted"];
 const KNOWN = ["RCS", "Every", ...PLACED];
 
 /** Which step is computed in full: the rule and numbers that the manifest has for a call. */
@@ -29,10 +29,15 @@ export class Schedule {
     return step < warmup[0] || !(total <= tau[0]) || k > max_skip[0];
   }
 
-  /** (k, N, n): since the last full step, between the two before, full steps so far; in the unit of the rule. */
+  /** (k, N, n): since the last full step, between the two before, full steps so far; in the unit of the rule; then its weights. */
   clock(step, { since, gap, anchors }) {
     const k = since + 1;
-    const times = this.numbers.times;
+    const { times, weights, since: planned } = this.numbers;
+    if (weights) {
+      const count = weights.length / planned.length;
+      const at = Math.min(Math.max(step, 0), planned.length - 1);
+      return [k, gap, anchors, ...weights.slice(at * count, (at + 1) * count).map((one) => (planned[at] === k ? one : 0))];
+    }
     if (!times) return [k, gap, anchors];
     const [now, last, before] = [step, step - k, step - k - gap].map((at) => row(times, at));
     return [Math.fround(now - last), Math.fround(last - before), anchors];

@@ -88,7 +88,8 @@ class Generation {
     const start = performance.now();
     if (lane.book.phases === "" && set.programs.INVARIANT) await this.program(set, lane, "INVARIANT");
     if (set.programs.TIMESTEP) await this.program(set, lane, "TIMESTEP");
-    lane.values.set("clock:clock", this.engine.tensor("float32", set.schedule.clock(lane.book.phases.length, lane.book.counts), [3]));
+    const clock = set.schedule.clock(lane.book.phases.length, lane.book.counts);
+    lane.values.set("clock:clock", this.engine.tensor("float32", clock, [clock.length]));
     lane.eps = 0;
     if (set.programs.PREFIX) await this.program(set, lane, "PREFIX");
     const isFull = lane.book.decide(this.computesAll ? { full: () => true } : set.schedule, lane.eps);

@@ -76,12 +76,17 @@ class Weighted(Placed):
     def numbers(self) -> dict[str, Tensor]:
         table = torch.zeros(self.TABLE + 1, self.num_weights)  # steps beyond the list have the last full step's output
         table[: len(self.weights)] = torch.tensor(self.weights, dtype=torch.float32)
-        return {**super().numbers(), "weights": table}
+        steps, full_steps = torch.arange(self.TABLE + 1), torch.tensor(self.full_steps)
+        before = (torch.searchsorted(full_steps, steps) - 1).clamp(min=0)
+        return {**super().numbers(), "weights": table, "since": (steps - full_steps[before]).float()}
 
     @staticmethod
-    def weights_at(numbers: Numbers, step: Tensor) -> Float[Tensor, " W"]:
-        table = numbers["weights"]
-        return table.index_select(0, step.clamp(0, len(table) - 1).long().reshape(1)).reshape(-1)
+    def weights_at(numbers: Numbers, step: Tensor, k: Tensor) -> Float[Tensor, " W"]:
+        """Zero where the last full step is another than the list has, as after a step that was computed for another reason."""
+        weights, since = (
+            numbers[name].index_select(0, step.clamp(0, Placed.TABLE).long().reshape(1)).reshape(-1) for name in ("weights", "since")
+        )
+        return torch.where(since == k, weights, torch.zeros_like(weights))
 
     def fits(self, num_steps: int, levels: NoiseLevels | None) -> bool:
         """Whether the weights were fitted at these levels, or at none in particular."""

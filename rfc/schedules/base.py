@@ -167,8 +167,8 @@ class Schedule(ABC):
         return step
 
     @staticmethod
-    def weights_at(numbers: Numbers, step: Tensor) -> Float[Tensor, " W"] | None:
-        """Return the `num_weights` numbers of step number `step`; None for a rule that has none."""
+    def weights_at(numbers: Numbers, step: Tensor, k: Tensor) -> Float[Tensor, " W"] | None:
+        """Return the `num_weights` numbers of step number `step`, k steps after the last full one; None for a rule that has none."""
         return None
 
     @abstractmethod
@@ -178,7 +178,7 @@ class Schedule(ABC):
 
 def clock_at(schedule: Schedule, numbers: Numbers, step: Tensor, k: Tensor, gap: Tensor, anchors: Tensor) -> Clock:
     """The clock of a step in the rule's unit; `k` and `gap` count steps: since the last full one, and from the one before to that."""
-    weights = schedule.weights_at(numbers, step)
+    weights = schedule.weights_at(numbers, step, k)
     if schedule.unit == "step":
         return Clock(k, gap, anchors, weights)
     now, last, before = (schedule.time(numbers, at) for at in (step, step - k, step - k - gap))

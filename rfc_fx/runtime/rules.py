@@ -11,6 +11,7 @@ from torch import Tensor
 from rfc.bookkeeping import Rule, continues, left_out
 from rfc.method import Method
 from rfc.placement.base import PlacedByCount
+from rfc.placement.weighted import Weighted
 from rfc.schedules.base import Schedule
 from rfc_fx.runtime.context import Context
 from rfc_fx.runtime.generation import Generation
@@ -80,6 +81,8 @@ class Rules:
             if not schedule.is_bound:
                 self._warned.of_unknown_levels()
             return schedule
+        if isinstance(schedule, Weighted) and bound is not schedule:
+            self._warned.of_other_levels(schedule, bound, timetable.remaining)
         self._warned.of_few_steps(bound, timetable.remaining)
         return bound
 

@@ -13,7 +13,7 @@ class NothingSkippedWarning(UserWarning):
 
 
 class StepsMismatchWarning(UserWarning):
-    """A generation has another number of steps than its full steps were placed for (`rfc.Placed`: `rfc.Chebyshev`, `rfc.MagCache`)."""
+    """A generation has other steps than its full steps were placed for (`rfc.Placed`: `rfc.Chebyshev`, `rfc.MagCache`, `rfc.Weighted`)."""
 
 
 class UnknownLevelsWarning(UserWarning):
@@ -77,6 +77,15 @@ class Warned:
         """Warn where a generation has so few steps that none can be skipped."""
         if not schedule.can_skip(steps):
             self._once(NothingSkippedWarning, f"a generation of {steps} steps is computed in full: {schedule} has nothing to skip in it")
+
+    def of_other_levels(self, schedule: Schedule, used: Schedule, steps: int) -> None:
+        """Warn where the weights of a method were fitted at other noise levels than a generation has."""
+        self._once(
+            StepsMismatchWarning,
+            f"the weights of this method were fitted to the noise levels of {schedule.num_steps} steps; this generation of {steps} steps "
+            f"has others, so it takes rfc.LogSNR's full steps and Newton's polynomial, {used.nfc} full steps; fit again for it with "
+            "rfc-fx tune, at the steps, scheduler and size that you draw with",
+        )
 
     def of_unknown_levels(self) -> None:
         """Warn where full steps cannot be placed for want of noise levels."""

@@ -55,12 +55,18 @@ def granularities_for(config: Config, method: Method) -> tuple[str, ...]:
     """The granularities to try in their order: the method's or the configuration's one; else its default, and where a model has no such
     site the next finer; else with a state budget all, finest first, and without "module".
 
-    Raises ValueError where method and configuration differ.
+    Raises ValueError where method and configuration differ, and for an estimator that corrects full steps: what it hands on must be what
+    the sampler adds up, not what other blocks read.
     """
     fixed, default = method.granularity, method.default_granularity
     if fixed is not None and config.granularity not in (None, fixed):
         raise ValueError(f"granularity: {method.name} works on {fixed!r}, got {config.granularity!r}; leave granularity out")
-    if granularity := fixed or config.granularity:
+    if method.estimator.corrects and (chosen := fixed or config.granularity or default or "stack") not in ("stack", "output"):
+        raise ValueError(
+            f"granularity: {method.name} corrects what leaves the last block, so one estimate stands for all blocks; got {chosen!r}, "
+            "expected 'stack' or 'output'"
+        )
+    if granularity := fixed or config.granularity or ("stack" if method.estimator.corrects and default is None else None):
         return (granularity,)
     named = get_args(GranularityName)
     if default is not None:

@@ -28,6 +28,11 @@ METHODS: dict[str, rfc.Method] = {
     "magcache": rfc.MagCache(ratios=[1.0, 1.01, 0.97, 1.02, 0.99, 1.0, 0.98, 1.01, 1.0, 0.96]),
     "newton": rfc.Method(estimator=rfc.Newton(order=2), schedule=rfc.RCS(tau=0.3)),
     "chebyshev": rfc.Chebyshev(nfc=5, num_steps=STEPS),
+    "weighted": rfc.Method(
+        estimator=rfc.LinearPrediction(order=2),
+        schedule=rfc.Weighted(full_steps=[0, 1, 4, 7], num_steps=STEPS, weights=[(0.3 + 0.05 * i, -0.1, 0.4) for i in range(STEPS)]),
+        granularity="stack",
+    ),
     "first-block": rfc.FirstBlockCache(threshold=0.4),
     "teacache": rfc.TeaCache(threshold=0.3, coefficients=(0.5, 1.0, 0.01), num_steps=STEPS),
     "dicache": rfc.DiCache(threshold=0.02, warmup=3, num_steps=STEPS),

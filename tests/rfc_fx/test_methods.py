@@ -39,6 +39,11 @@ METHODS: dict[str, rfc.Method] = {
     "newton": rfc.NewtonRCS(tau=0.3),
     "chebyshev": rfc.Chebyshev(nfc=5, num_steps=STEPS),
     "log-snr": rfc.LogSNR(DDIMScheduler(), STEPS, 5),
+    "weighted": rfc.Method(
+        estimator=rfc.LinearPrediction(order=2),
+        schedule=rfc.Weighted(full_steps=[0, 1, 4, 7], num_steps=STEPS, weights=[(0.3 + 0.05 * i, -0.1, 0.4) for i in range(STEPS)]),
+        granularity="stack",
+    ),
 }
 
 TWO_PHASES = [name for name, method in METHODS.items() if len(method.schedule.branches) == 2]
@@ -49,7 +54,7 @@ STRUCTURAL = ("taylorseer-lite", "first-block", "dicache", "speca")
 """Methods whose graphs differ in more than numbers from those of other methods: one for each granularity, probe and phase."""
 
 
-COMPILED = (*STRUCTURAL, "dbcache", "newton", "log-snr")
+COMPILED = (*STRUCTURAL, "dbcache", "newton", "log-snr", "weighted")
 
 
 def pairs(families: Iterable[str], methods: Iterable[str]) -> list[Any]:
