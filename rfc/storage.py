@@ -91,8 +91,8 @@ class Stored(Estimator):
     def corrects(self) -> bool:
         return self.estimator.corrects
 
-    def corrected(self, old: State, I: Float[Tensor, "N *S D"], O: Float[Tensor, "N *S D"], clock: Clock) -> Float[Tensor, "N *S D"]:
-        return self.estimator.corrected(_decoded(old), I, O, clock)
+    def correction(self, old: State, I: Float[Tensor, "N *S D"], O: Float[Tensor, "N *S D"], clock: Clock) -> Float[Tensor, "N *S D"]:
+        return self.estimator.correction(_decoded(old), I, O, clock)
 
     def _dtype(self, name: str, own: torch.dtype) -> torch.dtype:
         smaller = self.outputs if name == "O" else self.differences if name.startswith(("dO", "dI")) else None

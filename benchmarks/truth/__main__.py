@@ -16,7 +16,7 @@ from benchmarks.capturing import captured_once
 from benchmarks.files import RESULTS, read_json, write_json
 from benchmarks.quality.similarity import relative_l2
 from benchmarks.truth.converged import STEPS
-from benchmarks.truth.lab import METHODS, Lab, Sampler
+from benchmarks.truth.lab import Lab, Sampler
 from benchmarks.truth.models import MODELS
 from benchmarks.truth.plans import PARTS
 from benchmarks.truth.rows import CHOOSE, PLAIN, Row, Rows
@@ -55,7 +55,7 @@ def main(
                 if cell.method == PLAIN:
                     errors = lab.plain(group, sampler)
                 else:
-                    errors = lab.cached(group, sampler, METHODS[cell.method], cell.n, to_truth=truth)
+                    errors = lab.cached(group, sampler, lab.method(cell.method, sampler, cell.n), cell.n, to_truth=truth)
                 rows.add(Row(cell=cell, group=group, truth=tuple(errors.truth), full=tuple(errors.full)))
                 typer.echo(f"{group} {cell} {_mean(errors.truth)} {_mean(errors.full)}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +21,13 @@ from benchmarks.truth.models import MODELS, Images, Labelled
 from benchmarks.truth.rows import CHOOSE
 from benchmarks.truth.solvers import SOLVERS, draw, spaced
 from rfc.method import Method, programs_of
+from rfc.placement.fitted import Recorded
 from rfc.placement.log_snr import LIMIT, nearest_steps
 from rfc.placement.noise_levels import noise_levels
+from rfc.placement.output_gains import output_gains
+from rfc.schedules.base import NoiseLevels
 from rfc_fx.runtime.warnings import NothingSkippedWarning
+from rfc_fx.tools.tune.record import Outputs, every_step_full
 
 OWN = "own"
 """The sampler that a model's users have by default; its spacing is the shift, where it has one."""
@@ -93,6 +97,30 @@ METHODS: dict[str, Placing] = {
 }
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A linear prediction, fitted to full computation by the same sampler on the seeds for choosing (`rfc.fitted`)."""
+
+    corrections: float
+    at_log_snr: bool = False
+    """Whether its full steps are LogSNR's."""
+
+    def method(self, recorded: Recorded, n: int) -> Method:
+        """With n full steps."""
+        levels = recorded.levels
+        steps = nearest_steps(tuple(levels.lambdas), levels.end, n) if self.at_log_snr else None
+        return rfc.fitted(recorded, n, corrections=self.corrections, full_steps=steps)
+
+
+FITTED: dict[str, Fitted] = {
+    "fitted, corrected by 0.6": Fitted(0.6),
+    "fitted, corrected by 0.3": Fitted(0.3),
+    "fitted, not corrected": Fitted(0.0),
+    "fitted at LogSNR's steps, corrected by 0.3": Fitted(0.3, at_log_snr=True),
+}
+"""What `rfc-fx tune` tries, by name."""
+
+
 class Lab:
     """A loaded model and groups of seeds. What was drawn in full is kept while the object lives."""
 
@@ -104,6 +132,7 @@ class Lab:
         self.labels = torch.arange(size) % CLASSES
         self._held: tuple[Any, rfc_fx.CachedModel] | None = None
         self._whole: dict[tuple[str, Any], Images] = {}
+        self._recorded: dict[Sampler, Recorded] = {}
 
     def noise(self, group: str) -> Images:
         """Of a group: "choose", on which choices are made, or "0", "1", ..., which are judged."""
@@ -127,9 +156,28 @@ class Lab:
         """A solver without a cache."""
         return Errors(_errors(self.full(group, sampler), self.truth(group)), [])
 
-    def cached(self, group: str, sampler: Sampler, placing: Placing, n: int, *, to_full: bool = True, to_truth: bool = True) -> Errors:
+    def recorded(self, sampler: Sampler) -> Recorded:
+        """Full computation by a sampler on the seeds for choosing, as weights are fitted to it."""
+        if sampler not in self._recorded:
+            model = self._transformed(every_step_full(sampler.steps))
+            taken = Outputs(model, sampler.steps)
+            hook = model.register_forward_hook(taken.take)
+            with model.generation():
+                self._draw(self.model.labelled(model), CHOOSE, sampler)
+            hook.remove()
+            scheduler, more = self._scheduler(sampler)
+            gains = output_gains(scheduler, sampler.steps, **more)
+            self._recorded[sampler] = Recorded(taken.gram, gains, NoiseLevels(self.lambdas(sampler), None))
+        return self._recorded[sampler]
+
+    def method(self, name: str, sampler: Sampler, n: int) -> Method:
+        """The method of that name with n full steps."""
+        if name in FITTED:
+            return FITTED[name].method(self.recorded(sampler), n)
+        return METHODS[name](self.lambdas(sampler), n)
+
+    def cached(self, group: str, sampler: Sampler, method: Method, n: int, *, to_full: bool = True, to_truth: bool = True) -> Errors:
         """`n` full steps of the sampler's by a method."""
-        method = placing(self.lambdas(sampler), n)
         model = self._transformed(method)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingSkippedWarning)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Literal
 
-from benchmarks.truth.lab import OWN, Sampler
+from benchmarks.truth.lab import FITTED, OWN, Sampler
 from benchmarks.truth.rows import CHOOSE, PLAIN, Cell, Rows
 from benchmarks.truth.solvers import SOLVERS, spacings_of
 
@@ -57,6 +57,13 @@ def lists(model: str, rows: Rows) -> Iterator[Cell]:
     """Another rule of the full steps."""
     for sampler, budgets in USERS[model].items():
         yield from (_cell(sampler, n, "LogSNR, stack, narrower") for n in budgets)
+
+
+def fitted(model: str, rows: Rows) -> Iterator[Cell]:
+    """Linear predictions, at the users' samplers."""
+    for name in FITTED:
+        for sampler, budgets in USERS[model].items():
+            yield from (_cell(sampler, n, name) for n in budgets)
 
 
 def tried_solvers(model: str) -> dict[str, list[Cell]]:
@@ -117,6 +124,7 @@ PARTS: dict[str, Callable[[str, Rows], Iterator[Cell]]] = {
     "granularity": granularity,
     "methods": methods,
     "lists": lists,
+    "fitted": fitted,
     "choosing": choosing,
     "judging": judging,
 }

@@ -163,9 +163,8 @@ class Span:
         """Remember what the span added to each stream; returns the streams that it hands on."""
         handed_on = {}
         for name, value in returned.items():
-            base = self.start[name] if self.with_base else None
-            O = run.refresh(self.name, STREAMS.index(name), self._input(name), value if base is None else value - base)
-            handed_on[name] = O if base is None else base + O
+            O = value - self.start[name] if self.with_base else value
+            handed_on[name] = value + run.refresh(self.name, STREAMS.index(name), self._input(name), O)
         return handed_on
 
     def estimates(self, run: Run) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ class Run:
         return sorted(stream for name, stream in self.states if name == site)
 
     def refresh(self, site: str, stream: int, I: Tensor, O: Tensor) -> Tensor:
-        """Take in what a full step computed; returns what it hands on, O or O corrected."""
+        """Take in what a full step computed; returns what it adds to it before it hands it on."""
         estimator, clock = self.method.estimator, self.clock
         assert clock is not None
         slots = estimator.slots(spec_of(I), spec_of(O))
@@ -86,7 +86,7 @@ class Run:
         if old is None or {name: spec_of(value) for name, value in old.items()} != slots:
             old = zeros(slots, O.device)
         self.states[site, stream] = estimator.refresh(old, I, O, clock)
-        return estimator.corrected(old, I, O, clock)
+        return estimator.correction(old, I, O, clock)
 
     def estimate(self, site: str, stream: int, I: Tensor) -> Tensor:
         """Forecast a site's output."""

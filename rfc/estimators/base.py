@@ -71,12 +71,12 @@ class Estimator(ABC):
 
     @property
     def corrects(self) -> bool:
-        """Whether a full step hands on something else than its output (`corrected`)."""
+        """Whether a full step hands on its output with a correction."""
         return False
 
-    def corrected(self, old: State, I: Float[Tensor, "N *S D"], O: Float[Tensor, "N *S D"], clock: Clock) -> Float[Tensor, "N *S D"]:
-        """What a full step hands on in the place of its output O; `old` is the state before it."""
-        return O
+    def correction(self, old: State, I: Float[Tensor, "N *S D"], O: Float[Tensor, "N *S D"], clock: Clock) -> Float[Tensor, "N *S D"]:
+        """What a full step adds to its output O before it hands it on; `old` is the state before it."""
+        return torch.zeros_like(O)
 
     def _history(self, state: State, X: str) -> list[Tensor]:
         return [state[X], *(state[f"d{X}{i}"] for i in range(1, self.orders + 1))]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rfc.estimators.base import Coefficients, Estimator, check_order, combine, history_slots, named
+from rfc.estimators.base import Coefficients, Estimator, check_order, history_slots, named
 from rfc.state import Clock, SlotSpec, State
 
 
@@ -56,8 +56,8 @@ class LinearPrediction(Estimator):
         assert clock.weights is not None
         return list(clock.weights[: self.order].unbind())
 
-    def corrected(self, old: State, I: Float[Tensor, "N *S D"], O: Float[Tensor, "N *S D"], clock: Clock) -> Float[Tensor, "N *S D"]:
+    def correction(self, old: State, I: Float[Tensor, "N *S D"], O: Float[Tensor, "N *S D"], clock: Clock) -> Float[Tensor, "N *S D"]:
         assert clock.weights is not None
-        correction = torch.where(clock.n > 0, clock.weights[self.order], torch.zeros_like(clock.n))
-        error = torch.where(correction == 0, torch.zeros_like(O), O - self.estimate(old, I, clock))
-        return combine(O, [error], [correction])
+        g = torch.where(clock.n > 0, clock.weights[self.order], torch.zeros_like(clock.n))
+        error = O.float() - self.estimate(old, I, clock).float()
+        return torch.where(g == 0, torch.zeros_like(error), g * error).to(O.dtype)

@@ -16,7 +16,7 @@ from torch import Tensor
 from rfc.estimators.linear_prediction import LinearPrediction
 from rfc.method import Method
 from rfc.placement.base import check_nfc
-from rfc.placement.log_snr import nearest_steps
+from rfc.placement.log_snr import nearest_steps, turned
 from rfc.placement.weighted import Weighted
 from rfc.schedules.base import NoiseLevels
 
@@ -40,14 +40,16 @@ class Recorded(NamedTuple):
 def fitted(recorded: Recorded, nfc: int, *, order: int = 2, corrections: float = 1.0, full_steps: Sequence[int] | None = None) -> Method:
     """The linear prediction of least error in the last sample, as the record foretells it, with `nfc` full steps. Not in the papers.
 
-    Errors of skipped steps add up in the sample, each times its gain; a full step takes back what its own error tells of them
-    (`rfc.LinearPrediction`). `corrections` scales that: 1 is the least squares solution on the record, where the model's outputs do not
-    yet feel the errors of the samples, so that what is best lies between 0 and 1 and is to be measured. `full_steps`: those, in the place
-    of the best ones.
+    Errors of the steps between two full ones add up in the sample, each times its gain; the full step takes back what its own error
+    tells of them (`rfc.LinearPrediction`). `corrections` scales that: 1 is the least squares solution on the record, where the model's
+    outputs do not feel the errors of the samples, so what is best lies between 0 and 1 and is to be measured. The full steps are those
+    whose sum of what is left, all taken back, is least, whatever `corrections` is (measured: benchmarks/README.md, "Truth"); what the sampler makes of an error on its way to the end, the model undoes in part, so
+    each sum counts by the angle that the sampler turns the sample by meanwhile (`rfc.LogSNR`), not by its gains. `full_steps`: those, in
+    the place of the best ones.
     """
     count = len(recorded.levels.lambdas)
     check_nfc("fitted", nfc, count)
-    fit = _Fit(recorded, order, corrections)
+    fit = _Fit(recorded, turned(recorded.levels), order, corrections)
     steps = fit.moved(nearest_steps(tuple(recorded.levels.lambdas), recorded.levels.end, nfc)) if full_steps is None else tuple(full_steps)
     lambdas, end = recorded.levels
     schedule = Weighted(full_steps=steps, num_steps=count, weights=fit.rows(steps), lambdas=lambdas, end=end)
@@ -61,15 +63,16 @@ class _Interval(NamedTuple):
     """c_1 .. c_m of the skipped steps, and of the full step that ends them."""
     correction: float
     cost: float
-    """Mean square of the error that it leaves in the last sample."""
+    """Square of the error that it leaves in the sample."""
 
 
 class _Fit:
     """Weights and errors of lists of full steps."""
 
-    def __init__(self, recorded: Recorded, order: int, corrections: float) -> None:
+    def __init__(self, recorded: Recorded, angles: Float[Tensor, " N"], order: int, corrections: float) -> None:
         self.gram = recorded.gram.double()
         self.gains = torch.tensor(recorded.gains, dtype=torch.float64)
+        self.angles = angles
         self.order, self.corrections = order, corrections
         self.known: dict[tuple[tuple[int, ...], int], _Interval] = {}
 
@@ -104,9 +107,11 @@ class _Fit:
             square = float(seen @ gram @ seen) * float(self.gains[until]) ** 2
             if square > 0:
                 told = float(seen @ gram @ left) * float(self.gains[until])
-                correction = self.corrections * told / square
+                correction = told / square
                 left = left - correction * float(self.gains[until]) * seen
-        return _Interval(coefficients, correction, max(float(left @ gram @ left), 0.0))
+        through = slice(past[0] + 1, until) if skipped else slice(0, 0)
+        counts = float(self.angles[through].sum()) / max(float(self.gains[through].abs().sum()), 1e-30)
+        return _Interval(coefficients, correction, max(float(left @ gram @ left), 0.0) * counts**2)
 
     def intervals(self, steps: Sequence[int]) -> list[tuple[tuple[int, ...], int]]:
         ends = [*steps[1:], len(self.gains)]
@@ -137,5 +142,5 @@ class _Fit:
             fit = self.interval(past, until)
             for step, coefficients in zip(range(past[0] + 1, until + 1), fit.coefficients.tolist(), strict=False):
                 fill = (0.0,) * (self.order - len(coefficients))
-                rows[step] = (*coefficients, *fill, fit.correction if step == until else 0.0)
+                rows[step] = (*coefficients, *fill, self.corrections * fit.correction if step == until else 0.0)
         return rows

@@ -9,6 +9,8 @@ from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from rfc.method import Method
 from rfc.placement.base import PlacedByCount, at_most, check_count, check_nfc, forecast_at
@@ -41,13 +43,8 @@ def nearest_steps(
     sampler multiplies; |lambda| counts up to `limit`. Not in the papers.
     """
     count = len(lambdas)
-    levels = torch.tensor([*lambdas, math.inf if end is None else end], dtype=torch.float64)
-    turned = (torch.atan(torch.exp(-levels)) if weight == "angle" else torch.sigmoid(-levels)).diff().abs()
-    for step in range(1, count):
-        if turned[step] == 0:
-            turned[step] = turned[step - 1]
-    at = levels[:-1].clamp(-limit, limit)
-    reach = turned * (at - at[:, None]).abs() ** POWER
+    at = torch.tensor(lambdas, dtype=torch.float64).clamp(-limit, limit)
+    reach = turned(NoiseLevels(lambdas, end), weight) * (at - at[:, None]).abs() ** POWER
     skipped = torch.triu(reach, diagonal=1).cumsum(dim=1)  # row a: of steps a+1 to j
     none = torch.zeros(count, 1, dtype=torch.float64)
     between = torch.cat([none, skipped], dim=1)  # row a, column b: of steps a+1 to b-1, for b up to `count`
@@ -63,6 +60,16 @@ def nearest_steps(
     for before in reversed(came):
         path.append(int(before[path[-1]]))
     return tuple(reversed(path[1:]))
+
+
+def turned(levels: NoiseLevels, weight: Weight = "angle") -> Float[Tensor, " N"]:
+    """What the sampler's step from each call turns the sample by (`nearest_steps`), float64."""
+    lambdas = torch.tensor([*levels.lambdas, math.inf if levels.end is None else levels.end], dtype=torch.float64)
+    angles = (torch.atan(torch.exp(-lambdas)) if weight == "angle" else torch.sigmoid(-lambdas)).diff().abs()
+    for step in range(1, len(angles)):
+        if angles[step] == 0:
+            angles[step] = angles[step - 1]
+    return angles
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -109,8 +109,7 @@ class Reference(fx.Interpreter):
             self.state.update({f"{site}.{name}": tensor for name, tensor in new.items()})
             if not estimator.corrects:
                 return full
-            corrected = estimator.corrected(own, I, O, self.clock)
-            return corrected if base is None else (base + corrected).to(full.dtype)
+            return full + estimator.correction(own, I, O, self.clock).to(full.dtype)
         if "forecast" in kwargs:
             return kwargs["forecast"]
         estimate = estimator.estimate(own, I, self.clock)

@@ -114,8 +114,8 @@ class _Step:
             O = output if base is None else self._as_output(site, build.graph.call_function(aten.sub.Tensor, (output, base)))
             if self.estimator.corrects:
                 given = [(I, specs[0]), (O, specs[1])]
-                made = self.of_state(("corrected", self.estimator), build.state(site.name), slots, self.estimator.corrected, given)
-                output = self.on_base(site, made[0])
+                added = self.of_state(("correction", self.estimator), build.state(site.name), slots, self.estimator.correction, given)[0]
+                output = build.like(build.graph.call_function(aten.add.Tensor, (output, added)), site.output)
             self.refresh(site.name, (self.estimator,), slots, self.estimator.refresh, [(I, specs[0]), (O, specs[1])])
             if site.name in self.guarded.tokens:
                 self.store(f"{site.name}.tokens", {"age": no_age(build, I, self.guarded.slots[f"{site.name}.tokens.age"])})
@@ -127,13 +127,8 @@ class _Step:
         computes_some = self.phase.tokens_part is not None and site.name in self.guarded.tokens
         held = self.partial(site, I, slots) if computes_some else build.state(site.name)
         O_hat = self.of_state(("estimate", self.estimator), held, slots, self.estimator.estimate, [(I, specs[0])])[0]
-        build.env[node] = self.on_base(site, O_hat)
-
-    def on_base(self, site: Site, O: fx.Node) -> fx.Node:
-        """What stands for a site's output, with its base where it has one."""
-        if site.base is not None:
-            O = self._as_output(site, self.build.graph.call_function(aten.add.Tensor, (self.build.get(site.base), O)))
-        return self.build.like(O, site.output)
+        result = O_hat if base is None else self._as_output(site, build.graph.call_function(aten.add.Tensor, (base, O_hat)))
+        build.env[node] = build.like(result, site.output)
 
     def _as_output(self, site: Site, result: fx.Node) -> fx.Node:
         """What was made with a site's base, in the type of its output: a model may cast the stream behind the base."""

@@ -18,6 +18,7 @@ from rfc_fx.tools.commands.doctor import doctor
 from rfc_fx.tools.commands.generate import generate
 from rfc_fx.tools.commands.inspect import inspect
 from rfc_fx.tools.commands.serve import serve
+from rfc_fx.tools.commands.tune import tune
 from rfc_fx.tools.load import one_line
 from rfc_fx.tools.summary_json import installed_version
 
@@ -64,7 +65,7 @@ def _fail(text: str) -> NoReturn:
 app = typer.Typer(
     cls=_OneLineErrors, add_completion=False, pretty_exceptions_enable=False, help="Feature caching for diffusion transformers, compiled."
 )
-for _command in (generate, batch, serve, calibrate, inspect, doctor):
+for _command in (generate, batch, serve, calibrate, tune, inspect, doctor):
     app.command()(_command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 import warnings
 from collections.abc import Callable
 from math import inf
@@ -33,25 +34,42 @@ class Measured(NamedTuple):
     """Against full computation of the same seeds; inf where nothing was skipped."""
     error: float
     """Geometric mean over the samples of ||x - x_full|| / ||x_full||."""
+    seconds: float = 0.0
+    """Median of a draw, after one on the same programs that is not counted; 0 where that was not asked for."""
 
 
 class Laboratory:
     """Draws the seeds of a source by one method after another; methods of one forecast run on the same programs."""
 
-    def __init__(self, source: Source, steps: int, *, compile: bool = False, report: Report = lambda what: None) -> None:
-        self.source, self.steps, self.compile, self.report = source, steps, compile, report
+    def __init__(
+        self,
+        source: Source,
+        steps: int,
+        *,
+        compile: bool = False,
+        timed: bool = False,
+        reference: Float[Tensor, "N C H W"] | None = None,
+        report: Report = lambda what: None,
+    ) -> None:
+        self.source, self.steps, self.compile, self.timed, self.report = source, steps, compile, timed, report
         self._made: dict[Any, tuple[rfc_fx.CachedModel, Any]] = {}
-        self._whole: Float[Tensor, "N C H W"] | None = None
-        self.seen: dict[tuple[Estimator, Schedule], Measured] = {}
+        self._whole = reference
+        """What samples are measured against: full computation of the same steps, unless something else was passed."""
+        self.seen: dict[tuple[Estimator, Schedule, str | None], Measured] = {}
+        self.samples: Float[Tensor, "N C H W"] | None = None
+        """Of the latest measurement."""
 
     def _transformed(self, method: Method) -> tuple[rfc_fx.CachedModel, Any]:
         """The model with that forecast, captured once, and what calls it."""
-        key = method.estimator, method.schedule.in_graph
-        if key not in self._made:
+        key = method.estimator, method.schedule.in_graph, method.granularity
+        if is_new := key not in self._made:
             cached = rfc_fx.transform(self.source.model, method)
             self._made[key] = cached, torch.compile(cached, fullgraph=True) if self.compile else cached
         cached, call = self._made[key]
         cached.method = method
+        if is_new and self.timed:
+            with cached.generation():
+                self.source.draw(call, self.source.seeds[0], self.steps, lambda: None)
         return cached, call
 
     def whole(self) -> Float[Tensor, "N C H W"]:
@@ -63,19 +81,23 @@ class Laboratory:
 
     def measure(self, method: Method, what: str, *, quality: bool = True) -> Measured:
         """Draw all seeds by a method."""
-        if (key := (method.estimator, method.schedule)) in self.seen:
+        if (key := (method.estimator, method.schedule, method.granularity)) in self.seen:
             return self.seen[key]
         self.report(what)
         cached, call = self._transformed(method)
-        samples, counts = [], []
+        samples, counts, seconds = [], [], []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingSkippedWarning)  # the NFC says it
             for seed in self.source.seeds:
+                start = time.perf_counter()
                 with cached.generation():
-                    samples.append(self.source.draw(call, seed, self.steps, lambda: None))
+                    samples.append(self.source.draw(call, seed, self.steps, lambda: None))  # on the host: nothing is left to wait for
+                seconds.append(time.perf_counter() - start)
                 counts.append(statistics.fmean(record.nfc for record in cached.contexts.values()))
-        drawn = torch.cat(samples)
-        result = Measured(statistics.fmean(counts), *self._quality(drawn)) if quality else Measured(statistics.fmean(counts), inf, 0.0)
+        self.samples = torch.cat(samples)
+        taken = statistics.median(seconds) if self.timed else 0.0
+        psnr_db, error = self._quality(self.samples) if quality else (inf, 0.0)
+        result = Measured(statistics.fmean(counts), psnr_db, error, taken)
         if quality:
             self.seen[key] = result
         return result

@@ -1,0 +1,106 @@
+"""Recording: one generation in full computation, as a linear prediction is fitted to it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rfc_fx
+from rfc.estimators.linear_prediction import LinearPrediction
+from rfc.method import Method
+from rfc.placement.fitted import Recorded
+from rfc.placement.noise_levels import noise_levels
+from rfc.placement.output_gains import output_gains
+from rfc.placement.weighted import Weighted
+from rfc_fx.errors import RFCError
+from rfc_fx.tools.sources import Source
+
+
+class TuningError(RFCError):
+    """A goal that cannot be reached, or a model or sampler that nothing can be fitted to."""
+
+
+def every_step_full(steps: int, order: int = 2) -> Method:
+    """Full computation on the programs of a linear prediction."""
+    schedule = Weighted(full_steps=range(steps), num_steps=steps, weights=[(0.0,) * (order + 1)] * steps)
+    return Method(estimator=LinearPrediction(order=order), schedule=schedule, default_granularity="stack", name="FullCompute")
+
+
+def recorded(source: Source, scheduler: Any, steps: int) -> Recorded:
+    """Draw every seed of the source in full, and keep how the outputs of the steps' last blocks lie to each other.
+
+    Raises TuningError where a generation has other calls than steps, or the sampler's gains cannot be had.
+    """
+    cached = rfc_fx.transform(source.model, every_step_full(steps))
+    taken = Outputs(cached, steps)
+    hook = cached.register_forward_hook(taken.take)
+    try:
+        with timesteps_asked(scheduler) as asked:
+            for seed in source.seeds:
+                with cached.generation():
+                    source.draw(cached, seed, steps, lambda: None)
+    finally:
+        hook.remove()
+    if taken.generations == 0:
+        raise TuningError(
+            f"tune: {cached.model_name} was called {taken.most} times in a generation of {steps} steps; a sampler that calls it once "
+            "a step can be tuned: pass --steps as the pipeline takes them, or another --scheduler"
+        )
+    arguments = asked[-1] if asked else {"num_inference_steps": steps}
+    count = arguments.pop("num_inference_steps", None)
+    try:
+        return Recorded(taken.gram, output_gains(scheduler, count, **arguments), noise_levels(scheduler, count, **arguments))
+    except ValueError as error:
+        raise TuningError(f"tune: {error}") from error
+
+
+class Outputs:
+    """Takes the outputs of the last blocks out of the state after every step, and sums up their inner products."""
+
+    def __init__(self, cached: rfc_fx.CachedModel, steps: int) -> None:
+        self.cached, self.steps = cached, steps
+        self.gram = torch.zeros(steps, steps, dtype=torch.float64)
+        self.generations = self.most = 0
+        self._held: dict[int, list[Tensor]] = {}
+        """Of the contexts, by their identity: while a generation runs they live."""
+
+    def take(self, *call: Any) -> None:
+        """After a step."""
+        context = self.cached.driver.generations.recent().latest
+        assert context is not None
+        if context.book.step == 1:
+            self._held[id(context)] = []
+        rows = self._held.setdefault(id(context), [])
+        outputs = [tensor.detach().flatten() for name, tensor in context.state.items() if name.endswith(".O")]
+        rows.append(torch.cat(outputs).to("cpu", copy=True))
+        self.most = max(self.most, len(rows))
+        if len(rows) == self.steps:
+            stacked = torch.stack(self._held.pop(id(context))).double()
+            self.gram += stacked @ stacked.T
+            self.generations += 1
+
+
+@contextmanager
+def timesteps_asked(scheduler: Any) -> Iterator[list[dict[str, Any]]]:
+    """The arguments with which `set_timesteps` is called meanwhile, without the device."""
+    asked: list[dict[str, Any]] = []
+    own = scheduler.set_timesteps
+    names = inspect.signature(own)
+
+    def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+        given = dict(names.bind(*args, **kwargs).arguments)
+        given.update(given.pop("kwargs", {}))
+        given.pop("device", None)
+        asked.append({name: value for name, value in given.items() if value is not None})
+        return own(*args, **kwargs)
+
+    scheduler.set_timesteps = set_timesteps
+    try:
+        yield asked
+    finally:
+        del scheduler.set_timesteps
