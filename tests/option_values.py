@@ -79,6 +79,7 @@ def calls(engine: Path, out: Path) -> dict[str, list[list[str]]]:
     return {
         "generate": [["--out", str(out / "a")], [*pipeline, "--out", str(out / "b")]],
         "calibrate": [["digits", "--nfc", "8", "--out", str(out / "c.json")]],
+        "tune": [["digits", "--speedup", "2", "--out", str(out / "h.json")]],
         "inspect": [["digits"]],
         "doctor": [[]],
         "export": [["digits", "--backend", "onnx", "--out", str(out / "d")]],

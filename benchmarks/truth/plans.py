@@ -35,6 +35,9 @@ BASES = ("DPM-Solver++ 2M",)
 LENGTHS = (50, 100)
 """Steps of a cached sampler."""
 
+CORRECTED = ("fitted, corrected by 0.6", "fitted, corrected by 0.3")
+"""Linear predictions that are tried at every sampler."""
+
 SHOWN = 3
 """Solvers that are judged at each number of evaluations, the best on other seeds; and DDIM."""
 
@@ -75,11 +78,12 @@ def tried_solvers(model: str) -> dict[str, list[Cell]]:
     }
 
 
-def tried_caches(model: str) -> list[Cell]:
-    """LogSNR at every length and spacing of the cached solvers."""
+def tried_caches(model: str, methods: Iterable[str] = ("LogSNR, stack",)) -> list[Cell]:
+    """LogSNR, or other methods, at every length and spacing of the cached solvers."""
     is_flow = model in FLOWS
     return [
-        _cell(Sampler(base, spacing, steps), n, "LogSNR, stack")
+        _cell(Sampler(base, spacing, steps), n, method)
+        for method in methods
         for base in BASES
         for spacing in spacings_of(SOLVERS[base], is_flow)
         for steps in LENGTHS
@@ -92,6 +96,11 @@ def choosing(model: str, rows: Rows) -> Iterator[Cell]:
     for cells in tried_solvers(model).values():
         yield from cells
     yield from tried_caches(model)
+
+
+def choosing_fitted(model: str, rows: Rows) -> Iterator[Cell]:
+    """Linear predictions at every length and spacing of the cached solvers."""
+    yield from tried_caches(model, CORRECTED)
 
 
 def best(cells: Iterable[Cell], rows: Rows, n: int) -> Cell | None:
@@ -112,8 +121,9 @@ def judged(model: str, rows: Rows, n: int) -> dict[str, Cell]:
     solvers = {name: cell for name, cells in tried_solvers(model).items() if (cell := best(cells, rows, n)) is not None}
     ranked = sorted(solvers, key=lambda name: rows.geometric_mean(solvers[name], [CHOOSE], "truth") or 0.0)
     shown = {name: solvers[name] for name in dict.fromkeys((*ranked[:SHOWN], *(name for name in solvers if name.startswith("DDIM"))))}
-    cached = best(tried_caches(model), rows, n)
-    return shown if cached is None else shown | {"LogSNR": cached, "narrower": replace(cached, method="LogSNR, stack, narrower")}
+    cached, tuned = best(tried_caches(model), rows, n), best(tried_caches(model, CORRECTED), rows, n)
+    caches = {} if cached is None else {"LogSNR": cached, "narrower": replace(cached, method="LogSNR, stack, narrower")}
+    return shown | caches | ({} if tuned is None else {"fitted": tuned})
 
 
 def _cell(sampler: Sampler, n: int, method: str) -> Cell:
@@ -126,6 +136,7 @@ PARTS: dict[str, Callable[[str, Rows], Iterator[Cell]]] = {
     "lists": lists,
     "fitted": fitted,
     "choosing": choosing,
+    "choosing-fitted": choosing_fitted,
     "judging": judging,
 }
 """By name."""

@@ -42,10 +42,10 @@ def fitted(recorded: Recorded, nfc: int, *, order: int = 2, corrections: float =
 
     Errors of the steps between two full ones add up in the sample, each times its gain; the full step takes back what its own error
     tells of them (`rfc.LinearPrediction`). `corrections` scales that: 1 is the least squares solution on the record, where the model's
-    outputs do not feel the errors of the samples, so what is best lies between 0 and 1 and is to be measured. The full steps are those
-    whose sum of what is left, all taken back, is least, whatever `corrections` is (measured: benchmarks/README.md, "Truth"); what the sampler makes of an error on its way to the end, the model undoes in part, so
-    each sum counts by the angle that the sampler turns the sample by meanwhile (`rfc.LogSNR`), not by its gains. `full_steps`: those, in
-    the place of the best ones.
+    outputs do not feel the errors of the samples, so what is best lies between 0 and 1 and is to be measured. The full steps are those at
+    which the sum of what is left, all taken back, is least, whatever `corrections` is. What the sampler makes of an error on its way to
+    the end, the model undoes in part, so each sum counts by the angle that the sampler turns the sample by meanwhile (`rfc.LogSNR`), not
+    by its gains. `full_steps`: those, in the place of the best ones.
     """
     count = len(recorded.levels.lambdas)
     check_nfc("fitted", nfc, count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from rfc.placement.noise_levels import noise_levels
 from rfc.placement.output_gains import output_gains
 from rfc.placement.weighted import Weighted
 from rfc_fx.errors import RFCError
+from rfc_fx.runtime.warnings import StepsMismatchWarning
 from rfc_fx.tools.sources import Source
 
 
@@ -40,23 +42,25 @@ def recorded(source: Source, scheduler: Any, steps: int) -> Recorded:
     taken = Outputs(cached, steps)
     hook = cached.register_forward_hook(taken.take)
     try:
-        with timesteps_asked(scheduler) as asked:
+        with timesteps_asked(scheduler) as asked, warnings.catch_warnings():
+            warnings.simplefilter("ignore", StepsMismatchWarning)  # an error says it
             for seed in source.seeds:
                 with cached.generation():
                     source.draw(cached, seed, steps, lambda: None)
     finally:
         hook.remove()
-    if taken.generations == 0:
-        raise TuningError(
-            f"tune: {cached.model_name} was called {taken.most} times in a generation of {steps} steps; a sampler that calls it once "
-            "a step can be tuned: pass --steps as the pipeline takes them, or another --scheduler"
-        )
     arguments = asked[-1] if asked else {"num_inference_steps": steps}
     count = arguments.pop("num_inference_steps", None)
     try:
-        return Recorded(taken.gram, output_gains(scheduler, count, **arguments), noise_levels(scheduler, count, **arguments))
+        gains, levels = output_gains(scheduler, count, **arguments), noise_levels(scheduler, count, **arguments)
     except ValueError as error:
         raise TuningError(f"tune: {error}") from error
+    if taken.generations == 0 or len(gains) != steps:
+        raise TuningError(
+            f"tune: {type(scheduler).__name__} calls {cached.model_name} {max(taken.most, len(gains))} times in {steps} steps; expected "
+            "one call a step: pass --steps as the pipeline takes them, or another --scheduler"
+        )
+    return Recorded(taken.gram, gains, levels)
 
 
 class Outputs:

@@ -1,0 +1,153 @@
+"""Tune: what is measured, what is chosen of it, and the file that draws it again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import rfc
+import rfc_fx
+from rfc_fx import zoo
+from rfc_fx.io.method_file import read_method
+from rfc_fx.tools.cli import app
+from rfc_fx.tools.sources import DigitsSource, load_source
+from rfc_fx.tools.tune import Point, SamplerChoice, Tuned, TuningGoal, most_full_steps, tune
+from rfc_fx.tools.tune.record import TuningError, recorded
+
+STEPS = 8
+
+pytestmark = pytest.mark.usefixtures("captured_once", "few_blocks")
+
+
+def source() -> DigitsSource:
+    loaded = load_source("digits", classes=[3], prompts=[], seeds=[1, 2], cfg=None, dtype=None, device=torch.device("cpu"))
+    assert isinstance(loaded, DigitsSource)
+    return loaded
+
+
+def sampler(of: DigitsSource, steps: int = STEPS) -> SamplerChoice:
+    return SamplerChoice(name="", scheduler=of.scheduler, steps=steps)
+
+
+def point(nfc: int, seconds: float, error: float, what: str = "LogSNR") -> Point:
+    choice = SamplerChoice(name="", scheduler=None, steps=10)
+    return Point(sampler=choice, method=rfc.FORA(), what=what, nfc=nfc, error=error, seconds=seconds, samples=torch.zeros(1, 1, 2, 2))
+
+
+def test_an_error_gives_the_fastest_that_keeps_it_and_the_points_are_what_a_method_alone_gives() -> None:
+    of = source()
+    tuned = tune(of, [sampler(of)], TuningGoal(error=0.3))
+    assert tuned.points[0].error == 0  # all steps full: bit for bit
+    assert tuned.points[0].nfc == STEPS
+    assert tuned.chosen.error <= 0.3
+    assert all(other.seconds >= tuned.chosen.seconds for other in tuned.points if other.error <= 0.3)
+    cached = rfc_fx.transform(of.model, tuned.chosen.method)
+    with cached.generation():
+        alone = torch.cat([of.draw(cached, seed, STEPS, lambda: None) for seed in of.seeds])
+    torch.testing.assert_close(alone, tuned.chosen.samples)
+    kinds = {each.what for each in tuned.points}
+    assert {"all steps full", "LogSNR", "fitted, corrected by 0.6", "LogSNR by modules"} <= kinds
+
+
+def test_what_no_error_and_no_time_reaches_is_said() -> None:
+    of = source()
+    with pytest.raises(TuningError, match=r"a speed-up of 1e\+06 .* is not reached; the fastest takes"):
+        tune(of, [sampler(of, 4)], TuningGoal(speedup=1e6))
+    longer = SamplerChoice(name="", scheduler=of.scheduler, steps=3)
+    with pytest.raises(TuningError, match="an error of 1e-09 is not reached; the least is"):
+        tune(of, [longer, sampler(of, 4)], TuningGoal(error=1e-9))
+
+
+def test_a_sampler_that_calls_twice_a_step_is_refused_by_name() -> None:
+    from diffusers import HeunDiscreteScheduler
+
+    of = source()
+    heun = HeunDiscreteScheduler.from_config(of.scheduler.config)
+    with pytest.raises(TuningError, match=r"HeunDiscreteScheduler calls .* 7 times in 4 steps"):
+        recorded(DigitsSource(**{**vars(of), "scheduler": heun}), heun, 4)
+
+
+def test_the_record_is_the_gram_matrix_of_the_blocks_residuals() -> None:
+    of = source()
+    found = recorded(of, of.scheduler, STEPS)
+    assert found.gram.shape == (STEPS, STEPS)
+    torch.testing.assert_close(found.gram, found.gram.T)
+    assert torch.linalg.eigvalsh(found.gram).min() >= -1e-6 * found.gram.diagonal().max()
+    assert found.levels.lambdas == rfc.noise_levels(of.scheduler, STEPS).lambdas
+    assert list(found.gains) == list(rfc.output_gains(of.scheduler, STEPS))
+    assert "set_timesteps" not in vars(of.scheduler)  # it is as it was
+
+
+def test_the_front_is_what_no_point_is_both_faster_and_nearer_than() -> None:
+    points = [point(10, 10.0, 0.0), point(5, 5.0, 0.2), point(4, 4.0, 0.1), point(3, 3.0, 0.4), point(2, 3.0, 0.5)]
+    tuned = Tuned(points=points, chosen=points[2], reference=torch.zeros(1, 1, 2, 2), reference_is="x")
+    assert [each.nfc for each in tuned.front] == [3, 4, 10]
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(10.0, 10), (20.0, 10), (5.5, 5), (2.0, 2), (0.9, 0)])
+def test_a_time_says_how_many_steps_may_be_full(seconds: float, most: int) -> None:
+    assert most_full_steps(point(10, 10.0, 0.0), point(2, 2.0, 0.1), seconds) == most
+
+
+def test_the_command_writes_a_method_that_generate_and_accelerate_take(tmp_path: Path) -> None:
+    out = tmp_path / "tuned.json"
+    common = ["--classes", "3,4", "--seeds", "1", "--no-compile"]
+    ran = CliRunner().invoke(app, ["tune", "digits", "--error", "0.5", "--steps", "6", *common, "--out", str(out)])
+    assert ran.exit_code == 0, ran.output
+    assert "chosen" in ran.stdout
+    assert str(out) in ran.stdout
+    measured = json.loads(out.read_text())["measured"]
+    assert measured["error"] <= 0.5
+    assert measured["steps"] == 6
+    assert measured["scheduler"] == "DDIMScheduler"
+    with Image.open(out.with_suffix(".png")) as picture:
+        assert picture.width > 800
+    pipe = zoo.digits()
+    rfc_fx.accelerate(pipe, method=out, compile=False)
+    pipe.set_progress_bar_config(disable=True)
+    pipe([3], num_inference_steps=6, output_type="latent")
+    cached = pipe.transformer
+    assert cached.stats.nfc == measured["nfc"]
+    assert read_method(out) == cached.method
+
+
+def fitted_pipe(steps: int) -> Any:
+    pipe = zoo.digits()
+    pipe.set_progress_bar_config(disable=True)
+    of = source()
+    method = rfc.fitted(recorded(of, of.scheduler, steps), 3)
+    return rfc_fx.accelerate(pipe, method=method, compile=False), method
+
+
+def test_a_generation_at_other_levels_warns_and_takes_log_snrs_steps() -> None:
+    pipe, method = fitted_pipe(STEPS)
+    pipe([3], num_inference_steps=STEPS, output_type="latent")
+    assert [i for i, phase in enumerate(pipe.transformer.stats.phases) if phase == "FULL"] == list(method.schedule.full_steps)
+    with pytest.warns(rfc_fx.StepsMismatchWarning, match=r"fitted to the noise levels of 8 steps; this generation of 12 steps has others"):
+        pipe([3], num_inference_steps=12, output_type="latent")
+    levels = rfc.noise_levels(pipe.scheduler, 12)
+    own = rfc.LogSNR(lambdas=levels.lambdas, end=levels.end, nfc=4).schedule.full_steps  # type: ignore[attr-defined]
+    assert [i for i, phase in enumerate(pipe.transformer.stats.phases) if phase == "FULL"] == list(own)
+    rfc_fx.restore(pipe)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "exactly one of --time, --speedup and --error is needed, got none"),
+        (["--speedup", "2", "--time", "1s"], "got seconds, speedup"),
+        (["--time", "5x"], "--time must be a time such as 0.4s or 400ms, got 5x"),
+        (["--time", "0ms"], "--time must be a time"),
+        (["--speedup", "2", "--steps", "50,1"], "--steps must be numbers of at least 2"),
+        (["--speedup", "2", "--scheduler", "torch"], "--scheduler must be a class of diffusers"),
+        (["--speedup", "2", "--out", "x.txt"], "expected a file that ends in .json"),
+    ],
+)
+def test_wrong_options_are_found_before_anything_is_loaded(arguments: list[str], said: str) -> None:
+    ran = CliRunner().invoke(app, ["tune", "no-such-model", *arguments])
+    assert ran.exit_code == 2
+    assert said in ran.stderr
