@@ -79,7 +79,7 @@ class AtTimes:
         self.scheduler, self.levels, self.calls, self.ends = scheduler, levels, calls, ends
         self.times = np.asarray(times, dtype=np.float64)
 
-    def set_timesteps(self, steps: int | None = None, device: Any = None) -> None:
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:
         """As the scheduler's own, at the given times."""
         inner = self.scheduler
         inner.set_timesteps(len(self.times), device=device)
@@ -93,6 +93,8 @@ class AtTimes:
         inner.num_inference_steps = len(self.times)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "scheduler":  # of a copy that has nothing yet
+            raise AttributeError(name)
         return getattr(self.scheduler, name)
 
 

@@ -44,8 +44,8 @@ def fitted(recorded: Recorded, nfc: int, *, order: int = 2, corrections: float =
     tells of them (`rfc.LinearPrediction`). `corrections` scales that: 1 is the least squares solution on the record, where the model's
     outputs do not feel the errors of the samples, so what is best lies between 0 and 1 and is to be measured. The full steps are those at
     which the sum of what is left, all taken back, is least, whatever `corrections` is. What the sampler makes of an error on its way to
-    the end, the model undoes in part, so each sum counts by the angle that the sampler turns the sample by meanwhile (`rfc.LogSNR`), not
-    by its gains. `full_steps`: those, in the place of the best ones.
+    the end, the model undoes in part, so each sum counts as the angle that the sampler turns the sample by where it ends (`rfc.LogSNR`),
+    not as its gain there. `full_steps`: those, in the place of the best ones.
     """
     count = len(recorded.levels.lambdas)
     check_nfc("fitted", nfc, count)
@@ -109,9 +109,9 @@ class _Fit:
                 told = float(seen @ gram @ left) * float(self.gains[until])
                 correction = told / square
                 left = left - correction * float(self.gains[until]) * seen
-        through = slice(past[0] + 1, until) if skipped else slice(0, 0)
-        counts = float(self.angles[through].sum()) / max(float(self.gains[through].abs().sum()), 1e-30)
-        return _Interval(coefficients, correction, max(float(left @ gram @ left), 0.0) * counts**2)
+        near = slice(min(until, last - 1), until + 2)  # of two: gains of multistep samplers go up and down
+        turn = float(self.angles[near].sum()) / max(float(self.gains[near].abs().sum()), 1e-30)
+        return _Interval(coefficients, correction, max(float(left @ gram @ left), 0.0) * turn**2)
 
     def intervals(self, steps: Sequence[int]) -> list[tuple[tuple[int, ...], int]]:
         ends = [*steps[1:], len(self.gains)]
