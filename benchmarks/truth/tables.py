@@ -12,7 +12,7 @@ from benchmarks.files import read_json
 from benchmarks.quality.bootstrap import Ratio, ratio_of_geometric_means
 from benchmarks.tables import table
 from benchmarks.truth.converged import STEPS
-from benchmarks.truth.lab import OWN, Sampler
+from benchmarks.truth.lab import FITTED, OWN, Sampler
 from benchmarks.truth.models import MODELS
 from benchmarks.truth.plans import BUDGETS, GRANULARITIES, USERS, judged
 from benchmarks.truth.rows import CHOOSE, PLAIN, Cell, Rows
@@ -41,6 +41,7 @@ def figures(folder: Path) -> dict[str, Any]:
         "truth_stack": over_module(records, "stack"),
         "truth_output": over_module(records, "output"),
         "truth_methods": methods_table(records),
+        "truth_fitted": fitted_table(records),
     }
 
 
@@ -103,6 +104,17 @@ def methods_table(records: Records) -> str:
     return table(["model", "sampler", "NFC", "error, TaylorSeer", *names], rows)
 
 
+def fitted_table(records: Records) -> str:
+    """Linear predictions against LogSNR, at the samplers that users have."""
+    rows = []
+    for model, sampler, n in _users(records):
+        own = _cell(sampler, n, "LogSNR, stack")
+        ratios = [ratio(records[model], _cell(sampler, n, name), own, "full") for name in FITTED]
+        if any(ratios):
+            rows.append([model, named(sampler, model), str(n), *map(_interval, ratios)])
+    return table(["model", "sampler", "NFC", *FITTED], rows)
+
+
 def truth_table(records: Records) -> str:
     """With n evaluations, the error to the converged solution: solvers at their best, LogSNR at its best, the users' sampler in full."""
     lines = []
@@ -111,7 +123,7 @@ def truth_table(records: Records) -> str:
         whole = _cell(users, users.steps, PLAIN)
         for n in BUDGETS:
             cells = judged(model, rows, n)
-            ours, narrower = (cells.pop(name, None) for name in ("LogSNR", "narrower"))
+            ours, narrower, tuned = (cells.pop(name, None) for name in ("LogSNR", "narrower", "fitted"))
             if ours is None or narrower is None or not (groups := groups_of(rows, ours, whole, *cells.values())):
                 continue
             errors = {cell: rows.geometric_mean(cell, groups, "truth") or 0.0 for cell in (ours, whole, *cells.values())}
@@ -126,6 +138,7 @@ def truth_table(records: Records) -> str:
                     f"{errors[ours]:.4f} of {ours.steps}, {ours.spacing}",
                     _interval(ratio(rows, ours, best, "truth")),
                     _interval(ratio(rows, narrower, best, "truth")),
+                    NOTHING if tuned is None else _interval(ratio(rows, tuned, best, "truth")),
                     f"{errors[whole]:.4f} {named(users, model)}",
                     _interval(ratio(rows, ours, whole, "truth")),
                 ]
@@ -138,6 +151,7 @@ def truth_table(records: Records) -> str:
         "LogSNR, n full",
         "ratio",
         "ratio, narrower",
+        "ratio, fitted",
         "users' sampler, all steps",
         "ratio to it",
     ]
