@@ -13,6 +13,7 @@ from rfc.method import Method
 from rfc.placement.fitted import Recorded, fitted
 from rfc.placement.log_snr import LogSNR
 from rfc_fx.tools.calibrate.laboratory import Laboratory, Report
+from rfc_fx.tools.load import one_line
 from rfc_fx.tools.sources import DigitsSource, Source
 from rfc_fx.tools.tune.record import TuningError, every_step_full, recorded
 
@@ -108,7 +109,7 @@ def tune(
     points: list[Point] = []
     limit: float | None = None
     for bench in benches:
-        whole = bench.measured(every_step_full(bench.sampler.steps), "all steps full")
+        whole = bench.in_full()
         points.append(whole)
         limit = limit or goal.seconds or (None if goal.speedup is None else points[0].seconds / goal.speedup)
         steps = bench.sampler.steps
@@ -168,6 +169,17 @@ class _Bench:
     def whole(self) -> Float[Tensor, "N C H W"]:
         self._put()
         return self.laboratory.whole()
+
+    def in_full(self) -> Point:
+        """All steps full, on the programs of a linear prediction; TuningError for a scheduler that the pipeline cannot draw with."""
+        try:
+            self.whole()
+        except Exception as error:
+            if not self.sampler.name:
+                raise
+            what = f"{self.source.name} cannot draw with {self.sampler}: {type(error).__name__}: {one_line(error)}"
+            raise TuningError(f"tune: {what}; leave it out of --scheduler") from error
+        return self.measured(every_step_full(self.sampler.steps), "all steps full")
 
     @property
     def recorded(self) -> Recorded:

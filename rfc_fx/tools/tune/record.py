@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from rfc.placement.noise_levels import noise_levels
 from rfc.placement.output_gains import output_gains
 from rfc.placement.weighted import Weighted
 from rfc_fx.errors import RFCError
-from rfc_fx.runtime.warnings import StepsMismatchWarning
+from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.tools.sources import Source
 
 
@@ -43,7 +44,8 @@ def recorded(source: Source, scheduler: Any, steps: int) -> Recorded:
     hook = cached.register_forward_hook(taken.take)
     try:
         with timesteps_asked(scheduler) as asked, warnings.catch_warnings():
-            warnings.simplefilter("ignore", StepsMismatchWarning)  # an error says it
+            for said in (StepsMismatchWarning, NothingSkippedWarning):  # an error says the one, and the other is meant
+                warnings.simplefilter("ignore", said)
             for seed in source.seeds:
                 with cached.generation():
                     source.draw(cached, seed, steps, lambda: None)
@@ -96,6 +98,7 @@ def timesteps_asked(scheduler: Any) -> Iterator[list[dict[str, Any]]]:
     own = scheduler.set_timesteps
     names = inspect.signature(own)
 
+    @functools.wraps(own)  # pipelines look at its signature
     def set_timesteps(*args: Any, **kwargs: Any) -> Any:
         given = dict(names.bind(*args, **kwargs).arguments)
         given.update(given.pop("kwargs", {}))
