@@ -66,10 +66,11 @@ class Laboratory:
             cached = rfc_fx.transform(self.source.model, method)
             self._made[key] = cached, torch.compile(cached, fullgraph=True) if self.compile else cached
         cached, call = self._made[key]
-        cached.method = method
         if is_new and self.timed:
+            cached.method = method.exercised()
             with cached.generation():
                 self.source.draw(call, self.source.seeds[0], self.steps, lambda: None)
+        cached.method = method
         return cached, call
 
     def whole(self) -> Float[Tensor, "N C H W"]:

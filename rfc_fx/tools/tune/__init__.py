@@ -100,6 +100,9 @@ def tune(
     ||x - x_ref|| / ||x_ref||: x_ref is full computation by the sampler, where there is one; of several the first with four times the most
     steps. Raises TuningError for a goal that nothing reaches.
     """
+    for sampler in samplers:
+        if sampler.name:
+            _Bench(source, sampler, None, False, report).try_out()
     reference, named = None, f"all steps of {samplers[0]}"
     if len(samplers) > 1:
         longest = replace(samplers[0], steps=REFERENCE * max(sampler.steps for sampler in samplers))
@@ -109,7 +112,7 @@ def tune(
     points: list[Point] = []
     limit: float | None = None
     for bench in benches:
-        whole = bench.in_full()
+        whole = bench.measured(every_step_full(bench.sampler.steps), "all steps full")
         points.append(whole)
         limit = limit or goal.seconds or (None if goal.speedup is None else points[0].seconds / goal.speedup)
         steps = bench.sampler.steps
@@ -170,16 +173,14 @@ class _Bench:
         self._put()
         return self.laboratory.whole()
 
-    def in_full(self) -> Point:
-        """All steps full, on the programs of a linear prediction; TuningError for a scheduler that the pipeline cannot draw with."""
+    def try_out(self) -> None:
+        """Two steps in full; TuningError for a scheduler that the pipeline cannot draw with."""
+        self._put()
         try:
-            self.whole()
+            self.source.draw(self.source.model, self.source.seeds[0], 2, lambda: None)
         except Exception as error:
-            if not self.sampler.name:
-                raise
             what = f"{self.source.name} cannot draw with {self.sampler}: {type(error).__name__}: {one_line(error)}"
             raise TuningError(f"tune: {what}; leave it out of --scheduler") from error
-        return self.measured(every_step_full(self.sampler.steps), "all steps full")
 
     @property
     def recorded(self) -> Recorded:

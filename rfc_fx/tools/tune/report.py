@@ -85,6 +85,9 @@ def _plot(axes: Axes, tuned: Tuned) -> None:
     if tuned.chosen.error > 0:
         axes.plot(tuned.chosen.seconds, tuned.chosen.error, "o", markersize=11, fillstyle="none", color="#d55e00", label="chosen")
     axes.set_yscale("log")
+    estimated = [point.error for point in tuned.points if point.error > 0 and point.nfc < point.sampler.steps]
+    if estimated:  # what full computation has is rounding, far below
+        axes.set_ylim(min(estimated) / 2, max(estimated) * 2)
     axes.set_xlabel("seconds of a draw")
     axes.set_ylabel(f"error to {tuned.reference_is}")
     axes.legend(fontsize=8)
