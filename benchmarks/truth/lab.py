@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from benchmarks.truth.rows import CHOOSE
 from benchmarks.truth.solvers import SOLVERS, draw, spaced
 from rfc.method import Method, programs_of
 from rfc.placement.fitted import Recorded
-from rfc.placement.log_snr import LIMIT, nearest_steps
+from rfc.placement.log_snr import full_steps_at
 from rfc.placement.noise_levels import noise_levels
 from rfc.placement.output_gains import output_gains
 from rfc.schedules.base import NoiseLevels
@@ -61,28 +61,13 @@ def at_equal_gaps(estimator: rfc.Estimator, granularity: str | None = None) -> P
     )
 
 
-def at_steps(place: Callable[[tuple[float, ...], int], Sequence[int]], granularity: str = "stack") -> Placing:
-    """LogSNR's forecast at full steps of another rule."""
-
-    def make(lambdas: tuple[float, ...], n: int) -> Method:
-        schedule = rfc.Placed(full_steps=place(lambdas, n), num_steps=len(lambdas), unit="interval")
-        return rfc.Method(estimator=rfc.Newton(order=2, damping=0.5), schedule=schedule, granularity=granularity)
-
-    return make
-
-
-def by_log_snr(granularity: str) -> Placing:
-    """LogSNR with one estimate for so much of the model."""
-    return lambda lambdas, n: _with(rfc.LogSNR(lambdas=lambdas, nfc=n), granularity)
+def by_log_snr(granularity: str, *, is_flow: bool) -> Placing:
+    """LogSNR by the rule of flows ("share"), or by that of all others ("angle"), with one estimate for so much of the model."""
+    return lambda lambdas, n: _with(rfc.LogSNR(lambdas=lambdas, is_flow=is_flow, nfc=n), granularity)
 
 
 def _with(method: Method, granularity: str) -> Method:
     return replace(method, granularity=granularity)
-
-
-def narrower(lambdas: tuple[float, ...], n: int) -> Sequence[int]:
-    """Full steps within a limit of |lambda| that grows with their number, skipped steps weighed as a flow's sampler does."""
-    return nearest_steps(lambdas, None, n, weight="share", limit=min(LIMIT, 1.5 + n / 4))
 
 
 METHODS: dict[str, Placing] = {
@@ -90,10 +75,10 @@ METHODS: dict[str, Placing] = {
     "TaylorSeer m=1": at_equal_gaps(rfc.Taylor(order=1)),
     "TaylorSeer m=2": at_equal_gaps(rfc.Taylor(order=2)),
     "Chebyshev": lambda lambdas, n: _with(rfc.Chebyshev(nfc=n, num_steps=len(lambdas)), "module"),
-    "LogSNR, module": by_log_snr("module"),
-    "LogSNR, stack": by_log_snr("stack"),
-    "LogSNR, output": by_log_snr("output"),
-    "LogSNR, stack, narrower": at_steps(narrower),
+    "LogSNR by angle, module": by_log_snr("module", is_flow=False),
+    "LogSNR by angle, stack": by_log_snr("stack", is_flow=False),
+    "LogSNR by angle, output": by_log_snr("output", is_flow=False),
+    "LogSNR by share, stack": by_log_snr("stack", is_flow=True),
 }
 
 
@@ -108,7 +93,7 @@ class Fitted:
     def method(self, recorded: Recorded, n: int) -> Method:
         """With n full steps."""
         levels = recorded.levels
-        steps = nearest_steps(tuple(levels.lambdas), levels.end, n) if self.at_log_snr else None
+        steps = full_steps_at(levels, n) if self.at_log_snr else None
         return rfc.fitted(recorded, n, corrections=self.corrections, full_steps=steps)
 
 
@@ -167,7 +152,7 @@ class Lab:
             hook.remove()
             scheduler, more = self._scheduler(sampler)
             gains = output_gains(scheduler, sampler.steps, **more)
-            self._recorded[sampler] = Recorded(taken.gram, gains, NoiseLevels(self.lambdas(sampler), None))
+            self._recorded[sampler] = Recorded(taken.gram, gains, NoiseLevels(self.lambdas(sampler), None, self.model.is_flow))
         return self._recorded[sampler]
 
     def method(self, name: str, sampler: Sampler, n: int) -> Method:

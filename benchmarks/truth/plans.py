@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Literal
 
 from benchmarks.truth.lab import FITTED, OWN, Sampler
@@ -29,6 +28,9 @@ USERS: dict[str, dict[Sampler, tuple[int, ...]]] = {
 
 FLOWS = ("flow", "emoji")
 
+RULES = ("LogSNR by angle, stack", "LogSNR by share, stack")
+"""LogSNR's rules: of flows it is the second."""
+
 BASES = ("DPM-Solver++ 2M",)
 """Solvers whose steps are cached."""
 
@@ -42,11 +44,16 @@ SHOWN = 3
 """Solvers that are judged at each number of evaluations, the best on other seeds; and DDIM."""
 
 
+def own_rule(model: str) -> str:
+    """LogSNR as it is."""
+    return RULES[model in FLOWS]
+
+
 def granularity(model: str, rows: Rows) -> Iterator[Cell]:
     """LogSNR by granularity, at the users' samplers."""
     for grain in GRANULARITIES:
         for sampler, budgets in USERS[model].items():
-            yield from (_cell(sampler, n, f"LogSNR, {grain}") for n in budgets)
+            yield from (_cell(sampler, n, f"LogSNR by angle, {grain}") for n in budgets)
 
 
 def methods(model: str, rows: Rows) -> Iterator[Cell]:
@@ -57,9 +64,10 @@ def methods(model: str, rows: Rows) -> Iterator[Cell]:
 
 
 def lists(model: str, rows: Rows) -> Iterator[Cell]:
-    """Another rule of the full steps."""
-    for sampler, budgets in USERS[model].items():
-        yield from (_cell(sampler, n, "LogSNR, stack, narrower") for n in budgets)
+    """LogSNR by both rules of its full steps."""
+    for rule in RULES:
+        for sampler, budgets in USERS[model].items():
+            yield from (_cell(sampler, n, rule) for n in budgets)
 
 
 def fitted(model: str, rows: Rows) -> Iterator[Cell]:
@@ -78,8 +86,8 @@ def tried_solvers(model: str) -> dict[str, list[Cell]]:
     }
 
 
-def tried_caches(model: str, methods: Iterable[str] = ("LogSNR, stack",)) -> list[Cell]:
-    """LogSNR, or other methods, at every length and spacing of the cached solvers."""
+def tried_caches(model: str, methods: Iterable[str]) -> list[Cell]:
+    """Methods at every length and spacing of the cached solvers."""
     is_flow = model in FLOWS
     return [
         _cell(Sampler(base, spacing, steps), n, method)
@@ -95,7 +103,7 @@ def choosing(model: str, rows: Rows) -> Iterator[Cell]:
     """All that is tried."""
     for cells in tried_solvers(model).values():
         yield from cells
-    yield from tried_caches(model)
+    yield from tried_caches(model, [own_rule(model)])
 
 
 def choosing_fitted(model: str, rows: Rows) -> Iterator[Cell]:
@@ -117,13 +125,12 @@ def judging(model: str, rows: Rows) -> Iterator[Cell]:
 
 
 def judged(model: str, rows: Rows, n: int) -> dict[str, Cell]:
-    """At n evaluations: solvers at their best spacing, LogSNR at its best sampler, and another rule of its full steps there."""
+    """At n evaluations: solvers at their best spacing, LogSNR and a linear prediction at their best samplers."""
     solvers = {name: cell for name, cells in tried_solvers(model).items() if (cell := best(cells, rows, n)) is not None}
     ranked = sorted(solvers, key=lambda name: rows.geometric_mean(solvers[name], [CHOOSE], "truth") or 0.0)
     shown = {name: solvers[name] for name in dict.fromkeys((*ranked[:SHOWN], *(name for name in solvers if name.startswith("DDIM"))))}
-    cached, tuned = best(tried_caches(model), rows, n), best(tried_caches(model, CORRECTED), rows, n)
-    caches = {} if cached is None else {"LogSNR": cached, "narrower": replace(cached, method="LogSNR, stack, narrower")}
-    return shown | caches | ({} if tuned is None else {"fitted": tuned})
+    caches = {"LogSNR": best(tried_caches(model, [own_rule(model)]), rows, n), "fitted": best(tried_caches(model, CORRECTED), rows, n)}
+    return shown | {name: cell for name, cell in caches.items() if cell is not None}
 
 
 def _cell(sampler: Sampler, n: int, method: str) -> Cell:

@@ -14,7 +14,7 @@ from benchmarks.tables import table
 from benchmarks.truth.converged import STEPS
 from benchmarks.truth.lab import FITTED, OWN, Sampler
 from benchmarks.truth.models import MODELS
-from benchmarks.truth.plans import BUDGETS, GRANULARITIES, USERS, judged
+from benchmarks.truth.plans import BUDGETS, GRANULARITIES, RULES, USERS, judged, own_rule
 from benchmarks.truth.rows import CHOOSE, PLAIN, Cell, Rows
 from benchmarks.truth.solvers import SOLVERS
 
@@ -70,7 +70,7 @@ def granularity_table(records: Records) -> str:
     """LogSNR's error to full computation, by granularity, at the samplers that users have."""
     rows = []
     for model, sampler, n in _users(records):
-        by = {grain: _cell(sampler, n, f"LogSNR, {grain}") for grain in GRANULARITIES}
+        by = {grain: _cell(sampler, n, f"LogSNR by angle, {grain}") for grain in GRANULARITIES}
         groups = groups_of(records[model], *by.values())
         error = records[model].geometric_mean(by["module"], groups, "full")
         if error is None:
@@ -83,14 +83,14 @@ def granularity_table(records: Records) -> str:
 
 def over_module(records: Records, grain: Literal["stack", "output"]) -> list[float]:
     """LogSNR's error by a granularity over that by modules, at every sampler and budget with both."""
-    own, module = f"LogSNR, {grain}", "LogSNR, module"
+    own, module = f"LogSNR by angle, {grain}", "LogSNR by angle, module"
     ratios = [ratio(records[model], _cell(sampler, n, own), _cell(sampler, n, module), "full") for model, sampler, n in _users(records)]
     return [of.value for of in ratios if of is not None]
 
 
 def methods_table(records: Records) -> str:
     """Errors to full computation against TaylorSeer's better order, at the samplers that users have."""
-    names = ("FORA", "Chebyshev", "LogSNR, module", "LogSNR, stack", "LogSNR, stack, narrower")
+    names = ("FORA", "Chebyshev", "LogSNR by angle, module", *RULES)
     rows = []
     for model, sampler, n in _users(records):
         taylor = [_cell(sampler, n, f"TaylorSeer m={m}") for m in (1, 2)]
@@ -108,7 +108,7 @@ def fitted_table(records: Records) -> str:
     """Linear predictions against LogSNR, at the samplers that users have."""
     rows = []
     for model, sampler, n in _users(records):
-        own = _cell(sampler, n, "LogSNR, stack")
+        own = _cell(sampler, n, own_rule(model))
         ratios = [ratio(records[model], _cell(sampler, n, name), own, "full") for name in FITTED]
         if any(ratios):
             rows.append([model, named(sampler, model), str(n), *map(_interval, ratios)])
@@ -123,8 +123,8 @@ def truth_table(records: Records) -> str:
         whole = _cell(users, users.steps, PLAIN)
         for n in BUDGETS:
             cells = judged(model, rows, n)
-            ours, narrower, tuned = (cells.pop(name, None) for name in ("LogSNR", "narrower", "fitted"))
-            if ours is None or narrower is None or not (groups := groups_of(rows, ours, whole, *cells.values())):
+            ours, tuned = (cells.pop(name, None) for name in ("LogSNR", "fitted"))
+            if ours is None or not (groups := groups_of(rows, ours, whole, *cells.values())):
                 continue
             errors = {cell: rows.geometric_mean(cell, groups, "truth") or 0.0 for cell in (ours, whole, *cells.values())}
             best = min(cells.values(), key=lambda cell: errors[cell])
@@ -137,7 +137,6 @@ def truth_table(records: Records) -> str:
                     f"{errors[best]:.4f} {plain}",
                     f"{errors[ours]:.4f} of {ours.steps}, {ours.spacing}",
                     _interval(ratio(rows, ours, best, "truth")),
-                    _interval(ratio(rows, narrower, best, "truth")),
                     NOTHING if tuned is None else _interval(ratio(rows, tuned, best, "truth")),
                     f"{errors[whole]:.4f} {named(users, model)}",
                     _interval(ratio(rows, ours, whole, "truth")),
@@ -150,7 +149,6 @@ def truth_table(records: Records) -> str:
         "best of n plain steps",
         "LogSNR, n full",
         "ratio",
-        "ratio, narrower",
         "ratio, fitted",
         "users' sampler, all steps",
         "ratio to it",

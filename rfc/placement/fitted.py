@@ -16,7 +16,7 @@ from torch import Tensor
 from rfc.estimators.linear_prediction import LinearPrediction
 from rfc.method import Method
 from rfc.placement.base import check_nfc
-from rfc.placement.log_snr import nearest_steps, turned
+from rfc.placement.log_snr import full_steps_at, turned
 from rfc.placement.weighted import Weighted
 from rfc.schedules.base import NoiseLevels
 
@@ -50,8 +50,8 @@ def fitted(recorded: Recorded, nfc: int, *, order: int = 2, corrections: float =
     count = len(recorded.levels.lambdas)
     check_nfc("fitted", nfc, count)
     fit = _Fit(recorded, turned(recorded.levels), order, corrections)
-    steps = fit.moved(nearest_steps(tuple(recorded.levels.lambdas), recorded.levels.end, nfc)) if full_steps is None else tuple(full_steps)
-    lambdas, end = recorded.levels
+    steps = fit.moved(full_steps_at(recorded.levels, nfc)) if full_steps is None else tuple(full_steps)
+    lambdas, end, _ = recorded.levels
     schedule = Weighted(full_steps=steps, num_steps=count, weights=fit.rows(steps), lambdas=lambdas, end=end)
     return Method(estimator=LinearPrediction(order=order), schedule=schedule, default_granularity="stack", name="Fitted")
 

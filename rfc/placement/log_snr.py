@@ -62,6 +62,17 @@ def nearest_steps(
     return tuple(reversed(path[1:]))
 
 
+def full_steps_at(levels: NoiseLevels, nfc: int) -> tuple[int, ...]:
+    """LogSNR's full steps (`nearest_steps`): of a flow with the weight "share", and |lambda| up to 1.5 + nfc / 4, `LIMIT` at most.
+
+    A flow's sampler multiplies the output by a difference of shares of noise; with few full steps those at both ends, where flows are
+    smooth, would be missed in between. Chosen on one flow, measured on two (benchmarks/README.md, "Truth").
+    """
+    if levels.is_flow:
+        return nearest_steps(tuple(levels.lambdas), levels.end, nfc, weight="share", limit=min(LIMIT, 1.5 + nfc / 4))
+    return nearest_steps(tuple(levels.lambdas), levels.end, nfc)
+
+
 def turned(levels: NoiseLevels, weight: Weight = "angle") -> Float[Tensor, " N"]:
     """What the sampler's step from each call turns the sample by (`nearest_steps`), float64."""
     lambdas = torch.tensor([*levels.lambdas, math.inf if levels.end is None else levels.end], dtype=torch.float64)
@@ -74,14 +85,15 @@ def turned(levels: NoiseLevels, weight: Weight = "angle") -> Float[Tensor, " N"]
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class LogSNRPlaced(PlacedByCount):
-    """Full steps by the noise levels of a sampler's calls (`nearest_steps`).
+    """Full steps by the noise levels of a sampler's calls (`full_steps_at`).
 
     `lambdas`: log(alpha / sigma) at each call of a generation, in their order (None: each generation's own, `bound`); `end`: after the
-    last step (None: no noise is left).
+    last step (None: no noise is left); `is_flow`: alpha = 1 - sigma (`rfc.schedules.base.NoiseLevels`).
     """
 
     lambdas: tuple[float, ...] | None = None
     end: float | None = None
+    is_flow: bool = False
     count: int | float | None = None
 
     def __post_init__(self) -> None:
@@ -124,11 +136,12 @@ class LogSNRPlaced(PlacedByCount):
         assert self.lambdas is not None
         assert self.nfc is not None
         check_nfc("LogSNR", self.nfc, self.length)
-        return nearest_steps(self.lambdas, self.end, self.nfc)
+        return full_steps_at(NoiseLevels(self.lambdas, self.end, self.is_flow), self.nfc)
 
     def bound(self, num_steps: int, levels: NoiseLevels | None = None) -> LogSNRPlaced:
         if levels is not None:
-            return replace(self, lambdas=levels.lambdas, end=levels.end, count=at_most(self.count, num_steps))
+            count = at_most(self.count, num_steps)
+            return replace(self, lambdas=levels.lambdas, end=levels.end, is_flow=levels.is_flow, count=count)
         if self.lambdas is None:
             raise ValueError("LogSNR: the noise levels of this generation are not known")
         if num_steps != self.num_steps:
@@ -148,6 +161,7 @@ def LogSNR(
     *,
     lambdas: Sequence[float] | None = None,
     end: float | None = None,
+    is_flow: bool = False,
     order: int = 2,
     damping: float = 0.5,
     **timesteps: Any,
@@ -165,15 +179,15 @@ def LogSNR(
     One estimate stands for the residual of all blocks (`Method.default_granularity`), unless a `rfc_fx.Config` says otherwise:
     estimates per module have about the same error and many times the state (benchmarks/README.md, "Truth").
 
-    In the place of a scheduler: `lambdas`, log(alpha / sigma) at each call of a generation, and `end`, after the last step (None: no noise
-    is left). Raises ValueError for a scheduler that has no noise levels (`noise_levels`).
+    In the place of a scheduler: `lambdas`, log(alpha / sigma) at each call of a generation, `end`, after the last step (None: no noise
+    is left), and `is_flow`, whether alpha = 1 - sigma. Raises ValueError for a scheduler that has no noise levels (`noise_levels`).
     """
     if lambdas is None:
         if scheduler is not None:
-            lambdas, end = noise_levels(scheduler, num_steps, **timesteps)
+            lambdas, end, is_flow = noise_levels(scheduler, num_steps, **timesteps)
         elif num_steps is not None or timesteps:
             raise ValueError("LogSNR: num_steps is of no use without the scheduler; pass pipe.scheduler too, or neither")
     elif scheduler is not None or num_steps is not None or timesteps:
         raise ValueError("LogSNR: lambdas say all of the sampler; pass them alone, or a scheduler with num_steps")
-    schedule = LogSNRPlaced(lambdas=lambdas, end=end, count=nfc)  # type: ignore[arg-type]
+    schedule = LogSNRPlaced(lambdas=lambdas, end=end, is_flow=is_flow, count=nfc)  # type: ignore[arg-type]
     return forecast_at(schedule, "LogSNR", order, damping, default_granularity="stack")

@@ -30,11 +30,13 @@ def noise_levels(scheduler: Any, num_steps: int | None = None, **timesteps: Any)
         _set(scheduler, name, timesteps if num_steps is None else {"num_inference_steps": num_steps} | timesteps)
     elif getattr(scheduler, "num_inference_steps", None) is None:
         raise ValueError(f"noise levels: {name} was not told how many steps there are; pass num_steps, or call set_timesteps first")
+    is_flow = False
     called = torch.as_tensor(scheduler.timesteps).double().cpu()
     cumulative, sigmas = (getattr(scheduler, kind, None) for kind in ("alphas_cumprod", "sigmas"))
     if sigmas is not None and len(sigmas) == len(called) + 1:
         sigma = torch.as_tensor(sigmas).double().cpu()
-        levels = (1 - sigma).log() - sigma.log() if _is_flow(scheduler, sigma) else -sigma.log()
+        is_flow = _is_flow(scheduler, sigma)
+        levels = (1 - sigma).log() - sigma.log() if is_flow else -sigma.log()
     elif cumulative is not None:
         levels = _of_alphas(torch.as_tensor(cumulative).double().cpu(), called, getattr(scheduler, "final_alpha_cumprod", None))
     else:
@@ -45,7 +47,7 @@ def noise_levels(scheduler: Any, num_steps: int | None = None, **timesteps: Any)
     if levels.isnan().any():
         raise ValueError(f"noise levels: those of {name} are no numbers: {levels.tolist()}; use rfc.Chebyshev")
     *lambdas, end = levels.tolist()
-    return NoiseLevels(tuple(lambdas), None if end == torch.inf else end)
+    return NoiseLevels(tuple(lambdas), None if end == torch.inf else end, is_flow)
 
 
 def _set(scheduler: Any, name: str, arguments: dict[str, Any]) -> None:

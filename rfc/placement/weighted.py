@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rfc.placement.log_snr import nearest_steps
+from rfc.placement.log_snr import full_steps_at
 from rfc.schedules.base import NoiseLevels, Numbers, Schedule
 from rfc.schedules.fixed import Placed
 
@@ -114,7 +114,7 @@ class _ForWarmUp(Weighted):
 
 def unfitted(levels: NoiseLevels, nfc: int, *, order: int, damping: float = 0.5) -> Weighted:
     """LogSNR's full steps with Newton's polynomial, damped, as weights; no step is corrected."""
-    full_steps = nearest_steps(tuple(levels.lambdas), levels.end, nfc)
+    full_steps = full_steps_at(levels, nfc)
     placed = Placed(full_steps=full_steps, num_steps=len(levels.lambdas), unit="interval")
     times = placed.numbers()["times"].double().tolist()
     rows = []

@@ -192,6 +192,8 @@ class NoiseLevels(NamedTuple):
     """At each call of the model, in their order."""
     end: float | None
     """After the last step; None: there is no noise left."""
+    is_flow: bool = False
+    """Whether alpha = 1 - sigma, as in flow matching; otherwise the sampler turns the sample, alpha^2 + sigma^2 = 1."""
 
 
 def checked_threshold(where: str, name: str, value: float, more: str = " (inf: never full after warm-up)") -> None:

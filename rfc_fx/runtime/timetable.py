@@ -95,7 +95,7 @@ class Timetable:
         if len(levels.lambdas) != len(self):
             return None
         end = levels.end if self.last == len(self) else levels.lambdas[self.last]
-        return NoiseLevels(levels.lambdas[self.first or 0 : self.last], end)
+        return NoiseLevels(levels.lambdas[self.first or 0 : self.last], end, levels.is_flow)
 
     @property
     def remaining(self) -> int:

@@ -88,7 +88,7 @@ def _log_snr(*, model: str | None = None, num_steps: int = 50, nfc: int | float 
         levels = noise_levels(load_scheduler(locate(model)), num_steps)
     except ValueError as error:
         raise OptionError(f"--method log-snr: {error} (chebyshev needs no scheduler)") from error
-    return rfc.LogSNR(lambdas=levels.lambdas, end=levels.end, nfc=nfc, order=order)
+    return rfc.LogSNR(lambdas=levels.lambdas, end=levels.end, is_flow=levels.is_flow, nfc=nfc, order=order)
 
 
 METHODS: Mapping[str, NamedMethod] = {

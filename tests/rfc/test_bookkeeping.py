@@ -107,7 +107,8 @@ def test_the_clock_counts_from_the_last_full_step_the_gap_before_it_and_the_anch
 
 def test_the_clock_travels_as_three_float32_tensors_without_axes() -> None:
     clock = clock_tensors((3.0, 2.0, 1.0), torch.device("cpu"))
-    assert all(value.shape == () and value.dtype == torch.float32 for value in clock)
+    assert all(value.shape == () and value.dtype == torch.float32 for value in clock[:3])
+    assert clock.weights is None
     assert [float(clock.k), float(clock.N), float(clock.n)] == [3, 2, 1]
 
 

@@ -193,7 +193,7 @@ class _Bench:
     def at(self, nfc: int, *, is_thorough: bool = False) -> Iterator[Point]:
         """LogSNR and a fitted list with a number of full steps; `is_thorough`: every other way, too."""
         levels = self.recorded.levels
-        plain = LogSNR(lambdas=levels.lambdas, end=levels.end, nfc=nfc)
+        plain = LogSNR(lambdas=levels.lambdas, end=levels.end, is_flow=levels.is_flow, nfc=nfc)
         yield self.measured(plain, "LogSNR")
         for corrections in CORRECTIONS if is_thorough else CORRECTIONS[:1]:
             yield self.measured(fitted(self.recorded, nfc, corrections=corrections), f"fitted, corrected by {corrections:g}")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.truth.lab import OWN
-from benchmarks.truth.plans import PARTS, USERS, judged, tried_caches, tried_solvers
+from benchmarks.truth.plans import CORRECTED, PARTS, USERS, judged, own_rule, tried_caches, tried_solvers
 from benchmarks.truth.rows import CHOOSE, PLAIN, Cell, Row, Rows
-from benchmarks.truth.tables import granularity_table, methods_table, truth_table
+from benchmarks.truth.tables import fitted_table, granularity_table, methods_table, truth_table
 
 CELL = Cell(solver="UniPC", spacing="log-SNR", steps=8, n=8)
 
@@ -32,7 +32,7 @@ def known(tmp_path: Path) -> Rows:
     for name, cells in tried_solvers("digits").items():
         for cell in cells:
             rows.add(Row(cell=cell, group=CHOOSE, truth=(0.1 if (name, cell.spacing) == ("UniPC", "log-SNR") else 0.2,), full=()))
-    for cell in tried_caches("digits"):
+    for cell in tried_caches("digits", [own_rule("digits"), *CORRECTED]):
         rows.add(Row(cell=cell, group=CHOOSE, truth=(0.01 if (cell.steps, cell.spacing) == (100, "log-SNR") else 0.02,), full=(0.1,)))
     return rows
 
@@ -40,7 +40,8 @@ def known(tmp_path: Path) -> Rows:
 def test_the_best_on_other_seeds_are_judged(tmp_path: Path) -> None:
     cells = judged("digits", known(tmp_path), 8)
     assert cells["UniPC"] == CELL
-    assert cells["LogSNR"] == Cell(solver="DPM-Solver++ 2M", spacing="log-SNR", steps=100, n=8, method="LogSNR, stack")
+    assert cells["LogSNR"] == Cell(solver="DPM-Solver++ 2M", spacing="log-SNR", steps=100, n=8, method="LogSNR by angle, stack")
+    assert cells["fitted"] == Cell(solver="DPM-Solver++ 2M", spacing="log-SNR", steps=100, n=8, method=CORRECTED[0])
     assert "DDIM (Euler)" in cells
 
 
@@ -49,15 +50,16 @@ def test_ratios_stand_in_the_tables(tmp_path: Path) -> None:
     for cell in PARTS["judging"]("digits", rows):
         error = {PLAIN: 0.4 if cell.solver == OWN else 0.2}.get(cell.method, 0.1)
         rows.add(Row(cell=cell, group="0", truth=(error, error), full=()))
-    for part in ("granularity", "methods", "lists"):
+    for part in ("granularity", "methods", "lists", "fitted"):
         for cell in PARTS[part]("digits", rows):
-            error = 0.05 if cell.method == "LogSNR, stack" else 0.1
+            error = 0.05 if cell.method == "LogSNR by angle, stack" else 0.1
             rows.add(Row(cell=cell, group="0", truth=(), full=(error, error)))
     records = {"digits": rows}
     assert truth_table(records).count("| 0.50 (0.50-0.50) | 0.50 (0.50-0.50) |") == 4
     assert truth_table(records).count("| 0.25 (0.25-0.25) |") == 4
     budgets = sum(map(len, USERS["digits"].values()))
     assert granularity_table(records).count("| 0.50 (0.50-0.50) | 1.00 (1.00-1.00) |") == budgets
+    assert fitted_table(records).count("| 2.00 (2.00-2.00) |") == 4 * budgets // 2
     assert methods_table(records).count("| 1.00 (1.00-1.00) | 0.50 (0.50-0.50) | 1.00 (1.00-1.00) |") == budgets
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import rfc
 from rfc.encoding import decode_method, encode_method
-from rfc.placement.log_snr import LIMIT, Weight, nearest_steps
+from rfc.placement.log_snr import LIMIT, Weight, full_steps_at, nearest_steps
 from rfc.placement.noise_levels import noise_levels
 
 BETAS = st.sampled_from(["linear", "squaredcos_cap_v2"])
@@ -72,8 +72,21 @@ def test_a_flow_that_begins_with_noise_alone_does_not_spend_its_steps_there() ->
     method = rfc.LogSNR(FlowMatchEulerDiscreteScheduler(shift=3.0), 28, 8)
     assert method.schedule.lambdas[0] == -math.inf
     assert len(method.schedule.full_steps) == 8
-    assert method.schedule.full_steps == nearest_steps((-LIMIT, *method.schedule.lambdas[1:]), None, 8)
+    assert method.schedule.full_steps == nearest_steps(method.schedule.lambdas, None, 8, weight="share", limit=3.5)
+    assert method.schedule.full_steps == nearest_steps((-3.5, *method.schedule.lambdas[1:]), None, 8, weight="share", limit=3.5)
     assert max(gaps(method)) > 2
+
+
+def test_a_flow_says_so_and_more_full_steps_reach_further() -> None:
+    levels = rfc.noise_levels(FlowMatchEulerDiscreteScheduler(shift=3.0), 28)
+    assert levels.is_flow
+    assert not rfc.noise_levels(DDIMScheduler(), 28).is_flow
+    for nfc in (2, 8, 14, 20):
+        limit = min(LIMIT, 1.5 + nfc / 4)
+        assert full_steps_at(levels, nfc) == nearest_steps(levels.lambdas, levels.end, nfc, weight="share", limit=limit)
+        own = rfc.LogSNR(lambdas=levels.lambdas, end=levels.end, is_flow=True, nfc=nfc)
+        assert own.schedule.full_steps == full_steps_at(levels, nfc)
+        assert rfc.LogSNR(nfc=nfc).schedule.bound(28, levels) == own.schedule
 
 
 def test_of_two_calls_at_one_level_the_second_is_the_near_one() -> None:
