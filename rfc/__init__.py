@@ -37,11 +37,13 @@ from rfc.record import Record
 from rfc.schedules.base import Schedule
 from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
 from rfc.schedules.fixed import Every, Listed, Phased, Placed
+from rfc.schedules.output_change import OutputChange
 from rfc.schedules.rcs import RCS
 from rfc.schedules.verified import Verified
 from rfc.state import Clock
 from rfc.storage import Stored
 from rfc.token_selection import Tokens
+from rfc.whole_model import EasyCache
 
 __all__ = [
     "FORA",
@@ -58,6 +60,7 @@ __all__ = [
     "DiCache",
     "DisCa",
     "DuCa",
+    "EasyCache",
     "Estimator",
     "Every",
     "FirstBlockCache",
@@ -72,6 +75,7 @@ __all__ = [
     "Method",
     "Newton",
     "NewtonRCS",
+    "OutputChange",
     "Phased",
     "Placed",
     "Predicted",

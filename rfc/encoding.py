@@ -21,6 +21,7 @@ from rfc.placement.log_snr import LogSNRPlaced
 from rfc.placement.magcache import MagnitudePlaced
 from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
 from rfc.schedules.fixed import Every, Listed, Phased, Placed
+from rfc.schedules.output_change import OutputChange
 from rfc.schedules.rcs import RCS
 from rfc.schedules.verified import Verified
 from rfc.storage import Stored
@@ -41,6 +42,7 @@ SCHEDULES = (
     AnchorChange,
     StepChange,
     ProbeChange,
+    OutputChange,
     Verified,
     ChebyshevPlaced,
     LogSNRPlaced,

@@ -150,6 +150,12 @@ ENTRIES: tuple[Entry, ...] = (
         note="the first block runs in every step; 2 leading full steps and the last, not the published leading fifth of them",
     ),
     Entry(
+        name="EasyCache",
+        kind="published",
+        thresholded=lambda threshold, facts: rfc.EasyCache(threshold=threshold, warmup=2, num_steps=facts.steps),
+        note="the residual of all blocks, not of the whole model; 2 leading full steps and the last, not the published 5",
+    ),
+    Entry(
         name="MagCache",
         kind="published",
         thresholded=mag_cache,

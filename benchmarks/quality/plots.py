@@ -29,6 +29,7 @@ COLORS = {
     "TeaCache": "#9467bd",
     "First-Block": "#c5a3e0",
     "DiCache": "#e377c2",
+    "EasyCache": "#b15928",
     "MagCache": "#5b3f8c",
     "SpeCa": "#ff9896",
     "ToCa": "#a6761d",

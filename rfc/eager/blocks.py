@@ -160,6 +160,7 @@ class Span:
 
     def refresh(self, run: Run, returned: dict[str, Tensor]) -> None:
         """Remember what the span added to each stream."""
+        run.leave(returned["hidden_states"])
         for name, value in returned.items():
             run.refresh(self.name, STREAMS.index(name), self._input(name), value - self.start[name] if self.with_base else value)
 

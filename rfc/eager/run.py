@@ -26,6 +26,8 @@ class Run:
     clock: Clock | None = None
     watched: State | None = None
     """State of the schedule."""
+    seen: dict[str, Tensor] = field(default_factory=dict)
+    """What the schedule watches, in this step."""
 
     states: dict[tuple[str, int], State] = field(default_factory=dict)
     """One state per site and stream of tokens: joint attention has two outputs, each with its own input."""
@@ -68,10 +70,24 @@ class Run:
             if watched and self.generation.anchors and self.watched is not None:
                 eps = float(schedule.error(watched, self.watched, self.clock))
             self.phase = self.generation.decide(schedule, self.numbers, eps, self.timestep)
-            if watched and (self.phase == FULL.name or schedule.remembers == "all steps"):
-                old = self.watched or zeros(schedule.slots({name: spec_of(tensor) for name, tensor in watched.items()}), device)
-                self.watched = schedule.refresh(old, watched, self.clock)
+            self.seen = watched
+            is_full = self.phase == FULL.name
+            if watched and (is_full or schedule.remembers == "all steps") and not (is_full and schedule.reads_output):
+                self.remember(watched)
         return self.phase
+
+    def remember(self, watched: dict[str, Tensor]) -> None:
+        """Take in what the schedule watches."""
+        assert self.clock is not None
+        schedule = self.method.schedule
+        old = self.watched or zeros(schedule.slots({name: spec_of(tensor) for name, tensor in watched.items()}), self.clock.k.device)
+        self.watched = {**old, **schedule.refresh(old, watched, self.clock)}
+
+    def leave(self, output: Tensor) -> None:
+        """Take in the stream behind the first site of a full step, for a schedule that reads it."""
+        if self.method.schedule.reads_output and self.seen:
+            self.remember({**self.seen, "output": output})
+            self.seen = {}
 
     def streams(self, site: str) -> list[int]:
         """The streams of a site that are remembered."""

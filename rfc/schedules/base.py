@@ -54,6 +54,14 @@ class Schedule(ABC):
         return "full steps"
 
     @property
+    def reads_output(self) -> bool:
+        """Whether `refresh` takes in `watched["output"]` after full steps: the stream behind the first site.
+
+        After a skipped step there is none; of the state, that step renews what `watches` names and nothing else.
+        """
+        return False
+
+    @property
     def accumulates(self) -> bool:
         """Whether the errors since the last full step add up; otherwise the latest alone counts."""
         return True
@@ -128,7 +136,7 @@ class Schedule(ABC):
     @property
     def in_graph(self) -> tuple[Any, ...]:
         """Parts of the rule that the programs are made from; all else may change between steps."""
-        return (type(self), self.watches, self.remembers, self.accumulates, self.is_lagged, self.branches)
+        return (type(self), self.watches, self.remembers, self.reads_output, self.accumulates, self.is_lagged, self.branches)
 
     def slots(self, watched: Mapping[str, SlotSpec]) -> dict[str, SlotSpec]:
         """Return the state that the rule keeps of the signals."""

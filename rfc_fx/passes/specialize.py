@@ -22,7 +22,7 @@ from rfc_fx.passes.prefix import one_decision, prefix_nodes, rematerialized
 from rfc_fx.passes.token_wise import computed, grown_older, no_age, score
 from rfc_fx.sites.find import last_sites
 from rfc_fx.sites.residual import Site
-from rfc_fx.sites.state import LAST, SCHEDULE, signals
+from rfc_fx.sites.state import LAST, SCHEDULE, schedule_slots, signals
 from rfc_fx.sites.token_wise import TokenSite
 
 Writes = Literal["in_place", "returned"]
@@ -74,22 +74,22 @@ class _Step:
         if phase.reads_last:
             build.env[guarded.last] = build.like(build.state(LAST)["x"], guarded.last)
 
-    def watch(self) -> None:
-        """Keep what the schedule watches, after the steps that it says."""
+    def watch(self, output: fx.Node | None = None) -> None:
+        """Keep what the schedule watches, after the steps that it says; `output`: the stream behind the first site, once it is computed."""
         schedule, watched = self.guarded.method.schedule, signals(self.guarded.watched, self.guarded.method)
-        if watched and (self.phase.computes_sites or schedule.remembers == "all steps"):
-            specs = {name: spec_of(node) for name, node in watched.items()}
+        is_full = self.phase.computes_sites
+        if not watched or not (is_full or schedule.remembers == "all steps") or (output is None) == (is_full and schedule.reads_output):
+            return
+        given = {name: (self.build.get(node), spec_of(node)) for name, node in watched.items()}
+        if output is not None:
+            given["output"] = (output, spec_of(self.guarded.watched.output))
 
-            def seen(old: State, *tensors: Any) -> dict[str, Tensor]:
-                return schedule.refresh(old, dict(zip(specs, tensors[:-1], strict=True)), tensors[-1])
+        def seen(old: State, *tensors: Any) -> dict[str, Tensor]:
+            return schedule.refresh(old, dict(zip(given, tensors[:-1], strict=True)), tensors[-1])
 
-            self.refresh(
-                SCHEDULE,
-                (schedule, *specs),
-                schedule.slots(specs),
-                seen,
-                [(self.build.get(node), spec_of(node)) for node in watched.values()],
-            )
+        slots = schedule_slots(self.guarded.watched, self.guarded.method)
+        renewed = list(watched) if schedule.reads_output and not is_full else list(slots)
+        self.refresh(SCHEDULE, (schedule, *given), slots, seen, list(given.values()), renewed)
 
     def compute(self, node: fx.Node) -> None:
         """Copy a node of the model, and score the tokens that it tells something about."""
@@ -113,6 +113,8 @@ class _Step:
             output = build.get(node.args[1])  # type: ignore[arg-type]
             O = output if base is None else self._as_output(site, build.graph.call_function(aten.sub.Tensor, (output, base)))
             self.refresh(site.name, (self.estimator,), slots, self.estimator.refresh, [(I, specs[0]), (O, specs[1])])
+            if site.name == self.guarded.watched.name:
+                self.watch(output)
             if site.name in self.guarded.tokens:
                 self.store(f"{site.name}.tokens", {"age": no_age(build, I, self.guarded.slots[f"{site.name}.tokens.age"])})
             build.env[node] = output
@@ -153,20 +155,22 @@ class _Step:
         slots: dict[str, SlotSpec],
         fresh: Callable[..., dict[str, Tensor]],
         given: list[tuple[fx.Node, SlotSpec]],
+        renewed: list[str] | None = None,
     ) -> None:
-        """Write what an owner keeps after this step, as `fresh` makes it, which depends on its tensors and on `by`."""
+        """Write what an owner keeps after this step (`renewed`, by default all), as `fresh` makes it of its tensors and of `by`."""
+        names = list(slots) if renewed is None else renewed
         old = self.build.state(owner)
 
         def step(*tensors: Tensor) -> list[Tensor]:
             held, inputs, clock = tensors[: len(slots)], tensors[len(slots) : -3], tensors[-3:]
             new = fresh(dict(zip(slots, held, strict=True)), *inputs, Clock(*clock))
-            return [new[name] for name in slots]
+            return [new[name] for name in names]
 
         nodes, specs = [node for node, _ in given], [spec for _, spec in given]
         results = self.build.inline(
             ("refresh", by, tuple(slots)), step, [*slots.values(), *specs, *CLOCK_SPECS], [*old.values(), *nodes, *self.build.clock()]
         )
-        self.store(owner, dict(zip(slots, results, strict=True)))
+        self.store(owner, dict(zip(names, results, strict=True)))
 
     def estimate(self, held: dict[str, fx.Node], I: fx.Node, slots: dict[str, SlotSpec], specs: tuple[SlotSpec, SlotSpec]) -> fx.Node:
         """Forecast a site's output from its state."""

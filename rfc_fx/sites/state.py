@@ -34,9 +34,16 @@ def state_slots(sites: Sequence[Site], watched: Site, method: Method) -> dict[st
             slots |= {f"{site.name}.tokens.{name}": spec for name, spec in tokens.slots(*I.shape[:2]).items()}
     if any(phase_named(name).reads_last for name in method.schedule.branches):
         slots[f"{LAST}.x"] = spec_of(last_stream(site_values(sites), watched))
-    seen = {name: spec_of(node) for name, node in signals(watched, method).items()}
-    slots |= {f"{SCHEDULE}.{name}": spec for name, spec in method.schedule.slots(seen).items()}
+    slots |= {f"{SCHEDULE}.{name}": spec for name, spec in schedule_slots(watched, method).items()}
     return slots
+
+
+def schedule_slots(watched: Site, method: Method) -> dict[str, SlotSpec]:
+    """What the schedule keeps of the site that it watches."""
+    seen = {name: spec_of(node) for name, node in signals(watched, method).items()}
+    if method.schedule.reads_output:
+        seen["output"] = spec_of(watched.output)
+    return method.schedule.slots(seen)
 
 
 def site_values(sites: Iterable[Site]) -> dict[fx.Node, Site]:

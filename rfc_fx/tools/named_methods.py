@@ -106,6 +106,7 @@ METHODS: Mapping[str, NamedMethod] = {
     "teacache": NamedMethod(rfc.TeaCache, ("threshold", "num_steps")),
     "first-block": NamedMethod(rfc.FirstBlockCache, ("threshold",)),
     "dicache": NamedMethod(_dicache, ("threshold", "num_steps")),
+    "easycache": NamedMethod(rfc.EasyCache, ("threshold", "num_steps")),
     "magcache": NamedMethod(_magcache, ("threshold", "num_steps")),
     "toca": NamedMethod(rfc.ToCa, ("interval", "num_steps")),
     "duca": NamedMethod(rfc.DuCa, ("interval", "num_steps")),

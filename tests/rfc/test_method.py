@@ -46,6 +46,7 @@ PUBLISHED: list[Method] = [
     rfc.TeaCache(coefficients=[2.0, 0.5], num_steps=28),
     rfc.FirstBlockCache(blocks=8, tail=1),
     rfc.DiCache(depth=2),
+    rfc.EasyCache(num_steps=28),
     rfc.MagCache(ratios=[1.0, 1.2, 0.9]),
     rfc.ToCa(interval=3, grid=(4, 8)),
     rfc.DuCa(parts=2),

@@ -31,6 +31,7 @@ METHODS: dict[str, rfc.Method] = {
     "first-block": rfc.FirstBlockCache(threshold=0.4),
     "teacache": rfc.TeaCache(threshold=0.3, coefficients=(0.5, 1.0, 0.01), num_steps=STEPS),
     "dicache": rfc.DiCache(threshold=0.02, warmup=3, num_steps=STEPS),
+    "easycache": rfc.EasyCache(threshold=0.2, warmup=2, num_steps=STEPS),
     "speca": rfc.SpeCa(base=0.1, order=2, min_drafts=1, num_steps=STEPS),
     "toca": rfc.ToCa(interval=3, parts=2, num_steps=STEPS, ratio=0.2),
     "duca": rfc.DuCa(interval=3, parts=2, num_steps=STEPS, ratio=0.2),
@@ -90,7 +91,7 @@ def test_every_method_runs_as_machine_code_as_in_the_model(name: str, tmp_path: 
 
 
 @pytest.mark.onnx
-@pytest.mark.parametrize("name", ["teacache", pytest.param("first-block", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["teacache", "easycache", pytest.param("first-block", marks=pytest.mark.slow)])
 def test_a_rule_that_remembers_every_step_runs_as_one_conditional_step(name: str, tmp_path: Path) -> None:
     check("onnx", name, tmp_path, rfc_fx.Config(dispatch="cond"))
 
