@@ -9,9 +9,11 @@ from rfc.estimators.base import Estimator, combine
 from rfc.estimators.newton import Newton
 from rfc.estimators.predicted import Predicted
 from rfc.estimators.relational import RFE, Projective
+from rfc.estimators.ridge import RidgeChebyshev
 from rfc.estimators.taylor import Hermite, Reuse, Taylor
 from rfc.method import Method
 from rfc.placement.chebyshev import Chebyshev, ChebyshevPlaced
+from rfc.placement.growing import GrowingWindow
 from rfc.placement.log_snr import LogSNR, LogSNRPlaced
 from rfc.placement.magcache import MagCache, MagnitudePlaced
 from rfc.predictor import PredictorError
@@ -43,7 +45,7 @@ from rfc.schedules.verified import Verified
 from rfc.state import Clock
 from rfc.storage import Stored
 from rfc.token_selection import Tokens
-from rfc.whole_model import EasyCache
+from rfc.whole_model import EasyCache, Spectrum
 
 __all__ = [
     "FORA",
@@ -65,6 +67,7 @@ __all__ = [
     "Every",
     "FirstBlockCache",
     "FullCompute",
+    "GrowingWindow",
     "Hermite",
     "HiCache",
     "Listed",
@@ -84,8 +87,10 @@ __all__ = [
     "Projective",
     "Record",
     "Reuse",
+    "RidgeChebyshev",
     "Schedule",
     "SpeCa",
+    "Spectrum",
     "StepChange",
     "Stored",
     "Taylor",

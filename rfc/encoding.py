@@ -14,9 +14,11 @@ from rfc.estimators.base import Estimator
 from rfc.estimators.newton import Newton
 from rfc.estimators.predicted import Predicted
 from rfc.estimators.relational import RFE, Projective
+from rfc.estimators.ridge import RidgeChebyshev
 from rfc.estimators.taylor import Hermite, Reuse, Taylor
 from rfc.method import Method
 from rfc.placement.chebyshev import ChebyshevPlaced
+from rfc.placement.growing import GrowingWindow
 from rfc.placement.log_snr import LogSNRPlaced
 from rfc.placement.magcache import MagnitudePlaced
 from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
@@ -32,7 +34,7 @@ class EncodingError(ValueError):
     """A method that JSON cannot hold, or JSON that no method is."""
 
 
-ESTIMATORS = (Reuse, Taylor, Hermite, Newton, RFE, Projective, Aligned, Predicted, Stored)
+ESTIMATORS = (Reuse, Taylor, Hermite, Newton, RFE, Projective, Aligned, RidgeChebyshev, Predicted, Stored)
 SCHEDULES = (
     Every,
     Listed,
@@ -47,6 +49,7 @@ SCHEDULES = (
     ChebyshevPlaced,
     LogSNRPlaced,
     MagnitudePlaced,
+    GrowingWindow,
 )
 OWN = (*ESTIMATORS, *SCHEDULES, Tokens)
 OPTIONAL = ("granularity", "default_granularity", "probe", "tokens", "name")

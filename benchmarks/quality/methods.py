@@ -120,6 +120,16 @@ def _reuse_at_tocas(interval: float, facts: Facts) -> Method:
     return rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(full_steps=full_steps(toca.schedule, facts.steps)))
 
 
+def _spectrum(weight: float) -> Entry:
+    """Spectrum at the growth of its window that gives the number of full steps."""
+
+    def make(nfc: int, facts: Facts) -> Method:
+        return rfc.Spectrum(num_steps=facts.steps, weight=weight).with_nfc(nfc)
+
+    note = "5 leading full steps where as many are left, fewer where not"
+    return Entry(name=f"Spectrum w={weight:g}", kind="published", placed=make, note=note)
+
+
 def mag_cache(threshold: float, facts: Facts) -> Method:
     return rfc.MagCache(ratios=facts.ratios(), threshold=threshold, max_skip=facts.steps, retention=2 / facts.steps, num_steps=facts.steps)
 
@@ -155,6 +165,7 @@ ENTRIES: tuple[Entry, ...] = (
         thresholded=lambda threshold, facts: rfc.EasyCache(threshold=threshold, warmup=2, num_steps=facts.steps),
         note="the residual of all blocks, not of the whole model; 2 leading full steps and the last, not the published 5",
     ),
+    *(_spectrum(weight) for weight in (1.0, 0.5)),
     Entry(
         name="MagCache",
         kind="published",

@@ -30,6 +30,7 @@ COLORS = {
     "First-Block": "#c5a3e0",
     "DiCache": "#e377c2",
     "EasyCache": "#b15928",
+    "Spectrum": "#6a3d9a",
     "MagCache": "#5b3f8c",
     "SpeCa": "#ff9896",
     "ToCa": "#a6761d",

@@ -27,8 +27,8 @@ Watched = Mapping[str, Tensor]
 Signal = Literal["I", "base"]
 """Signals of the first site: its input I, or the stream that its residual is added to."""
 
-Unit = Literal["step", "interval"]
-"""Units of time of a forecast: steps, or intervals between neighbouring full steps, whatever their length."""
+Unit = Literal["step", "interval", "generation"]
+"""Units of time of a forecast: steps, intervals between neighbouring full steps, whatever their length, or the whole generation."""
 
 
 class Schedule(ABC):

@@ -81,6 +81,11 @@ def _disca(*, interval: int = 3) -> Method:
     return rfc.DisCa(predictor=DIGITS_PREDICTOR, interval=interval, warmup=2)
 
 
+def _spectrum(*, num_steps: int = 50, nfc: int | float | None = None) -> Method:
+    method = rfc.Spectrum(num_steps=num_steps)
+    return method if nfc is None else method.with_nfc(nfc)
+
+
 def _log_snr(*, model: str | None = None, num_steps: int = 50, nfc: int | float | None = None, order: int = 2) -> Method:
     if model is None:
         raise OptionError("--method log-snr: it places full steps by a sampler's noise levels, and nothing is drawn here; take chebyshev")
@@ -107,6 +112,7 @@ METHODS: Mapping[str, NamedMethod] = {
     "first-block": NamedMethod(rfc.FirstBlockCache, ("threshold",)),
     "dicache": NamedMethod(_dicache, ("threshold", "num_steps")),
     "easycache": NamedMethod(rfc.EasyCache, ("threshold", "num_steps")),
+    "spectrum": NamedMethod(_spectrum, ("nfc", "num_steps")),
     "magcache": NamedMethod(_magcache, ("threshold", "num_steps")),
     "toca": NamedMethod(rfc.ToCa, ("interval", "num_steps")),
     "duca": NamedMethod(rfc.DuCa, ("interval", "num_steps")),

@@ -32,6 +32,7 @@ METHODS: dict[str, rfc.Method] = {
     "teacache": rfc.TeaCache(threshold=0.3, coefficients=(0.5, 1.0, 0.01), num_steps=STEPS),
     "dicache": rfc.DiCache(threshold=0.02, warmup=3, num_steps=STEPS),
     "easycache": rfc.EasyCache(threshold=0.2, warmup=2, num_steps=STEPS),
+    "spectrum": rfc.Spectrum(num_steps=STEPS, warmup=3, weight=0.5),
     "speca": rfc.SpeCa(base=0.1, order=2, min_drafts=1, num_steps=STEPS),
     "toca": rfc.ToCa(interval=3, parts=2, num_steps=STEPS, ratio=0.2),
     "duca": rfc.DuCa(interval=3, parts=2, num_steps=STEPS, ratio=0.2),

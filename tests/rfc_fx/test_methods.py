@@ -35,6 +35,7 @@ METHODS: dict[str, rfc.Method] = {
     "dbcache": rfc.FirstBlockCache(threshold=0.3, tail=1),
     "dicache": rfc.DiCache(threshold=0.3, warmup=3),
     "easycache": rfc.EasyCache(threshold=0.3, warmup=2, num_steps=STEPS),
+    "spectrum": rfc.Spectrum(num_steps=STEPS, warmup=3, weight=0.5),
     "magcache": rfc.MagCache(ratios=[1.0, 1.01, 0.97, 1.02, 0.99, 1.0, 0.98, 1.01, 1.0, 0.96]),
     "speca": rfc.SpeCa(base=0.1, order=2, min_drafts=1, num_steps=STEPS),
     "newton": rfc.NewtonRCS(tau=0.3),
