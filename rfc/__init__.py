@@ -8,6 +8,7 @@ from rfc.estimators.aligned import Aligned
 from rfc.estimators.base import Estimator, combine
 from rfc.estimators.newton import Newton
 from rfc.estimators.predicted import Predicted
+from rfc.estimators.predictor_corrector import PredictorCorrector
 from rfc.estimators.relational import RFE, Projective
 from rfc.estimators.ridge import RidgeChebyshev
 from rfc.estimators.taylor import Hermite, Reuse, Taylor
@@ -26,6 +27,7 @@ from rfc.published import (
     DisCa,
     DuCa,
     FirstBlockCache,
+    FoCa,
     FullCompute,
     HiCache,
     NewtonRCS,
@@ -66,6 +68,7 @@ __all__ = [
     "Estimator",
     "Every",
     "FirstBlockCache",
+    "FoCa",
     "FullCompute",
     "GrowingWindow",
     "Hermite",
@@ -82,6 +85,7 @@ __all__ = [
     "Phased",
     "Placed",
     "Predicted",
+    "PredictorCorrector",
     "PredictorError",
     "ProbeChange",
     "Projective",

@@ -13,6 +13,7 @@ from rfc.estimators.aligned import Aligned
 from rfc.estimators.base import Estimator
 from rfc.estimators.newton import Newton
 from rfc.estimators.predicted import Predicted
+from rfc.estimators.predictor_corrector import PredictorCorrector
 from rfc.estimators.relational import RFE, Projective
 from rfc.estimators.ridge import RidgeChebyshev
 from rfc.estimators.taylor import Hermite, Reuse, Taylor
@@ -34,7 +35,7 @@ class EncodingError(ValueError):
     """A method that JSON cannot hold, or JSON that no method is."""
 
 
-ESTIMATORS = (Reuse, Taylor, Hermite, Newton, RFE, Projective, Aligned, RidgeChebyshev, Predicted, Stored)
+ESTIMATORS = (Reuse, Taylor, Hermite, Newton, RFE, Projective, Aligned, RidgeChebyshev, PredictorCorrector, Predicted, Stored)
 SCHEDULES = (
     Every,
     Listed,

@@ -138,6 +138,7 @@ ENTRIES: tuple[Entry, ...] = (
     _uniform("FORA", "published", rfc.Reuse()),
     *(_uniform(f"TaylorSeer m={m}", "published", rfc.Taylor(order=m)) for m in (1, 2, 3)),
     _uniform("HiCache m=2", "published", rfc.Hermite(order=2)),
+    _uniform("FoCa", "published", rfc.PredictorCorrector()),
     _uniform("TaylorSeer Lite m=1", "published", rfc.Taylor(order=1), granularity="output"),
     _uniform("TaylorSeer Lite m=2", "published", rfc.Taylor(order=2), granularity="output"),
     _uniform("Delta-DiT", "published", rfc.Reuse(), granularity="blocks[1:]", note="the first block runs in every step"),

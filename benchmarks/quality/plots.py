@@ -25,6 +25,7 @@ COLORS = {
     "TaylorSeer Lite": "#f0c27b",
     "TaylorSeer": "#d55e00",
     "HiCache": "#8c4a1f",
+    "FoCa": "#e31a1c",
     "Delta-DiT": "#bcbd22",
     "TeaCache": "#9467bd",
     "First-Block": "#c5a3e0",

@@ -101,6 +101,7 @@ METHODS: Mapping[str, NamedMethod] = {
     "taylorseer": NamedMethod(rfc.TaylorSeer, ("interval", "order")),
     "taylorseer-lite": NamedMethod(rfc.TaylorSeerLite, ("interval", "order")),
     "hicache": NamedMethod(rfc.HiCache, ("interval", "order")),
+    "foca": NamedMethod(rfc.FoCa, ("interval",)),
     "delta-dit": NamedMethod(rfc.DeltaDiT, ("interval",)),
     "rfc": NamedMethod(rfc.RFC, ("tau", "order")),
     "projective": NamedMethod(_with_rcs(rfc.Projective), ("tau", "order")),

@@ -41,6 +41,7 @@ PUBLISHED: list[Method] = [
     rfc.TaylorSeerLite(order=1),
     rfc.HiCache(sigma=0.3),
     rfc.DeltaDiT(first=2, last=5),
+    rfc.FoCa(interval=5),
     rfc.NewtonRCS(),
     rfc.SpeCa(num_steps=28),
     rfc.TeaCache(coefficients=[2.0, 0.5], num_steps=28),

@@ -23,6 +23,7 @@ STEPS = 10
 
 METHODS: dict[str, rfc.Method] = {
     "hicache": rfc.HiCache(interval=3),
+    "foca": rfc.FoCa(interval=3),
     "taylorseer-lite": rfc.TaylorSeerLite(interval=3),
     "delta-dit": rfc.DeltaDiT(interval=3),
     "magcache": rfc.MagCache(ratios=[1.0, 1.01, 0.97, 1.02, 0.99, 1.0, 0.98, 1.01, 1.0, 0.96]),

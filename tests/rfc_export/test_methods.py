@@ -18,6 +18,7 @@ from rfc_export.methods import DTYPES, check_method, decode_method, dtype_of, en
 
 ESTIMATORS = st.one_of(
     st.just(rfc.Reuse()),
+    st.just(rfc.PredictorCorrector()),
     st.builds(rfc.Taylor, order=st.integers(1, 2)),
     st.builds(rfc.RFE, order=st.integers(1, 2), sketch=st.sampled_from([1, 16])),
     st.builds(rfc.Projective, order=st.integers(1, 2)),
@@ -55,7 +56,7 @@ def test_a_method_comes_back_from_json_as_it_was(estimator: Any, schedule: Any, 
 NAMED = [rfc.RFC(tau=0.2), rfc.FORA(interval=3), rfc.TaylorSeer(interval=5), rfc.FullCompute(), rfc.SpeCa(), rfc.TaylorSeerLite()]
 NAMED += [rfc.DeltaDiT(), rfc.TeaCache(num_steps=28), rfc.FirstBlockCache(tail=1), rfc.DiCache(depth=2), rfc.MagCache(ratios=[1.0, 0.9])]
 NAMED += [rfc.ToCa(), rfc.DuCa(grid=(4, 8)), rfc.Chebyshev(nfc=4), rfc.LogSNR(lambdas=(-math.inf, 0.0, 2.0)), rfc.NewtonRCS()]
-NAMED += [rfc.EasyCache(num_steps=28), rfc.Spectrum(growth=3)]
+NAMED += [rfc.EasyCache(num_steps=28), rfc.Spectrum(growth=3), rfc.FoCa(interval=5)]
 
 
 @pytest.mark.parametrize("method", NAMED, ids=repr)

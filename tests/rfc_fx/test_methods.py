@@ -28,6 +28,7 @@ METHODS: dict[str, rfc.Method] = {
     "taylorseer": rfc.TaylorSeer(interval=3, order=2),
     "taylorseer-lite": rfc.TaylorSeerLite(interval=3),
     "hicache": rfc.HiCache(interval=3),
+    "foca": rfc.FoCa(interval=3),
     "delta-dit": rfc.DeltaDiT(interval=3, first=1),
     "delta-dit-front": rfc.DeltaDiT(interval=3, first=0, last=1),
     "teacache": rfc.TeaCache(threshold=0.3, coefficients=(0.5, 1.0, 0.01), num_steps=STEPS),
