@@ -43,11 +43,12 @@ from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
 from rfc.schedules.fixed import Every, Listed, Phased, Placed
 from rfc.schedules.output_change import OutputChange
 from rfc.schedules.rcs import RCS
+from rfc.schedules.spectral_change import SpectralChange
 from rfc.schedules.verified import Verified
 from rfc.state import Clock
 from rfc.storage import Stored
 from rfc.token_selection import Tokens
-from rfc.whole_model import EasyCache, Spectrum
+from rfc.whole_model import EasyCache, SeaCache, Spectrum
 
 __all__ = [
     "FORA",
@@ -93,7 +94,9 @@ __all__ = [
     "Reuse",
     "RidgeChebyshev",
     "Schedule",
+    "SeaCache",
     "SpeCa",
+    "SpectralChange",
     "Spectrum",
     "StepChange",
     "Stored",

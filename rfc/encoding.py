@@ -26,6 +26,7 @@ from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
 from rfc.schedules.fixed import Every, Listed, Phased, Placed
 from rfc.schedules.output_change import OutputChange
 from rfc.schedules.rcs import RCS
+from rfc.schedules.spectral_change import SpectralChange
 from rfc.schedules.verified import Verified
 from rfc.storage import Stored
 from rfc.token_selection import Tokens
@@ -46,6 +47,7 @@ SCHEDULES = (
     StepChange,
     ProbeChange,
     OutputChange,
+    SpectralChange,
     Verified,
     ChebyshevPlaced,
     LogSNRPlaced,

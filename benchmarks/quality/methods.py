@@ -166,6 +166,12 @@ ENTRIES: tuple[Entry, ...] = (
         thresholded=lambda threshold, facts: rfc.EasyCache(threshold=threshold, warmup=2, num_steps=facts.steps),
         note="the residual of all blocks, not of the whole model; 2 leading full steps and the last, not the published 5",
     ),
+    Entry(
+        name="SeaCache",
+        kind="published",
+        thresholded=lambda threshold, facts: rfc.SeaCache(facts.scheduler, threshold=threshold, num_steps=facts.steps, max_skip=None),
+        note="no bound on skips in a row, for the published one (2) leaves no room below 17 of 50",
+    ),
     *(_spectrum(weight) for weight in (1.0, 0.5)),
     Entry(
         name="MagCache",

@@ -32,6 +32,7 @@ COLORS = {
     "DiCache": "#e377c2",
     "EasyCache": "#b15928",
     "Spectrum": "#6a3d9a",
+    "SeaCache": "#1f9e89",
     "MagCache": "#5b3f8c",
     "SpeCa": "#ff9896",
     "ToCa": "#a6761d",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rfc.bookkeeping import clock_tensors
@@ -65,6 +66,8 @@ class Run:
             device, self.tokens = seen["I"].device, seen["I"].shape[1]
             self.clock = clock_tensors(self.generation.clock(self.method.schedule), device)
             schedule = self.method.schedule
+            if "timestep" in schedule.watches:
+                seen = {**seen, "timestep": self._timestep(device)}
             watched: dict[str, Tensor] = {name: seen[name] for name in schedule.watches}
             eps = None
             if watched and self.generation.anchors and self.watched is not None:
@@ -75,6 +78,11 @@ class Run:
             if watched and (is_full or schedule.remembers == "all steps") and not (is_full and schedule.reads_output):
                 self.remember(watched)
         return self.phase
+
+    def _timestep(self, device: torch.device) -> Tensor:
+        if self.timestep is None:
+            raise ValueError(f"{type(self.method.schedule).__name__} reads the timestep, and the model was called with none")
+        return torch.tensor([self.timestep], device=device)
 
     def remember(self, watched: dict[str, Tensor]) -> None:
         """Take in what the schedule watches."""

@@ -24,8 +24,8 @@ Numbers = Mapping[str, Tensor]
 
 Watched = Mapping[str, Tensor]
 
-Signal = Literal["I", "base"]
-"""Signals of the first site: its input I, or the stream that its residual is added to."""
+Signal = Literal["I", "base", "timestep"]
+"""Signals of the first site: its input I, or the stream that its residual is added to; and the timestep that the model is called with."""
 
 Unit = Literal["step", "interval", "generation"]
 """Units of time of a forecast: steps, intervals between neighbouring full steps, whatever their length, or the whole generation."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx
 
+from rfc.arguments import timestep_among
 from rfc.method import Method
 from rfc.phase import is_partial, phase_named
 from rfc.state import SlotSpec
@@ -61,9 +62,12 @@ def tokens_of_sites(sites: Sequence[Site], watched: Site, method: Method) -> tup
 
 
 def signals(watched: Site, method: Method) -> dict[str, fx.Node]:
-    """What the schedule watches at that site; NoSiteError where the site has no stream of its own shape."""
+    """What the schedule watches at that site; NoSiteError where the site has no stream of its own shape, or the model no timestep."""
     nodes: dict[str, fx.Node] = {}
     for name in method.schedule.watches:
+        if name == "timestep":
+            nodes[name] = _timestep(watched.I.graph, method)
+            continue
         node = watched.I if name == "I" else watched.base
         if node is None:
             raise NoSiteError(
@@ -72,3 +76,10 @@ def signals(watched: Site, method: Method) -> dict[str, fx.Node]:
             )
         nodes[name] = node
     return nodes
+
+
+def _timestep(graph: fx.Graph, method: Method) -> fx.Node:
+    inputs: dict[str, fx.Node] = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    if (name := timestep_among(inputs)) is None:
+        raise NoSiteError(f"{type(method.schedule).__name__} reads the timestep, and the model has no such argument; choose another method")
+    return inputs[name]

@@ -86,6 +86,12 @@ def _spectrum(*, num_steps: int = 50, nfc: int | float | None = None) -> Method:
     return method if nfc is None else method.with_nfc(nfc)
 
 
+def _seacache(*, threshold: float = 0.25, num_steps: int | None = None, model: str | None = None) -> Method:
+    """SeaCache by the noise levels of the model's scheduler, where one is known."""
+    scheduler = None if model is None else load_scheduler(locate(model))
+    return rfc.SeaCache(scheduler, threshold=threshold, num_steps=num_steps)
+
+
 def _log_snr(*, model: str | None = None, num_steps: int = 50, nfc: int | float | None = None, order: int = 2) -> Method:
     if model is None:
         raise OptionError("--method log-snr: it places full steps by a sampler's noise levels, and nothing is drawn here; take chebyshev")
@@ -114,6 +120,7 @@ METHODS: Mapping[str, NamedMethod] = {
     "dicache": NamedMethod(_dicache, ("threshold", "num_steps")),
     "easycache": NamedMethod(rfc.EasyCache, ("threshold", "num_steps")),
     "spectrum": NamedMethod(_spectrum, ("nfc", "num_steps")),
+    "seacache": NamedMethod(_seacache, ("threshold", "num_steps", "model")),
     "magcache": NamedMethod(_magcache, ("threshold", "num_steps")),
     "toca": NamedMethod(rfc.ToCa, ("interval", "num_steps")),
     "duca": NamedMethod(rfc.DuCa, ("interval", "num_steps")),

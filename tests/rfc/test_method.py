@@ -48,6 +48,7 @@ PUBLISHED: list[Method] = [
     rfc.FirstBlockCache(blocks=8, tail=1),
     rfc.DiCache(depth=2),
     rfc.EasyCache(num_steps=28),
+    rfc.SeaCache(num_steps=28, grid=[4, 8]),
     rfc.Spectrum(growth=3, weight=0.5),
     rfc.MagCache(ratios=[1.0, 1.2, 0.9]),
     rfc.ToCa(interval=3, grid=(4, 8)),

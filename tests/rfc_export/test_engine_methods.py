@@ -34,6 +34,7 @@ METHODS: dict[str, rfc.Method] = {
     "dicache": rfc.DiCache(threshold=0.02, warmup=3, num_steps=STEPS),
     "easycache": rfc.EasyCache(threshold=0.2, warmup=2, num_steps=STEPS),
     "spectrum": rfc.Spectrum(num_steps=STEPS, warmup=3, weight=0.5),
+    "seacache": rfc.SeaCache(threshold=0.2, num_steps=STEPS),
     "speca": rfc.SpeCa(base=0.1, order=2, min_drafts=1, num_steps=STEPS),
     "toca": rfc.ToCa(interval=3, parts=2, num_steps=STEPS, ratio=0.2),
     "duca": rfc.DuCa(interval=3, parts=2, num_steps=STEPS, ratio=0.2),
