@@ -9,11 +9,14 @@ from rfc.estimators.base import Estimator, combine
 from rfc.estimators.linear_prediction import LinearPrediction
 from rfc.estimators.newton import Newton
 from rfc.estimators.predicted import Predicted
+from rfc.estimators.predictor_corrector import PredictorCorrector
 from rfc.estimators.relational import RFE, Projective
+from rfc.estimators.ridge import RidgeChebyshev
 from rfc.estimators.taylor import Hermite, Reuse, Taylor
 from rfc.method import Method
 from rfc.placement.chebyshev import Chebyshev, ChebyshevPlaced
 from rfc.placement.fitted import Recorded, fitted
+from rfc.placement.growing import GrowingWindow
 from rfc.placement.log_snr import LogSNR, LogSNRPlaced
 from rfc.placement.magcache import MagCache, MagnitudePlaced
 from rfc.placement.noise_levels import noise_levels
@@ -29,6 +32,7 @@ from rfc.published import (
     DisCa,
     DuCa,
     FirstBlockCache,
+    FoCa,
     FullCompute,
     HiCache,
     NewtonRCS,
@@ -42,11 +46,14 @@ from rfc.record import Record
 from rfc.schedules.base import Schedule
 from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
 from rfc.schedules.fixed import Every, Listed, Phased, Placed
+from rfc.schedules.output_change import OutputChange
 from rfc.schedules.rcs import RCS
+from rfc.schedules.spectral_change import SpectralChange
 from rfc.schedules.verified import Verified
 from rfc.state import Clock
 from rfc.storage import Stored
 from rfc.token_selection import Tokens
+from rfc.whole_model import EasyCache, SeaCache, Spectrum
 
 __all__ = [
     "FORA",
@@ -63,10 +70,13 @@ __all__ = [
     "DiCache",
     "DisCa",
     "DuCa",
+    "EasyCache",
     "Estimator",
     "Every",
     "FirstBlockCache",
+    "FoCa",
     "FullCompute",
+    "GrowingWindow",
     "Hermite",
     "HiCache",
     "LinearPrediction",
@@ -78,17 +88,23 @@ __all__ = [
     "Method",
     "Newton",
     "NewtonRCS",
+    "OutputChange",
     "Phased",
     "Placed",
     "Predicted",
+    "PredictorCorrector",
     "PredictorError",
     "ProbeChange",
     "Projective",
     "Record",
     "Recorded",
     "Reuse",
+    "RidgeChebyshev",
     "Schedule",
+    "SeaCache",
     "SpeCa",
+    "SpectralChange",
+    "Spectrum",
     "StepChange",
     "Stored",
     "Taylor",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +14,11 @@ TIMESTEP_NAMES = ("timestep", "timesteps", "t", "sigma", "noise_level")
 
 def timestep_argument(forward: Callable[..., Any]) -> str | None:
     """Name of the argument of `forward` that carries the timestep, None when no name says so."""
-    names = inspect.signature(forward).parameters
+    return timestep_among(inspect.signature(forward).parameters)
+
+
+def timestep_among(names: Collection[str]) -> str | None:
+    """Name among these that says so, None when none does."""
     like = (name for name in names if "timestep" in name or name.endswith("_time"))
     return next((name for name in TIMESTEP_NAMES if name in names), next(like, None))
 

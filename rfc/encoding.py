@@ -14,16 +14,21 @@ from rfc.estimators.base import Estimator
 from rfc.estimators.linear_prediction import LinearPrediction
 from rfc.estimators.newton import Newton
 from rfc.estimators.predicted import Predicted
+from rfc.estimators.predictor_corrector import PredictorCorrector
 from rfc.estimators.relational import RFE, Projective
+from rfc.estimators.ridge import RidgeChebyshev
 from rfc.estimators.taylor import Hermite, Reuse, Taylor
 from rfc.method import Method
 from rfc.placement.chebyshev import ChebyshevPlaced
+from rfc.placement.growing import GrowingWindow
 from rfc.placement.log_snr import LogSNRPlaced
 from rfc.placement.magcache import MagnitudePlaced
 from rfc.placement.weighted import Weighted
 from rfc.schedules.change import AnchorChange, ProbeChange, StepChange
 from rfc.schedules.fixed import Every, Listed, Phased, Placed
+from rfc.schedules.output_change import OutputChange
 from rfc.schedules.rcs import RCS
+from rfc.schedules.spectral_change import SpectralChange
 from rfc.schedules.verified import Verified
 from rfc.storage import Stored
 from rfc.token_selection import Tokens
@@ -33,7 +38,20 @@ class EncodingError(ValueError):
     """A method that JSON cannot hold, or JSON that no method is."""
 
 
-ESTIMATORS = (Reuse, Taylor, Hermite, Newton, LinearPrediction, RFE, Projective, Aligned, Predicted, Stored)
+ESTIMATORS = (
+    Reuse,
+    Taylor,
+    Hermite,
+    Newton,
+    LinearPrediction,
+    RFE,
+    Projective,
+    Aligned,
+    RidgeChebyshev,
+    PredictorCorrector,
+    Predicted,
+    Stored,
+)
 SCHEDULES = (
     Every,
     Listed,
@@ -43,11 +61,14 @@ SCHEDULES = (
     AnchorChange,
     StepChange,
     ProbeChange,
+    OutputChange,
+    SpectralChange,
     Verified,
     ChebyshevPlaced,
     LogSNRPlaced,
     MagnitudePlaced,
     Weighted,
+    GrowingWindow,
 )
 OWN = (*ESTIMATORS, *SCHEDULES, Tokens)
 OPTIONAL = ("granularity", "default_granularity", "probe", "tokens", "name")

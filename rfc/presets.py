@@ -17,6 +17,7 @@ from rfc.method import Method
 from rfc.placement.magcache import MagCache
 from rfc.published import FORA, RFC, DeltaDiT, DiCache, DisCa, DuCa, FirstBlockCache, HiCache, SpeCa, TaylorSeer, TeaCache, ToCa
 from rfc.token_selection import Tokens
+from rfc.whole_model import EasyCache, Spectrum
 
 Row = partial[Method]
 """A method with published settings."""
@@ -124,6 +125,17 @@ _DICACHE = {
     "flux.1-dev": partial(DiCache, threshold=0.08, depth=1, warmup=1, num_steps=30),
 }
 
+_EASYCACHE = {
+    # H-EmbodVis/EasyCache, text to video with 50 steps; the residual of the whole model there
+    "hunyuanvideo": partial(EasyCache, threshold=0.025, warmup=5, num_steps=50),
+}
+
+_SPECTRUM = {
+    # hanjq17/Spectrum, 50 steps: 14 full ones; growth=3 has 10. Its README recommends a weight of 0.5 to 1
+    "flux.1-dev": partial(Spectrum, growth=0.75, weight=0.5, num_steps=50),
+    "hunyuanvideo": partial(Spectrum, growth=0.75, weight=0.5, num_steps=50),
+}
+
 _DISCA = {
     # arXiv 2602.05449 (Tencent-Hunyuan/DisCa): its lists of full steps; 8 of 20: 0 1 2 5 9 13 17 19. No weights of a predictor are here:
     # pass the folder of one that was trained for the model, preset("disca", "hunyuanvideo", predictor=...)
@@ -176,6 +188,8 @@ ROWS: Mapping[str, Mapping[str, Row]] = {
     "first-block": _FIRST_BLOCK,
     "dbcache": _DBCACHE,
     "dicache": _DICACHE,
+    "easycache": _EASYCACHE,
+    "spectrum": _SPECTRUM,
     "magcache": _MAGCACHE,
     "toca": _TOCA,
     "duca": _DUCA,

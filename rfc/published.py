@@ -10,6 +10,7 @@ from typing import Any
 from rfc.estimators.aligned import Aligned
 from rfc.estimators.newton import Newton
 from rfc.estimators.predicted import Predicted
+from rfc.estimators.predictor_corrector import PredictorCorrector
 from rfc.estimators.relational import RFE
 from rfc.estimators.taylor import Hermite, Reuse, Taylor
 from rfc.method import Method
@@ -48,6 +49,11 @@ def TaylorSeerLite(*, interval: int = 4, order: int = 2, warmup: int = 2) -> Met
 def HiCache(*, interval: int = 4, order: int = 2, sigma: float = 0.5, warmup: int = 2) -> Method:
     """TaylorSeer with scaled Hermite polynomials (arXiv 2508.16984)."""
     return Method(estimator=Hermite(order=order, sigma=sigma), schedule=Every(interval=interval, warmup=warmup), name="HiCache")
+
+
+def FoCa(*, interval: int = 4, warmup: int = 2) -> Method:
+    """An ODE solver's step from the latest value of every attention and MLP output, corrected by the last full steps (arXiv 2508.16211)."""
+    return Method(estimator=PredictorCorrector(), schedule=Every(interval=interval, warmup=warmup), name="FoCa")
 
 
 def DeltaDiT(*, interval: int = 3, first: int = 1, last: int | None = None, warmup: int = 1) -> Method:

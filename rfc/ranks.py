@@ -26,6 +26,11 @@ def completed_by(complete: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
         _COMPLETE.reset(token)
 
 
+def is_split() -> bool:
+    """Whether the tokens lie on several ranks."""
+    return _COMPLETE.get() is not None
+
+
 def summed(*parts: Tensor) -> tuple[Tensor, ...]:
     """Each of these sums over tokens, of any shapes, with the other ranks' parts added: float32, one all-reduce for all of them.
 

@@ -120,6 +120,16 @@ def _reuse_at_tocas(interval: float, facts: Facts) -> Method:
     return rfc.Method(estimator=rfc.Reuse(), schedule=rfc.Listed(full_steps=full_steps(toca.schedule, facts.steps)))
 
 
+def _spectrum(weight: float) -> Entry:
+    """Spectrum at the growth of its window that gives the number of full steps."""
+
+    def make(nfc: int, facts: Facts) -> Method:
+        return rfc.Spectrum(num_steps=facts.steps, weight=weight).with_nfc(nfc)
+
+    note = "5 leading full steps where as many are left, fewer where not"
+    return Entry(name=f"Spectrum w={weight:g}", kind="published", placed=make, note=note)
+
+
 def mag_cache(threshold: float, facts: Facts) -> Method:
     return rfc.MagCache(ratios=facts.ratios(), threshold=threshold, max_skip=facts.steps, retention=2 / facts.steps, num_steps=facts.steps)
 
@@ -128,6 +138,7 @@ ENTRIES: tuple[Entry, ...] = (
     _uniform("FORA", "published", rfc.Reuse()),
     *(_uniform(f"TaylorSeer m={m}", "published", rfc.Taylor(order=m)) for m in (1, 2, 3)),
     _uniform("HiCache m=2", "published", rfc.Hermite(order=2)),
+    _uniform("FoCa", "published", rfc.PredictorCorrector()),
     _uniform("TaylorSeer Lite m=1", "published", rfc.Taylor(order=1), granularity="output"),
     _uniform("TaylorSeer Lite m=2", "published", rfc.Taylor(order=2), granularity="output"),
     _uniform("Delta-DiT", "published", rfc.Reuse(), granularity="blocks[1:]", note="the first block runs in every step"),
@@ -149,6 +160,19 @@ ENTRIES: tuple[Entry, ...] = (
         thresholded=lambda threshold, facts: rfc.DiCache(threshold=threshold, num_steps=facts.steps),
         note="the first block runs in every step; 2 leading full steps and the last, not the published leading fifth of them",
     ),
+    Entry(
+        name="EasyCache",
+        kind="published",
+        thresholded=lambda threshold, facts: rfc.EasyCache(threshold=threshold, warmup=2, num_steps=facts.steps),
+        note="the residual of all blocks, not of the whole model; 2 leading full steps and the last, not the published 5",
+    ),
+    Entry(
+        name="SeaCache",
+        kind="published",
+        thresholded=lambda threshold, facts: rfc.SeaCache(facts.scheduler, threshold=threshold, num_steps=facts.steps, max_skip=None),
+        note="no bound on skips in a row, for the published one (2) leaves no room below 17 of 50",
+    ),
+    *(_spectrum(weight) for weight in (1.0, 0.5)),
     Entry(
         name="MagCache",
         kind="published",

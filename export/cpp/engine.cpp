@@ -15,7 +15,7 @@ namespace rfc {
 namespace {
 
 // Rules that look a step up in the table of a generation's full steps.
-const std::set<std::string> kPlaced = {"Listed", "Placed", "LogSNRPlaced", "ChebyshevPlaced", "MagnitudePlaced", "Weighted"};
+const std::set<std::string> kPlaced = {"Listed", "Placed", "LogSNRPlaced", "ChebyshevPlaced", "MagnitudePlaced", "GrowingWindow", "Weighted"};
 
 std::string key(const std::string& kind, const std::string& name) { return kind + ":" + name; }
 
@@ -31,7 +31,7 @@ Schedule::Schedule(const Json& method, const Json& decision) : rule_(decision.at
     for (const Json& one : given)
       numbers_[name].push_back(one.is_string() ? std::numeric_limits<float>::infinity() : one.get<float>());
   if (rule_ != "RCS" && rule_ != "Every" && !kPlaced.count(rule_))
-    throw Error("decision.rule: " + rule_ + "; this program knows RCS, Every and lists of full steps (Placed, LogSNR, Chebyshev, MagCache, Weighted)");
+    throw Error("decision.rule: " + rule_ + "; this program knows RCS, Every and lists of full steps (Placed, LogSNR, Chebyshev, MagCache, Spectrum, fitted)");
   if (kPlaced.count(rule_) && numbers_["table"].empty()) throw Error("decision.numbers: " + rule_ + " has no table of full steps; export again");
   if (rule_ == "LogSNRPlaced" && method.at("schedule").at("lambdas").is_null())
     throw Error("method.schedule: the noise levels are not known, and every step would be full; export with --method log-snr --steps NUMBER");

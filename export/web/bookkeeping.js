@@ -1,6 +1,6 @@
 // The bookkeeping of a generation and the rules that need no program; the lines of rfc/bookkeeping.py and rfc/schedules.
 
-const PLACED = ["Listed", "Placed", "LogSNRPlaced", "ChebyshevPlaced", "MagnitudePlaced", "Weighted"];
+const PLACED = ["Listed", "Placed", "LogSNRPlaced", "ChebyshevPlaced", "MagnitudePlaced", "GrowingWindow", "Weighted"];
 const KNOWN = ["RCS", "Every", ...PLACED];
 
 /** Which step is computed in full: the rule and numbers that the manifest has for a call. */

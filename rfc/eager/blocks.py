@@ -161,6 +161,7 @@ class Span:
 
     def refresh(self, run: Run, returned: dict[str, Tensor]) -> dict[str, Tensor]:
         """Remember what the span added to each stream; returns the streams that it hands on."""
+        run.leave(returned["hidden_states"])
         handed_on = {}
         for name, value in returned.items():
             O = value - self.start[name] if self.with_base else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rfc.bookkeeping import clock_tensors
@@ -26,6 +27,8 @@ class Run:
     clock: Clock | None = None
     watched: State | None = None
     """State of the schedule."""
+    seen: dict[str, Tensor] = field(default_factory=dict)
+    """What the schedule watches, in this step."""
 
     states: dict[tuple[str, int], State] = field(default_factory=dict)
     """One state per site and stream of tokens: joint attention has two outputs, each with its own input."""
@@ -63,15 +66,36 @@ class Run:
             device, self.tokens = seen["I"].device, seen["I"].shape[1]
             self.clock = clock_tensors(self.generation.clock(self.method.schedule), device)
             schedule = self.method.schedule
+            if "timestep" in schedule.watches:
+                seen = {**seen, "timestep": self._timestep(device)}
             watched: dict[str, Tensor] = {name: seen[name] for name in schedule.watches}
             eps = None
             if watched and self.generation.anchors and self.watched is not None:
                 eps = float(schedule.error(watched, self.watched, self.clock))
             self.phase = self.generation.decide(schedule, self.numbers, eps, self.timestep)
-            if watched and (self.phase == FULL.name or schedule.remembers == "all steps"):
-                old = self.watched or zeros(schedule.slots({name: spec_of(tensor) for name, tensor in watched.items()}), device)
-                self.watched = schedule.refresh(old, watched, self.clock)
+            self.seen = watched
+            is_full = self.phase == FULL.name
+            if watched and (is_full or schedule.remembers == "all steps") and not (is_full and schedule.reads_output):
+                self.remember(watched)
         return self.phase
+
+    def _timestep(self, device: torch.device) -> Tensor:
+        if self.timestep is None:
+            raise ValueError(f"{type(self.method.schedule).__name__} reads the timestep, and the model was called with none")
+        return torch.tensor([self.timestep], device=device)
+
+    def remember(self, watched: dict[str, Tensor]) -> None:
+        """Take in what the schedule watches."""
+        assert self.clock is not None
+        schedule = self.method.schedule
+        old = self.watched or zeros(schedule.slots({name: spec_of(tensor) for name, tensor in watched.items()}), self.clock.k.device)
+        self.watched = {**old, **schedule.refresh(old, watched, self.clock)}
+
+    def leave(self, output: Tensor) -> None:
+        """Take in the stream behind the first site of a full step, for a schedule that reads it."""
+        if self.method.schedule.reads_output and self.seen:
+            self.remember({**self.seen, "output": output})
+            self.seen = {}
 
     def streams(self, site: str) -> list[int]:
         """The streams of a site that are remembered."""

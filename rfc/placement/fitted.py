@@ -53,7 +53,7 @@ def fitted(recorded: Recorded, nfc: int, *, order: int = 2, corrections: float =
     steps = fit.moved(full_steps_at(recorded.levels, nfc)) if full_steps is None else tuple(full_steps)
     lambdas, end, _ = recorded.levels
     schedule = Weighted(full_steps=steps, num_steps=count, weights=fit.rows(steps), lambdas=lambdas, end=end)
-    return Method(estimator=LinearPrediction(order=order), schedule=schedule, default_granularity="stack", name="Fitted")
+    return Method(estimator=LinearPrediction(order=order), schedule=schedule, default_granularity="stack", name="fitted")
 
 
 class _Interval(NamedTuple):

@@ -24,11 +24,11 @@ Numbers = Mapping[str, Tensor]
 
 Watched = Mapping[str, Tensor]
 
-Signal = Literal["I", "base"]
-"""Signals of the first site: its input I, or the stream that its residual is added to."""
+Signal = Literal["I", "base", "timestep"]
+"""Signals of the first site: its input I, or the stream that its residual is added to; and the timestep that the model is called with."""
 
-Unit = Literal["step", "interval"]
-"""Units of time of a forecast: steps, or intervals between neighbouring full steps, whatever their length."""
+Unit = Literal["step", "interval", "generation"]
+"""Units of time of a forecast: steps, intervals between neighbouring full steps, whatever their length, or the whole generation."""
 
 
 class Schedule(ABC):
@@ -52,6 +52,14 @@ class Schedule(ABC):
     def remembers(self) -> Literal["full steps", "all steps"]:
         """Steps after which `refresh` takes in the signals."""
         return "full steps"
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether `refresh` takes in `watched["output"]` after full steps: the stream behind the first site.
+
+        After a skipped step there is none; of the state, that step renews what `watches` names and nothing else.
+        """
+        return False
 
     @property
     def accumulates(self) -> bool:
@@ -133,7 +141,7 @@ class Schedule(ABC):
     @property
     def in_graph(self) -> tuple[Any, ...]:
         """Parts of the rule that the programs are made from; all else may change between steps."""
-        return (type(self), self.watches, self.remembers, self.accumulates, self.is_lagged, self.branches)
+        return (type(self), self.watches, self.remembers, self.reads_output, self.accumulates, self.is_lagged, self.branches)
 
     def slots(self, watched: Mapping[str, SlotSpec]) -> dict[str, SlotSpec]:
         """Return the state that the rule keeps of the signals."""

@@ -28,7 +28,7 @@ def relative_changes(*pairs: tuple[Float[Tensor, "*S"], Float[Tensor, "*S"]]) ->
     return [moved / length for moved, length in zip(magnitudes[::2], magnitudes[1::2], strict=True)]
 
 
-class _Change(Schedule):
+class ThresholdRule(Schedule):
     """A threshold, leading full steps, and a last step that is full where the number of steps is known."""
 
     threshold: float = math.nan  # plain attributes, which the fields of the subclasses can replace
@@ -70,7 +70,7 @@ class _Change(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepChange(_Change):
+class StepChange(ThresholdRule):
     """Full when the first site's input has changed enough, step by step, since the last full step (TeaCache, arXiv 2411.19108).
 
     d(t) = mean |I(t) - I(t+1)| / mean |I(t+1)|, over the batch, from one step to the next; full when sum p(d) >= `threshold`, with p the
@@ -111,7 +111,7 @@ class StepChange(_Change):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnchorChange(_Change):
+class AnchorChange(ThresholdRule):
     """Full when what is watched differs too much from the last full step (First-Block cache of ParaAttention and diffusers; DBCache).
 
     d(t-k) = mean |I(t-k) - I(t)| / mean |I(t)|, over the batch; full when d >= `threshold`; nothing adds up. With a probe
@@ -135,7 +135,7 @@ class AnchorChange(_Change):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeChange(_Change):
+class ProbeChange(ThresholdRule):
     """Full when the output of the first blocks changes otherwise than their input does (DiCache, arXiv 2508.17356).
 
     With x the stream and y = x + I what the probed blocks make of it, full when the sum of |d(y) - d(x)| over the steps since the last full

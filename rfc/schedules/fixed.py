@@ -97,7 +97,7 @@ class Placed(Listed):
 
     With the `unit` "interval" neighbouring full steps are 1 apart in the estimator's clock and the steps between them fractions, so that
     a polynomial forecast is one in the variable in which the full steps are equidistant. After the last of them an interval is as long
-    as the last one was.
+    as the last one was. With "generation" the whole of it lasts 1.
     """
 
     num_steps: int = field()
@@ -131,6 +131,8 @@ class Placed(Listed):
             latest = torch.searchsorted(full_steps, steps, right=True) - 1
             lengths = full_steps.diff() if len(full_steps) > 1 else torch.ones(1, dtype=torch.long)
             numbers["times"] = latest + (steps - full_steps[latest]) / lengths[latest.clamp(max=len(lengths) - 1)]
+        elif self.unit == "generation":
+            numbers["times"] = torch.arange(self.TABLE + 1) / self.num_steps
         return numbers
 
     @staticmethod

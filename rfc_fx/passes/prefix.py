@@ -15,7 +15,7 @@ from rfc_fx.ir.program import CLOCK_SPECS, Program
 from rfc_fx.passes.builder import Builder
 from rfc_fx.passes.guard import Guarded
 from rfc_fx.passes.traced import all_reduced
-from rfc_fx.sites.state import SCHEDULE, signals
+from rfc_fx.sites.state import SCHEDULE, schedule_slots, signals
 
 
 def prefix_nodes(guarded: Guarded) -> set[fx.Node]:
@@ -64,7 +64,7 @@ def prefix(guarded: Guarded, carries: Iterable[str], timestep: str | None, hoist
         return None
     build = Builder(guarded, PREFIX, set(hoisted))
     specs = {name: spec_of(node) for name, node in watched.items()}
-    slots = schedule.slots(specs)
+    slots = schedule_slots(guarded.watched, guarded.method)
 
     def error(*tensors: Tensor) -> Tensor:
         held, seen, clock = tensors[: len(slots)], tensors[len(slots) : -3], tensors[-3:]

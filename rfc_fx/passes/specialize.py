@@ -22,7 +22,7 @@ from rfc_fx.passes.prefix import one_decision, prefix_nodes, rematerialized
 from rfc_fx.passes.token_wise import computed, grown_older, no_age, score
 from rfc_fx.sites.find import last_sites
 from rfc_fx.sites.residual import Site
-from rfc_fx.sites.state import LAST, SCHEDULE, signals
+from rfc_fx.sites.state import LAST, SCHEDULE, schedule_slots, signals
 from rfc_fx.sites.token_wise import TokenSite
 
 Writes = Literal["in_place", "returned"]
@@ -74,22 +74,22 @@ class _Step:
         if phase.reads_last:
             build.env[guarded.last] = build.like(build.state(LAST)["x"], guarded.last)
 
-    def watch(self) -> None:
-        """Keep what the schedule watches, after the steps that it says."""
+    def watch(self, output: fx.Node | None = None) -> None:
+        """Keep what the schedule watches, after the steps that it says; `output`: the stream behind the first site, once it is computed."""
         schedule, watched = self.guarded.method.schedule, signals(self.guarded.watched, self.guarded.method)
-        if watched and (self.phase.computes_sites or schedule.remembers == "all steps"):
-            specs = {name: spec_of(node) for name, node in watched.items()}
+        is_full = self.phase.computes_sites
+        if not watched or not (is_full or schedule.remembers == "all steps") or (output is None) == (is_full and schedule.reads_output):
+            return
+        given = {name: (self.build.get(node), spec_of(node)) for name, node in watched.items()}
+        if output is not None:
+            given["output"] = (output, spec_of(self.guarded.watched.output))
 
-            def seen(old: State, *tensors: Any) -> dict[str, Tensor]:
-                return schedule.refresh(old, dict(zip(specs, tensors[:-1], strict=True)), tensors[-1])
+        def seen(old: State, *tensors: Any) -> dict[str, Tensor]:
+            return schedule.refresh(old, dict(zip(given, tensors[:-1], strict=True)), tensors[-1])
 
-            self.refresh(
-                SCHEDULE,
-                (schedule, *specs),
-                schedule.slots(specs),
-                seen,
-                [(self.build.get(node), spec_of(node)) for node in watched.values()],
-            )
+        slots = schedule_slots(self.guarded.watched, self.guarded.method)
+        renewed = list(watched) if schedule.reads_output and not is_full else list(slots)
+        self.refresh(SCHEDULE, (schedule, *given), slots, seen, list(given.values()), renewed)
 
     def compute(self, node: fx.Node) -> None:
         """Copy a node of the model, and score the tokens that it tells something about."""
@@ -117,6 +117,8 @@ class _Step:
                 added = self.of_state(("correction", self.estimator), build.state(site.name), slots, self.estimator.correction, given)[0]
                 output = build.like(build.graph.call_function(aten.add.Tensor, (output, added)), site.output)
             self.refresh(site.name, (self.estimator,), slots, self.estimator.refresh, [(I, specs[0]), (O, specs[1])])
+            if site.name == self.guarded.watched.name:
+                self.watch(output)
             if site.name in self.guarded.tokens:
                 self.store(f"{site.name}.tokens", {"age": no_age(build, I, self.guarded.slots[f"{site.name}.tokens.age"])})
             build.env[node] = output
@@ -157,15 +159,17 @@ class _Step:
         slots: dict[str, SlotSpec],
         fresh: Callable[..., dict[str, Tensor]],
         given: list[tuple[fx.Node, SlotSpec]],
+        renewed: list[str] | None = None,
     ) -> None:
-        """Write what an owner keeps after this step, as `fresh` makes it, which depends on its tensors and on `by`."""
+        """Write what an owner keeps after this step (`renewed`, by default all), as `fresh` makes it of its tensors and of `by`."""
+        names = list(slots) if renewed is None else renewed
 
         def kept(*given: Any) -> list[Tensor]:
             new = fresh(*given)
-            return [new[name] for name in slots]
+            return [new[name] for name in names]
 
-        results = self.of_state(("refresh", by), self.build.state(owner), slots, kept, given)
-        self.store(owner, dict(zip(slots, results, strict=True)))
+        results = self.of_state(("refresh", by, tuple(names)), self.build.state(owner), slots, kept, given)
+        self.store(owner, dict(zip(names, results, strict=True)))
 
     def of_state(
         self,

@@ -94,12 +94,14 @@ def _renewed(guarded: Guarded, phase: Phase) -> set[str]:
 
 def _what_is_watched_is_kept_when_the_schedule_says(guarded: Guarded, programs: dict[str, Program]) -> Violations:
     kept = {slot for slot in guarded.slots if slot.startswith(f"{SCHEDULE}.")}
-    always = guarded.method.schedule.remembers == "all steps"
+    schedule = guarded.method.schedule
+    always = schedule.remembers == "all steps"
+    of_skipped = {f"{SCHEDULE}.{signal}" for signal in schedule.watches} if schedule.reads_output else kept
     phases = step_phases(programs)
     for name, program in programs.items():
         written = kept & set(program.written())
-        is_kept = name in phases and (always or phases[name].computes_sites)
-        if written != (kept if is_kept else set()):
+        is_full = name in phases and phases[name].computes_sites
+        if written != (kept if is_full else of_skipped if always and name in phases else set()):
             yield f"{name} writes {', '.join(sorted(written)) or 'nothing'} of the schedule's slots"
 
 

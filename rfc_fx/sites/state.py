@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx
 
+from rfc.arguments import timestep_among
 from rfc.method import Method
 from rfc.phase import is_partial, phase_named
 from rfc.state import SlotSpec
@@ -34,9 +35,16 @@ def state_slots(sites: Sequence[Site], watched: Site, method: Method) -> dict[st
             slots |= {f"{site.name}.tokens.{name}": spec for name, spec in tokens.slots(*I.shape[:2]).items()}
     if any(phase_named(name).reads_last for name in method.schedule.branches):
         slots[f"{LAST}.x"] = spec_of(last_stream(site_values(sites), watched))
-    seen = {name: spec_of(node) for name, node in signals(watched, method).items()}
-    slots |= {f"{SCHEDULE}.{name}": spec for name, spec in method.schedule.slots(seen).items()}
+    slots |= {f"{SCHEDULE}.{name}": spec for name, spec in schedule_slots(watched, method).items()}
     return slots
+
+
+def schedule_slots(watched: Site, method: Method) -> dict[str, SlotSpec]:
+    """What the schedule keeps of the site that it watches."""
+    seen = {name: spec_of(node) for name, node in signals(watched, method).items()}
+    if method.schedule.reads_output:
+        seen["output"] = spec_of(watched.output)
+    return method.schedule.slots(seen)
 
 
 def site_values(sites: Iterable[Site]) -> dict[fx.Node, Site]:
@@ -54,9 +62,12 @@ def tokens_of_sites(sites: Sequence[Site], watched: Site, method: Method) -> tup
 
 
 def signals(watched: Site, method: Method) -> dict[str, fx.Node]:
-    """What the schedule watches at that site; NoSiteError where the site has no stream of its own shape."""
+    """What the schedule watches at that site; NoSiteError where the site has no stream of its own shape, or the model no timestep."""
     nodes: dict[str, fx.Node] = {}
     for name in method.schedule.watches:
+        if name == "timestep":
+            nodes[name] = _timestep(watched.I.graph, method)
+            continue
         node = watched.I if name == "I" else watched.base
         if node is None:
             raise NoSiteError(
@@ -65,3 +76,10 @@ def signals(watched: Site, method: Method) -> dict[str, fx.Node]:
             )
         nodes[name] = node
     return nodes
+
+
+def _timestep(graph: fx.Graph, method: Method) -> fx.Node:
+    inputs: dict[str, fx.Node] = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    if (name := timestep_among(inputs)) is None:
+        raise NoSiteError(f"{type(method.schedule).__name__} reads the timestep, and the model has no such argument; choose another method")
+    return inputs[name]

@@ -81,6 +81,17 @@ def _disca(*, interval: int = 3) -> Method:
     return rfc.DisCa(predictor=DIGITS_PREDICTOR, interval=interval, warmup=2)
 
 
+def _spectrum(*, num_steps: int = 50, nfc: int | float | None = None) -> Method:
+    method = rfc.Spectrum(num_steps=num_steps)
+    return method if nfc is None else method.with_nfc(nfc)
+
+
+def _seacache(*, threshold: float = 0.25, num_steps: int | None = None, model: str | None = None) -> Method:
+    """SeaCache by the noise levels of the model's scheduler, where one is known."""
+    scheduler = None if model is None else load_scheduler(locate(model))
+    return rfc.SeaCache(scheduler, threshold=threshold, num_steps=num_steps)
+
+
 def _log_snr(*, model: str | None = None, num_steps: int = 50, nfc: int | float | None = None, order: int = 2) -> Method:
     if model is None:
         raise OptionError("--method log-snr: it places full steps by a sampler's noise levels, and nothing is drawn here; take chebyshev")
@@ -96,6 +107,7 @@ METHODS: Mapping[str, NamedMethod] = {
     "taylorseer": NamedMethod(rfc.TaylorSeer, ("interval", "order")),
     "taylorseer-lite": NamedMethod(rfc.TaylorSeerLite, ("interval", "order")),
     "hicache": NamedMethod(rfc.HiCache, ("interval", "order")),
+    "foca": NamedMethod(rfc.FoCa, ("interval",)),
     "delta-dit": NamedMethod(rfc.DeltaDiT, ("interval",)),
     "rfc": NamedMethod(rfc.RFC, ("tau", "order")),
     "projective": NamedMethod(_with_rcs(rfc.Projective), ("tau", "order")),
@@ -106,6 +118,9 @@ METHODS: Mapping[str, NamedMethod] = {
     "teacache": NamedMethod(rfc.TeaCache, ("threshold", "num_steps")),
     "first-block": NamedMethod(rfc.FirstBlockCache, ("threshold",)),
     "dicache": NamedMethod(_dicache, ("threshold", "num_steps")),
+    "easycache": NamedMethod(rfc.EasyCache, ("threshold", "num_steps")),
+    "spectrum": NamedMethod(_spectrum, ("nfc", "num_steps")),
+    "seacache": NamedMethod(_seacache, ("threshold", "num_steps", "model")),
     "magcache": NamedMethod(_magcache, ("threshold", "num_steps")),
     "toca": NamedMethod(rfc.ToCa, ("interval", "num_steps")),
     "duca": NamedMethod(rfc.DuCa, ("interval", "num_steps")),

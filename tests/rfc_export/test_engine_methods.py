@@ -23,6 +23,7 @@ STEPS = 10
 
 METHODS: dict[str, rfc.Method] = {
     "hicache": rfc.HiCache(interval=3),
+    "foca": rfc.FoCa(interval=3),
     "taylorseer-lite": rfc.TaylorSeerLite(interval=3),
     "delta-dit": rfc.DeltaDiT(interval=3),
     "magcache": rfc.MagCache(ratios=[1.0, 1.01, 0.97, 1.02, 0.99, 1.0, 0.98, 1.01, 1.0, 0.96]),
@@ -36,6 +37,9 @@ METHODS: dict[str, rfc.Method] = {
     "first-block": rfc.FirstBlockCache(threshold=0.4),
     "teacache": rfc.TeaCache(threshold=0.3, coefficients=(0.5, 1.0, 0.01), num_steps=STEPS),
     "dicache": rfc.DiCache(threshold=0.02, warmup=3, num_steps=STEPS),
+    "easycache": rfc.EasyCache(threshold=0.2, warmup=2, num_steps=STEPS),
+    "spectrum": rfc.Spectrum(num_steps=STEPS, warmup=3, weight=0.5),
+    "seacache": rfc.SeaCache(threshold=0.2, num_steps=STEPS),
     "speca": rfc.SpeCa(base=0.1, order=2, min_drafts=1, num_steps=STEPS),
     "toca": rfc.ToCa(interval=3, parts=2, num_steps=STEPS, ratio=0.2),
     "duca": rfc.DuCa(interval=3, parts=2, num_steps=STEPS, ratio=0.2),
@@ -95,7 +99,7 @@ def test_every_method_runs_as_machine_code_as_in_the_model(name: str, tmp_path: 
 
 
 @pytest.mark.onnx
-@pytest.mark.parametrize("name", ["teacache", pytest.param("first-block", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["teacache", "easycache", pytest.param("first-block", marks=pytest.mark.slow)])
 def test_a_rule_that_remembers_every_step_runs_as_one_conditional_step(name: str, tmp_path: Path) -> None:
     check("onnx", name, tmp_path, rfc_fx.Config(dispatch="cond"))
 

@@ -18,12 +18,14 @@ from rfc_export.methods import DTYPES, check_method, decode_method, dtype_of, en
 
 ESTIMATORS = st.one_of(
     st.just(rfc.Reuse()),
+    st.just(rfc.PredictorCorrector()),
     st.builds(rfc.Taylor, order=st.integers(1, 2)),
     st.builds(rfc.RFE, order=st.integers(1, 2), sketch=st.sampled_from([1, 16])),
     st.builds(rfc.Projective, order=st.integers(1, 2)),
     st.builds(rfc.Hermite, order=st.integers(1, 3), sigma=st.floats(0.1, 1)),
     st.builds(rfc.Newton, order=st.integers(1, 3)),
     st.builds(rfc.Aligned, most=st.floats(1, 2)),
+    st.builds(rfc.RidgeChebyshev, degree=st.integers(0, 8), weight=st.floats(0, 1)),
 )
 STORED = st.builds(rfc.Stored, estimator=ESTIMATORS, differences=st.sampled_from([None, torch.int8, torch.bfloat16]))
 THRESHOLDS = st.floats(0, 10) | st.just(math.inf)
@@ -35,6 +37,9 @@ SCHEDULES = st.one_of(
     st.builds(rfc.StepChange, threshold=THRESHOLDS, coefficients=st.lists(st.floats(-9, 9), min_size=1), num_steps=st.none() | st.just(28)),
     st.builds(rfc.AnchorChange, threshold=THRESHOLDS, warmup=st.integers(1, 9)),
     st.builds(rfc.ProbeChange, threshold=THRESHOLDS, against_input=st.booleans()),
+    st.builds(rfc.OutputChange, threshold=THRESHOLDS, warmup=st.integers(2, 9), num_steps=st.none() | st.just(28)),
+    st.builds(rfc.GrowingWindow, num_steps=st.integers(1, 99), growth=st.floats(0, 9)),
+    st.builds(rfc.SpectralChange, threshold=THRESHOLDS, levels=st.none() | st.just((3.0, -3.0)), grid=st.none() | st.just((4, 8))),
     st.builds(rfc.Verified, base=st.floats(0, 9), decay=st.floats(0, 1), max_drafts=st.integers(1, 9), enhanced=st.integers(0, 5)),
 )
 PLACES = st.none() | st.sampled_from(["module", "block", "stack", "output", "blocks[1:]", "blocks[:-2]"])
@@ -52,6 +57,7 @@ def test_a_method_comes_back_from_json_as_it_was(estimator: Any, schedule: Any, 
 NAMED = [rfc.RFC(tau=0.2), rfc.FORA(interval=3), rfc.TaylorSeer(interval=5), rfc.FullCompute(), rfc.SpeCa(), rfc.TaylorSeerLite()]
 NAMED += [rfc.DeltaDiT(), rfc.TeaCache(num_steps=28), rfc.FirstBlockCache(tail=1), rfc.DiCache(depth=2), rfc.MagCache(ratios=[1.0, 0.9])]
 NAMED += [rfc.ToCa(), rfc.DuCa(grid=(4, 8)), rfc.Chebyshev(nfc=4), rfc.LogSNR(lambdas=(-math.inf, 0.0, 2.0)), rfc.NewtonRCS()]
+NAMED += [rfc.EasyCache(num_steps=28), rfc.Spectrum(growth=3), rfc.FoCa(interval=5), rfc.SeaCache(grid=(4, 8))]
 
 
 @pytest.mark.parametrize("method", NAMED, ids=repr)
@@ -111,8 +117,9 @@ def test_settings_that_json_cannot_hold_are_refused_by_name() -> None:
     assert decode_method(encode_method(method), [Loose]) == method
 
 
-SCHEDULES_THERE = ["Every", "Listed", "Placed", "Phased", "RCS", "AnchorChange", "StepChange", "ProbeChange", "Verified"]
-SCHEDULES_THERE += ["ChebyshevPlaced", "LogSNRPlaced", "MagnitudePlaced"]
+SCHEDULES_THERE = ["Every", "Listed", "Placed", "Phased", "RCS", "AnchorChange", "StepChange", "ProbeChange"]
+SCHEDULES_THERE += ["OutputChange", "SpectralChange", "Verified"]
+SCHEDULES_THERE += ["ChebyshevPlaced", "LogSNRPlaced", "MagnitudePlaced", "GrowingWindow"]
 
 GOOD = encode_method(rfc.Method(estimator=rfc.Stored(estimator=rfc.RFE(), differences=torch.int8), schedule=rfc.RCS(tau=0.1)))
 

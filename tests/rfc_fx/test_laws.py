@@ -25,6 +25,7 @@ ESTIMATORS = {
     "rfe1": rfc.RFE(order=1),
     "rfe2": rfc.RFE(order=2),
     "rfe2-token": rfc.RFE(order=2, norm="token"),
+    "predictor-corrector": rfc.PredictorCorrector(),
     "projective2": rfc.Projective(order=2),
     "rfe1-sketch-int8": rfc.Stored(estimator=rfc.RFE(order=1, sketch=4), differences=torch.int8),
     "taylor2-float8-bfloat16": rfc.Stored(estimator=rfc.Taylor(order=2), differences=torch.float8_e4m3fn, outputs=torch.bfloat16),

@@ -28,12 +28,16 @@ METHODS: dict[str, rfc.Method] = {
     "taylorseer": rfc.TaylorSeer(interval=3, order=2),
     "taylorseer-lite": rfc.TaylorSeerLite(interval=3),
     "hicache": rfc.HiCache(interval=3),
+    "foca": rfc.FoCa(interval=3),
     "delta-dit": rfc.DeltaDiT(interval=3, first=1),
     "delta-dit-front": rfc.DeltaDiT(interval=3, first=0, last=1),
     "teacache": rfc.TeaCache(threshold=0.3, coefficients=(0.5, 1.0, 0.01), num_steps=STEPS),
     "first-block": rfc.FirstBlockCache(threshold=0.3),
     "dbcache": rfc.FirstBlockCache(threshold=0.3, tail=1),
     "dicache": rfc.DiCache(threshold=0.3, warmup=3),
+    "easycache": rfc.EasyCache(threshold=0.3, warmup=2, num_steps=STEPS),
+    "spectrum": rfc.Spectrum(num_steps=STEPS, warmup=3, weight=0.5),
+    "seacache": rfc.SeaCache(DDIMScheduler(), threshold=0.3, grid=(4, 4), num_steps=STEPS),
     "magcache": rfc.MagCache(ratios=[1.0, 1.01, 0.97, 1.02, 0.99, 1.0, 0.98, 1.01, 1.0, 0.96]),
     "speca": rfc.SpeCa(base=0.1, order=2, min_drafts=1, num_steps=STEPS),
     "newton": rfc.NewtonRCS(tau=0.3),
@@ -43,6 +47,7 @@ METHODS: dict[str, rfc.Method] = {
         estimator=rfc.LinearPrediction(order=2),
         schedule=rfc.Weighted(full_steps=[0, 1, 4, 7], num_steps=STEPS, weights=[(0.3 + 0.05 * i, -0.1, 0.4) for i in range(STEPS)]),
         granularity="stack",
+        name="fitted",
     ),
 }
 
@@ -147,7 +152,7 @@ def test_law_1_all_full_is_the_model_bit_for_bit_behind_probes_and_ranges(family
 @pytest.mark.parametrize("family", ["dit", "sd3", "flux"])
 def test_law_9_what_a_schedule_remembers_of_all_steps_is_not_seen_by_the_next_generation(family: str) -> None:
     model, kwargs = MADE[family]()
-    for method in (METHODS["teacache"], METHODS["dicache"], METHODS["speca"]):
+    for method in (METHODS["teacache"], METHODS["easycache"], METHODS["seacache"], METHODS["dicache"], METHODS["speca"]):
         expected = generation(rfc_fx.transform(model, method), kwargs)
         used = rfc_fx.transform(model, method)
         generation(used, {**kwargs, "hidden_states": torch.full_like(kwargs["hidden_states"], float("nan"))}, 3)
@@ -229,4 +234,4 @@ def test_every_method_of_the_package_is_tested_here() -> None:
     }
     elsewhere = {"preset", "RFC", "FullCompute", "ToCa", "DuCa", "DisCa"}  # test_laws, test_token_wise, test_graft
     assert functions - elsewhere == {method.name for method in METHODS.values()}
-    assert all(METHODS[name].granularity == "stack" for name in ("teacache", "dicache", "magcache"))
+    assert all(METHODS[name].granularity == "stack" for name in ("teacache", "dicache", "easycache", "seacache", "magcache"))

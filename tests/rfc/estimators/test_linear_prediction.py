@@ -109,7 +109,7 @@ def test_at_other_levels_it_is_log_snr() -> None:
 
 
 def test_a_method_is_rebuilt_from_json() -> None:
-    method = Method(estimator=LinearPrediction(order=1), schedule=weighted([0, 3], 5, order=1), name="Fitted")
+    method = Method(estimator=LinearPrediction(order=1), schedule=weighted([0, 3], 5, order=1), name="fitted")
     assert decode_method(encode_method(method)) == method
 
 

@@ -141,7 +141,7 @@ def test_a_list_is_kept_in_json_with_the_length_it_is_for() -> None:
     encoded = encode_method(method)
     assert encoded["schedule"] == {"type": "Placed", "full_steps": [0, 5], "num_steps": 8, "unit": "interval"}
     assert decode_method(encoded) == method
-    with pytest.raises(EncodingError, match=r"method\.schedule: Placed: unit must be step or interval, got 'second'"):
+    with pytest.raises(EncodingError, match=r"method\.schedule: Placed: unit must be step or interval or generation, got 'second'"):
         decode_method(encoded | {"schedule": encoded["schedule"] | {"unit": "second"}})
     encoded["schedule"]["num_steps"] = 3
     with pytest.raises(EncodingError, match=r"method\.schedule: Placed: full_steps must be below num_steps=3"):

@@ -27,6 +27,7 @@ METHODS = {
     "NewtonRCS": NEWTON,
     "TaylorSeer": rfc.TaylorSeer(interval=3),
     "TeaCache": rfc.TeaCache(threshold=0.1),
+    "EasyCache": rfc.EasyCache(threshold=0.1),
     "FirstBlockCache": rfc.FirstBlockCache(threshold=0.1),
     "DiCache": rfc.DiCache(threshold=0.1),
     "SpeCa": rfc.SpeCa(),
@@ -36,7 +37,7 @@ SEVERAL_BLOCKS = ("FirstBlockCache", "DiCache", "DeltaDiT")
 """Methods that leave blocks out, or probe some."""
 SLOW = (*SEVERAL_BLOCKS, "RFC, order 2", "Projective")
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in METHODS]
-NEEDS_NO_NORM = ("per token", "NewtonRCS", "TaylorSeer", "TeaCache", "FirstBlockCache", "SpeCa", "DeltaDiT")
+NEEDS_NO_NORM = ("per token", "NewtonRCS", "TaylorSeer", "TeaCache", "EasyCache", "FirstBlockCache", "SpeCa", "DeltaDiT")
 """Methods whose estimates reduce nothing over tokens."""
 
 

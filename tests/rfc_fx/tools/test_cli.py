@@ -134,6 +134,7 @@ def test_the_twin_and_the_graph_draw_the_same(generated):
 
 def test_generate_gives_each_kind_of_method_its_own_granularity_and_threshold(digits, tmp_path):
     own = {"taylorseer-lite": "output", "delta-dit": "blocks[1:]", "teacache": "stack", "first-block": "blocks[1:]", "dicache": "stack"}
+    own |= {"easycache": "stack", "seacache": "stack", "spectrum": "output"}
     names = ["log-snr", "speca", "duca", *own]  # beside those of `generated`; test_arguments makes every one
     chosen = [part for name in names for part in ("--method", name)]
     result = run("generate", "--model", digits, *SHORT, *chosen, "--threshold", "0.2", "--granularity", "block", "--out", tmp_path)
@@ -219,7 +220,7 @@ def test_psnr_is_infinite_for_equal_images_and_counts_a_range_of_two():
         (["--method", "teacache", "--tau", "1"], "--tau: not a setting of teacache; rfc, projective, newton have it"),
         (["--threshold", "1"], "--threshold: not a setting of taylorseer, rfc, log-snr; teacache, first-block, dicache"),
         (["--nfc", "51"], "LogSNR: nfc must be at most num_steps (50), got 51"),
-        (["--method", "rfc", "--nfc", "9"], "--nfc: not a setting of rfc; chebyshev, log-snr have it"),
+        (["--method", "rfc", "--nfc", "9"], "--nfc: not a setting of rfc; chebyshev, log-snr, spectrum have it"),
         (["--method", "dicache", "--order", "2"], "--order: not a setting of dicache; taylorseer, "),
         (
             ["--method", "teacache", "--granularity", "block"],

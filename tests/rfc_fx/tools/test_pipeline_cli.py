@@ -127,7 +127,7 @@ WRONG = [
     (["--nfc", 0.3, "--speedup", 2], "--nfc and --speedup: pass one of them"),
     (["--speedup", 1], "--speedup must be above 1, how many times faster than full computation, got 1"),
     (["--speedup", "fast"], "--speedup must be a finite number, got fast"),
-    (["--speedup", 2, "--method", "fora"], "--speedup: fora places no number of full steps; chebyshev, log-snr do"),
+    (["--speedup", 2, "--method", "fora"], "--speedup: fora places no number of full steps; chebyshev, log-snr, spectrum do"),
 ]
 
 
