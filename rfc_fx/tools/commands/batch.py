@@ -23,7 +23,7 @@ def batch(
     workers: Annotated[int, typer.Option(min=1, max=1_024, help="processes that draw; more than one need Ray")] = 1,
     size: Annotated[int, typer.Option("--batch", min=1, max=1_024, help="requests that one generation draws, where they fit together")] = 1,
     nfc: options.NFC = None,
-    steps: options.OwnSteps = None,
+    steps: options.RequestSteps = None,
     compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True)")] = True,
     device: options.DeviceHere = None,
 ) -> None:
