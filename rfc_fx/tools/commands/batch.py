@@ -35,9 +35,7 @@ def batch(
     check_writable(out)
     there = drawn_already(out)
     left = [job for job in jobs if job.name not in there]
-    with progress_bar("drawing", len(jobs)) as (advance, _):
-        for _ in range(len(jobs) - len(left)):
-            advance()
+    with progress_bar("drawing", len(left)) as (advance, _):
         source = draw_here(settings, left, size) if workers == 1 else draw_with_ray(settings, left, size, workers)
         failed = draw_all(source, out, advance) if left else []
     typer.echo(f"{out / LEDGER}: {len(jobs) - len(failed)} of {len(jobs)} pictures, {len(jobs) - len(left)} of them were there")
