@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -23,7 +24,7 @@ from rfc_fx.tools.summary_json import versions
 SUBJECTS = ("an apple", "a cat", "a rocket", "a sunflower", "a pizza", "a fish", "a snowman", "a car")
 BACKGROUNDS = ("light blue", "yellow")
 SAMPLES = 10
-"""Times that memory is looked at."""
+"""Times, at most, that memory is looked at."""
 COMPARED = 200
 """Pictures, at least, that are held against those drawn alone, where there are as many."""
 
@@ -68,7 +69,7 @@ def main(
                 done.acquire()
                 if count in deaths and (alive := processes(process, "replica")):
                     os.kill(alive[0].pid, signal.SIGKILL)
-                if count % max(1, requests // SAMPLES) == 0 and not kills:
+                if count % math.ceil(requests / SAMPLES) == 0 and not kills:
                     sizes = {"replica_mib": mib(processes(process, "replica")), "front_mib": mib(processes(process, "front"))}
                     memory.append({"requests": count, **sizes})
             results = [answer.result() for answer in answers]

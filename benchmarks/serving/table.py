@@ -35,8 +35,10 @@ def memory(records: Sequence[Record]) -> str:
     if not looked:
         return ""
     record = max(looked, key=lambda each: int(each["settings"]["requests"]))
-    first, *_, last = (each for each in record["memory"] if each["requests"] >= record["settings"]["requests"] // 5)
+    total = record["settings"]["requests"]
+    shares = [next(each for each in record["memory"] if each["requests"] >= total * share) for share in (0.2, 0.5, 1.0)]
+    replicas, fronts = ([str(each[name]) for each in shares] for name in ("replica_mib", "front_mib"))
     return (
-        f"After {first['requests']} of {last['requests']} requests the replicas held {first['replica_mib']} MiB together and the front "
-        f"{first['front_mib']}, at the end {last['replica_mib']} and {last['front_mib']}."
+        f"Memory after {', '.join(str(each['requests']) for each in shares)} requests of one run: the replicas held "
+        f"{', '.join(replicas)} MiB together, the front {', '.join(fronts)} MiB."
     )

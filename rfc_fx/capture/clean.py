@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, fx
 
+from rfc_fx.capture.gathered_masks import gather_bytes
 from rfc_fx.capture.host_constants import fold_host_constants
 from rfc_fx.ir.ops import aten, remove_dead, value
 
@@ -69,7 +70,7 @@ VIEWS_OF_ONE_LAYOUT = frozenset({aten.view.default, aten._unsafe_view.default})
 
 
 def clean(graph: fx.Graph, constants: dict[str, Tensor] | None = None) -> None:
-    """Erase the checks, put operands in the place of `IDENTITIES`, make views reshapes, fold host constants, and remove dead nodes."""
+    """Erase the checks, put operands in the place of `IDENTITIES`, make views reshapes, gather masks as bytes, and fold host constants."""
     for node in list(graph.nodes):
         if node.target in _CHECKS:
             graph.erase_node(node)
@@ -80,6 +81,7 @@ def clean(graph: fx.Graph, constants: dict[str, Tensor] | None = None) -> None:
             graph.erase_node(node)
         elif node.target in VIEWS_OF_ONE_LAYOUT:
             node.target = aten.reshape.default
+    gather_bytes(graph)
     if constants is not None:
         fold_host_constants(graph, constants)
     remove_dead(graph)

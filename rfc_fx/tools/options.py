@@ -26,6 +26,7 @@ from rfc_fx.tools.arguments import (
 from rfc_fx.tools.load import pickles_allowed
 from rfc_fx.tools.named_methods import DIGITS_TAU, METHODS, taking
 from rfc_fx.tools.parallel import Degrees, parse_parallel
+from rfc_fx.tools.requests.request import Limits
 
 CPU = torch.device("cpu")
 
@@ -49,6 +50,9 @@ Prompts = Annotated[list[str] | None, typer.Option(help="for text pipelines; rep
 Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="first seed")]
 Seeds = Annotated[int, typer.Option(min=1, max=MOST_SEEDS, help="seeds per class or prompt")]
 OwnSteps = Annotated[int | None, typer.Option(min=1, max=10_000, help="sampling steps (default: 50 for digits, else the pipeline's own)")]
+RequestSteps = Annotated[
+    int | None, typer.Option("--steps", min=1, max=Limits().steps, help="sampling steps of a request that says none (default: as generate)")
+]
 OwnSeeds = Annotated[int | None, typer.Option(min=1, max=MOST_SEEDS, help="seeds per class or prompt (default: 4 for classes, else 1)")]
 
 # ---- the call of a pipeline ------------------------------------------------------------------------------------------

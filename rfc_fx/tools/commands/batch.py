@@ -23,7 +23,7 @@ def batch(
     workers: Annotated[int, typer.Option(min=1, max=1_024, help="processes that draw; more than one need Ray")] = 1,
     size: Annotated[int, typer.Option("--batch", min=1, max=1_024, help="requests that one generation draws, where they fit together")] = 1,
     nfc: options.NFC = None,
-    steps: options.OwnSteps = None,
+    steps: options.RequestSteps = None,
     compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True)")] = True,
     device: options.DeviceHere = None,
 ) -> None:
@@ -35,9 +35,7 @@ def batch(
     check_writable(out)
     there = drawn_already(out)
     left = [job for job in jobs if job.name not in there]
-    with progress_bar("drawing", len(jobs)) as (advance, _):
-        for _ in range(len(jobs) - len(left)):
-            advance()
+    with progress_bar("drawing", len(left)) as (advance, _):
         source = draw_here(settings, left, size) if workers == 1 else draw_with_ray(settings, left, size, workers)
         failed = draw_all(source, out, advance) if left else []
     typer.echo(f"{out / LEDGER}: {len(jobs) - len(failed)} of {len(jobs)} pictures, {len(jobs) - len(left)} of them were there")

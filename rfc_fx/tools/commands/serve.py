@@ -28,7 +28,7 @@ def serve(
     host: Annotated[str, typer.Option(help=f"address to listen at; beyond this machine {TOKEN} has to hold a token")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535)] = 8_000,
     nfc: options.NFC = None,
-    steps: options.OwnSteps = None,
+    steps: options.RequestSteps = None,
     compile: Annotated[bool, typer.Option(help="torch.compile(fullgraph=True)")] = True,
     device: options.DeviceHere = None,
 ) -> None:

@@ -38,12 +38,12 @@ def read_prompts(path: Path, drawn_by: tuple[str, ...], limits: Limits = Limits(
     there. RequestError with the line for what is no request, for an `id` that is none, and for a request that stands twice.
     """
     jobs: dict[str, Job] = {}
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in _lines(path):
         where = f"{path}, line {number}"
         try:
             record: Any = json.loads(line)
-        except ValueError as error:
-            raise RequestError(f"{where}: no JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"{where}: no JSON: {str(error)[:100]}") from error
         own = record.pop("id", None) if isinstance(record, dict) else None
         if own is not None and not (isinstance(own, str | int) and re.fullmatch(r"[\w][\w.-]{0,99}", str(own))):
             raise RequestError(f"{where}: id must be letters, digits, . _ or -, at most 100, got {own!r:.60}")
@@ -55,10 +55,11 @@ def read_prompts(path: Path, drawn_by: tuple[str, ...], limits: Limits = Limits(
     return list(jobs.values())
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that hold something, with their numbers."""
     try:
         with path.open(encoding="utf-8") as file:
-            yield from (line for line in map(str.strip, file) if line)
+            yield from ((number, text) for number, line in enumerate(file, start=1) if (text := line.strip()))
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 

@@ -19,6 +19,7 @@ def imported_ray() -> Any:
         os.environ["RAY_AUTH_MODE"] = "token"  # nor does another user of this machine give it work
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")  # a loaded machine takes its time
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "ServeController.*failed")  # Serve ends its controller itself
     import ray
 
     return ray
@@ -42,3 +43,11 @@ def start_ray(workers: int, others: int = 1) -> Any:
     except Exception as error:  # Ray raises plain exceptions where its node does not come up
         raise LoadError(f"Ray did not start: {one_line(error, width=200)}; see {LOGS}") from error
     return ray
+
+
+def listen_on_loopback() -> None:
+    """Bind what a replica of Ray Serve listens at to the loopback: it is hard-coded to every address of the machine."""
+    from ray.serve._private import replica
+
+    bind = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", "127.0.0.1"))

@@ -15,6 +15,8 @@ from rfc_fx.tools.requests.request import Limits, Request, RequestError, parse_r
 
 BODY = 65_536
 """Most bytes of a body."""
+CALL = 8
+"""Most pictures of a call."""
 OURS = ("seed", "steps", "guidance", "negative_prompt", "class")
 """Fields that OpenAI's form does not have."""
 IGNORED = ("model", "user", "quality", "style", "background", "output_format", "moderation")
@@ -30,7 +32,7 @@ class Call:
     """Whether progress comes as server-sent events."""
 
 
-def parse_call(body: bytes, limits: Limits = Limits(), most: int = 8) -> Call:
+def parse_call(body: bytes, limits: Limits = Limits(), most: int = CALL) -> Call:
     """The pictures that a body asks for: prompt, n (at most `most`), size, and `OURS`; RequestError for anything else."""
     if len(body) > BODY:
         raise RequestError(f"body: must have at most {BODY} bytes, got {len(body)}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from rfc_fx.tools.arguments import OptionError
 from rfc_fx.tools.load import LoadError, one_line
-from rfc_fx.tools.requests.ray_node import LOGS, imported_ray, start_ray
+from rfc_fx.tools.requests.ray_node import LOGS, imported_ray, listen_on_loopback, start_ray
 from rfc_fx.tools.requests.request import Request
 from rfc_fx.tools.requests.worker import WorkerSettings, ray_resources
 from rfc_fx.tools.serving.front import Front
@@ -58,6 +58,10 @@ def application(settings: ServerSettings) -> Any:
         ray_actor_options=ray_resources(settings.worker, settings.replicas),
     )
     class Served(Replica):
+        def __init__(self, settings: WorkerSettings) -> None:
+            listen_on_loopback()
+            super().__init__(settings)
+
         @serve.batch(max_batch_size=settings.max_batch, batch_wait_timeout_s=settings.wait)
         async def batched(self, tickets: list[Ticket]) -> AsyncIterator[list[Any]]:
             async for events in self.draw(tickets):
@@ -77,6 +81,7 @@ def application(settings: ServerSettings) -> Any:
         def __init__(self, replica: Any) -> None:
             from rfc_fx.tools.pipeline.folder import pipeline_folder
 
+            listen_on_loopback()
             calls = replica.options(stream=True)
 
             async def draw(request: Request, streams: bool) -> AsyncIterator[Any]:

@@ -14,7 +14,7 @@ from rfc_fx.errors import RFCError
 from rfc_fx.tools.requests.prompts import ATTEMPTS
 from rfc_fx.tools.requests.request import Limits, Request
 from rfc_fx.tools.requests.steps import StepTaken
-from rfc_fx.tools.serving.api import Call, answer, parse_call
+from rfc_fx.tools.serving.api import CALL, Call, answer, parse_call
 from rfc_fx.tools.serving.metrics import Metrics
 
 log = logging.getLogger("rfc_fx")
@@ -57,7 +57,7 @@ class Front:
 
     def parsed(self, body: bytes) -> Call:
         """The call of a body; RequestError for one that cannot be."""
-        return parse_call(body, self._limits)
+        return parse_call(body, self._limits, most=min(CALL, self._most))
 
     async def images(self, call: Call) -> dict[str, Any]:
         """The answer with all pictures of a call. FullError where there is no place, LostError where three replicas died.

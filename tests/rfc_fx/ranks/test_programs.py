@@ -123,3 +123,10 @@ def test_traffic_is_what_the_collectives_send(transformed: Any) -> None:
 def test_another_method_has_another_digest(transformed: Any) -> None:
     one, other = (transformed(name).compiled.digest for name in ("TaylorSeer", "NewtonRCS"))
     assert one["ESTIMATE"] != other["ESTIMATE"]
+
+
+def test_masks_travel_as_bytes(flux_of_two: Any) -> None:
+    model, kwargs = family("qwen")
+    cached = rfc_fx.transform(split(model, 2), rfc.FORA(interval=2), example_inputs=kwargs)
+    gathered = [value(node) for node in collectives(cached.programs["FULL"].graph.nodes) if name_of(node) == "all_gather_into_tensor"]
+    assert [each.dtype for each in gathered] == [torch.uint8, torch.float32]  # Inductor makes int64 of truth values

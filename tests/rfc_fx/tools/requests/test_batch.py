@@ -109,7 +109,8 @@ def test_another_request_or_model_has_another_name(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", r"line 1: no JSON"),
-        ("[]", r"line 1: expected an object"),
+        ("[" * 30_000, r"line 1: no JSON"),
+        ('{"prompt": "a"}\n\n\n[]', r"line 4: expected an object"),
         ('{"prompt": "a", "sed": 1}', r"line 1: 'sed' is no field of a request; known are"),
         ('{"prompt": 3}', r"line 1: prompt must be a text, got 3"),
         ('{"prompt": "a", "class": 1}', r"line 1: needs either a prompt or a class, got both"),

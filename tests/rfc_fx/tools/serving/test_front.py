@@ -96,6 +96,14 @@ def test_a_full_queue_says_when_to_come_again_and_empties() -> None:
     asyncio.run(run())
 
 
+def test_a_call_that_no_queue_could_hold_is_refused_for_good() -> None:
+    async def draw(request: Request, streams: bool) -> AsyncIterator[Any]:
+        yield picture(request)
+
+    with pytest.raises(RequestError, match="n must be an integer from 1 to 4, got 5"):
+        front(draw, most=4).parsed(body(n=5))
+
+
 def test_a_call_that_is_cancelled_gives_its_places_back_and_ends_its_drawing() -> None:
     async def run() -> None:
         ended: list[int] = []

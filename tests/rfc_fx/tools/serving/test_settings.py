@@ -18,6 +18,11 @@ def test_an_address_that_others_can_reach_needs_a_token(monkeypatch: pytest.Monk
         assert "--host 0.0.0.0: others can reach it; put a token into" in one_line_error(app, "serve", "digits", "--host", "0.0.0.0")
 
 
+@pytest.mark.parametrize("command", [("serve", "digits"), ("batch", "digits", "--prompts", "prompts.jsonl", "--out", "out")])
+def test_steps_of_requests_that_say_none_have_the_limit_of_those_that_do(command: tuple[str, ...]) -> None:
+    assert "'--steps': Input should be less than or equal to 200" in one_line_error(app, *command, "--steps", "201")
+
+
 def test_a_port_that_is_taken_is_refused() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
