@@ -62,7 +62,7 @@ test-newest: .environments/newest/.installed  ## the tests on the newest support
 # What passed is kept in out/cuda: RESUME=1 goes on with what an earlier run left there, after no change of the code.
 test-cuda: .environments/cuda/.installed  ## compile every program for a GPU that is not there, an hour; RESUME=1 goes on; CASES=--every-value: minutes
 	$(if $(RESUME),,rm -rf out/cuda)
-	OMP_NUM_THREADS=1 .environments/cuda/bin/pytest -n $(WORKERS) -m cuda tests/cuda --resume out/cuda $(CASES)
+	OMP_NUM_THREADS=1 .environments/cuda/bin/pytest -n $(WORKERS) -m cuda tests/cuda --resume out/cuda --totals out/cuda-totals.json $(CASES)
 
 tests_in = OMP_NUM_THREADS=1 .environments/$(1)/bin/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 

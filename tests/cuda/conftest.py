@@ -87,6 +87,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if folder is None or config.getoption("collectonly"):
         return
     import torch
+    from cases import pairwise
     from record import Passed
 
     passed = Passed(Path(folder))
@@ -94,4 +95,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for line in passed.lines():
         terminalreporter.write_line(line)
     if file := config.getoption("--totals"):
-        Path(file).write_text(json.dumps({"torch": torch.__version__, **passed.totals()}, indent=1) + "\n")
+        Path(file).write_text(json.dumps({"torch": torch.__version__, "pairwise": len(pairwise()), **passed.totals()}, indent=1) + "\n")
