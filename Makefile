@@ -59,8 +59,10 @@ test-oldest: .environments/oldest/.installed  ## the tests on the oldest support
 test-newest: .environments/newest/.installed  ## the tests on the newest supported torch that installs
 	$(call tests_in,newest)
 
-test-cuda: .environments/cuda/.installed  ## compile every program for a GPU that is not there, hours; CASES=--every-value: minutes; CASES="--resume out/cuda"
-	OMP_NUM_THREADS=1 .environments/cuda/bin/pytest -m cuda tests/cuda $(CASES)
+# What passed is kept in out/cuda: RESUME=1 goes on with what an earlier run left there, after no change of the code.
+test-cuda: .environments/cuda/.installed  ## compile every program for a GPU that is not there, an hour; RESUME=1 goes on; CASES=--every-value: minutes
+	$(if $(RESUME),,rm -rf out/cuda)
+	OMP_NUM_THREADS=1 .environments/cuda/bin/pytest -n $(WORKERS) -m cuda tests/cuda --resume out/cuda --totals out/cuda-totals.json $(CASES)
 
 tests_in = OMP_NUM_THREADS=1 .environments/$(1)/bin/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 

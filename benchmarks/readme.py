@@ -27,13 +27,15 @@ from benchmarks.quality import summary as quality
 from benchmarks.scaleout import table as scaleout
 from benchmarks.serving import table as serving
 from benchmarks.soak import table as soak
-from benchmarks.tool_tables import demo_table, engine_table
+from benchmarks.tool_tables import compiled_table, demo_table, engine_table
 from benchmarks.truth import tables as truth
 
 HERE = Path(__file__).parent
 
 
 PAGE = HERE / "README.md"
+COMPILED = RESULTS / "cuda" / "compiled.json"
+"""What `make test-cuda` wrote."""
 ENGINES_PAGE = HERE.parent / "export" / "README.md"
 
 
@@ -133,6 +135,8 @@ def page() -> str:
         state=read_json(RESULTS / "state" / "digits.json"),
         engines=read_json(RESULTS / "engines" / "bench.json"),
         engine_table=engine_table,
+        compiled=read_json(COMPILED) if COMPILED.exists() else None,
+        compiled_table=compiled_table,
         coverage=coverage.summary(covered),
         soak=read_json(RESULTS / "soak" / "soak.json"),
         soak_table=soak.markdown,

@@ -66,3 +66,21 @@ def engine_table(record: Record) -> str:
         )
     heads = ["FULL ms", "ESTIMATE ms", "generation ms (smallest-largest)", "state MiB", "files MiB", "decisions, largest error of a step"]
     return table(["", *heads], rows)
+
+
+GRAPHS = "combinations whose programs are one graph each"
+
+
+def compiled_table(record: Record) -> str:
+    """What `make test-cuda` compiled: combinations, programs, kernels by architecture."""
+    values, counts = record["values"], record["counts"]
+    rows = [
+        ["families, and pairs of a family and a method", f"{values['family']}, {record['pairs with a family']['method']}"],
+        ["methods, types of state, granularities, ways", "{method}, {state}, {granularity}, {way}".format(**values)],
+        ["combinations; of these every pair of values needs", f"{counts[GRAPHS]}; {record['pairwise']}"],
+        ["programs", str(counts["programs"])],
+        ["graphs that would be skipped", str(counts["graphs that would be skipped"])],
+        ["arguments of engines whose address is checked", str(counts["arguments of engines whose address is checked"])],
+        *([f"different kernels compiled to {architecture}", str(count)] for architecture, count in record["kernels"].items()),
+    ]
+    return table(["", record["torch"]], rows)

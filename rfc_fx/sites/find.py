@@ -83,20 +83,26 @@ def last_sites(sites: Sequence[Site]) -> list[Site]:
     return [site for site in sites if block_of(site.name) == block_of(sites[-1].name)]
 
 
-def needed_sites(graph: fx.Graph, sites: Sequence[Site], needs_input: bool, computed: Sequence[Site] = ()) -> list[Site]:
-    """The sites whose estimate reaches the model's output when every site is estimated; `computed`: those that are computed as well.
+def needed_sites(graph: fx.Graph, sites: Sequence[Site], needs_input: bool, verified: Sequence[Site] = ()) -> list[Site]:
+    """The sites whose estimate reaches the model's output when every site is estimated, or when `verified` are computed from estimates.
 
     Joint attention makes the difference: once it is skipped, a text stream that only feeds attention feeds nothing.
     """
     at = {site.output: site for site in sites}
-    seen: set[fx.Node] = set()
-    pending = [node for node in graph.nodes if node.op == "output"]
+    affected = {site.output for site in verified}
+    for node in graph.nodes:
+        if any(source in affected for source in node.all_input_nodes):
+            affected.add(node)
+    seen: set[tuple[fx.Node, bool]] = set()
+    pending = [(node, is_computed) for node in graph.nodes if node.op == "output" for is_computed in (False, True)]
     while pending:
-        node = pending.pop()
-        if node not in seen:
-            seen.add(node)
-            pending.extend(reads(at[node], needs_input) if node in at and at[node] not in computed else node.all_input_nodes)
-    return [site for site in sites if site.output in seen]
+        node, is_computed = pending.pop()
+        is_computed &= node in affected
+        if (node, is_computed) not in seen:
+            seen.add((node, is_computed))
+            sources = node.all_input_nodes if is_computed or node not in at else reads(at[node], needs_input)
+            pending.extend((source, is_computed) for source in sources)
+    return [site for site in sites if (site.output, False) in seen]
 
 
 def reads(site: Site, needs_input: bool = True) -> list[fx.Node]:

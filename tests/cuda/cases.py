@@ -30,8 +30,7 @@ FAMILIES = (
     "LTXVideoTransformer3DModel",
     "MochiTransformer3DModel",
 )
-"""15 classes of `benchmarks.coverage` that differ in their blocks, streams and conditioning; none whose Python reads a mask: fakes have no
-values."""
+"""15 classes of `benchmarks.coverage` that differ in their blocks, streams and conditioning."""
 
 RCS = rfc.RCS(tau=0.1)
 
@@ -89,12 +88,14 @@ class Case:
 
     @property
     def layers(self) -> int:
-        """How often the model has every kind of block: methods that probe or leave out blocks need more."""
-        return 3 if self.method in ("aligned", "probe", "verified") else 1
+        """How often the model has every kind of block: methods that probe, keep or verify blocks need more."""
+        return {"aligned": 2, "probe": 3, "verified": 2}.get(self.method, 1)
 
     @property
     def is_possible(self) -> bool:
-        """Whether the package takes it: one graph has two phases."""
+        """Whether the package takes it: one graph has two phases, and what is verified is a block."""
+        if self.method == "verified" and self.granularity == "stack":
+            return False
         return self.way != "cond" or len(self.caching.schedule.branches) == 2
 
     def __str__(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.utils._pytree as pytree
@@ -32,6 +32,12 @@ def _moved(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     fake = mode.from_tensor(tensor)
     with mode:
         return fake.to(DEVICE)
+
+
+def every_index(mask: Tensor, *, as_tuple: Literal[False] = False) -> Tensor:
+    """torch.nonzero of a mask that lets everything through: fakes have no values, and a length that depends on them is none."""
+    lengths = [torch.arange(length, device=mask.device) for length in mask.shape]
+    return torch.cartesian_prod(*lengths).reshape(-1, mask.dim())
 
 
 class Watching(fx.Interpreter):

@@ -16,9 +16,7 @@ import torch._inductor.compile_fx as compile_fx
 import torch._inductor.output_code as output_code
 from torch import Tensor, fx
 from torch._inductor import config, metrics
-from torch._inductor.codegen.cpp_wrapper_gpu import CppWrapperGpu
 from torch._inductor.graph import GraphLowering
-from torch._inductor.virtualized import V
 
 from rfc_export import aoti
 from rfc_fx.ir.torch_versions import known_options
@@ -90,23 +88,24 @@ class _ReadError(Exception):
     """What was wanted of the generated code is known."""
 
 
+def checked_arguments(arguments: Sequence[Tensor]) -> list[int]:
+    """Indices of the arguments that Inductor takes to begin at 16 bytes, as it asks before it compiles."""
+    return [*compile_fx.get_input_idxs_to_check(arguments, ())]
+
+
 def checked_inputs(module: Any, arguments: Sequence[Tensor]) -> list[int]:
     """Indices of the arguments for which AOTInductor's C++ takes a copy where they begin at no multiple of 16 bytes."""
     names: list[str] = []
     texts: list[str] = []
-    codegen_inputs = CppWrapperGpu.codegen_inputs
 
-    def noted(wrapper: Any) -> None:
-        codegen_inputs(wrapper)
-        names.extend(V.graph.graph_input_names)
-        texts.append(wrapper.prefix.getvalue())
+    def noted(lowering: GraphLowering) -> None:
+        lowering.init_wrapper_code()
+        lowering.wrapper_code.codegen_inputs()  # before its kernels, of which none matters here
+        names.extend(lowering.graph_input_names)
+        texts.append(lowering.wrapper_code.prefix.getvalue())
         raise _ReadError
 
-    with (
-        patch.object(CppWrapperGpu, "codegen_inputs", noted),
-        patch.object(GraphLowering, "codegen_with_cpp_wrapper", GraphLowering.codegen),
-        torch.no_grad(),
-    ):
+    with patch.object(GraphLowering, "codegen_with_cpp_wrapper", noted), torch.no_grad():
         try:
             torch._inductor.aot_compile(_unmarked(module), tuple(arguments), options=known_options(aoti.OPTIONS))
         except Exception as error:

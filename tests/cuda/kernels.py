@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from absent_gpu import Driver
+from record import Passed
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.runtime import triton_helpers
 
 ARCHITECTURES = (80, 90, 100)
 """sm_80: A100; sm_90: H100; sm_100: B200."""
+
+FLOAT8_FROM = 89
+"""The first architecture whose kernels convert eight-bit floats; state of that type is refused below it (`check_types`)."""
+
+
+def failures(kernels: Mapping[str, str], passed: Passed, cache: Path) -> Iterator[str]:
+    """Compile kernels, by their text without names, to every architecture to which they have not been compiled; what failed."""
+    for capability in ARCHITECTURES:
+        with architecture(capability, cache):
+            for text, body in kernels.items():
+                mark = passed.compiled(text, capability)
+                if mark.exists() or (capability < FLOAT8_FROM and any(name in body for name in ("fp8e4nv", "float8e4nv"))):
+                    continue
+                try:
+                    compile_kernel(body, capability)
+                except Exception as error:
+                    yield f"sm_{capability}: {type(error).__name__}: {str(error)[-300:]}"
+                else:
+                    mark.parent.mkdir(exist_ok=True)
+                    mark.touch()
 
 
 @contextmanager

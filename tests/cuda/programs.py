@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import torch
 from cases import Case
-from fakes import moved, on_device
+from fakes import every_index, moved, on_device
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -73,11 +73,11 @@ def built_programs(
     model: nn.Module, arguments: Mapping[str, Any], method: rfc.Method, config: rfc_fx.Config, mode: FakeTensorMode
 ) -> Programs:
     """The programs of a model of fakes."""
-    with torch.no_grad(), patch.object(layout, "_own_storage", _likeness):
+    with torch.no_grad(), patch.object(layout, "_own_storage", _likeness), patch.object(torch, "nonzero", every_index):
         with mode:
             built = build(model, arguments, method, config, timestep_argument(model.forward))
             weights = Weights()
-            weights.take(built)
+            weights.take(built.captured)
             if isinstance(built.lowered, Host):
                 return Programs(built, portable_host(built, built.lowered, weights), built.lowered.layout, mode)
             (step,) = portable_cond(built, weights, "in_place").values()

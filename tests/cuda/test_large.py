@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -9,8 +10,9 @@ import pytest
 import torch
 from absent_gpu import DEVICE
 from generated import triton_code
+from kernels import anonymous, failures
 from programs import STATIC, built_programs, fake_mode
-from record import Found
+from record import Found, Passed
 
 import rfc
 import rfc_fx
@@ -48,7 +50,7 @@ def _unfilled(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("workload", [WORKLOADS["dit-xl"], FLUX], ids=lambda workload: workload.name)
-def test_a_published_size_compiles_for_the_device(workload: Workload, found: Found) -> None:
+def test_a_published_size_compiles_for_the_device(workload: Workload, found: Found, passed: Passed, tmp_path: Path) -> None:
     mode = fake_mode()
     model, call = made(workload, mode)
     programs = built_programs(model, call, rfc.RFC(tau=0.1), rfc_fx.Config(hoist=True), mode)
@@ -60,4 +62,5 @@ def test_a_published_size_compiles_for_the_device(workload: Workload, found: Fou
             generated = triton_code(program.module, program.examples, static)
         assert generated.faults == [], phase
         found.counts[note(phase, "kernels")] += len(generated.kernels)
+        assert [*failures({anonymous(body): body for body in generated.kernels.values()}, passed, tmp_path)] == [], phase
         found.counts[note(phase, "MiB that kernels read and write")] += generated.bytes >> 20

@@ -8,8 +8,8 @@ import pytest
 import torch
 from cases import Case, every_value, everything, pairwise
 from fakes import strays
-from generated import checked_inputs, triton_code
-from kernels import ARCHITECTURES, anonymous, architecture, compile_kernel
+from generated import checked_arguments, checked_inputs, triton_code
+from kernels import anonymous, failures
 from programs import Programs, plain_program, programs_of
 from record import Found, Passed
 from torch._inductor import config
@@ -21,12 +21,12 @@ from rfc_fx.ir.torch_versions import TORCH, WITHOUT_TILING_ANALYSIS
 
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("default")]
 
-FLOAT8_FROM = 89
-"""The first architecture whose kernels convert eight-bit floats; state of that type is refused below it (`check_types`)."""
-
-
 FAILING = ("CogVideoXTransformer3DModel",) if TORCH < (2, 14) else ()
 """Families whose plain model fails in this torch's analysis of tilings: they are compiled without it (`WITHOUT_TILING_ANALYSIS`)."""
+
+
+READ = every_value()
+"""Cases whose C++ is generated too."""
 
 
 def around(case: Case) -> AbstractContextManager[None]:
@@ -79,7 +79,10 @@ def test_every_program_is_one_graph_on_the_device(case: Case, found: Found, capt
 
 
 def test_what_an_engine_writes_begins_where_its_code_takes_it_to_begin(case: Case, found: Found, captured: dict[Case, Programs]) -> None:
-    """AOTInductor hands a misaligned argument on as a copy, in which writes are lost: each that it checks has to begin at 16 bytes."""
+    """AOTInductor hands a misaligned argument on as a copy, in which writes are lost: each that it checks has to begin at 16 bytes.
+
+    Which these are is read from its C++ where every value occurs once, and asked of Inductor for the other combinations.
+    """
     made = programs(case, captured)
     found.counts["combinations whose engines lose no write"] += 1
     slots, pools = made.layout.allocate(torch.device("cpu"))
@@ -87,11 +90,22 @@ def test_what_an_engine_writes_begins_where_its_code_takes_it_to_begin(case: Cas
         if not program.written:
             continue
         with made.mode, around(case):
-            checked = checked_inputs(program.module, program.examples)
+            checked = checked_arguments(program.examples)
+            if case in READ:
+                assert checked_inputs(program.module, program.examples) == checked, phase
+                found.counts["programs whose C++ was searched for copies"] += 1
         specs = [program.inputs[index] for index in checked]
         begin = {spec.name: (slots | pools)[spec.name].data_ptr() % ALIGNMENT for spec in specs if spec.name in slots | pools}
         found.counts["arguments of engines whose address is checked"] += len(begin)
         assert begin == dict.fromkeys(begin, 0), phase
+
+
+def test_every_kernel_of_it_compiles_to_every_architecture(case: Case, found: Found, passed: Passed, tmp_path: Path) -> None:
+    """Equal kernels of several combinations are compiled once."""
+    kernels = passed.kernels_of(f"{test_every_program_is_one_graph_on_the_device.__name__}[{case}]")
+    assert kernels
+    found.counts["combinations whose kernels compile"] += 1
+    assert [*failures(kernels, passed, tmp_path)] == []
 
 
 @pytest.mark.parametrize("family", FAILING)
@@ -102,22 +116,3 @@ def test_a_family_that_needs_another_setting_needs_it_for_the_plain_model(family
     with mode, config.patch(WITHOUT_TILING_ANALYSIS):
         assert triton_code(program, arguments, []).faults == []
     found.counts["families whose plain model fails in Inductor's tiling analysis (pytorch#191603)"] += 1
-
-
-@pytest.mark.parametrize("capability", ARCHITECTURES)
-def test_every_kernel_compiles(capability: int, passed: Passed, tmp_path: Path) -> None:
-    """What the combinations generated; equal kernels once."""
-    kernels = passed.kernels()
-    assert kernels
-    found, failed = Found(), []
-    with architecture(capability, tmp_path):
-        for body in kernels.values():
-            if capability < FLOAT8_FROM and any(name in body for name in ("fp8e4nv", "float8e4nv")):
-                continue
-            try:
-                compile_kernel(body, capability)
-                found.counts[f"kernels compiled to sm_{capability}"] += 1
-            except Exception as error:
-                failed.append(f"{type(error).__name__}: {str(error)[-300:]}")
-    assert failed == []
-    passed.note(f"sm_{capability}", found)

@@ -17,6 +17,7 @@ from tolerances import INDUCTOR, SAME_GRAPH
 import rfc
 import rfc.eager
 import rfc_fx
+from benchmarks.coverage.specs import all_specs
 from rfc_fx.errors import NoSiteError, RFCError
 
 pytestmark = pytest.mark.usefixtures("captured_once")
@@ -175,6 +176,34 @@ def test_the_last_block_is_verified_at_the_price_of_a_block() -> None:
     plan = rfc_fx.transform(model, METHODS["speca"], example_inputs=kwargs).plan()
     block = (plan.full_flops - plan.estimate_flops) / BLOCKS
     assert plan.phase_flops["VERIFY"] - plan.estimate_flops == pytest.approx(block, rel=0.01)
+
+
+def test_what_only_a_verified_block_computes_is_not_remembered() -> None:
+    """CogVideoX's last feed-forward alone reads its attention: no estimate needs that where the feed-forward is estimated."""
+    spec = all_specs()["CogVideoXTransformer3DModel"]
+    model = spec.model(layers=2)
+    kwargs = spec.arguments(model)
+    twin, graph = rfc.eager.cached(model, METHODS["speca"]), rfc_fx.transform(model, METHODS["speca"])
+    expected, got = generation(twin, kwargs), generation(graph, kwargs)
+    assert graph.stats.phases == twin.stats.phases
+    assert "VERIFY" in graph.stats.phases
+    assert close(graph.stats.eps, twin.stats.eps)
+    assert difference(got, expected) <= SAME_GRAPH
+
+
+def test_a_verified_block_around_unchanged_inputs_has_no_error() -> None:
+    """AuraFlow's feed-forward is added to what its attention began with."""
+    spec = all_specs()["AuraFlowTransformer2DModel"]
+    model = spec.model(layers=2)
+    kwargs = spec.arguments(model)
+    graph = rfc_fx.transform(model, rfc.SpeCa(base=0.1, order=1, min_drafts=1, num_steps=STEPS))
+    with graph.generation(), torch.no_grad():
+        for step in range(STEPS):
+            call = kwargs | {"timestep": kwargs["timestep"] - 1e-6 * step}
+            assert difference(graph(**call).sample, model(**call).sample) <= SAME_GRAPH
+    errors = [error for error in graph.stats.eps if error is not None]
+    assert "VERIFY" in graph.stats.phases
+    assert max(errors) <= SAME_GRAPH
 
 
 def test_state_of_coarser_methods_is_a_few_tensors() -> None:

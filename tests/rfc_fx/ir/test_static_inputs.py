@@ -68,3 +68,28 @@ def test_no_program_is_left_out_of_cuda_graphs_for_what_it_writes(name: str) -> 
     assert {*cached.stats.phases} == {"FULL", "ESTIMATE"}
     assert sum(count for count, _ in asked) > 0
     assert all(not lost for _, lost in asked)
+
+
+@pytest.mark.parametrize("hoist", [False, True])
+def test_only_what_a_step_brings_moves_in_programs_compiled_in_place(hoist: bool) -> None:
+    """Weights, state and clock keep their addresses, so that no CUDA graph copies them: Inductor is told so, program by program."""
+    model, kwargs = shared_model("dit")
+    cached = rfc_fx.transform(model, method("taylor"), config=rfc_fx.Config(hoist=hoist), example_inputs=moved(kwargs, 0))
+    moving: list[int] = []
+
+    def inner(module: torch.fx.GraphModule, inputs: list[Any], **settings: Any) -> Any:
+        def run(arguments: list[Any]) -> Any:
+            return torch.fx.Interpreter(module).boxed_run(arguments)
+
+        moving.append(len(inputs) - len(settings["static_input_idxs"]))
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    torch._dynamo.reset()
+    cached.compile(backend=lambda module, inputs: compile_fx(module, inputs, inner_compile=inner), fullgraph=True)
+    with torch.no_grad():
+        for step in range(5):
+            cached(**moved(kwargs, step))
+    brought = {name: sum(kind in ("input", "carry") for kind, _ in program.arguments) for name, program in cached.programs.items()}
+    assert {"PREFIX", "FULL", "ESTIMATE"} | ({"TIMESTEP"} if hoist else set()) <= brought.keys()
+    assert sorted(moving) == sorted(brought.values())
