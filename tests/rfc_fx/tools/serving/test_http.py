@@ -34,7 +34,7 @@ def got(address: str, path: str, body: Any = None, token: str = "secret") -> tup
         return error.code, error.read(), dict(error.headers)
 
 
-async def served(worker: WorkerSettings, asks: Callable[[str, Replica], Any]) -> None:
+async def served(worker: WorkerSettings, asks: Callable[[str, Replica, Front], Any]) -> None:
     """Serve a worker while `asks` runs in a thread."""
     from starlette.requests import Request as Asked
 
@@ -44,7 +44,8 @@ async def served(worker: WorkerSettings, asks: Callable[[str, Replica], Any]) ->
         async for (event,) in replica.draw([Ticket(request, streams)]):
             yield event
 
-    http = Http(Front(draw, lost=(), most_waiting=3), "digits", "secret", takes_classes=True)
+    front = Front(draw, lost=(), most_waiting=3)
+    http = Http(front, "digits", "secret", takes_classes=True)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await (await http.answer(Asked(scope, receive)))(scope, receive, send)
@@ -55,7 +56,7 @@ async def served(worker: WorkerSettings, asks: Callable[[str, Replica], Any]) ->
         await asyncio.sleep(0.02)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        await asyncio.to_thread(asks, f"http://127.0.0.1:{port}", replica)
+        await asyncio.to_thread(asks, f"http://127.0.0.1:{port}", replica, front)
     finally:
         server.should_exit = True
         await running
@@ -63,7 +64,7 @@ async def served(worker: WorkerSettings, asks: Callable[[str, Replica], Any]) ->
 
 @pytest.mark.usefixtures("few_blocks")
 def test_a_server_draws_streams_refuses_and_counts() -> None:
-    def asks(address: str, replica: Replica) -> None:
+    def asks(address: str, replica: Replica, front: Front) -> None:
         assert got(address, "/health")[0] == 200
         assert b"<form" in got(address, "/")[1]
         status, body, _ = got(address, IMAGES, {"class": 3, "seed": 1, "n": 2})
@@ -76,9 +77,13 @@ def test_a_server_draws_streams_refuses_and_counts() -> None:
         assert events == ["queued", "progress", "progress", "progress", "progress", "done"]
         assert got(address, IMAGES, {"class": 3}, "wrong")[0] == 401
         assert got(address, IMAGES, {"class": 30})[0] == 400
+        assert got(address, IMAGES, {"class": 3, "n": 4})[0] == 400  # more than the queue ever holds
+        front.metrics.waiting = 1
         for streams in (False, True):
-            status, _, headers = got(address, IMAGES, {"class": 3, "n": 4, "stream": streams})
-            assert (status, headers["retry-after"]) == (429, "1")
+            status, _, headers = got(address, IMAGES, {"class": 3, "n": 3, "stream": streams})
+            assert status == 429
+            assert int(headers["retry-after"]) >= 1
+        front.metrics.waiting = 0
         assert got(address, IMAGES)[0] == 405
         assert got(address, IMAGES, {"prompt": "a" * 70_000})[0] == 413
         assert got(address, "/nothing")[0] == 404
