@@ -99,7 +99,7 @@ def test_every_method_runs_as_machine_code_as_in_the_model(name: str, tmp_path: 
 
 
 @pytest.mark.onnx
-@pytest.mark.parametrize("name", ["teacache", "easycache", pytest.param("first-block", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["easycache", *(pytest.param(name, marks=pytest.mark.slow) for name in ("teacache", "first-block"))])
 def test_a_rule_that_remembers_every_step_runs_as_one_conditional_step(name: str, tmp_path: Path) -> None:
     check("onnx", name, tmp_path, rfc_fx.Config(dispatch="cond"))
 

@@ -119,7 +119,7 @@ def test_settings_that_json_cannot_hold_are_refused_by_name() -> None:
 
 SCHEDULES_THERE = ["Every", "Listed", "Placed", "Phased", "RCS", "AnchorChange", "StepChange", "ProbeChange"]
 SCHEDULES_THERE += ["OutputChange", "SpectralChange", "Verified"]
-SCHEDULES_THERE += ["ChebyshevPlaced", "LogSNRPlaced", "MagnitudePlaced", "GrowingWindow"]
+SCHEDULES_THERE += ["ChebyshevPlaced", "LogSNRPlaced", "MagnitudePlaced", "Weighted", "GrowingWindow"]
 
 GOOD = encode_method(rfc.Method(estimator=rfc.Stored(estimator=rfc.RFE(), differences=torch.int8), schedule=rfc.RCS(tau=0.1)))
 

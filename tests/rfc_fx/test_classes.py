@@ -24,7 +24,7 @@ STRUCTURES = {
 
 SLOWER = (
     *("ChromaTransformer2DModel", "WanVACETransformer3DModel", "NucleusMoEImageTransformer2DModel", "HunyuanDiT2DModel"),
-    *("AuraFlowTransformer2DModel", "Cosmos3OmniTransformer"),
+    *("AuraFlowTransformer2DModel", "Cosmos3OmniTransformer", "QwenImage21Transformer2DModel"),
 )
 """Those that take longest, with the slow tests."""
 

@@ -150,7 +150,7 @@ def test_law_1_all_full_is_the_model_bit_for_bit_behind_probes_and_ranges(family
 
 
 @pytest.mark.filterwarnings("ignore::rfc_fx.NothingSkippedWarning")
-@pytest.mark.parametrize("family", ["dit", "sd3", "flux"])
+@pytest.mark.parametrize("family", ["dit", *(pytest.param(family, marks=pytest.mark.slow) for family in ("sd3", "flux"))])
 def test_law_9_what_a_schedule_remembers_of_all_steps_is_not_seen_by_the_next_generation(family: str) -> None:
     model, kwargs = MADE[family]()
     for method in (METHODS["teacache"], METHODS["easycache"], METHODS["seacache"], METHODS["dicache"], METHODS["speca"]):

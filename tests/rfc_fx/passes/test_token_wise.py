@@ -58,6 +58,10 @@ def some_tokens(ratio: float, steps: list[str], **settings: Any) -> rfc.Method:
 # --- laws ------------------------------------------------------------------------------------------------------------
 
 
+SLOW = pytest.mark.slow
+FEW = [pytest.param(family, marks=() if family in ("dit", "flux") else SLOW) for family in FAMILIES]
+
+
 @pytest.mark.parametrize(("family", "method"), [*rotating(["dit", "sd3", "flux"], METHODS, each=3), *SLOW_PAIRS])
 def test_token_wise_steps_are_those_of_the_twin(family: str, method: str) -> None:
     model, kwargs = MADE[family]()
@@ -88,7 +92,7 @@ def test_what_the_state_holds_is_what_the_twin_holds(family: str, method: str) -
         assert difference(context.state["last.x"], run.last) <= SAME_GRAPH
 
 
-@pytest.mark.parametrize("family", ["dit", "pixart", "sd3", "wan"])
+@pytest.mark.parametrize("family", ["dit", pytest.param("pixart", marks=SLOW), pytest.param("sd3", marks=SLOW), "wan"])
 @torch.no_grad()
 def test_with_all_tokens_every_feed_forward_is_recomputed_from_the_reused_attention(family: str) -> None:
     model, kwargs = MADE[family]()
@@ -113,7 +117,7 @@ def test_with_all_tokens_every_feed_forward_is_recomputed_from_the_reused_attent
             del module.forward
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FEW)
 def test_with_no_token_a_partial_step_is_reuse(family: str) -> None:
     model, kwargs = MADE[family]()
     phases = ["FULL", "PARTIAL_1", "PARTIAL_1", "FULL", "PARTIAL_1", "PARTIAL_1"]
@@ -123,7 +127,7 @@ def test_with_no_token_a_partial_step_is_reuse(family: str) -> None:
     assert none.plan().share("PARTIAL_1") == none.plan().estimate_share
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FEW)
 def test_law_1_full_steps_are_the_model_bit_for_bit(family: str) -> None:
     model, kwargs = MADE[family]()
     for method in (rfc.ToCa(interval=1, num_steps=1), rfc.DuCa(interval=1, num_steps=1)):  # beyond the list all steps are full
@@ -142,7 +146,7 @@ def test_law_3_with_unchanged_inputs_every_phase_gives_the_full_output(family: s
     assert max(difference(output, outputs[0]) for output in outputs) <= 4 * SAME_GRAPH  # products of fewer rows
 
 
-@pytest.mark.parametrize("method", ["toca", "duca"])
+@pytest.mark.parametrize("method", [pytest.param("toca", marks=SLOW), "duca"])
 def test_law_9_a_result_never_depends_on_an_earlier_generation(method: str) -> None:
     model, kwargs = MADE["flux"]()
     expected = generation(rfc_fx.transform(model, METHODS[method]), kwargs)

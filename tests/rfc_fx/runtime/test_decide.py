@@ -59,6 +59,7 @@ class NotingSet:
     device = torch.device("cpu")
     timestep = "t"
     latent = "x"
+    clock_size = 3
     counts_itself = False
     layout = Layout({"written": SlotSpec((2,), torch.float32)})
     plan = Plan([], [], 8, 1, 1)
