@@ -46,6 +46,14 @@ METHODS: dict[str, rfc.Method] = {
     "aligned": rfc.DiCache(threshold=0.3, warmup=3),
     "probe": rfc.FirstBlockCache(threshold=0.3, tail=1),
     "verified": rfc.SpeCa(base=0.1, order=2, min_drafts=1, num_steps=10),
+    "linear prediction": rfc.Method(
+        estimator=rfc.LinearPrediction(order=2),
+        schedule=rfc.Weighted(full_steps=[0, 1, 4, 7], num_steps=10, weights=[(0.3, -0.1, 0.4)] * 10),
+        granularity="stack",
+    ),
+    "ridge": rfc.Spectrum(num_steps=10),
+    "predictor, corrector": rfc.FoCa(interval=3),
+    "output's change": rfc.EasyCache(threshold=0.1),
 }
 """Every estimator that needs no trained predictor, with the schedules and phases that have programs of their own."""
 
