@@ -59,6 +59,7 @@ class RFE(Relational):
         super().__post_init__()
 
     def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
+        check_tokens("RFE: norm", self.norm, I, O)
         slots = {**history_slots("O", O, self.order), "I": sketch_spec(I, self.sketch, self.norm)}
         slots["speed"] = SlotSpec(scalar_shape(slots["I"].shape, self.norm), torch.float32)
         if self.order == 2:
@@ -116,6 +117,7 @@ class Projective(Relational):
 
     def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
         m = self.order
+        check_tokens("Projective: per", self.per, I, O)
         I = sketch_spec(I, self.sketch, self.per)
         inverse = SlotSpec((m, m, *scalar_shape(I.shape, self.per)), torch.float32)
         return {**history_slots("O", O, m), **history_slots("I", I, m), "inverse": inverse}
@@ -144,6 +146,12 @@ class Projective(Relational):
         c = (state["inverse"] * b).sum(1).unbind()
         moved = state["inverse"][0, 0] > 0
         return [torch.where(moved, c[0], clock.k / clock.N.clamp(min=1)), *c[1:]]
+
+
+def check_tokens(where: str, per: Per, I: SlotSpec, O: SlotSpec) -> None:
+    """Raises ValueError where a token of the output has none of the input: joint attention reads two streams and gives back each alone."""
+    if per == "token" and I.shape[:-1] != O.shape[:-1]:
+        raise ValueError(f"{where}='token' needs a token of the input for each of the output, got {I.shape} and {O.shape}; use 'sample'")
 
 
 SMALLEST_MOVE = 1e-30
