@@ -77,12 +77,32 @@ def test_the_program_draws_the_engines_picture_with_the_engines_decisions(
     assert seeded.read_bytes() == floats.read_bytes()  # torch's generator gives C++ the same noise
 
 
-@pytest.mark.parametrize("method", ["log-snr", "chebyshev"])
+def placed_methods() -> dict[str, rfc.Method]:
+    """Lists of nine full steps of 50."""
+    steps = [0, 1, 5, 11, 18, 26, 34, 42, 47]
+    weights = [(0.02 * (step % 7), -0.01 * (step % 3), 0.3) for step in range(50)]
+    return {
+        "log-snr": rfc.LogSNR(load_digits()[1], num_steps=50, nfc=9),
+        "chebyshev": rfc.Chebyshev(num_steps=50, nfc=9),
+        "spectrum": rfc.Spectrum(num_steps=50).with_nfc(9),
+        "weighted": rfc.Method(
+            estimator=rfc.LinearPrediction(order=2),
+            schedule=rfc.Weighted(full_steps=steps, num_steps=50, weights=weights),
+            granularity="stack",
+        ),
+    }
+
+
+@pytest.mark.parametrize("method", ["log-snr", "chebyshev", "spectrum", "weighted"])
 def test_the_program_places_full_steps_as_the_engine_does(
     program: Path, method: str, digits: nn.Module, digits_inputs: dict[str, Tensor], draw: Draw, tmp_path: Path
 ) -> None:
-    placed = rfc.LogSNR(load_digits()[1], num_steps=50, nfc=9) if method == "log-snr" else rfc.Chebyshev(num_steps=50, nfc=9)
-    facts = {"example_inputs": digits_inputs, "method": placed, "sampler": digits_sampler(), "config": rfc_fx.Config(hoist=False)}
+    facts = {
+        "example_inputs": digits_inputs,
+        "method": placed_methods()[method],
+        "sampler": digits_sampler(),
+        "config": rfc_fx.Config(hoist=False),
+    }
     path = rfc_export.export(digits, tmp_path / "engine", backend="aoti", **facts)
     engine = rfc_export.load(path, trust=True)
     expected = draw(engine, 0)

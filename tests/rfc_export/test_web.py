@@ -68,13 +68,19 @@ def test_javascript_takes_the_decisions_and_draws_the_pixels_of_the_engine(onnx_
 
 
 @pytest.mark.slow  # an engine for it alone
-@pytest.mark.parametrize("name", ["LogSNR", "Chebyshev", "FORA"])
+@pytest.mark.parametrize("name", ["LogSNR", "Chebyshev", "FORA", "Spectrum", "Weighted"])
 def test_rules_without_data_are_the_engines_own(name: str, digits: Any, digits_inputs: dict[str, Tensor], tmp_path: Path) -> None:
     scheduler = load_digits()[1]
     methods = {
         "LogSNR": rfc.LogSNR(scheduler, num_steps=20, nfc=6),
         "Chebyshev": rfc.Chebyshev(num_steps=20, nfc=6),
         "FORA": rfc.FORA(interval=4),
+        "Spectrum": rfc.Spectrum(num_steps=20).with_nfc(8),
+        "Weighted": rfc.Method(
+            estimator=rfc.LinearPrediction(order=2),
+            schedule=rfc.Weighted(full_steps=[0, 1, 4, 8, 13, 17], num_steps=20, weights=[(0.02 * (i % 7), -0.01, 0.3) for i in range(20)]),
+            granularity="stack",
+        ),
     }
     facts = {"method": methods[name], "sampler": digits_sampler()}
     path = rfc_export.export(digits, tmp_path / "engine", backend="onnx", example_inputs=digits_inputs, **facts)
