@@ -16,7 +16,7 @@ export class Schedule {
     if (this.rule === "RCS" && method.schedule.lagged) {
       throw new Error("method.schedule: this page decides with the step's own error; export with lagged=False");
     }
-    if (PLACED.includes(this.rule) && method.schedule.lambdas === null) {
+    if (this.rule === "LogSNRPlaced" && method.schedule.lambdas === null) {
       throw new Error("method.schedule: the noise levels are not known; export with --method log-snr --steps NUMBER");
     }
   }
