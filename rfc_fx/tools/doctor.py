@@ -30,7 +30,7 @@ def examine(device: torch.device) -> Table:
     shown = Table(box=box.SIMPLE, show_header=False, padding=(0, 1, 0, 0))
     shown.add_row("python", platform.python_version())
     for name in PACKAGES:
-        shown.add_row(name, _version(name))
+        shown.add_row(name, torch.__version__ if name == "torch" else _version(name))  # with its build, such as +cu130
     shown.add_row("device", torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads")
     shown.add_row("torch.compile", f"works, {compile_seconds(device):.1f} s for one small function")
     return shown
