@@ -11,12 +11,11 @@ import typer
 import rfc
 from rfc_fx.io.method_file import write_method
 from rfc_fx.tools import options
-from rfc_fx.tools.arguments import MOST_SEED, OptionError, dtype_named, finite, parse_classes
+from rfc_fx.tools.arguments import MOST_SEED, OptionError, finite
 from rfc_fx.tools.calibrate import LISTS, Calibrated, Goal, check_calibratable, named
 from rfc_fx.tools.calibrate import calibrate as search
+from rfc_fx.tools.commands.method_source import SourceOptions, source_for_file
 from rfc_fx.tools.named_methods import METHODS, MethodArguments, new_method
-from rfc_fx.tools.output import check_writable
-from rfc_fx.tools.sources import load_source
 from rfc_fx.tools.terminal import progress_terminal
 
 
@@ -59,18 +58,8 @@ def calibrate(
         raise OptionError(f"--out {out}: expected a file that ends in .json, as --method of generate takes it")
     uncalibrated = new_method(method, MethodArguments(order=order, num_steps=steps, model=model))
     check_calibratable(uncalibrated)  # before anything is loaded
-    labels = parse_classes(classes)
-    check_writable(out.parent)
-    source = load_source(
-        model,
-        classes=labels,
-        prompts=prompt or [],
-        seeds=list(range(seed, seed + seeds)),
-        cfg=cfg,
-        dtype=None if dtype is None else dtype_named(dtype),
-        device=device,
-        assignments=call or [],
-    )
+    drawn = SourceOptions(classes=classes, prompts=prompt, first_seed=seed, seeds=seeds, cfg=cfg, dtype=dtype, device=device, call=call)
+    source = source_for_file(model, drawn, out)
     with progress_terminal().status("calibrating") as status:
 
         def report(text: str) -> None:

@@ -10,9 +10,9 @@ import typer
 
 from rfc_fx.io.method_file import write_method
 from rfc_fx.tools import options
-from rfc_fx.tools.arguments import MOST_SEED, OptionError, dtype_named, finite, parse_classes, parse_speedup
-from rfc_fx.tools.output import check_writable, whole_files
-from rfc_fx.tools.sources import load_source
+from rfc_fx.tools.arguments import MOST_SEED, OptionError, finite, parse_speedup
+from rfc_fx.tools.commands.method_source import SourceOptions, source_for_file
+from rfc_fx.tools.output import whole_files
 from rfc_fx.tools.terminal import progress_terminal, terminal
 from rfc_fx.tools.tune import SamplerChoice, TuningGoal, scheduler_of
 from rfc_fx.tools.tune import tune as search
@@ -68,18 +68,8 @@ def tune(
     counts, kinds = parse_steps(steps), [_scheduler_class(name) for name in scheduler or []]
     if out.suffix != ".json" or out.is_dir():
         raise OptionError(f"--out {out}: expected a file that ends in .json; its picture stands beside it")
-    labels = parse_classes(classes)
-    check_writable(out.parent)
-    source = load_source(
-        model,
-        classes=labels,
-        prompts=prompt or [],
-        seeds=list(range(seed, seed + seeds)),
-        cfg=cfg,
-        dtype=None if dtype is None else dtype_named(dtype),
-        device=device,
-        assignments=call or [],
-    )
+    drawn = SourceOptions(classes=classes, prompts=prompt, first_seed=seed, seeds=seeds, cfg=cfg, dtype=dtype, device=device, call=call)
+    source = source_for_file(model, drawn, out)
     own = scheduler_of(source)
     schedulers = [("", own), *((kind.__name__, kind.from_config(own.config)) for kind in kinds)]
     samplers = [SamplerChoice(name=name, scheduler=each, steps=count) for name, each in schedulers for count in counts]

@@ -1,5 +1,6 @@
 """What CUDA graphs ask of a program's arguments, asked without a device: they begin at 16 bytes, and what is written keeps its address."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -38,6 +39,15 @@ def test_every_slot_begins_at_a_multiple_of_16_bytes(name: str, family: str) -> 
     assert {slot: tensor.data_ptr() % ALIGNMENT for slot, tensor in (slots | pools).items()} == dict.fromkeys(slots | pools, 0)
 
 
+def five_steps(cached: rfc_fx.CachedModel, kwargs: dict[str, Any], inner: Callable[..., Any]) -> None:
+    """Compile every program in place, its code by `inner` in Inductor's place, and take five steps."""
+    torch._dynamo.reset()
+    cached.compile(backend=lambda module, inputs: compile_fx(module, inputs, inner_compile=inner), fullgraph=True)
+    with torch.no_grad():
+        for step in range(5):
+            cached(**moved(kwargs, step))
+
+
 @pytest.mark.parametrize("name", [pytest.param("taylor", marks=pytest.mark.slow), "sketched int8"])
 def test_no_program_is_left_out_of_cuda_graphs_for_what_it_writes(name: str) -> None:
     """Every program goes through AOTAutograd as Inductor calls it; then torch's own two questions before it records a graph."""
@@ -60,11 +70,7 @@ def test_no_program_is_left_out_of_cuda_graphs_for_what_it_writes(name: str) -> 
         run._boxed_call = True  # type: ignore[attr-defined]
         return run
 
-    torch._dynamo.reset()
-    cached.compile(backend=lambda module, inputs: compile_fx(module, inputs, inner_compile=inner), fullgraph=True)
-    with torch.no_grad():
-        for step in range(5):
-            cached(**moved(kwargs, step))
+    five_steps(cached, kwargs, inner)
     assert {*cached.stats.phases} == {"FULL", "ESTIMATE"}
     assert sum(count for count, _ in asked) > 0
     assert all(not lost for _, lost in asked)
@@ -85,11 +91,7 @@ def test_only_what_a_step_brings_moves_in_programs_compiled_in_place(hoist: bool
         run._boxed_call = True  # type: ignore[attr-defined]
         return run
 
-    torch._dynamo.reset()
-    cached.compile(backend=lambda module, inputs: compile_fx(module, inputs, inner_compile=inner), fullgraph=True)
-    with torch.no_grad():
-        for step in range(5):
-            cached(**moved(kwargs, step))
+    five_steps(cached, kwargs, inner)
     brought = {name: sum(kind in ("input", "carry") for kind, _ in program.arguments) for name, program in cached.programs.items()}
     assert {"PREFIX", "FULL", "ESTIMATE"} | ({"TIMESTEP"} if hoist else set()) <= brought.keys()
     assert sorted(moving) == sorted(brought.values())

@@ -1,6 +1,7 @@
 """Tune: what is measured, what is chosen of it, and the file that draws it again."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,30 @@ def test_wrong_options_are_found_before_anything_is_loaded(arguments: list[str],
     ran = CliRunner().invoke(app, ["tune", "no-such-model", *arguments])
     assert ran.exit_code == 2
     assert said in ran.stderr
+
+
+@pytest.mark.filterwarnings("ignore:.*a generation of 5 steps:rfc_fx.StepsMismatchWarning")  # the cancelled one
+def test_interleaved_cancelled_and_other_batches_change_no_fitted_generation() -> None:
+    of = source()
+    model = rfc_fx.transform(of.model, rfc.fitted(recorded(of, of.scheduler, STEPS), 3))
+    timesteps = of.scheduler.timesteps
+
+    def steps(generation: Any, seed: int, batch: int) -> Iterator[torch.Tensor]:
+        x, labels = zoo.digits_noise([seed] * batch), torch.full((batch,), 3)
+        for timestep in timesteps:
+            with torch.no_grad():
+                output = generation(x, timestep=timestep.expand(batch), class_labels=labels).sample
+            x = x - 0.1 * output
+            yield x
+
+    def alone(seed: int, batch: int) -> torch.Tensor:
+        with model.generation() as generation:
+            return list(steps(generation, seed, batch))[-1]
+
+    wanted = alone(1, 2), alone(2, 2)
+    with model.generation() as first, model.generation() as second, model.generation() as cancelled, model.generation() as other:
+        runs = [steps(first, 1, 2), steps(second, 2, 2), steps(cancelled, 3, 2), steps(other, 4, 1)]
+        got = [[next(run) for run in (runs if index < 5 else (*runs[:2], runs[3]))] for index in range(STEPS)]
+    assert torch.equal(got[-1][0], wanted[0])
+    assert torch.equal(got[-1][1], wanted[1])
+    assert torch.equal(alone(1, 2), wanted[0])  # after a generation that was left in the middle
