@@ -23,6 +23,7 @@ from rfc_export.cli import app
 from rfc_export.commands import export as export_command
 from rfc_fx.io.method_file import read_method
 from rfc_fx.tools.commands import calibrate as calibrate_command
+from rfc_fx.tools.commands import method_source
 from rfc_fx.tools.output import OutputError, whole_files, write_json
 
 pytestmark = pytest.mark.onnx
@@ -51,7 +52,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = SimpleNamespace(nfc=8.0, psnr_db=30.0, error=0.1)
     found = SimpleNamespace(measured=measured, method=method, threshold=0.2, tried=1)
     source = SimpleNamespace(name="digits", seeds=[0], groups=["3"])
-    monkeypatch.setattr(calibrate_command, "load_source", lambda *_, **__: source)
+    monkeypatch.setattr(method_source, "load_source", lambda *_, **__: source)
     monkeypatch.setattr(calibrate_command, "search", lambda *_, **__: found)
     monkeypatch.setattr(export_command, "exportable", lambda *_, **__: SimpleNamespace(model=None, calls=[], sampler=None))
     monkeypatch.setattr(export_command, "export_model", _written_engine)
