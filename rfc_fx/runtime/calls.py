@@ -184,3 +184,11 @@ def timestep_ends(timestep: Tensor) -> tuple[float, float]:
         return float(low), float(high)
     values = timestep.tolist() if timestep.dim() == 1 else timestep.flatten().tolist()
     return float(min(values)), float(max(values))
+
+
+def different_ends(timestep: Tensor) -> tuple[float, float] | None:
+    """Smallest and largest timestep of a batch on the host; None where all are equal, or only a device knows."""
+    if timestep.numel() < 2 or not on_host(timestep):
+        return None
+    low, high = timestep_ends(timestep)
+    return None if low == high else (low, high)

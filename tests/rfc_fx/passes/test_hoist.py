@@ -148,13 +148,15 @@ def test_steps_in_another_order_or_at_other_timesteps_compute_their_own(host_kno
             assert len(cached.stats.phases) == STEPS
 
 
-def test_samples_at_different_timesteps_do_not_use_the_table() -> None:
+@pytest.mark.parametrize("is_said", [False, True])
+def test_samples_at_different_timesteps_do_not_use_the_table(is_said: bool) -> None:
+    """Neither of prepared timesteps nor of those that the generation was opened with."""
     model, kwargs = shared_model("dit")
     times = kwargs["timestep"] - torch.tensor([0, 100])
     cached = rfc_fx.transform(model, rfc.TaylorSeer(interval=3, order=1), config=rfc_fx.Config(hoist=True))
     cached.prepare(times)
     call = {**kwargs, "timestep": times}
-    with torch.no_grad():
+    with torch.no_grad(), cached.generation([float(times.max())] if is_said else None):
         assert torch.equal(sample(cached(**call)), sample(model(**call)))
 
 
