@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from rfc_fx.capture.fold import fold, masks_of, shape_depends_on_values
+from rfc_fx.capture.fold import fold, shape_depends_on_values, shaped_by
 from rfc_fx.capture.lifted import Answer, Lifted, Number, lifted_numbers
 from rfc_fx.errors import CaptureError
 from rfc_fx.ir.ops import FLOPS, aten, closure, value
@@ -162,7 +162,7 @@ def trace(model: nn.Module, arguments: Mapping[str, Any], moving: frozenset[str]
     read = [(where, names) for names, where in watch.reads]
     for node in module.graph.nodes:
         if shape_depends_on_values(node):
-            read.append((f"{node} in {_path(node)}", frozenset().union(*map(_sources, masks_of(node) or [node]))))
+            read.append((f"{node} in {_path(node)}", frozenset().union(*map(_sources, shaped_by(node)))))
     for where, names in read:
         if wrong := sorted({owners[number[name]] for name in names if owners[number[name]] in moving}):
             raise CaptureError(

@@ -1,0 +1,53 @@
+"""Fold: how often items are repeated is fixed in the graph, and the shape behind it; what repeats the moving latent is refused."""
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from rfc_fx.capture.export import Captured, capture
+from rfc_fx.errors import CaptureError
+from rfc_fx.ir.ops import aten, has_known_shape
+
+
+class Expanded(nn.Module):
+    """Stands for a model whose image tokens are several latents each, as QwenImage21 has them; its Python reads the mask."""
+
+    def __init__(self, dim: int | None) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, hidden_states: Tensor, mask: Tensor) -> Tensor:
+        if not mask.any():
+            return hidden_states
+        return torch.repeat_interleave(hidden_states, torch.where(mask, 4, 1), self.dim) * 2
+
+
+class OfItself(nn.Module):
+    def forward(self, hidden_states: Tensor, mask: Tensor) -> Tensor:
+        if not mask.any():
+            return hidden_states
+        return hidden_states.repeat_interleave((hidden_states[0, :, 0] > 0).long(), dim=1)
+
+
+def run(captured: Captured, *inputs: Tensor) -> Tensor:
+    root = nn.Module()
+    for name, constant in captured.constants.items():
+        root.register_buffer(name, constant)
+    out: Tensor = fx.GraphModule(root, captured.graph)(*inputs)[0]
+    return out
+
+
+@pytest.mark.parametrize("dim", [1, -2, None])
+def test_numbers_of_repetitions_are_fixed_and_no_shape_depends_on_values(dim: int | None) -> None:
+    tokens = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([False, True, False]) if dim else torch.arange(24) % 5 == 0
+    captured = capture(Expanded(dim), {"hidden_states": tokens, "mask": mask})
+    assert aten.index_select.default in {node.target for node in captured.graph.nodes}
+    assert all(map(has_known_shape, captured.graph.nodes))
+    assert captured.decided == {1}
+    assert torch.equal(run(captured, 3 * tokens, mask), 3 * Expanded(dim)(tokens, mask))
+
+
+def test_repetitions_by_the_latent_are_refused() -> None:
+    with pytest.raises(CaptureError, match=r"reads the values of hidden_states, which change in every step\n  at repeat_interleave in"):
+        capture(OfItself(), {"hidden_states": torch.randn(2, 3, 4), "mask": torch.tensor([True])})
