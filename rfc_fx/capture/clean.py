@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx
 
 from rfc_fx.capture.gathered_masks import gather_bytes
@@ -65,6 +66,27 @@ IDENTITIES = (
 )
 
 
+def _is_sum_of_another_integer(node: fx.Node) -> bool:
+    dtype = node.kwargs.get("dtype") if node.target is aten.cumsum.default else None
+    return isinstance(dtype, torch.dtype) and not dtype.is_floating_point and dtype is not torch.int64 and not _is_floating(node.args[0])
+
+
+def _is_floating(node: Any) -> bool:
+    tensor = value(node)
+    return isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _cast_behind(node: fx.Node) -> None:
+    """Let a running sum be one of int64, cast behind it: Inductor makes the former of a constant's, and forgets the type."""
+    dtype = node.kwargs["dtype"]
+    node.kwargs = {name: given for name, given in node.kwargs.items() if name != "dtype"}
+    with node.graph.inserting_after(node):
+        cast = node.graph.call_function(aten.to.dtype, (node, dtype))
+    node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
+    cast.meta = dict(node.meta)
+    node.meta["val"] = node.meta["val"].to(torch.int64)
+
+
 VIEWS_OF_ONE_LAYOUT = frozenset({aten.view.default, aten._unsafe_view.default})
 """Legal for the strides of the example; a reshape is a view where it can be one."""
 
@@ -81,6 +103,8 @@ def clean(graph: fx.Graph, constants: dict[str, Tensor] | None = None) -> None:
             graph.erase_node(node)
         elif node.target in VIEWS_OF_ONE_LAYOUT:
             node.target = aten.reshape.default
+        elif _is_sum_of_another_integer(node):
+            _cast_behind(node)
     gather_bytes(graph)
     if constants is not None:
         fold_host_constants(graph, constants)

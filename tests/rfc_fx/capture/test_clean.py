@@ -7,11 +7,13 @@ import diffusers
 import pytest
 import torch
 from families import FAMILIES, sample
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import rfc
 import rfc_fx
 from rfc_fx.capture.clean import VIEWS_OF_ONE_LAYOUT
+from rfc_fx.capture.export import capture
+from rfc_fx.ir.ops import aten
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "a slice of a longer tensor": lambda x: torch.cat([x, x], dim=1)[:, : x.shape[1]],
@@ -62,3 +64,21 @@ def test_any_layout_of_the_inputs_is_taken_after_a_contiguous_call(name: str) ->
                 cached.reset()
                 torch.testing.assert_close(sample(cached(**laid)), sample(model(**laid)))
     assert len(cached.driver.programs) == 1
+
+
+class Offsets(nn.Module):
+    """Where the rows of each expert end, as NucleusMoEImage's grouped product takes them."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        ends = torch.full((4,), 3, device=hidden_states.device).cumsum(0, dtype=torch.int32)
+        masked = (hidden_states > 0).cumsum(-1, dtype=torch.int8)
+        return hidden_states[ends.long() - 3] + masked.sum(-1, keepdim=True)[ends.long() - 3] + hidden_states.double().cumsum(0).float()[:4]
+
+
+def test_running_sums_of_integers_are_of_int64_and_cast() -> None:
+    x = torch.randn(12, 3)
+    captured = capture(Offsets(), {"hidden_states": x})
+    sums = [node for node in captured.graph.nodes if node.target is aten.cumsum.default]
+    assert [node.meta["val"].dtype for node in sums] == [torch.int64, torch.int64, torch.float64]
+    assert not any(node.kwargs for node in sums)
+    assert torch.equal(fx.GraphModule(nn.Module(), captured.graph)(x)[0], Offsets()(x))
