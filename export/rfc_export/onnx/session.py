@@ -109,7 +109,7 @@ class OnnxSession:
         names = {value.name for value in session.get_inputs()}
         self._inputs = [(index, value_name(tensor)) for index, tensor in enumerate(spec.inputs) if value_name(tensor) in names]
         self._outputs = [(value_name(tensor), tensor.shape, dtype_of(tensor.name, tensor.dtype)) for tensor in spec.outputs]
-        self._binding = session.io_binding()
+        self._binding, self._spare = session.io_binding(), torch.empty(1, device=self.device)
         self._bound: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -121,10 +121,10 @@ class OnnxSession:
         with self._lock:  # a binding is one call's; threads take turns
             for index, name in self._inputs:
                 if self._moved(name, inputs[index]):
-                    self._binding.bind_input(name, *_memory(inputs[index]))
+                    self._binding.bind_input(name, *_memory(inputs[index], self._spare))
             for (name, _, _), tensor in zip(self._outputs, outputs, strict=True):
                 if self._moved(name, tensor):
-                    self._binding.bind_output(name, *_memory(tensor))
+                    self._binding.bind_output(name, *_memory(tensor, self._spare))
             with self._queue.turn():
                 self.session.run_with_iobinding(self._binding, self._options)
         return [tensor for index, tensor in enumerate(outputs) if index not in into]
@@ -138,6 +138,10 @@ class OnnxSession:
         return True
 
 
-def _memory(tensor: Tensor) -> tuple[str, int, int, list[int], int]:
-    """What IOBinding wants to know of a tensor: device, its number, element type, shape, address."""
-    return tensor.device.type, tensor.device.index or 0, ELEMENT_TYPES[tensor.dtype], list(tensor.shape), tensor.data_ptr()
+def _memory(tensor: Tensor, spare: Tensor) -> tuple[str, int, int, list[int], int]:
+    """What IOBinding wants to know of a tensor: device, its number, element type, shape, address.
+
+    A tensor without elements has the address 0, which IOBinding refuses: it gets that of `spare`, where nothing is read or written.
+    """
+    address = tensor.data_ptr() if tensor.numel() else spare.data_ptr()
+    return tensor.device.type, tensor.device.index or 0, ELEMENT_TYPES[tensor.dtype], list(tensor.shape), address

@@ -1,0 +1,37 @@
+"""The session binds whatever a program takes and gives, tensors without elements too."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from onnx_programs import build, opened, small
+from torch import Tensor, nn
+
+pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
+pytestmark = pytest.mark.onnx
+
+
+class Kept(nn.Module):
+    """A program whose result has as many rows as are kept, as the text of another encoder that is not there."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, x: Tensor, more: Tensor) -> tuple[Tensor]:
+        return (torch.cat([x[: self.rows], more]) * 2,)
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_tensors_without_elements_go_in_and_come_out(rows: int, tmp_path: Path) -> None:
+    x, nothing = torch.randn(3, 4), torch.empty(0, 4)
+    program = small(Kept(rows), x, nothing)
+    build(tmp_path, program)
+    session = opened(tmp_path, program)
+    for _ in range(2):
+        (found,) = session([x, nothing], {})
+        assert torch.equal(found, 2 * x[:rows])
+        assert found.shape == (rows, 4)
+    into = torch.empty(rows, 4)
+    assert session([x, nothing], {0: into}) == []
+    assert torch.equal(into, 2 * x[:rows])
