@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from rfc.phase import FULL
 from rfc.state import SlotSpec
+from rfc_export.fold_weights import fold_weights
 from rfc_export.methods import dtype_of, name_of
 from rfc_export.specs import TensorSpec
 from rfc_export.weight_names import Weights
@@ -118,6 +119,7 @@ def flat(module: fx.GraphModule, weights: Weights) -> tuple[fx.Graph, dict[str, 
         raise AssertionError("a graph has an output")
 
     graph.output(copy(module, module.graph, None))
+    used = fold_weights(graph, used, weights)
     graph.lint()
     return graph, used
 
