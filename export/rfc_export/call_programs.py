@@ -25,6 +25,7 @@ from rfc_fx.capture.export import args_and_kwargs, named_arguments
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.layout import Layout
 from rfc_fx.ir.phase import PREFIX
+from rfc_fx.ir.program import as_read
 from rfc_fx.ir.progress import progress_slots
 from rfc_fx.passes.build import CompiledSet
 from rfc_fx.passes.lower_host import lower_host
@@ -84,7 +85,7 @@ class CallPrograms:
         leaves = pytree.tree_leaves(dict(arguments))
         for position in compiled.captured.decided:
             if isinstance(leaves[position], Tensor):
-                weights.tensors[fixed_name(position, number)] = leaves[position]
+                weights.tensors[fixed_name(position, number)] = as_read(leaves[position])
         return cls(cached, arguments, call, layout, programs, compiled)
 
     def spec(self, built: Mapping[str, Built]) -> ProgramSetSpec:

@@ -19,6 +19,7 @@ from rfc_export.specs import CallSpec, LeafSpec
 from rfc_export.target import is_on
 from rfc_fx.capture.export import Captured, named_arguments
 from rfc_fx.errors import SignatureError
+from rfc_fx.ir.program import as_read
 from rfc_fx.runtime.calls import PLAIN
 
 RETURN_DICT = "return_dict"
@@ -28,22 +29,18 @@ RETURN_DICT = "return_dict"
 def call_spec(
     captured: Captured, arguments: Mapping[str, Any], signature: inspect.Signature, timestep: str | None, number: int = 0
 ) -> CallSpec:
-    """Describe the call that programs were made for; `number`: of the call among those of its engine."""
+    """Describe the call that programs were made for, complex tensors as pairs of reals; `number`: of the call among those of its engine."""
     paths, tree = pytree.tree_flatten_with_path(dict(arguments))
     leaves = []
     for position, (path, leaf) in enumerate(paths):
         argument = str(path[0].key) if isinstance(path[0], pytree.MappingKey) else str(path[0])
         if isinstance(leaf, Tensor):
-            if leaf.is_complex():
-                raise ExportError(
-                    f"export: {argument} is a tensor of {leaf.dtype}, which no back end takes; let the model's forward take the pair of "
-                    "reals (torch.view_as_real) and call torch.view_as_complex itself"
-                )
+            read = as_read(leaf)
             leaves.append(
                 LeafSpec(
                     argument=argument,
-                    dtype=name_of(leaf.dtype),
-                    shape=list(leaf.shape),
+                    dtype=name_of(read.dtype),
+                    shape=list(read.shape),
                     value=None,
                     fixed=fixed_name(position, number) if position in captured.decided else None,
                     placeholder=captured.inputs.get(position),
@@ -135,7 +132,10 @@ class ExpectedCall:
         return words
 
     def match(self, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> tuple[dict[str, Any], list[Any]]:
-        """The arguments by name and the flat ones; SignatureError with the argument that is not as it was when the engine was built."""
+        """The arguments by name and the flat ones; SignatureError with the argument that is not as it was when the engine was built.
+
+        A complex tensor is taken for the pair of reals that programs read (`torch.view_as_real`); the pair itself may be given as well.
+        """
         given = self.given(args, kwargs)
         arguments = pytree.tree_unflatten([leaf.value for leaf in self.spec.leaves], self.tree)
         extra = {
@@ -153,7 +153,7 @@ class ExpectedCall:
         leaves, tree = pytree.tree_flatten(taken)
         if tree != self.tree:
             raise SignatureError(f"{self.name}: the call is nested otherwise than when the engine was built: {tree}, expected {self.tree}")
-        for position, (leaf, spec) in enumerate(zip(leaves, self.spec.leaves, strict=True)):
+        for position, (leaf, spec) in enumerate(zip(map(as_read, leaves), self.spec.leaves, strict=True)):
             self._check(leaf, spec, device)
             if spec.fixed is not None and not self._seen_of(spec.fixed, leaf.device).equals(leaf):
                 raise SignatureError(

@@ -22,7 +22,7 @@ from rfc_export.set_spec import ProgramSetSpec
 from rfc_export.specs import ProgramSpec
 from rfc_fx.ir.layout import Layout, Pool
 from rfc_fx.ir.plan import Plan, SlotRow
-from rfc_fx.ir.program import CLOCK_SPECS, Argument, unflattener
+from rfc_fx.ir.program import CLOCK_SPECS, Argument, as_read, unflattener
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class LoadedSet:
 
     def inputs(self, leaves: list[Any]) -> list[Tensor]:
         """The tensor arguments in the order of the placeholders."""
-        return [leaf for leaf, spec in zip(leaves, self.spec.call.leaves, strict=True) if spec.placeholder is not None]
+        return [as_read(leaf) for leaf, spec in zip(leaves, self.spec.call.leaves, strict=True) if spec.placeholder is not None]
 
     def unflatten(self, outputs: Sequence[Tensor]) -> Any:
         """What the model's forward returns."""
