@@ -101,18 +101,24 @@ def fill_engines(names: Sequence[str] | None, variants: Sequence[str] | None, ou
     chosen = list(variants or VARIANTS)
     if unknown := sorted(set(chosen) - set(VARIANTS)):
         raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(VARIANTS)}")
+    for variant in chosen:
+        for name in names or all_specs():
+            if variant in _record(out)["rows"].get(name, {}) and not names:
+                continue
+            row = check_engine(name, VARIANTS[variant])
+            record = _record(out)  # anew: another variant may be filled in by another process
+            record["rows"].setdefault(name, {})[variant] = row
+            write_json(out, record)
+            print(f"{name}, {variant}: {cell(row)} {row['error']}", flush=True)
+
+
+def _record(out: Path) -> Record:
+    """The record as it lies there, an empty one where there is none; BadParameter where its versions are others."""
     here = versions()
     record: Record = read_json(out) if out.exists() else {"versions": here, "steps": STEPS, "rows": {}}
     if record["versions"] != here:
         raise typer.BadParameter(f"{out}: holds rows of {record['versions']}, this is {here}; move it away first")
-    for variant in chosen:
-        for name in names or all_specs():
-            cells: dict[str, Record] = record["rows"].setdefault(name, {})
-            if variant in cells and not names:
-                continue
-            cells[variant] = check_engine(name, VARIANTS[variant])
-            write_json(out, record)
-            print(f"{name}, {variant}: {cell(cells[variant])} {cells[variant]['error']}", flush=True)
+    return record
 
 
 def cell(row: Record | None) -> str:
