@@ -21,6 +21,7 @@ from rfc.placement.log_snr import LogSNR, LogSNRPlaced
 from rfc.placement.magcache import MagCache, MagnitudePlaced
 from rfc.placement.noise_levels import noise_levels
 from rfc.placement.output_gains import output_gains
+from rfc.placement.refined import refined
 from rfc.placement.weighted import Weighted
 from rfc.predictor import PredictorError
 from rfc.presets import PRESETS, preset
@@ -121,4 +122,5 @@ __all__ = [
     "noise_levels",
     "output_gains",
     "preset",
+    "refined",
 ]

@@ -97,13 +97,28 @@ class Fitted:
         return rfc.fitted(recorded, n, corrections=self.corrections, full_steps=steps)
 
 
-FITTED: dict[str, Fitted] = {
+@dataclass(frozen=True)
+class Refined:
+    """The same, refined by samples of the seeds for choosing (`rfc.refined`), the forecast being the blocks' residual or their output."""
+
+    corrections: tuple[float, ...] = (0.6, 0.3, 0.0)
+    to_truth: bool = False
+    """Refined by the converged solution, in the place of full computation."""
+    size: int = 8
+    """Samples that it draws again and again, of those seeds."""
+
+
+FITTED: dict[str, Fitted | Refined] = {
     "fitted, corrected by 0.6": Fitted(0.6),
     "fitted, corrected by 0.3": Fitted(0.3),
     "fitted, not corrected": Fitted(0.0),
     "fitted at LogSNR's steps, corrected by 0.3": Fitted(0.3, at_log_snr=True),
+    "refined": Refined(),
 }
 """What `rfc-fx tune` tries, by name."""
+
+TO_TRUTH = {"refined to the truth": Refined(to_truth=True)}
+"""By name."""
 
 
 class Lab:
@@ -118,6 +133,7 @@ class Lab:
         self._held: tuple[Any, rfc_fx.CachedModel] | None = None
         self._whole: dict[tuple[str, Any], Images] = {}
         self._recorded: dict[Sampler, Recorded] = {}
+        self._kept: dict[tuple[Refined, Sampler, int], Method] = {}
 
     def noise(self, group: str) -> Images:
         """Of a group: "choose", on which choices are made, or "0", "1", ..., which are judged."""
@@ -157,12 +173,21 @@ class Lab:
 
     def method(self, name: str, sampler: Sampler, n: int) -> Method:
         """The method of that name with n full steps."""
-        if name in FITTED:
-            return FITTED[name].method(self.recorded(sampler), n)
+        if isinstance(kind := (FITTED | TO_TRUTH).get(name), Refined):
+            return self._refined(kind, sampler, n)
+        if kind is not None:
+            return kind.method(self.recorded(sampler), n)
         return METHODS[name](self.lambdas(sampler), n)
 
-    def cached(self, group: str, sampler: Sampler, method: Method, n: int, *, to_full: bool = True, to_truth: bool = True) -> Errors:
-        """`n` full steps of the sampler's by a method."""
+    def _refined(self, kind: Refined, sampler: Sampler, n: int) -> Method:
+        if (kind, sampler, n) not in self._kept:
+            fits = [rfc.fitted(self.recorded(sampler), n, corrections=corrections) for corrections in kind.corrections]
+            begin, few = [_with(fit, granularity) for granularity in ("stack", "output") for fit in fits], Lab(self.model.name, kind.size)
+            target = few.truth(CHOOSE) if kind.to_truth else few.full(CHOOSE, sampler)
+            self._kept[kind, sampler, n] = rfc.refined(begin, lambda method: few._drawn(CHOOSE, sampler, method, n), target, rounds=1)
+        return self._kept[kind, sampler, n]
+
+    def _drawn(self, group: str, sampler: Sampler, method: Method, n: int) -> Images:
         model = self._transformed(method)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingSkippedWarning)
@@ -170,6 +195,11 @@ class Lab:
                 samples = self._draw(self.model.labelled(model), group, sampler)
         if model.stats.nfc != n:
             raise AssertionError(f"{self.model.name}: {method} computed {model.stats.nfc} of {sampler.steps} steps in full, expected {n}")
+        return samples
+
+    def cached(self, group: str, sampler: Sampler, method: Method, n: int, *, to_full: bool = True, to_truth: bool = True) -> Errors:
+        """`n` full steps of the sampler's by a method."""
+        samples = self._drawn(group, sampler, method, n)
         truth = _errors(samples, self.truth(group)) if to_truth else []
         return Errors(truth, _errors(samples, self.full(group, sampler)) if to_full else [])
 

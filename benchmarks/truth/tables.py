@@ -123,7 +123,7 @@ def truth_table(records: Records) -> str:
         whole = _cell(users, users.steps, PLAIN)
         for n in BUDGETS:
             cells = judged(model, rows, n)
-            ours, tuned = (cells.pop(name, None) for name in ("LogSNR", "fitted"))
+            ours, tuned, refined = (cells.pop(name, None) for name in ("LogSNR", "fitted", "refined"))
             if ours is None or not (groups := groups_of(rows, ours, whole, *cells.values())):
                 continue
             errors = {cell: rows.geometric_mean(cell, groups, "truth") or 0.0 for cell in (ours, whole, *cells.values())}
@@ -137,7 +137,7 @@ def truth_table(records: Records) -> str:
                     f"{errors[best]:.4f} {plain}",
                     f"{errors[ours]:.4f} of {ours.steps}, {ours.spacing}",
                     _interval(ratio(rows, ours, best, "truth")),
-                    NOTHING if tuned is None else _interval(ratio(rows, tuned, best, "truth")),
+                    *(NOTHING if cell is None else _interval(ratio(rows, cell, best, "truth")) for cell in (tuned, refined)),
                     f"{errors[whole]:.4f} {named(users, model)}",
                     _interval(ratio(rows, ours, whole, "truth")),
                 ]
@@ -150,6 +150,7 @@ def truth_table(records: Records) -> str:
         "LogSNR, n full",
         "ratio",
         "ratio, fitted",
+        "ratio, refined",
         "users' sampler, all steps",
         "ratio to it",
     ]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rfc.estimators.base import Coefficients, Estimator, check_order, history_slots, named
+from rfc.estimators.base import MOST_ORDER, Coefficients, Estimator, check_order, history_slots, named
 from rfc.state import Clock, SlotSpec, State
 
 
@@ -16,20 +16,18 @@ from rfc.state import Clock, SlotSpec, State
 class LinearPrediction(Estimator):
     """O_hat = O(t) + sum_i c_i D_i with the changes D_i = O(t_(i-1)) - O(t_i) between neighbouring full steps t = t_0 > t_1 > ..
 
-    The weights c_1 .. c_m of each step are the schedule's (`rfc.Weighted`), fitted where full computation was recorded
-    (`rfc.fitted`); L2P (arXiv 2604.26365) trains such weights by descent. Where a step is full its output is known, and with it how far
-    the forecast was off: O - O_hat. The samples took the forecasts of the steps before with them, so the full step hands on
-
-        O + g (O - O_hat),
-
-    the step's correction g being the schedule's too: a corrector without an evaluation of its own, as in UniPC (arXiv 2302.04867). What
-    is remembered is O. 0 hands on O itself.
+    The weights c_1 .. c_m of each step are the schedule's (`rfc.Weighted`), fitted where full computation was recorded (`rfc.fitted`) or
+    to the samples that come of them (`rfc.refined`); L2P (arXiv 2604.26365) trains such weights by descent. The first output counts as a
+    change from zero. A full step but the first has weights as well, and t_0 is the step itself then: it hands on O(t) + sum_i c_i D_i
+    and remembers O(t). So it can take back what the forecasts before it have done to the sample, a corrector without an evaluation of
+    its own as in UniPC (arXiv 2302.04867); and a list with all its changes is a non-stationary solver (arXiv 2403.01329), which moves
+    the sample by a combination of all outputs so far.
     """
 
-    order: int = 2
+    order: int = 3
 
     def __post_init__(self) -> None:
-        check_order("LinearPrediction", self.order, 1, 4)
+        check_order("LinearPrediction", self.order, 1, MOST_ORDER)
 
     @property
     def orders(self) -> int:
@@ -37,7 +35,7 @@ class LinearPrediction(Estimator):
 
     @property
     def num_weights(self) -> int:
-        return self.order + 1
+        return self.order
 
     @property
     def corrects(self) -> bool:
@@ -47,17 +45,21 @@ class LinearPrediction(Estimator):
         return history_slots("O", O, self.order)
 
     def refresh(self, old: State, I: Tensor, O: Tensor, clock: Clock) -> dict[str, Tensor]:
-        latest = (O.float() - old["O"].float()).to(O.dtype)
-        changes = [latest, *(old[f"dO{i}"] for i in range(1, self.order))]
-        known = [torch.where(clock.n > i, change, torch.zeros_like(change)) for i, change in enumerate(changes)]
-        return named("O", [O, *known])
+        return named("O", [O, *self._changes(old, O, clock)])
 
     def coefficients(self, state: State, I: Tensor, clock: Clock) -> Coefficients:
         assert clock.weights is not None
-        return list(clock.weights[: self.order].unbind())
+        return list(clock.weights.unbind())
 
     def correction(self, old: State, I: Float[Tensor, "N *S D"], O: Float[Tensor, "N *S D"], clock: Clock) -> Float[Tensor, "N *S D"]:
         assert clock.weights is not None
-        g = torch.where(clock.n > 0, clock.weights[self.order], torch.zeros_like(clock.n))
-        error = O.float() - self.estimate(old, I, clock).float()
-        return torch.where(g == 0, torch.zeros_like(error), g * error).to(O.dtype)
+        changes = zip(clock.weights.unbind(), self._changes(old, O, clock), strict=True)
+        return torch.stack([weight * change.float() for weight, change in changes]).sum(0).to(O.dtype)
+
+    def _changes(self, old: State, O: Tensor, clock: Clock) -> list[Tensor]:
+        """D_1 .. D_m where O is the latest output: the first one of a generation counts as a change from zero, before it there is none."""
+        last, *changes = (
+            torch.where(clock.n > count, old[name], torch.zeros_like(O))
+            for count, name in [(0, "O"), *((i - 1, f"dO{i}") for i in range(1, self.order))]
+        )
+        return [(O.float() - last.float()).to(O.dtype), *changes]

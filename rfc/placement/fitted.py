@@ -53,7 +53,7 @@ def fitted(recorded: Recorded, nfc: int, *, order: int = 2, corrections: float =
     steps = fit.moved(full_steps_at(recorded.levels, nfc)) if full_steps is None else tuple(full_steps)
     lambdas, end, _ = recorded.levels
     schedule = Weighted(full_steps=steps, num_steps=count, weights=fit.rows(steps), lambdas=lambdas, end=end)
-    return Method(estimator=LinearPrediction(order=order), schedule=schedule, default_granularity="stack", name="fitted")
+    return Method(estimator=LinearPrediction(order=order + 1), schedule=schedule, default_granularity="stack", name="fitted")
 
 
 class _Interval(NamedTuple):
@@ -136,11 +136,13 @@ class _Fit:
         return tuple(best)
 
     def rows(self, steps: Sequence[int]) -> list[tuple[float, ...]]:
-        """c_1 .. c_m and the correction of every step."""
+        """The weights of every step; a full one's are g (O - O_hat), its correction times how far the forecast was off."""
         rows = [(0.0,) * (self.order + 1)] * len(self.gains)
         for past, until in self.intervals(steps):
             fit = self.interval(past, until)
             for step, coefficients in zip(range(past[0] + 1, until + 1), fit.coefficients.tolist(), strict=False):
                 fill = (0.0,) * (self.order - len(coefficients))
-                rows[step] = (*coefficients, *fill, self.corrections * fit.correction if step == until else 0.0)
+                own = (*coefficients, *fill)
+                g = self.corrections * fit.correction
+                rows[step] = (*own, 0.0) if step < until else (g, *(0.0 - g * c for c in own))
         return rows

@@ -25,9 +25,9 @@ CLOSE = 1e-2
 class Weighted(Placed):
     """A list for generations of `num_steps` calls whose estimator is `rfc.LinearPrediction`.
 
-    `weights`: for each step the coefficients c_1 .. c_m and the correction g. Where `lambdas`, log(alpha / sigma) at each call, and `end`,
-    after the last (None: no noise is left), say which levels they were fitted at, a generation at others has LogSNR's full steps and
-    Newton's polynomial instead (`unfitted`), as many full steps in relation, and a transformed model warns.
+    `weights`: c_1 .. c_m for each step, full ones too; those of the first do not count. Where `lambdas`, log(alpha / sigma) at each call,
+    and `end`, after the last (None: no noise is left), say which levels they were fitted at, a generation at others has LogSNR's full
+    steps and Newton's polynomial instead (`unfitted`), as many full steps in relation, and a transformed model warns.
     """
 
     weights: Sequence[Sequence[float]] = field(repr=False)
@@ -37,10 +37,10 @@ class Weighted(Placed):
     def __post_init__(self) -> None:
         super().__post_init__()
         rows = tuple(tuple(row) if isinstance(row, Iterable) else () for row in self.weights) if isinstance(self.weights, Iterable) else ()
-        if len(rows) != self.num_steps or len({len(row) for row in rows}) != 1 or len(rows[0]) < 2:
+        if len(rows) != self.num_steps or len({len(row) for row in rows}) != 1 or len(rows[0]) < 1:
             raise ValueError(
-                f"Weighted: weights must have a row for each of the {self.num_steps} steps, all with the coefficients c_1 .. c_m and the "
-                f"correction, got rows of {sorted({len(row) for row in rows})} numbers for {len(rows)} steps"
+                f"Weighted: weights must have a row for each of the {self.num_steps} steps, all with the weights c_1 .. c_m, "
+                f"got rows of {sorted({len(row) for row in rows})} numbers for {len(rows)} steps"
             )
         for step, row in enumerate(rows):
             if any(isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) for value in row):
@@ -97,7 +97,7 @@ class Weighted(Placed):
     def bound(self, num_steps: int, levels: NoiseLevels | None = None) -> Schedule:
         if self.fits(num_steps, levels) or levels is None:
             return self
-        return unfitted(levels, max(1, round(self.nfc * num_steps / self.num_steps)), order=self.num_weights - 1)
+        return unfitted(levels, max(1, round(self.nfc * num_steps / self.num_steps)), self.num_weights)
 
     def exercised(self) -> Weighted:
         row = (0.5,) * self.num_weights
@@ -112,15 +112,17 @@ class _ForWarmUp(Weighted):
         return False
 
 
-def unfitted(levels: NoiseLevels, nfc: int, *, order: int, damping: float = 0.5) -> Weighted:
-    """LogSNR's full steps with Newton's polynomial, damped, as weights; no step is corrected."""
+def unfitted(levels: NoiseLevels, nfc: int, num_weights: int, *, damping: float = 0.5) -> Weighted:
+    """LogSNR's full steps with Newton's polynomial of order 2 at most, damped, as weights; full steps are handed on as they are."""
+    order = min(2, num_weights)
     full_steps = full_steps_at(levels, nfc)
     placed = Placed(full_steps=full_steps, num_steps=len(levels.lambdas), unit="interval")
     times = placed.numbers()["times"].double().tolist()
     rows = []
     for step in range(placed.num_steps):
-        past = [full for full in full_steps if full < step][-(order + 1) :][::-1]
-        rows.append((*newton_weights([times[full] for full in past], times[step], damping), *(0.0,) * (order + 1 - max(len(past) - 1, 0))))
+        past = [] if step in full_steps else [full for full in full_steps if full < step][-(order + 1) :][::-1]
+        row = newton_weights([times[full] for full in past], times[step], damping)
+        rows.append((*row, *(0.0,) * (num_weights - len(row))))
     return Weighted(full_steps=full_steps, num_steps=placed.num_steps, weights=rows, lambdas=levels.lambdas, end=levels.end)
 
 

@@ -50,7 +50,7 @@ METHODS: dict[str, rfc.Method] = {
     "probe": rfc.FirstBlockCache(threshold=0.3, tail=1),
     "verified": rfc.SpeCa(base=0.1, order=2, min_drafts=1, num_steps=10),
     "linear prediction": rfc.Method(
-        estimator=rfc.LinearPrediction(order=2),
+        estimator=rfc.LinearPrediction(order=3),
         schedule=rfc.Weighted(full_steps=[0, 1, 4, 7], num_steps=10, weights=[(0.3, -0.1, 0.4)] * 10),
         granularity="stack",
     ),

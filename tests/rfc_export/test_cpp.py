@@ -86,7 +86,7 @@ def placed_methods() -> dict[str, rfc.Method]:
         "chebyshev": rfc.Chebyshev(num_steps=50, nfc=9),
         "spectrum": rfc.Spectrum(num_steps=50).with_nfc(9),
         "weighted": rfc.Method(
-            estimator=rfc.LinearPrediction(order=2),
+            estimator=rfc.LinearPrediction(order=3),
             schedule=rfc.Weighted(full_steps=steps, num_steps=50, weights=weights),
             granularity="stack",
         ),

@@ -30,7 +30,7 @@ METHODS: dict[str, rfc.Method] = {
     "newton": rfc.Method(estimator=rfc.Newton(order=2), schedule=rfc.RCS(tau=0.3)),
     "chebyshev": rfc.Chebyshev(nfc=5, num_steps=STEPS),
     "weighted": rfc.Method(
-        estimator=rfc.LinearPrediction(order=2),
+        estimator=rfc.LinearPrediction(order=3),
         schedule=rfc.Weighted(full_steps=[0, 1, 4, 7], num_steps=STEPS, weights=[(0.3 + 0.05 * i, -0.1, 0.4) for i in range(STEPS)]),
         granularity="stack",
     ),

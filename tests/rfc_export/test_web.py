@@ -77,7 +77,7 @@ def test_rules_without_data_are_the_engines_own(name: str, digits: Any, digits_i
         "FORA": rfc.FORA(interval=4),
         "Spectrum": rfc.Spectrum(num_steps=20).with_nfc(8),
         "Weighted": rfc.Method(
-            estimator=rfc.LinearPrediction(order=2),
+            estimator=rfc.LinearPrediction(order=3),
             schedule=rfc.Weighted(full_steps=[0, 1, 4, 8, 13, 17], num_steps=20, weights=[(0.02 * (i % 7), -0.01, 0.3) for i in range(20)]),
             granularity="stack",
         ),

@@ -45,7 +45,7 @@ METHODS: dict[str, rfc.Method] = {
     "chebyshev": rfc.Chebyshev(nfc=5, num_steps=STEPS),
     "log-snr": rfc.LogSNR(DDIMScheduler(), STEPS, 5),
     "weighted": rfc.Method(
-        estimator=rfc.LinearPrediction(order=2),
+        estimator=rfc.LinearPrediction(order=3),
         schedule=rfc.Weighted(full_steps=[0, 1, 4, 7], num_steps=STEPS, weights=[(0.3 + 0.05 * i, -0.1, 0.4) for i in range(STEPS)]),
         granularity="stack",
         name="fitted",

@@ -51,6 +51,10 @@ def tune(
         list[str] | None,
         typer.Option(metavar="CLASS", help="class of diffusers to try in the place of the model's own, too; repeatable (default: none)"),
     ] = None,
+    refine: Annotated[
+        int,
+        typer.Option(metavar="ROUNDS", min=0, max=20, help="refine weights by other seeds, n (n + 1) / 2 + 5 draws a round (rfc.refined)"),
+    ] = 0,
     cfg: options.Guidance = None,
     classes: options.Classes = None,
     prompt: options.Prompts = None,
@@ -78,7 +82,7 @@ def tune(
         def report(text: str) -> None:
             status.update(f"tuning: {text}")
 
-        tuned = search(source, samplers, goal, compile=compile, report=report)
+        tuned = search(source, samplers, goal, rounds=refine, compile=compile, report=report)
     chosen = tuned.chosen
     settings = {"model": source.name, "seeds": source.seeds, "groups": len(source.groups), "compiled": compile}
     picture = out.with_suffix(".png").name

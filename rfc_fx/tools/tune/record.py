@@ -28,9 +28,9 @@ class TuningError(RFCError):
     """A goal that cannot be reached, or a model or sampler that nothing can be fitted to."""
 
 
-def every_step_full(steps: int, order: int = 2) -> Method:
+def every_step_full(steps: int, order: int = 3) -> Method:
     """Full computation on the programs of a linear prediction."""
-    schedule = Weighted(full_steps=range(steps), num_steps=steps, weights=[(0.0,) * (order + 1)] * steps)
+    schedule = Weighted(full_steps=range(steps), num_steps=steps, weights=[(0.0,) * order] * steps)
     return Method(estimator=LinearPrediction(order=order), schedule=schedule, default_granularity="stack", name="FullCompute")
 
 

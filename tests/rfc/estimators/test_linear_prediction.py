@@ -27,7 +27,7 @@ def outputs(count: int, seed: int = 0) -> list[Tensor]:
 
 def weighted(full_steps: list[int], num_steps: int, seed: int = 0, order: int = 2) -> Weighted:
     draw = torch.Generator().manual_seed(seed)
-    return Weighted(full_steps=full_steps, num_steps=num_steps, weights=torch.randn(num_steps, order + 1, generator=draw).tolist())
+    return Weighted(full_steps=full_steps, num_steps=num_steps, weights=torch.randn(num_steps, order, generator=draw).tolist())
 
 
 def drawn(method: Method, O: list[Tensor], forced: tuple[int, ...] = ()) -> list[Tensor]:
@@ -45,17 +45,22 @@ def drawn(method: Method, O: list[Tensor], forced: tuple[int, ...] = ()) -> list
     return made
 
 
-def test_a_step_adds_the_weighted_changes_between_full_steps_and_a_full_one_its_correction() -> None:
+def test_every_step_adds_its_weighted_changes_between_full_steps_and_the_first_output_is_one() -> None:
     O, schedule = outputs(8), weighted([0, 1, 3, 6], 8)
     c = torch.tensor(schedule.weights)
     got = drawn(Method(estimator=LinearPrediction(order=2), schedule=schedule), O)
-    D1, D2 = O[3] - O[1], O[1] - O[0]
-    assert torch.equal(got[0], O[0])
-    torch.testing.assert_close(got[1], O[1] + c[1, 2] * (O[1] - O[0]))  # nothing but O is known at step 1
-    torch.testing.assert_close(got[4], O[3] + c[4, 0] * D1 + c[4, 1] * D2)
-    forecast = O[3] + c[6, 0] * D1 + c[6, 1] * D2
-    torch.testing.assert_close(got[6], O[6] + c[6, 2] * (O[6] - forecast))
-    torch.testing.assert_close(got[7], O[6] + c[7, 0] * (O[6] - O[3]) + c[7, 1] * D1)
+    D = {0: O[0], 1: O[1] - O[0], 3: O[3] - O[1], 6: O[6] - O[3]}
+    wanted = {
+        0: O[0],
+        1: O[1] + c[1, 0] * D[1] + c[1, 1] * D[0],
+        2: O[1] + c[2, 0] * D[1] + c[2, 1] * D[0],
+        3: O[3] + c[3, 0] * D[3] + c[3, 1] * D[1],
+        4: O[3] + c[4, 0] * D[3] + c[4, 1] * D[1],
+        6: O[6] + c[6, 0] * D[6] + c[6, 1] * D[3],
+        7: O[6] + c[7, 0] * D[6] + c[7, 1] * D[3],
+    }
+    for step, value in wanted.items():
+        torch.testing.assert_close(got[step], value)
 
 
 def test_steps_beyond_the_list_have_the_last_full_output() -> None:
@@ -86,9 +91,9 @@ def test_newtons_polynomial_is_one_of_them(later: set[int], order: int, damping:
     times = placed.numbers()["times"].double().tolist()
     rows = []
     for step in range(12):
-        past = [full for full in full_steps if full < step][-(order + 1) :][::-1]
+        past = [] if step in full_steps else [full for full in full_steps if full < step][-(order + 1) :][::-1]
         found = newton_weights([times[full] for full in past], times[step], damping)
-        rows.append((*found, *(0.0,) * (order + 1 - len(found))))
+        rows.append((*found, *(0.0,) * (order - len(found))))
     mine = Method(estimator=LinearPrediction(order=order), schedule=Weighted(full_steps=full_steps, num_steps=12, weights=rows))
     newton = Method(estimator=Newton(order=order, damping=damping), schedule=placed)
     for got, wanted in zip(drawn(mine, O), drawn(newton, O), strict=True):
@@ -102,10 +107,11 @@ def test_at_other_levels_it_is_log_snr() -> None:
     assert fitted.bound(10) is fitted
     assert fitted.bound(10, NoiseLevels(tuple(x + 1e-4 for x in levels.lambdas), None)) is fitted
     placed = fitted.bound(10, other)
-    assert placed == unfitted(other, 3, order=2)
+    assert placed == unfitted(other, 3, 2)
     assert placed.in_graph == fitted.in_graph  # the same programs
     assert placed.full_steps == LogSNR(lambdas=other.lambdas, nfc=3).schedule.full_steps  # type: ignore[attr-defined]
     assert not any(row[-1] for row in placed.weights)  # type: ignore[attr-defined]
+    assert not any(map(any, (placed.weights[step] for step in placed.full_steps)))  # type: ignore[attr-defined]
 
 
 def test_a_method_is_rebuilt_from_json() -> None:
@@ -118,6 +124,7 @@ def test_a_method_is_rebuilt_from_json() -> None:
     [
         ({"weights": [(0.1, 0.2)] * 3}, "a row for each of the 4 steps"),
         ({"weights": [(0.1, 0.2)] * 3 + [(0.1,)]}, "a row for each of the 4 steps"),
+        ({"weights": [()] * 4}, "a row for each of the 4 steps"),
         ({"weights": 3}, "a row for each of the 4 steps"),
         ({"weights": [(0.1, math.nan)] * 4}, "weights of step 0 must be finite numbers"),
         ({"weights": [(0.1, 0.2)] * 4, "lambdas": [1.0]}, "lambdas must be 4 numbers"),
@@ -136,8 +143,11 @@ def test_estimator_and_schedule_need_each_other() -> None:
         Method(estimator=Reuse(), schedule=weighted([0, 2], 4))
 
 
-def test_a_first_step_corrects_nothing_whatever_the_state_holds() -> None:
+def test_a_first_step_reads_nothing_whatever_the_state_holds() -> None:
     estimator, O = LinearPrediction(order=2), outputs(1)[0]
     state = {name: torch.full_like(value, math.inf) for name, value in zeros(estimator.slots(spec_of(O), spec_of(O)), CPU).items()}
-    clock = Clock.at(1.0, 0.0, 0.0, 0.3, 0.2, 0.9)
-    assert not estimator.correction(state, O, O, clock).any()
+    clock = Clock.at(1.0, 0.0, 0.0, 0.3, 0.2)
+    torch.testing.assert_close(estimator.correction(state, O, O, clock), 0.3 * O)
+    after = estimator.refresh(state, O, O, clock)
+    assert not after["dO2"].any()
+    torch.testing.assert_close(estimator.estimate(after, O, Clock.at(1.0, 0.0, 1.0, 0.3, 0.2)), 1.3 * O)

@@ -17,6 +17,7 @@ from rfc_fx.io.method_file import read_method
 from rfc_fx.tools.cli import app
 from rfc_fx.tools.sources import DigitsSource, load_source
 from rfc_fx.tools.tune import Point, SamplerChoice, Tuned, TuningGoal, most_full_steps, tune
+from rfc_fx.tools.tune.bench import with_other_seeds
 from rfc_fx.tools.tune.record import TuningError, recorded
 
 STEPS = 8
@@ -52,6 +53,23 @@ def test_an_error_gives_the_fastest_that_keeps_it_and_the_points_are_what_a_meth
     torch.testing.assert_close(alone, tuned.chosen.samples)
     kinds = {each.what for each in tuned.points}
     assert {"all steps full", "LogSNR", "fitted, corrected by 0.6", "LogSNR by modules"} <= kinds
+
+
+def test_a_refined_list_is_fitted_to_other_seeds_and_judged_by_these() -> None:
+    of = source()
+    said: list[str] = []
+    tuned = tune(of, [sampler(of, 5)], TuningGoal(speedup=1.5), rounds=1, report=said.append)
+    refined = next(each for each in tuned.points if each.what == "refined")
+    begun = next(each for each in tuned.points if each.what == "fitted, corrected by 0.3" and each.nfc == refined.nfc)
+    assert refined.error < begun.error
+    assert refined.method.granularity == "stack"  # with the output in its place the beginning is far worse
+    assert of.seeds == [1, 2]
+    assert with_other_seeds(of).seeds == [3, 4]
+    assert any(line.startswith("refining, round 1 of 1") for line in said)
+    cached = rfc_fx.transform(of.model, refined.method)
+    with cached.generation():
+        alone = torch.cat([of.draw(cached, seed, 5, lambda: None) for seed in of.seeds])
+    torch.testing.assert_close(alone, refined.samples)
 
 
 def test_what_no_error_and_no_time_reaches_is_said() -> None:

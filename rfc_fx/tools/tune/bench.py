@@ -1,0 +1,172 @@
+"""Bench: one sampler of a source, and what was measured of the ways to draw with it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rfc.method import Method
+from rfc.placement.fitted import Recorded, fitted
+from rfc.placement.log_snr import LogSNR
+from rfc.placement.refined import refined
+from rfc_fx.tools.calibrate.laboratory import Laboratory, Report
+from rfc_fx.tools.load import one_line
+from rfc_fx.tools.sources import DigitsSource, Source
+from rfc_fx.tools.tune.record import TuningError, recorded
+
+CORRECTIONS = (0.6, 0.3, 0.0)
+"""How much of the fitted correction is tried, the first everywhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerChoice:
+    """A scheduler and its steps."""
+
+    name: str
+    """Class of the scheduler; "" for the source's own."""
+    scheduler: Any
+    steps: int
+
+    def __str__(self) -> str:
+        return f"{self.name or type(self.scheduler).__name__}, {self.steps} steps"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Point:
+    """A way to draw, and what was measured of it."""
+
+    sampler: SamplerChoice
+    method: Method
+    what: str
+    """The method in words."""
+    nfc: int
+    error: float
+    seconds: float
+    samples: Float[Tensor, "N C H W"]
+
+
+class Bench:
+    """One sampler, the record of its full computation, and what was measured of it."""
+
+    def __init__(
+        self, source: Source, sampler: SamplerChoice, reference: Float[Tensor, "N C H W"] | None, compile: bool, report: Report
+    ) -> None:
+        self.sampler = sampler
+        self.source = with_scheduler(source, sampler.scheduler)
+        self._put: Callable[[], None] = lambda: _put(source, sampler.scheduler)
+        self.laboratory = Laboratory(self.source, sampler.steps, compile=compile, timed=True, reference=reference, report=report)
+        self._recorded: Recorded | None = None
+        self._points: dict[Method, Point] = {}
+        self.rounds = 0
+        self.other: Bench | None = None
+        """Draws the same by other seeds, which lists are refined by."""
+
+    def whole(self) -> Float[Tensor, "N C H W"]:
+        self._put()
+        return self.laboratory.whole()
+
+    def try_out(self) -> None:
+        """Two steps in full; TuningError for a scheduler that the pipeline cannot draw with."""
+        self._put()
+        try:
+            self.source.draw(self.source.model, self.source.seeds[0], 2, lambda: None)
+        except Exception as error:
+            what = f"{self.source.name} cannot draw with {self.sampler}: {type(error).__name__}: {one_line(error)}"
+            raise TuningError(f"tune: {what}; leave it out of --scheduler") from error
+
+    @property
+    def recorded(self) -> Recorded:
+        if self._recorded is None:
+            self._put()
+            self.laboratory.report(f"recording {self.sampler}")
+            self._recorded = recorded(self.source, self.sampler.scheduler, self.sampler.steps)
+        return self._recorded
+
+    def at(self, nfc: int, *, is_thorough: bool = False) -> Iterator[Point]:
+        """LogSNR and a fitted list with a number of full steps; `is_thorough`: every other way, too."""
+        levels = self.recorded.levels
+        plain = LogSNR(lambdas=levels.lambdas, end=levels.end, is_flow=levels.is_flow, nfc=nfc)
+        yield self.measured(plain, "LogSNR")
+        for corrections in CORRECTIONS if is_thorough else CORRECTIONS[:1]:
+            yield self.measured(fitted(self.recorded, nfc, corrections=corrections), f"fitted, corrected by {corrections:g}")
+        if is_thorough:
+            yield self.measured(replace(plain, granularity="module"), "LogSNR by modules")
+            own = fitted(self.recorded, nfc, corrections=CORRECTIONS[1], full_steps=plain.schedule.full_steps)  # type: ignore[attr-defined]
+            yield self.measured(own, f"fitted at LogSNR's steps, corrected by {CORRECTIONS[1]:g}")
+        if is_thorough and self.other is not None:
+            yield self.measured(self._refined(nfc, self.other), "refined")
+
+    def _refined(self, nfc: int, other: Bench) -> Method:
+        """A fitted list, refined by the other seeds; numbers are moved by more than the model's rounding."""
+        fits = [fitted(self.recorded, nfc, corrections=corrections) for corrections in CORRECTIONS]
+        starts = [replace(fit, granularity=granularity) for granularity in ("stack", "output") for fit in fits]
+        delta = 3 * torch.finfo(next(self.source.model.parameters()).dtype).eps ** 0.5
+        target = other.whole()
+        other._put()
+
+        def draw(method: Method) -> Tensor:
+            other.laboratory.measure(method, "", quality=False)
+            assert other.laboratory.samples is not None
+            return other.laboratory.samples
+
+        report, other.laboratory.report = other.laboratory.report, lambda what: None
+        try:
+            return refined(starts, draw, target, rounds=self.rounds, delta=delta, report=report)
+        finally:
+            other.laboratory.report = report
+
+    def fewest(self, error: float) -> Iterator[Point]:
+        """Numbers of full steps around the fewest that keep an error."""
+        low, high = 1, self.sampler.steps
+        while high - low > 1:
+            middle = (low + high) // 2
+            found = list(self.at(middle, is_thorough=True))
+            yield from found
+            low, high = (low, middle) if min(point.error for point in found) <= error else (middle, high)
+
+    def measured(self, method: Method, what: str) -> Point:
+        """Draw by a method, once."""
+        if method not in self._points:
+            self._put()
+            got = self.laboratory.measure(method, f"{self.sampler}: {what}, {method.schedule.nfc} full")
+            samples = self.laboratory.samples
+            assert samples is not None
+            self._points[method] = Point(
+                sampler=self.sampler,
+                method=method,
+                what=what,
+                nfc=round(got.nfc),
+                error=got.error,
+                seconds=got.seconds,
+                samples=samples,
+            )
+        return self._points[method]
+
+
+def with_scheduler(source: Source, scheduler: Any) -> Source:
+    """The source, drawing with a scheduler."""
+    return replace(source, scheduler=scheduler) if isinstance(source, DigitsSource) else source
+
+
+def with_other_seeds(source: Source) -> Source:
+    """The source with the seeds that follow its own."""
+    other = copy.copy(source)
+    other.seeds = [seed + max(source.seeds) + 1 - min(source.seeds) for seed in source.seeds]  # type: ignore[misc]
+    return other
+
+
+def _put(source: Source, scheduler: Any) -> None:
+    """Let a pipeline draw with a scheduler."""
+    if not isinstance(source, DigitsSource):
+        source.pipe.scheduler = scheduler  # type: ignore[attr-defined]
+
+
+def scheduler_of(source: Source) -> Any:
+    """The scheduler that a source draws with."""
+    return source.scheduler if isinstance(source, DigitsSource) else source.pipe.scheduler  # type: ignore[attr-defined]

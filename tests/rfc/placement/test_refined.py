@@ -1,0 +1,129 @@
+"""Refined linear predictions: least squares in whole generations, on samplers whose answer is known."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import rfc
+from rfc.bookkeeping import clock_tensors
+from rfc.state import spec_of
+
+STEPS, CPU = 8, torch.device("cpu")
+
+
+def start(full_steps: tuple[int, ...] = (0, 2, 5), order: int = 1) -> rfc.Method:
+    schedule = rfc.Weighted(full_steps=full_steps, num_steps=STEPS, weights=[(0.0,) * order] * STEPS)
+    return rfc.Method(estimator=rfc.LinearPrediction(order=order), schedule=schedule, granularity="stack")
+
+
+def sampler(model: Callable[[Tensor, int], Tensor], noise: Tensor, *, drawn: list[rfc.Method] | None = None) -> Any:
+    """Draws with Euler steps of 1 / STEPS; the model is computed at full steps alone."""
+
+    def draw(method: rfc.Method | None) -> Tensor:
+        if drawn is not None and method is not None:
+            drawn.append(method)
+        x, record, state = noise, rfc.Record(), dict[str, Tensor]()
+        for step in range(STEPS):
+            if method is None:
+                x = x + model(x, step) / STEPS
+                continue
+            if not state:
+                state = {name: torch.zeros(spec.shape) for name, spec in method.estimator.slots(spec_of(x), spec_of(x)).items()}
+            clock = clock_tensors(record.clock(method.schedule), CPU)
+            if record.decide(method.schedule, method.schedule.numbers(), None, None) == "FULL":
+                O = model(x, step)
+                x, state = x + (O + method.estimator.correction(state, O, O, clock)) / STEPS, method.estimator.refresh(state, O, O, clock)
+            else:
+                x = x + method.estimator.estimate(state, x, clock) / STEPS
+        return x
+
+    return draw
+
+
+def curved(x: Tensor, step: int) -> Tensor:
+    return torch.sin(x + 0.5 * step) - 0.5 * x
+
+
+NOISE = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+
+
+def error(samples: Tensor, reference: Tensor) -> float:
+    return float((samples - reference).norm() / reference.norm())
+
+
+def test_what_a_combination_of_outputs_can_give_is_found_in_one_round() -> None:
+    draw = sampler(lambda x, step: NOISE * (1 + step) ** 2, NOISE)  # the samples are linear in the weights
+    reference = draw(None)
+    found = rfc.refined(start(), draw, reference, rounds=1)
+    assert error(draw(start()), reference) > 0.1
+    assert error(draw(found), reference) < 1e-2
+    assert found.schedule.full_steps == (0, 2, 5)  # type: ignore[attr-defined]
+    assert found.granularity == "stack"
+    assert found.name == "refined"
+
+
+def test_rounds_bring_samples_nearer_and_other_seeds_too() -> None:
+    draw, other = sampler(curved, NOISE), sampler(curved, torch.randn(6, 5, generator=torch.Generator().manual_seed(1)))
+    reference, judged = draw(None), other(None)
+    once, found = (rfc.refined(start(), draw, reference, rounds=rounds) for rounds in (1, 3))
+    assert error(draw(found), reference) <= error(draw(once), reference) < 0.5 * error(draw(start()), reference)
+    assert error(other(found), judged) < error(other(start()), judged)
+
+
+def test_it_draws_once_for_each_number_and_five_times_a_round() -> None:
+    drawn: list[rfc.Method] = []
+    said: list[str] = []
+    draw = sampler(curved, NOISE, drawn=drawn)
+    rfc.refined(start(), draw, draw(None), rounds=1, report=said.append)
+    assert len(drawn) == 1 + 6 + 5  # three full steps: 1 + 2 + 3 numbers
+    assert said[-1] == "refining, round 1 of 1: 6 of 6"
+    assert drawn[0].estimator == rfc.LinearPrediction(order=3)
+    drawn.clear()
+    rfc.refined(start(), draw, draw(None), rounds=1, order=2)
+    assert len(drawn) == 1 + 5 + 5
+
+
+def test_the_nearest_beginning_is_refined_and_one_of_another_granularity_that_is_almost_as_near() -> None:
+    drawn: list[rfc.Method] = []
+    draw = sampler(curved, NOISE, drawn=drawn)
+    near, far = start((0, 2, 5)), start((0, 6, 7))
+    found = rfc.refined([far, near], draw, draw(None), rounds=1)
+    assert found.schedule.full_steps == (0, 2, 5)  # type: ignore[attr-defined]
+    assert len(drawn) == 2 + 6 + 5
+    drawn.clear()
+    rfc.refined([far, near, replace(near, granularity="output")], draw, draw(None), rounds=1)
+    assert len(drawn) == 3 + 2 * (6 + 5)
+    with pytest.raises(ValueError, match="at least one method"):
+        rfc.refined([], draw, draw(None))
+
+
+def test_a_beginning_that_nothing_is_nearer_than_stays() -> None:
+    draw = sampler(lambda x, step: NOISE, NOISE)
+    found = rfc.refined(start(order=3), draw, draw(start(order=3)))
+    assert found.schedule.weights == start(order=3).schedule.weights  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        (rfc.FORA(), {}, "refined: methods must have weights"),
+        (start(), {"rounds": 0}, "refined: rounds must be an integer"),
+        (start(), {"order": 99}, "order must be an integer from 1 to 16"),
+    ],
+)
+def test_what_cannot_be_refined_is_refused(method: rfc.Method, options: dict[str, Any], said: str) -> None:
+    draw = sampler(curved, NOISE)
+    with pytest.raises(ValueError, match=said):
+        rfc.refined(method, draw, draw(None), **options)
+
+
+def test_samples_of_another_shape_or_no_numbers_are_refused() -> None:
+    draw = sampler(curved, NOISE)
+    with pytest.raises(ValueError, match=r"the reference's shape \(6, 4\), got \(6, 5\)"):
+        rfc.refined(start(), draw, torch.zeros(6, 4))
+    with pytest.raises(ValueError, match="are no numbers; begin with another method"):
+        rfc.refined(start(), lambda method: draw(method) * torch.nan, draw(None))
