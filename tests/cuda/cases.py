@@ -33,7 +33,7 @@ FAMILIES = (
 """15 classes of `benchmarks.coverage` that differ in their blocks, streams and conditioning."""
 
 JOINT = ("CogView4Transformer2DModel", "CogVideoXTransformer3DModel")
-"""Families whose attention takes two streams as one and gives back each alone: an output has no input for each of its tokens."""
+"""Families that take two streams as one and give back each alone: an output has no input for each of its tokens."""
 
 RCS = rfc.RCS(tau=0.1)
 
@@ -107,7 +107,7 @@ class Case:
         """Whether the package takes it: one graph has two phases, what is verified is a block, and each token has an input of its own."""
         if self.method == "verified" and self.granularity == "stack":
             return False
-        if self.family in JOINT and "tokens" in self.method and self.granularity == "module":
+        if self.family in JOINT and "tokens" in self.method:
             return False
         return self.way != "cond" or len(self.caching.schedule.branches) == 2
 
