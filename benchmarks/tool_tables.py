@@ -83,4 +83,15 @@ def compiled_table(record: Record) -> str:
         ["arguments of engines whose address is checked", str(counts["arguments of engines whose address is checked"])],
         *([f"different kernels compiled to {architecture}", str(count)] for architecture, count in record["kernels"].items()),
     ]
+    sizes = sorted({name.partition(":")[0] for name in counts if name.endswith(", kernels")})
+    for size in sizes:
+        phases = [
+            name.partition(": ")[2].removesuffix(", kernels")
+            for name in counts
+            if name.startswith(f"{size}: ") and name.endswith(", kernels")
+        ]
+        said = "; ".join(
+            f"{each} {counts[f'{size}: {each}, kernels']}, {counts[f'{size}: {each}, MiB that kernels read and write']}" for each in phases
+        )
+        rows.append([f"{size} at its published size: kernels of Triton, MiB that they read and write", said])
     return table(["", record["torch"]], rows)

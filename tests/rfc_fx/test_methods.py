@@ -261,6 +261,6 @@ def test_every_method_of_the_package_is_tested_here() -> None:
     functions = {
         name for name, make in inspect.getmembers(rfc, inspect.isfunction) if inspect.signature(make).return_annotation == "Method"
     }
-    elsewhere = {"preset", "RFC", "FullCompute", "ToCa", "DuCa", "DisCa"}  # test_laws, test_token_wise, test_graft
+    elsewhere = {"preset", "RFC", "FullCompute", "ToCa", "DuCa", "DisCa", "refined"}  # test_laws, test_token_wise, test_graft, test_refined
     assert functions - elsewhere == {method.name for method in METHODS.values()}
     assert all(METHODS[name].granularity == "stack" for name in ("teacache", "dicache", "easycache", "seacache", "magcache"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.truth.lab import OWN
+from benchmarks.truth.lab import FITTED, OWN
 from benchmarks.truth.plans import CORRECTED, PARTS, USERS, judged, own_rule, tried_caches, tried_solvers
 from benchmarks.truth.rows import CHOOSE, PLAIN, Cell, Row, Rows
 from benchmarks.truth.tables import fitted_table, granularity_table, methods_table, truth_table
@@ -57,9 +57,12 @@ def test_ratios_stand_in_the_tables(tmp_path: Path) -> None:
     records = {"digits": rows}
     assert truth_table(records).count("| 0.50 (0.50-0.50) | 0.50 (0.50-0.50) |") == 4
     assert truth_table(records).count("| 0.25 (0.25-0.25) |") == 4
+    for cell in PARTS["refining"]("digits", rows):
+        rows.add(Row(cell=cell, group="0", truth=(0.06, 0.06), full=()))
+    assert truth_table(records).count("| 0.30 (0.30-0.30) |") == 4
     budgets = sum(map(len, USERS["digits"].values()))
     assert granularity_table(records).count("| 0.50 (0.50-0.50) | 1.00 (1.00-1.00) |") == budgets
-    assert fitted_table(records).count("| 2.00 (2.00-2.00) |") == 4 * budgets // 2
+    assert fitted_table(records).count(" 2.00 (2.00-2.00) ") == len(FITTED) * budgets
     assert methods_table(records).count("| 1.00 (1.00-1.00) | 0.50 (0.50-0.50) | 1.00 (1.00-1.00) |") == budgets
 
 
