@@ -41,7 +41,10 @@ CORRECTED = ("fitted, corrected by 0.6", "fitted, corrected by 0.3")
 """Linear predictions that are tried at every sampler."""
 
 REFINED = "refined to the truth"
-"""A list refined by the converged solution, on the levels at which plain steps are nearest to it."""
+"""A list refined by the converged solution."""
+
+FINE = Sampler(BASES[0], "Karras", LENGTHS[0])
+"""A sampler that in full is near it on every model."""
 
 SHOWN = 3
 """Solvers that are judged at each number of evaluations, the best on other seeds; and DDIM."""
@@ -132,7 +135,7 @@ def judged(model: str, rows: Rows, n: int) -> dict[str, Cell]:
     solvers = {name: cell for name, cells in tried_solvers(model).items() if (cell := best(cells, rows, n)) is not None}
     ranked = sorted(solvers, key=lambda name: rows.geometric_mean(solvers[name], [CHOOSE], "truth") or 0.0)
     shown = {name: solvers[name] for name in dict.fromkeys((*ranked[:SHOWN], *(name for name in solvers if name.startswith("DDIM"))))}
-    refined = _cell(Sampler(BASES[0], "log-SNR within 3", LENGTHS[0]), n, REFINED)
+    refined = _cell(FINE, n, REFINED)
     known = {"refined": refined} if any(cell == refined for cell, _ in rows.rows) else {}
     caches = {"LogSNR": best(tried_caches(model, [own_rule(model)]), rows, n), "fitted": best(tried_caches(model, CORRECTED), rows, n)}
     return shown | {name: cell for name, cell in caches.items() if cell is not None} | known
@@ -140,7 +143,7 @@ def judged(model: str, rows: Rows, n: int) -> dict[str, Cell]:
 
 def refining(model: str, rows: Rows) -> Iterator[Cell]:
     """Lists refined by the converged solution."""
-    yield from (_cell(Sampler(BASES[0], "log-SNR within 3", LENGTHS[0]), n, REFINED) for n in BUDGETS)
+    yield from (_cell(FINE, n, REFINED) for n in BUDGETS)
 
 
 def _cell(sampler: Sampler, n: int, method: str) -> Cell:
