@@ -118,6 +118,8 @@ class _Search:
                 moved[index] += self.delta
                 columns.append((self.residual_at(moved) - self.residual) / self.delta)
             jacobian = torch.stack(columns, 1)
+            if not jacobian.isfinite().all():
+                raise ValueError(f"refined: weights moved by {self.delta:g} draw samples that are no numbers; pass a smaller delta")
             normal, slope = jacobian.T @ jacobian, jacobian.T @ self.residual
             scale = normal.diagonal().clamp(min=1e-12 * float(normal.diagonal().max()) + 1e-300).diag()
             tried = [(damping * each, self.x - torch.linalg.solve(normal + damping * each * scale, slope)) for each in DAMPINGS]

@@ -127,3 +127,5 @@ def test_samples_of_another_shape_or_no_numbers_are_refused() -> None:
         rfc.refined(start(), draw, torch.zeros(6, 4))
     with pytest.raises(ValueError, match="are no numbers; begin with another method"):
         rfc.refined(start(), lambda method: draw(method) * torch.nan, draw(None))
+    with pytest.raises(ValueError, match=r"weights moved by 0\.001 draw samples that are no numbers; pass a smaller delta"):
+        rfc.refined(start(), lambda method: draw(method) / (method.schedule.weights[2][0] == 0), draw(None))  # type: ignore[attr-defined]
