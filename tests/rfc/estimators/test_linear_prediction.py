@@ -107,7 +107,7 @@ def test_at_other_levels_it_is_log_snr() -> None:
     assert fitted.bound(10) is fitted
     assert fitted.bound(10, NoiseLevels(tuple(x + 1e-4 for x in levels.lambdas), None)) is fitted
     placed = fitted.bound(10, other)
-    assert placed == unfitted(other, 3, 2)
+    assert placed == unfitted(other, 3, 3)
     assert placed.in_graph == fitted.in_graph  # the same programs
     assert placed.full_steps == LogSNR(lambdas=other.lambdas, nfc=3).schedule.full_steps  # type: ignore[attr-defined]
     assert not any(row[-1] for row in placed.weights)  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from rfc_fx.io.method_file import read_method
 from rfc_fx.tools.cli import app
 from rfc_fx.tools.sources import DigitsSource, load_source
 from rfc_fx.tools.tune import Point, SamplerChoice, Tuned, TuningGoal, most_full_steps, tune
-from rfc_fx.tools.tune.bench import with_other_seeds
+from rfc_fx.tools.tune.bench import Bench, with_other_seeds
 from rfc_fx.tools.tune.record import TuningError, recorded
 
 STEPS = 8
@@ -58,13 +58,14 @@ def test_an_error_gives_the_fastest_that_keeps_it_and_the_points_are_what_a_meth
 def test_a_refined_list_is_fitted_to_other_seeds_and_judged_by_these() -> None:
     of = source()
     said: list[str] = []
-    tuned = tune(of, [sampler(of, 5)], TuningGoal(speedup=1.5), rounds=1, report=said.append)
-    refined = next(each for each in tuned.points if each.what == "refined")
-    begun = next(each for each in tuned.points if each.what == "fitted, corrected by 0.3" and each.nfc == refined.nfc)
-    assert refined.error < begun.error
+    bench, other = (Bench(each, sampler(of, 5), None, False, said.append) for each in (of, with_other_seeds(of)))
+    bench.rounds, bench.other = 1, other
+    points = {point.what: point for point in bench.at(3, is_thorough=True)}
+    refined = points["refined"]
+    assert refined.error < min(point.error for what, point in points.items() if what.startswith("fitted, "))
     assert refined.method.granularity == "stack"  # with the output in its place the beginning is far worse
     assert of.seeds == [1, 2]
-    assert with_other_seeds(of).seeds == [3, 4]
+    assert other.source.seeds == [3, 4]
     assert any(line.startswith("refining, round 1 of 1") for line in said)
     cached = rfc_fx.transform(of.model, refined.method)
     with cached.generation():
@@ -115,7 +116,7 @@ def test_a_time_says_how_many_steps_may_be_full(seconds: float, most: int) -> No
 def test_the_command_writes_a_method_that_generate_and_accelerate_take(tmp_path: Path) -> None:
     out = tmp_path / "tuned.json"
     common = ["--classes", "3,4", "--seeds", "1", "--no-compile"]
-    ran = CliRunner().invoke(app, ["tune", "digits", "--error", "0.5", "--steps", "6", *common, "--out", str(out)])
+    ran = CliRunner().invoke(app, ["tune", "digits", "--error", "0.5", "--steps", "6", "--refine", "1", *common, "--out", str(out)])
     assert ran.exit_code == 0, ran.output
     assert "chosen" in ran.stdout
     assert str(out) in ran.stdout
