@@ -27,6 +27,7 @@ from rfc.placement.noise_levels import noise_levels
 from rfc.placement.output_gains import output_gains
 from rfc.schedules.base import NoiseLevels
 from rfc_fx.runtime.warnings import NothingSkippedWarning
+from rfc_fx.tools.tune.bench import beginnings
 from rfc_fx.tools.tune.record import Outputs, every_step_full
 
 OWN = "own"
@@ -101,7 +102,6 @@ class Fitted:
 class Refined:
     """The same, refined by samples of the seeds for choosing (`rfc.refined`), the forecast being the blocks' residual or their output."""
 
-    corrections: tuple[float, ...] = (0.6, 0.3, 0.0)
     to_truth: bool = False
     """Refined by the converged solution, in the place of full computation."""
     size: int = 8
@@ -181,8 +181,7 @@ class Lab:
 
     def _refined(self, kind: Refined, sampler: Sampler, n: int) -> Method:
         if (kind, sampler, n) not in self._kept:
-            fits = [rfc.fitted(self.recorded(sampler), n, corrections=corrections) for corrections in kind.corrections]
-            begin, few = [_with(fit, granularity) for granularity in ("stack", "output") for fit in fits], Lab(self.model.name, kind.size)
+            begin, few = beginnings(self.recorded(sampler), n), Lab(self.model.name, kind.size)
             target = few.truth(CHOOSE) if kind.to_truth else few.full(CHOOSE, sampler)
             self._kept[kind, sampler, n] = rfc.refined(begin, lambda method: few._drawn(CHOOSE, sampler, method, n), target, rounds=1)
         return self._kept[kind, sampler, n]

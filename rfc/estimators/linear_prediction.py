@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rfc.estimators.base import MOST_ORDER, Coefficients, Estimator, check_order, history_slots, named
+from rfc.estimators.base import MOST_ORDER, Coefficients, Estimator, check_order, combine, history_slots, named
 from rfc.state import Clock, SlotSpec, State
 
 
@@ -53,8 +53,7 @@ class LinearPrediction(Estimator):
 
     def correction(self, old: State, I: Float[Tensor, "N *S D"], O: Float[Tensor, "N *S D"], clock: Clock) -> Float[Tensor, "N *S D"]:
         assert clock.weights is not None
-        changes = zip(clock.weights.unbind(), self._changes(old, O, clock), strict=True)
-        return torch.stack([weight * change.float() for weight, change in changes]).sum(0).to(O.dtype)
+        return combine(torch.zeros_like(O), self._changes(old, O, clock), list(clock.weights.unbind()))
 
     def _changes(self, old: State, O: Tensor, clock: Clock) -> list[Tensor]:
         """D_1 .. D_m where O is the latest output: the first one of a generation counts as a change from zero, before it there is none."""

@@ -53,7 +53,7 @@ def tune(
     ] = None,
     refine: Annotated[
         int,
-        typer.Option(metavar="ROUNDS", min=0, max=20, help="refine weights by other seeds, n (n + 1) / 2 + 5 draws a round (rfc.refined)"),
+        typer.Option(metavar="ROUNDS", min=0, max=20, help="refine weights by other seeds, about n^2 / 2 draws a round (rfc.refined)"),
     ] = 0,
     cfg: options.Guidance = None,
     classes: options.Classes = None,

@@ -88,7 +88,7 @@ def tune(
         others = with_other_seeds(source)
         target = None if reference is None else Bench(others, longest, None, False, report).whole()
         for bench in benches:
-            bench.rounds, bench.other = rounds, Bench(others, bench.sampler, target, compile, report)
+            bench.rounds, bench.other = rounds, Bench(others, bench.sampler, target, compile, lambda what: None)
     points: list[Point] = []
     limit: float | None = None
     for bench in benches:

@@ -104,9 +104,8 @@ class Bench:
 
     def _refined(self, nfc: int, other: Bench) -> Method:
         """A fitted list, refined by the other seeds; numbers are moved by more than the model's rounding."""
-        fits = [fitted(self.recorded, nfc, corrections=corrections) for corrections in CORRECTIONS]
-        starts = [replace(fit, granularity=granularity) for granularity in ("stack", "output") for fit in fits]
-        delta = 3 * torch.finfo(next(self.source.model.parameters()).dtype).eps ** 0.5
+        types = (weight.dtype for weight in self.source.model.parameters() if weight.is_floating_point())  # quantised ones may be integers
+        delta = 3 * torch.finfo(next(types, torch.float32)).eps ** 0.5
         target = other.whole()
         other._put()
 
@@ -115,11 +114,8 @@ class Bench:
             assert other.laboratory.samples is not None
             return other.laboratory.samples
 
-        report, other.laboratory.report = other.laboratory.report, lambda what: None
-        try:
-            return refined(starts, draw, target, rounds=self.rounds, delta=delta, report=report)
-        finally:
-            other.laboratory.report = report
+        starts = beginnings(self.recorded, nfc)
+        return refined(starts, draw, target, rounds=self.rounds, delta=delta, report=self.laboratory.report)
 
     def fewest(self, error: float) -> Iterator[Point]:
         """Numbers of full steps around the fewest that keep an error."""
@@ -147,6 +143,12 @@ class Bench:
                 samples=samples,
             )
         return self._points[method]
+
+
+def beginnings(recorded: Recorded, nfc: int) -> list[Method]:
+    """The fitted lists that refining may begin with: every correction, with the blocks' residual and with their output."""
+    fits = [fitted(recorded, nfc, corrections=corrections) for corrections in CORRECTIONS]
+    return [replace(fit, granularity=granularity) for granularity in ("stack", "output") for fit in fits]
 
 
 def with_scheduler(source: Source, scheduler: Any) -> Source:
