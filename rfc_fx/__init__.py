@@ -41,6 +41,7 @@ from rfc_fx.runtime.kinds import cached_model
 from rfc_fx.runtime.numbers import ChangingNumberWarning
 from rfc_fx.runtime.per_sample import PerSampleModel
 from rfc_fx.runtime.sampler import default_method
+from rfc_fx.runtime.timestep_check import OtherTimestepsWarning
 from rfc_fx.runtime.warnings import (
     ForeignHooksWarning,
     MovedWeightsWarning,
@@ -64,6 +65,7 @@ __all__ = [
     "MovedWeightsWarning",
     "NoSiteError",
     "NothingSkippedWarning",
+    "OtherTimestepsWarning",
     "PerSampleModel",
     "Plan",
     "PredictorMismatchError",

@@ -14,7 +14,7 @@ from rfc.method import Method
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.phase import PREFIX
 from rfc_fx.runtime import calls
-from rfc_fx.runtime.calls import different_ends, timestep_ends
+from rfc_fx.runtime.calls import timestep_ends
 from rfc_fx.runtime.context import Context
 from rfc_fx.runtime.decide import Decision, Facts, Reason, Restart, bounded, decide
 from rfc_fx.runtime.generation import Generation
@@ -178,7 +178,7 @@ class Driver:
             return None
         timestep = inputs[index]
         if (known := generation.timestep) is not None and timestep.numel() <= len(inputs[context.latent_index]):
-            return different_ends(timestep) or (known, known)
+            return generation.timestep_check.ends(timestep, known, generation.timetable)
         if context.prefix is not None and not (rule.is_lagged and calls.on_host(timestep)):
             return None
         return generation.ends or timestep_ends(timestep)

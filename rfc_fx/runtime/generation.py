@@ -23,6 +23,7 @@ from rfc_fx.runtime.context import Context
 from rfc_fx.runtime.moments import Lane, Moments
 from rfc_fx.runtime.pool import StatePool
 from rfc_fx.runtime.sampler import Known
+from rfc_fx.runtime.timestep_check import TimestepCheck
 from rfc_fx.runtime.timetable import Timetable
 
 log = logging.getLogger("rfc_fx")
@@ -42,27 +43,22 @@ class Generation:
     def __init__(self, model: str, pool: StatePool, known: Known, call: Callable[..., Any], *, is_opened: bool) -> None:
         self.model, self.is_opened = model, is_opened
         self.timetable: Timetable | None = None
-        self.index: int | None = None
-        """Of the coming call, counted from the generation's first; None where the timesteps are not known."""
+        self.index: int | None = None  # of the coming call, counted from the generation's first; None where the timesteps are not known
         self.timestep: float | None = None  # of that call as the model sees it, by the timetable
-        self.sign = 1
-        """The direction of the sampler's timestep, as far as known: 1 falls, -1 rises (`rfc.bookkeeping.arrive`)."""
+        self.sign = 1  # the direction of the sampler's timestep, as far as known: 1 falls, -1 rises (`rfc.bookkeeping.arrive`)
         self.has_ended = False
-        self.rule: tuple[Method, Rule] | None = None
-        """The rule for this generation's own steps, and the method that it was made of."""
+        self.rule: tuple[Method, Rule] | None = None  # for this generation's own steps, and the method that it was made of
         self.rows: dict[str | None, int] = {}  # samples of the calls of each name, where each has decisions of its own
-        self.in_doubt = False
-        """Whether the latest call was in doubt: computed in full, which no timestep called for."""
+        self.in_doubt = False  # whether the latest call was in doubt: computed in full, which no timestep called for
         self._is_foreign = False  # whether the latent of the latest call does not follow from its lane's calls before
         self._pool, self._known, self._call = pool, known, call
         self._is_read = False  # whether the timetable has been looked for
-        self.ends: tuple[float, float] | None = None
-        """Smallest and largest timestep of the latest call, where the host has looked at them."""
+        self.ends: tuple[float, float] | None = None  # of the latest call's timesteps, where the host has looked at them
+        self.timestep_check = TimestepCheck(model)
         self._lanes: dict[Lane, Context] = {}
         self._groups: dict[tuple[Key, str], ConditioningGroups] = {}
         self._moments = Moments()
-        self.is_repeated = False
-        """Whether the latest call was made before: the same latent at the same timestep, where nobody opened the generation."""
+        self.is_repeated = False  # whether the latest call was made before: its latent and timestep, where nobody opened the generation
         self._ended: dict[str, Book] = {}  # records of the lanes that were given back
         self._latest: Lane | None = None
         self._labels: dict[str, tuple[str, str]] = {}
@@ -156,7 +152,9 @@ class Generation:
         return timestep_value(call.timestep) if self.timestep is None else self.timestep
 
     def note(self, outputs: Sequence[Any]) -> None:
-        """Take in what the latest call has given, where that tells which calls follow it."""
+        """Take in what the latest call has given, where that tells which calls follow it; RFCError where known timesteps were not those."""
+        if self.timetable is not None and self.index == self.timetable.remaining - 1:
+            self.timestep_check.verify()
         if not self.is_opened and self.index is None:
             for output in [each for each in outputs if isinstance(each, Tensor) and each.is_floating_point()][:1]:
                 self._moments.note(output)
@@ -202,6 +200,7 @@ class Generation:
     def end(self) -> None:
         """Give all contexts back; records stay readable until other lanes take their place."""
         self.rule = None
+        self.timestep_check.end()
         if not self._lanes:
             return
         self._ended = self.books()

@@ -102,6 +102,7 @@ def carry_names(program: RunnableProgram) -> list[str]:
 def fill_table(program: RunnableProgram, arguments: Sequence[Tensor], index: int, timesteps: Tensor) -> TimestepTable:
     """Run TIMESTEP for all steps as one batched computation. `index`: where the timestep stands among its arguments."""
     now = arguments[index]
+    order: list[float] = timesteps.to(now.dtype).tolist()  # before they go to the device: they come from the host
     steps = timesteps.to(now)
 
     def run(timestep: Tensor, of: Callable[..., Any] = program.run) -> tuple[Tensor, ...]:
@@ -113,7 +114,7 @@ def fill_table(program: RunnableProgram, arguments: Sequence[Tensor], index: int
         results = tuple(torch.stack(parts) for parts in zip(*map(run, batch), strict=True))
     names = carry_names(program)
     columns = [result.contiguous().unbind() for result in results]
-    return TimestepTable(timesteps, steps.tolist(), [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)])
+    return TimestepTable(timesteps, order, [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)])
 
 
 def _batched(run: Callable[[Tensor], tuple[Tensor, ...]], batch: Tensor) -> tuple[Tensor, ...] | None:

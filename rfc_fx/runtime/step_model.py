@@ -160,8 +160,9 @@ class StepModel(nn.Module):
 
         It goes with threads and tasks that are started inside. What is known of the sampler lets schedules place their full steps, and
         nothing is read back from the device: `timesteps`, (S,), as the model will be called with them, with views of that tensor where it
-        lies on a device; or `source`, a pipeline or a scheduler, which is read at the first call. All samples of a batch are at one
-        timestep then; others are seen on the host, and not looked for on a device. `g.stats`, `g.contexts`: its record.
+        lies on a device; or `source`, a pipeline or a scheduler, which is read at the first call. Samples at timesteps of their own are
+        seen on the host, and on a device in the first call; where they part later there, the last step raises RFCError. `g.stats`,
+        `g.contexts`: its record.
         Leaving the block ends it, by an exception too.
         """
         if timesteps is not None and source is not None:

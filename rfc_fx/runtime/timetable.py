@@ -147,6 +147,13 @@ class Timetable:
         counted = getattr(self._scheduler, "step_index", None)
         if isinstance(counted, int):
             return counted if counted < len(self) else None
+        return self._index_of_view(timestep)
+
+    def is_view(self, timestep: Tensor) -> bool:
+        """Whether the latest call's timestep is the list's own element, so that it needs no look at its value."""
+        return self.index is not None and self._index_of_view(timestep) == self.index
+
+    def _index_of_view(self, timestep: Any) -> int | None:
         if self._scheduler is None and (self._version is None or self._version != version(self.source)):
             return None  # the caller may have written other timesteps there
         if isinstance(timestep, Tensor) and timestep.numel() and isinstance(self.source, Tensor) and timestep.device.type != "meta":

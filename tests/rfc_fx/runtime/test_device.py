@@ -1,8 +1,12 @@
 """What a device asks of the host, tried without one: clocks in pinned memory, reads, results of CUDA graphs, types that a card lacks."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from families import moved, shared_model
 from torch import Tensor
 
@@ -80,6 +84,74 @@ def test_timesteps_that_were_written_since_they_were_told_are_read(monkeypatch: 
         timesteps[1] = 300  # leaves a step out
         cached(**moved(kwargs, 2) | {"timestep": timesteps[1].expand(2)})
         assert generation.index == 2
+
+
+def counting_scheduler() -> DPMSolverMultistepScheduler:
+    """One of nine steps that says which step it is at."""
+    scheduler = DPMSolverMultistepScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(9)
+    return scheduler
+
+
+def converted(*rows: Tensor) -> list[Tensor]:
+    """Timesteps as a pipeline hands them on that converts them, each in memory of its own; one row for each sample of a batch."""
+    return [timestep.clone() for timestep in torch.stack(rows, 1).unbind()]
+
+
+def outputs_at(timesteps: Sequence[Tensor], cached: Any, reads: Reads | None = None) -> list[Tensor]:
+    """Outputs of a generation whose scheduler is known, called at these timesteps whatever the scheduler says."""
+    scheduler = counting_scheduler()
+    _, kwargs = shared_model("dit")
+    with torch.no_grad(), cached.generation(source=scheduler), reads or nullcontext():
+        outputs = []
+        for step, timestep in enumerate(timesteps):
+            scheduler._step_index = step
+            if reads is not None:
+                reads.give({"timestep": timestep})
+            outputs.append(cached(**moved(kwargs, step) | {"timestep": timestep})[0])
+    return outputs
+
+
+@pytest.fixture
+def cached_dit() -> Any:
+    model, kwargs = shared_model("dit")
+    return rfc_fx.transform(model, rfc.TaylorSeer(interval=3, order=1), example_inputs=moved(kwargs, 0), config=rfc_fx.Config(hoist=True))
+
+
+def test_samples_at_timesteps_of_their_own_from_the_first_call_on_are_computed_as_on_the_host(
+    cached_dit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timesteps = counting_scheduler().timesteps
+    own = converted(timesteps, timesteps - 50)
+    expected = outputs_at(own, cached_dit)
+    monkeypatch.setattr(calls, "on_host", lambda value: not isinstance(value, Tensor))
+    assert all(map(torch.equal, outputs_at(own, cached_dit), expected))
+    assert not torch.equal(outputs_at(converted(timesteps, timesteps), cached_dit)[0], expected[0])
+
+
+def test_samples_that_part_later_are_an_error_at_the_last_step_and_a_warning_where_it_is_left_before(
+    cached_dit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "on_host", lambda value: not isinstance(value, Tensor))
+    timesteps = counting_scheduler().timesteps
+    other = timesteps - 50 * (torch.arange(9) >= 4)
+    parting = converted(timesteps, other)
+    with pytest.raises(RFCError, match=rf"call 5 .* {other[4]} to {timesteps[4]} and was computed for {timesteps[4]}.*as CPU tensors"):
+        outputs_at(parting, cached_dit)
+    with pytest.warns(rfc_fx.OtherTimestepsWarning, match=r"call 5"):
+        outputs_at(parting[:6], cached_dit)
+    outputs_at(parting[:4], cached_dit)  # up to there nothing is wrong
+    outputs_at(converted(timesteps, timesteps), cached_dit)
+
+
+def test_timesteps_that_a_pipeline_converts_are_read_in_the_first_call_and_after_the_last(
+    cached_dit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "on_host", lambda value: not isinstance(value, Tensor))
+    timesteps = counting_scheduler().timesteps
+    reads = Reads()
+    outputs_at(converted(timesteps, timesteps), cached_dit, reads)
+    assert reads.counts.total() == 3  # what the pipeline makes of the list, whether the samples agree; then all others at once
 
 
 class Far(Tensor):
