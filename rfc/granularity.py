@@ -9,11 +9,14 @@ from torch import nn
 
 GranularityName = Literal["module", "block", "stack"]
 
+WHOLE = ("output", "prediction")
+"""One estimate for an output itself, that of all blocks or that of the model, in the place of a residual."""
+
 
 class Granularity(NamedTuple):
     """Extent of one estimate."""
 
-    kind: Literal["module", "block", "stack", "output", "blocks"]
+    kind: Literal["module", "block", "stack", "output", "prediction", "blocks"]
     blocks: slice = slice(None)
     """Of "blocks": which, in the order in which they run."""
 
@@ -31,16 +34,16 @@ class Granularity(NamedTuple):
 
 
 def parse_granularity(text: str, *more: str) -> Granularity:
-    """Return "module", "block", "stack", "output" (of all blocks, itself) or "blocks[a:b]", parsed; ValueError for anything else.
+    """Return "module", "block", "stack", "output" (of all blocks, itself), "prediction" (what the model returns) or "blocks[a:b]", parsed.
 
-    `more`: what else the caller takes, for the message.
+    Raises ValueError for anything else; `more`: what else the caller takes, for the message.
     """
-    if text in (*get_args(GranularityName), "output"):
+    if text in (*get_args(GranularityName), *WHOLE):
         return Granularity(text)  # type: ignore[arg-type]
     if isinstance(text, str) and (match := re.fullmatch(r"blocks\[(-?\d+)?:(-?\d+)?\]", text)):
         first, last = (None if part is None else int(part) for part in match.groups())
         return Granularity("blocks", slice(first, last))
-    known = ", ".join((*get_args(GranularityName), "output", "blocks[a:b] (such as blocks[1:])", *more))
+    known = ", ".join((*get_args(GranularityName), *WHOLE, "blocks[a:b] (such as blocks[1:])", *more))
     raise ValueError(f"granularity must be one of {known}, got {text!r}")
 
 

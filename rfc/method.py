@@ -21,7 +21,7 @@ class Method:
     estimator: Estimator
     schedule: Schedule
     granularity: str | None = None
-    """Extent of one estimate ("module", "block", "stack", "output", "blocks[1:]"); None leaves the choice open."""
+    """Extent of one estimate ("module", "block", "stack", "output", "prediction", "blocks[1:]"); None leaves the choice open."""
     default_granularity: str | None = None
     """Extent where that choice is open and nobody made it; None: "module"."""
     probe: int = 0

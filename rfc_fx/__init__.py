@@ -40,7 +40,7 @@ from rfc_fx.runtime.cond_model import CondModel
 from rfc_fx.runtime.kinds import cached_model
 from rfc_fx.runtime.numbers import ChangingNumberWarning
 from rfc_fx.runtime.per_sample import PerSampleModel
-from rfc_fx.runtime.sampler import default_method
+from rfc_fx.runtime.sampler import default_method, for_source
 from rfc_fx.runtime.timestep_check import OtherTimestepsWarning
 from rfc_fx.runtime.warnings import (
     ForeignHooksWarning,
@@ -133,7 +133,7 @@ def accelerate(
     options: dict[str, Any] | None = None
     if compile is not False:
         options = {"fullgraph": True} | ({} if compile is True else dict(compile))
-    accelerate_pipeline(pipe, chosen, config, options, build, speedup, graphs=compile is True)
+    accelerate_pipeline(pipe, for_source(chosen, pipe), config, options, build, speedup, graphs=compile is True)
     return pipe
 
 
@@ -168,7 +168,8 @@ def transform(
     Raises TypeError or ValueError for wrong arguments, and, now or in the first call, CaptureError, NoSiteError, StateBudgetError and
     RanksError.
     """
-    cached = cached_model(model, default_method(source) if method is None else _method(method), config, build, group)
+    chosen = for_source(default_method(source) if method is None else _method(method), source)
+    cached = cached_model(model, chosen, config, build, group)
     if source is not None:
         cached.follow(source)
     if example_inputs is not None:

@@ -168,7 +168,9 @@ class Lab:
             hook.remove()
             scheduler, more = self._scheduler(sampler)
             gains = output_gains(scheduler, sampler.steps, **more)
-            self._recorded[sampler] = Recorded(taken.gram, gains, NoiseLevels(self.lambdas(sampler), None, self.model.is_flow))
+            self._recorded[sampler] = Recorded(
+                taken.gram, gains, NoiseLevels(self.lambdas(sampler), None, self.model.is_flow), taken.predictions
+            )
         return self._recorded[sampler]
 
     def method(self, name: str, sampler: Sampler, n: int) -> Method:

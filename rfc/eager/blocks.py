@@ -63,7 +63,7 @@ def spans(model: nn.Module, now: Now, grain: Granularity, probe: int) -> Iterato
         yield module, partial(probed.forward, Block(module, module.forward), i == 0)
 
 
-class _SkipError(Exception):
+class SkipError(Exception):
     """The decision fell inside the first block of a span: leave it."""
 
 
@@ -147,7 +147,7 @@ class Span:
     def _first(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             return block.compute(*args, **kwargs)
-        except _SkipError:
+        except SkipError:
             return None
 
     def enter(self, attention: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -156,7 +156,7 @@ class Span:
             return attention(*args, **kwargs)
         self.inputs = [value for value in (*args, *(kwargs.get(name) for name in STREAMS)) if isinstance(value, Tensor)]
         if self.now.run.decide(I=self.inputs[0], base=self.start["hidden_states"]) != FULL.name:
-            raise _SkipError
+            raise SkipError
         return attention(*args, **kwargs)
 
     def refresh(self, run: Run, returned: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from rfc.arguments import timestep_argument, timestep_value
 from rfc.conditioning import ConditioningGroups, conditioning, group_name
 from rfc.eager.blocks import in_place, spans, verifier
 from rfc.eager.module_sites import module_sites
+from rfc.eager.prediction import prediction
 from rfc.eager.predictor import predictions
 from rfc.eager.run import Now, Run
 from rfc.eager.token_wise import passages
@@ -69,6 +70,13 @@ class CachedEager(nn.Module):
             self._replaced = list(predictions(model, self._now, predicted))
         elif grain.kind == "module":
             self._replaced = list(module_sites(model, self._now, tokens))
+        elif grain.kind == "prediction":
+            if method.estimator.needs_input or method.probe or method.schedule.reads_output:
+                raise ValueError(
+                    f"{type(model).__name__}: {method.name} reads the blocks' input or output, which has another shape than what the model "
+                    "returns; granularity must be 'output' or a finer one, got 'prediction'"
+                )
+            self._replaced = list(prediction(model, self._now))
         else:
             self._replaced = list(spans(model, self._now, grain, method.probe))
         if any(phase_named(name).verifies for name in method.schedule.branches):

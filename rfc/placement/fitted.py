@@ -7,7 +7,7 @@ e' O of them, with the squared length e' K e.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -35,9 +35,19 @@ class Recorded(NamedTuple):
     gains: Sequence[float]
     """What the sampler multiplies each output by (`rfc.placement.output_gains`)."""
     levels: NoiseLevels
+    predictions: Float[Tensor, "N N"] | None = None
+    """The Gram matrix of what the model returned, in the place of its blocks."""
 
 
-def fitted(recorded: Recorded, nfc: int, *, order: int = 2, corrections: float = 1.0, full_steps: Sequence[int] | None = None) -> Method:
+def fitted(
+    recorded: Recorded,
+    nfc: int,
+    *,
+    order: int = 2,
+    corrections: float = 1.0,
+    full_steps: Sequence[int] | None = None,
+    granularity: Literal["stack", "output", "prediction"] = "stack",
+) -> Method:
     """The linear prediction of least error in the last sample, as the record foretells it, with `nfc` full steps. Not in the papers.
 
     Errors of the steps between two full ones add up in the sample, each times its gain; the full step takes back what its own error
@@ -45,15 +55,18 @@ def fitted(recorded: Recorded, nfc: int, *, order: int = 2, corrections: float =
     outputs do not feel the errors of the samples, so what is best lies between 0 and 1 and is to be measured. The full steps are those at
     which the sum of what is left, all taken back, is least, whatever `corrections` is. What the sampler makes of an error on its way to
     the end, the model undoes in part, so each sum counts as the angle that the sampler turns the sample by where it ends (`rfc.LogSNR`),
-    not as its gain there. `full_steps`: those, in the place of the best ones.
+    not as its gain there. `full_steps`: those, in the place of the best ones. `granularity`: what one forecast stands for.
     """
     count = len(recorded.levels.lambdas)
     check_nfc("fitted", nfc, count)
-    fit = _Fit(recorded, turned(recorded.levels), order, corrections)
+    gram = recorded.predictions if granularity == "prediction" else recorded.gram
+    if gram is None:
+        raise ValueError("fitted: the record has no predictions; expected one with `predictions`, or another granularity")
+    fit = _Fit(recorded._replace(gram=gram), turned(recorded.levels), order, corrections)
     steps = fit.moved(full_steps_at(recorded.levels, nfc)) if full_steps is None else tuple(full_steps)
     lambdas, end, _ = recorded.levels
     schedule = Weighted(full_steps=steps, num_steps=count, weights=fit.rows(steps), lambdas=lambdas, end=end)
-    return Method(estimator=LinearPrediction(order=order + 1), schedule=schedule, default_granularity="stack", name="fitted")
+    return Method(estimator=LinearPrediction(order=order + 1), schedule=schedule, default_granularity=granularity, name="fitted")
 
 
 class _Interval(NamedTuple):

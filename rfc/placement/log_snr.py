@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,14 @@ LIMIT = 5.0
 
 Weight = Literal["angle", "share"]
 """Of a skipped step (`nearest_steps`)."""
+
+
+DAMPING, FLOW_DAMPING = 0.5, 0.35
+"""Of the forecast (`rfc.Newton`). A text-to-image flow with few full steps wants less of the second order than others do."""
+
+
+CLOSEST = 1e-3
+"""Of two calls' times: nearer ones are a repeated call, or have no polynomial between them."""
 
 
 POWER = 2
@@ -69,8 +78,24 @@ def full_steps_at(levels: NoiseLevels, nfc: int) -> tuple[int, ...]:
     smooth, would be missed in between. Chosen on one flow, measured on two (benchmarks/README.md, "Truth").
     """
     if levels.is_flow:
-        return nearest_steps(tuple(levels.lambdas), levels.end, nfc, weight="share", limit=min(LIMIT, 1.5 + nfc / 4))
+        return nearest_steps(tuple(levels.lambdas), levels.end, nfc, weight="share", limit=flow_limit(nfc))
     return nearest_steps(tuple(levels.lambdas), levels.end, nfc)
+
+
+def flow_limit(nfc: int) -> float:
+    """Of |lambda| of a flow with so many full steps."""
+    return min(LIMIT, 1.5 + nfc / 4)
+
+
+def flow_times(levels: NoiseLevels, nfc: int) -> tuple[float, ...] | None:
+    """The clock in which a flow's forecasts are polynomials: L tanh(lambda / L) at each call, L as in `full_steps_at`.
+
+    That is log-SNR where pictures form, and ever slower towards all noise and all picture, where outputs move less and less. None where
+    a sampler calls twice at one level. Chosen on two flows, measured on other seeds (benchmarks/README.md, "Truth").
+    """
+    limit = flow_limit(nfc)
+    times = tuple(limit * math.tanh(level / limit) for level in levels.lambdas)
+    return times if all(b - a > CLOSEST for a, b in pairwise(times)) else None
 
 
 def turned(levels: NoiseLevels, weight: Weight = "angle") -> Float[Tensor, " N"]:
@@ -129,7 +154,10 @@ class LogSNRPlaced(PlacedByCount):
     def placed(self) -> Placed:
         """The list; while the levels are not known, every step."""
         if self.is_bound:
-            return Placed(full_steps=self.place(), num_steps=self.length, unit=self.unit)
+            assert self.lambdas is not None
+            levels = NoiseLevels(self.lambdas, self.end, self.is_flow)
+            times = flow_times(levels, self.nfc or 1) if self.is_flow else None
+            return Placed(full_steps=self.place(), num_steps=self.length, unit=self.unit, times=times)
         return Placed(full_steps=range(Listed.TABLE), num_steps=Listed.TABLE, unit=self.unit)
 
     def place(self) -> tuple[int, ...]:
@@ -163,7 +191,7 @@ def LogSNR(
     end: float | None = None,
     is_flow: bool = False,
     order: int = 2,
-    damping: float = 0.5,
+    damping: float | None = None,
     **timesteps: Any,
 ) -> Method:
     """`nfc` full steps where forecasts would reach far in log-SNR; Newton's polynomial is the forecast (`forecast_at`). Not in the papers.
@@ -174,13 +202,15 @@ def LogSNR(
     generation begins, by its own levels: for `rfc_fx.accelerate`, and where a transformed model knows its source.
     `LogSNR(pipe.scheduler, num_steps=28, nfc=8)` places them now, for wherever else it is used; further keywords go to `set_timesteps`
     (`mu`, `sigmas`); without any and without `num_steps` the scheduler is taken as it stands after a generation of the pipeline.
-    `nfc`: how many of the calls are full, or which share of them (None: 28 %).
+    `nfc`: how many of the calls are full, or which share of them (None: 28 %). `order` and `damping` (None: 0.5, of flows 0.35) are those
+    of `rfc.Newton`, whose clock is the placing's: full steps are equidistant, or of flows `flow_times`.
 
-    One estimate stands for the residual of all blocks (`Method.default_granularity`), unless a `rfc_fx.Config` says otherwise:
-    estimates per module have about the same error and many times the state (benchmarks/README.md, "Truth").
+    One estimate stands for the residual of all blocks (`Method.default_granularity`), and of flows for what the model returns, unless a
+    `rfc_fx.Config` says otherwise: estimates per module have many times the state and no less error (benchmarks/README.md, "Truth").
 
     In the place of a scheduler: `lambdas`, log(alpha / sigma) at each call of a generation, `end`, after the last step (None: no noise
-    is left), and `is_flow`, whether alpha = 1 - sigma. Raises ValueError for a scheduler that has no noise levels (`noise_levels`).
+    is left), and `is_flow`, whether alpha = 1 - sigma, which may be said alone, too. Raises ValueError for a scheduler that has no noise
+    levels (`noise_levels`).
     """
     if lambdas is None:
         if scheduler is not None:
@@ -190,4 +220,13 @@ def LogSNR(
     elif scheduler is not None or num_steps is not None or timesteps:
         raise ValueError("LogSNR: lambdas say all of the sampler; pass them alone, or a scheduler with num_steps")
     schedule = LogSNRPlaced(lambdas=lambdas, end=end, is_flow=is_flow, count=nfc)  # type: ignore[arg-type]
-    return forecast_at(schedule, "LogSNR", order, damping, default_granularity="stack")
+    if damping is None:
+        damping = FLOW_DAMPING if is_flow else DAMPING
+    return forecast_at(schedule, "LogSNR", order, damping, default_granularity="prediction" if is_flow else "stack")
+
+
+def for_flow(method: Method) -> Method:
+    """`LogSNR(nfc=n)` without other settings for the flow that it turns out to be for; every other method as it is."""
+    if isinstance(method.schedule, LogSNRPlaced) and method == LogSNR(nfc=method.schedule.count):
+        return LogSNR(nfc=method.schedule.count, is_flow=True)
+    return method

@@ -35,7 +35,7 @@ def noise_levels(scheduler: Any, num_steps: int | None = None, **timesteps: Any)
     cumulative, sigmas = (getattr(scheduler, kind, None) for kind in ("alphas_cumprod", "sigmas"))
     if sigmas is not None and len(sigmas) == len(called) + 1:
         sigma = torch.as_tensor(sigmas).double().cpu()
-        is_flow = _is_flow(scheduler, sigma)
+        is_flow = is_flow_scheduler(scheduler)
         levels = (1 - sigma).log() - sigma.log() if is_flow else -sigma.log()
     elif cumulative is not None:
         levels = _of_alphas(torch.as_tensor(cumulative).double().cpu(), called, getattr(scheduler, "final_alpha_cumprod", None))
@@ -61,11 +61,12 @@ def _set(scheduler: Any, name: str, arguments: dict[str, Any]) -> None:
         ) from error
 
 
-def _is_flow(scheduler: Any, sigmas: Float[Tensor, " S"]) -> bool:
-    """Whether sigmas are shares of noise: said by the settings, or the scheduler has no others."""
+def is_flow_scheduler(scheduler: Any) -> bool:
+    """Whether a scheduler's sigmas are shares of noise (alpha = 1 - sigma): said by its settings, or it has no others."""
     if getattr(getattr(scheduler, "config", None), "use_flow_sigmas", False):
         return True
-    return getattr(scheduler, "alphas_cumprod", None) is None and bool((sigmas <= 1).all())
+    sigmas = getattr(scheduler, "sigmas", None)
+    return sigmas is not None and getattr(scheduler, "alphas_cumprod", None) is None and bool((torch.as_tensor(sigmas) <= 1).all())
 
 
 def _of_alphas(cumulative: Float[Tensor, " T"], called: Float[Tensor, " S"], final: Any) -> Float[Tensor, " R"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, get_args
 
 import torch
@@ -97,11 +98,12 @@ class Placed(Listed):
 
     With the `unit` "interval" neighbouring full steps are 1 apart in the estimator's clock and the steps between them fractions, so that
     a polynomial forecast is one in the variable in which the full steps are equidistant. After the last of them an interval is as long
-    as the last one was. With "generation" the whole of it lasts 1.
+    as the last one was. With "generation" the whole of it lasts 1. `times`: that clock at each step, in the place of the unit's.
     """
 
     num_steps: int = field()
     unit: Unit = "step"
+    times: Sequence[float] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,6 +114,12 @@ class Placed(Listed):
             )
         if self.unit not in get_args(Unit):
             raise ValueError(f"Placed: unit must be {' or '.join(get_args(Unit))}, got {self.unit!r}")
+        if self.times is not None:
+            times = tuple(self.times) if isinstance(self.times, Iterable) else ()
+            is_rising = all(math.isfinite(time) for time in times) and all(a < b for a, b in pairwise(times))
+            if len(times) != self.num_steps or not is_rising:
+                raise ValueError(f"Placed: times must be {self.num_steps} rising numbers, one for each step, got {self.times!r}")
+            object.__setattr__(self, "times", times)
 
     @property
     def is_placed(self) -> bool:
@@ -119,14 +127,22 @@ class Placed(Listed):
 
     @property
     def in_graph(self) -> tuple[Any, ...]:
-        return (*super().in_graph, self.unit)
+        return (*super().in_graph, self._clock)
+
+    @property
+    def _clock(self) -> Unit:
+        """The unit of a list without `times` on the same programs."""
+        return self.unit if self.times is None else "interval"
 
     def exercised(self) -> Placed:
-        return _ForWarmUp(full_steps=(0, 2), num_steps=4, unit=self.unit)
+        return _ForWarmUp(full_steps=(0, 2), num_steps=4, unit=self._clock)
 
     def numbers(self) -> dict[str, Tensor]:
         numbers = super().numbers()
-        if self.unit == "interval":
+        if self.times is not None:
+            numbers["times"] = torch.full((self.TABLE + 1,), self.times[-1])
+            numbers["times"][: len(self.times)] = torch.tensor(self.times)
+        elif self.unit == "interval":
             full_steps, steps = torch.tensor(self.full_steps), torch.arange(self.TABLE + 1)
             latest = torch.searchsorted(full_steps, steps, right=True) - 1
             lengths = full_steps.diff() if len(full_steps) > 1 else torch.ones(1, dtype=torch.long)

@@ -24,9 +24,10 @@ class Config:
     """How a model is transformed. Raises ValueError or TypeError for a value or a combination that cannot be."""
 
     granularity: str | None = None
-    """What one estimate stands for: "module" (the paper), "block", "stack" (the residual of all blocks), "output" (their output) or
-    "blocks[a:b]" (the residual of those blocks; the others always run). None: the method's own or its default (`rfc.LogSNR`: "stack"),
-    else "module"; with a `state_budget` and no default the finest of module, block and stack whose state fits."""
+    """What one estimate stands for: "module" (the paper), "block", "stack" (the residual of all blocks), "output" (their output),
+    "prediction" (what the model returns: a skipped step runs nothing of it) or "blocks[a:b]" (the residual of those blocks; the others
+    always run). None: the method's own or its default (`rfc.LogSNR`: "prediction" of flows, "stack" of others), else "module"; with a
+    `state_budget` and no default the finest of module, block and stack whose state fits."""
     state_dtype: torch.dtype | None = None
     """Type of the stored differences: bfloat16, float16, float8_e4m3fn or int8 (`rfc.Stored`); None: the model's."""
     state_budget: int | str | None = None

@@ -25,7 +25,7 @@ def chosen(model: nn.Module, config: Config | None = None) -> Config:
     |---|---|---|
     | `hoist` | True | what needs no latent then leaves the steps: 1.4 % of a full step remain of 7.2 % (DiT-S, ESTIMATE) |
     | `regional` | from 12 equal blocks on | compiled once, not once a block; a step may take a few percent longer |
-    | `granularity` | the method's default (`rfc.LogSNR`: stack), else the finest whose state fits | one estimate serves all blocks |
+    | `granularity` | the method's default (`rfc.LogSNR`: prediction, else stack), else the finest that fits | one estimate is enough |
     | `state_budget` | a quarter of the device's free memory, of ranks the least | guidance by separate calls takes two contexts |
     """
     if not isinstance(config, Config | None):

@@ -12,12 +12,25 @@ from torch import Tensor
 
 import rfc
 from rfc.method import Method
+from rfc.placement.log_snr import LogSNRPlaced, for_flow
+from rfc.placement.noise_levels import is_flow_scheduler
 from rfc_fx.runtime.timetable import Stage, Timetable
 
 
 def default_method(source: Any) -> Method:
     """`rfc.LogSNR` at each generation's own noise levels where a pipeline or scheduler is known, else `rfc.RFC()`."""
     return rfc.RFC() if source is None else rfc.LogSNR()
+
+
+def for_source(method: Method, source: Any) -> Method:
+    """`rfc.LogSNR` for a flow where that is what a pipeline or scheduler samples: before its levels are read it does not know."""
+    is_flow = source is not None and is_flow_scheduler(getattr(source, "scheduler", source))
+    return for_flow(method) if is_flow else method
+
+
+def on_programs_of(old: Method, method: Method) -> Method:
+    """A method to take the place of another: `rfc.LogSNR` in the place of one that was for a flow is for it, too."""
+    return for_flow(method) if isinstance(old.schedule, LogSNRPlaced) and old.schedule.is_flow else method
 
 
 def scheduler_of(source: Any, where: str) -> Any:

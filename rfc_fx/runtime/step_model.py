@@ -27,7 +27,7 @@ from rfc_fx.runtime.dynamo import is_compiling, skip_own_frame
 from rfc_fx.runtime.generation import Generation
 from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.program_cache import ProgramSource
-from rfc_fx.runtime.sampler import Known
+from rfc_fx.runtime.sampler import Known, on_programs_of
 from rfc_fx.runtime.signed import signed
 from rfc_fx.runtime.stopwatch import Stopwatch
 from rfc_fx.runtime.summary import Summary
@@ -142,7 +142,7 @@ class StepModel(nn.Module):
     @method.setter
     def method(self, method: Method) -> None:
         old = self.method
-        new = kept_like(old, method)
+        new = on_programs_of(old, kept_like(old, method))
         if programs_of(new) != programs_of(old):
             raise RFCError(f"method: {new} needs other programs than {old}; call rfc_fx.transform again")
         for context in self.driver.generations:  # a generation is judged by the schedule it began with

@@ -121,6 +121,14 @@ def stack(stream: Stream, start: Site, *, with_base: bool = True) -> Iterator[Si
     yield Site("stack", _in_layout_of(end, start.I, base), end, base=base if with_base and shape(end) == shape(base) else None)
 
 
+def predictions(stream: Stream, start: Site, graph: fx.Graph) -> Iterator[Site]:
+    """One site for each tensor that the model returns and that heavy work makes of the latent; I is that of `start`."""
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    results = dict.fromkeys(node for node in output.all_input_nodes if stream.ancestry.before(start.output, node))
+    for number, node in enumerate(results):
+        yield Site("prediction" if not number else f"prediction:{number}", start.I, node)
+
+
 def without_text(end: fx.Node, base: fx.Node) -> fx.Node:
     """Go forward to where the text tokens are cut off, where streams were joined."""
     while shape(end) != shape(base) and len(end.users) == 1:

@@ -65,6 +65,8 @@ def find_sites(
         sites = list(coarse.block_range(stream, grain))
     elif grain.kind in ("stack", "output") and sites:
         sites = list(coarse.stack(stream, watched(sites, captured), with_base=grain.kind == "stack"))
+    elif grain.kind == "prediction" and sites:
+        sites = list(coarse.predictions(stream, watched(sites, captured), graph))
     sites = coarse.probed(sites, stream, probe)
     sites.sort(key=lambda site: ancestry.index[site.output])
     needed = needed_sites(graph, sites, needs_input, last_sites(sites) if verifies else [])

@@ -8,7 +8,7 @@ from typing import get_args
 
 import torch
 
-from rfc.granularity import GranularityName
+from rfc.granularity import WHOLE, GranularityName
 from rfc.method import Method
 from rfc.phase import phase_named
 from rfc.state import SlotSpec
@@ -55,18 +55,25 @@ def granularities_for(config: Config, method: Method) -> tuple[str, ...]:
     """The granularities to try in their order: the method's or the configuration's one; else its default, and where a model has no such
     site the next finer; else with a state budget all, finest first, and without "module".
 
-    Raises ValueError where method and configuration differ, and for an estimator that corrects full steps: what it hands on must be what
-    the sampler adds up, not what other blocks read.
+    Raises ValueError where method and configuration differ; for an estimator that corrects full steps: what it hands on must be what the
+    sampler adds up, not what other blocks read; and for a prediction that would be estimated from the input of the blocks.
     """
     fixed, default = method.granularity, method.default_granularity
     if fixed is not None and config.granularity not in (None, fixed):
         raise ValueError(f"granularity: {method.name} works on {fixed!r}, got {config.granularity!r}; leave granularity out")
-    if method.estimator.corrects and (chosen := fixed or config.granularity or default or "stack") not in ("stack", "output"):
+    chosen = fixed or config.granularity
+    corrects = method.estimator.corrects
+    if corrects and (own := chosen or default or "stack") not in ("stack", *WHOLE):
         raise ValueError(
-            f"granularity: {method.name} corrects what leaves the last block, so one estimate stands for all blocks; got {chosen!r}, "
-            "expected 'stack' or 'output'"
+            f"granularity: {method.name} corrects what leaves the last block, so one estimate stands for all blocks; got {own!r}, "
+            "expected 'stack', 'output' or 'prediction'"
         )
-    if granularity := fixed or config.granularity or ("stack" if method.estimator.corrects and default is None else None):
+    if chosen == "prediction" and (method.estimator.needs_input or method.probe):
+        raise ValueError(
+            f"granularity: {method.name} estimates outputs from the input of the blocks, which has another shape than the model's "
+            "prediction; got 'prediction', expected 'output' or a finer one"
+        )
+    if granularity := chosen or ("stack" if corrects and default is None else None):
         return (granularity,)
     named = get_args(GranularityName)
     if default is not None:

@@ -18,7 +18,7 @@ from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config, Decision, Dispatch, parse_bytes
 from rfc_fx.tools.load import one_line
 
-GRANULARITIES = ("module", "block", "stack", "output", "blocks[a:b]")
+GRANULARITIES = ("module", "block", "stack", "output", "prediction", "blocks[a:b]")
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 StateDTypeName = Literal["bfloat16", "float16", "int8", "float8_e4m3fn"]

@@ -32,7 +32,7 @@ from rfc.granularity import Granularity, parse_granularity
 bounds = st.none() | st.integers(-30, 30)
 
 
-@pytest.mark.parametrize("name", ["module", "block", "stack", "output"])
+@pytest.mark.parametrize("name", ["module", "block", "stack", "output", "prediction"])
 def test_a_name_is_a_grain_of_that_kind_over_all_blocks(name: Any) -> None:
     assert parse_granularity(name) == Granularity(name, slice(None))
 
@@ -47,7 +47,7 @@ def test_a_range_of_blocks_is_written_as_a_python_slice(first: int | None, last:
     "text", ["", "blocks", "blocks[1]", "blocks[1:2:3]", "blocks[a:]", "blocks[ 1:]", "Module", "auto", "blocks[1:]x", None, 3]
 )
 def test_anything_else_is_refused_with_what_there_is(text: Any) -> None:
-    wanted = f"granularity must be one of module, block, stack, output, blocks[a:b] (such as blocks[1:]), got {text!r}"
+    wanted = f"granularity must be one of module, block, stack, output, prediction, blocks[a:b] (such as blocks[1:]), got {text!r}"
     with pytest.raises(ValueError, match=f"^{re.escape(wanted)}$"):
         parse_granularity(text)
 

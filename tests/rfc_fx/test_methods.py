@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from choosing import rotated
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from drawing import difference, generation
 from families import FAMILIES, shared_model
 from tolerances import INDUCTOR, SAME_GRAPH
@@ -44,6 +44,7 @@ METHODS: dict[str, rfc.Method] = {
     "newton": rfc.NewtonRCS(tau=0.3),
     "chebyshev": rfc.Chebyshev(nfc=5, num_steps=STEPS),
     "log-snr": rfc.LogSNR(DDIMScheduler(), STEPS, 5),
+    "log-snr-flow": rfc.LogSNR(FlowMatchEulerDiscreteScheduler(shift=3.0), STEPS, 5),
     "weighted": rfc.Method(
         estimator=rfc.LinearPrediction(order=3),
         schedule=rfc.Weighted(full_steps=[0, 1, 4, 7], num_steps=STEPS, weights=[(0.3 + 0.05 * i, -0.1, 0.4) for i in range(STEPS)]),
@@ -56,7 +57,7 @@ TWO_PHASES = [name for name, method in METHODS.items() if len(method.schedule.br
 
 BLOCKS = 3
 
-STRUCTURAL = ("taylorseer-lite", "first-block", "dicache", "speca")
+STRUCTURAL = ("taylorseer-lite", "first-block", "dicache", "speca", "log-snr-flow")
 """Methods whose graphs differ in more than numbers from those of other methods: one for each granularity, probe and phase."""
 
 
@@ -245,7 +246,7 @@ def test_a_granularity_against_the_methods_own_is_refused() -> None:
     model, _ = MADE["dit"]()
     with pytest.raises(ValueError, match="transform: granularity: TeaCache works on 'stack', got 'module'; leave granularity out"):
         rfc_fx.transform(model, rfc.TeaCache(), config=rfc_fx.Config(granularity="module"))
-    with pytest.raises(ValueError, match=r"granularity must be one of module, block, stack, output, blocks\[a:b\]"):
+    with pytest.raises(ValueError, match=r"granularity must be one of module, block, stack, output, prediction, blocks\[a:b\]"):
         rfc_fx.transform(model, config=rfc_fx.Config(granularity="layer"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -146,9 +146,13 @@ class Bench:
 
 
 def beginnings(recorded: Recorded, nfc: int) -> list[Method]:
-    """The fitted lists that refining may begin with: every correction, with the blocks' residual and with their output."""
-    fits = [fitted(recorded, nfc, corrections=corrections) for corrections in CORRECTIONS]
-    return [replace(fit, granularity=granularity) for granularity in ("stack", "output") for fit in fits]
+    """The fitted lists that refining may begin with: every correction, of the blocks' residual, their output and the model's prediction."""
+    granularities: tuple[Literal["stack", "output", "prediction"], ...] = ("stack", "output", "prediction")
+    return [
+        replace(fitted(recorded, nfc, corrections=corrections, granularity=granularity), granularity=granularity)
+        for granularity in granularities
+        for corrections in CORRECTIONS
+    ]
 
 
 def with_scheduler(source: Source, scheduler: Any) -> Source:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 import rfc_fx
@@ -62,33 +63,39 @@ def recorded(source: Source, scheduler: Any, steps: int) -> Recorded:
             f"tune: {type(scheduler).__name__} calls {cached.model_name} {max(taken.most, len(gains))} times in {steps} steps; expected "
             "one call a step: pass --steps as the pipeline takes them, or another --scheduler"
         )
-    return Recorded(taken.gram, gains, levels)
+    return Recorded(taken.gram, gains, levels, taken.predictions)
 
 
 class Outputs:
-    """Takes the outputs of the last blocks out of the state after every step, and sums up their inner products."""
+    """Takes what every step's last blocks and the model itself gave, the first out of the state, and sums up their inner products."""
 
     def __init__(self, cached: rfc_fx.CachedModel, steps: int) -> None:
         self.cached, self.steps = cached, steps
-        self.gram = torch.zeros(steps, steps, dtype=torch.float64)
+        self.gram, self.predictions = torch.zeros(2, steps, steps, dtype=torch.float64).unbind()
         self.generations = self.most = 0
-        self._held: dict[int, list[Tensor]] = {}
+        self._held: dict[int, list[tuple[Tensor, Tensor]]] = {}
         """Of the contexts, by their identity: while a generation runs they live."""
 
-    def take(self, *call: Any) -> None:
+    def take(self, model: Any, args: Any, output: Any) -> None:
         """After a step."""
         context = self.cached.driver.generations.recent().latest
         assert context is not None
         if context.book.step == 1:
             self._held[id(context)] = []
         rows = self._held.setdefault(id(context), [])
-        outputs = [tensor.detach().flatten() for name, tensor in context.state.items() if name.endswith(".O")]
-        rows.append(torch.cat(outputs).to("cpu", copy=True))
+        blocks = [tensor for name, tensor in context.state.items() if name.endswith(".O")]
+        returned = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+        rows.append((_row(blocks), _row(returned)))
         self.most = max(self.most, len(rows))
         if len(rows) == self.steps:
-            stacked = torch.stack(self._held.pop(id(context))).double()
-            self.gram += stacked @ stacked.T
+            for gram, kept in zip((self.gram, self.predictions), zip(*self._held.pop(id(context)), strict=True), strict=True):
+                stacked = torch.stack(kept).double()
+                gram += stacked @ stacked.T
             self.generations += 1
+
+
+def _row(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors]).to("cpu", copy=True)
 
 
 @contextmanager

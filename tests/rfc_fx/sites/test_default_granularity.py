@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from families import shared_model
 from torch import nn
 
@@ -28,6 +29,7 @@ METHOD = rfc.Method(estimator=rfc.Taylor(order=1), schedule=rfc.Listed(full_step
         (replace(METHOD, granularity="block"), {}, ("block",)),
         (replace(METHOD, default_granularity="block"), {}, ("block", "module")),
         (replace(METHOD, default_granularity="output"), {}, ("output", "stack", "block", "module")),
+        (replace(METHOD, default_granularity="prediction"), {}, ("prediction", "stack", "block", "module")),
         (replace(METHOD, default_granularity=None), {}, ("module",)),
         (replace(METHOD, default_granularity=None), {"state_budget": "1GiB"}, ("module", "block", "stack")),
     ],
@@ -47,6 +49,28 @@ def test_the_default_of_log_snr_is_one_estimate_for_all_blocks() -> None:
     assert len(default.sites) == 1
     assert len(modules.sites) > 1
     assert default.state_bytes < modules.state_bytes
+
+
+def test_the_default_of_log_snr_for_a_flow_is_one_estimate_for_what_the_model_returns() -> None:
+    model, kwargs = shared_model("flux")
+    flow, other = FlowMatchEulerDiscreteScheduler(), DDIMScheduler()
+    for method in (None, rfc.LogSNR(), rfc.LogSNR(nfc=3)):
+        cached = rfc_fx.transform(model, method, source=flow, example_inputs=kwargs)
+        assert cached.plan().sites == ["prediction"]
+        assert cached.plan().estimate_flops == 0
+        assert rfc_fx.transform(model, method, source=other).method.default_granularity == "stack"
+    cached.method = rfc.LogSNR(nfc=2)  # another number of full steps, on the same programs
+    assert cached.method.default_granularity == "prediction"
+    assert rfc.LogSNR(FlowMatchEulerDiscreteScheduler(), 8, 4).default_granularity == "prediction"
+
+
+@pytest.mark.parametrize("method", [rfc.RFC(tau=0.1), rfc.Method(estimator=rfc.Taylor(), schedule=rfc.Every(interval=2), probe=1)])
+def test_a_prediction_is_not_estimated_from_the_input_of_the_blocks(method: rfc.Method) -> None:
+    model, kwargs = shared_model("dit")
+    with pytest.raises(ValueError, match=r"input of the blocks, which has another shape .* got 'prediction', expected 'output' or a finer"):
+        rfc_fx.transform(model, method, example_inputs=kwargs, config=rfc_fx.Config(granularity="prediction"))
+    with pytest.raises(ValueError, match="'prediction'"):
+        rfc.eager.cached(model, method, "prediction")
 
 
 def test_the_twin_takes_the_default_too() -> None:
