@@ -106,6 +106,7 @@ WHOLE: dict[str, Callable[[rfc.RCS, int], Method]] = {
     "LogSNR, module": _listed(rfc.LogSNR().estimator, "module"),
     "LogSNR, stack": _listed(rfc.LogSNR().estimator, "stack"),
     "LogSNR, output": _listed(rfc.LogSNR().estimator, "output"),
+    "LogSNR, prediction": _listed(rfc.LogSNR(is_flow=True).estimator, "prediction"),
     "TaylorSeer Lite m=1": _listed(rfc.Taylor(order=1), "output"),
     "Delta-DiT": _listed(rfc.Reuse(), "blocks[1:]"),
     "TeaCache": _overruled(rfc.TeaCache(), "stack"),

@@ -14,6 +14,7 @@ CHOSEN = (
     "LogSNR, module",
     "LogSNR, stack",
     "LogSNR, output",
+    "LogSNR, prediction",
     "Taylor m=1",
     "Taylor m=1, bfloat16",
     "RFE m=1",

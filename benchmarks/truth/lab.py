@@ -63,7 +63,7 @@ def at_equal_gaps(estimator: rfc.Estimator, granularity: str | None = None) -> P
 
 
 def by_log_snr(granularity: str, *, is_flow: bool) -> Placing:
-    """LogSNR by the rule of flows ("share"), or by that of all others ("angle"), with one estimate for so much of the model."""
+    """LogSNR as it is for flows, or for all others ("by angle"), with one estimate for so much of the model."""
     return lambda lambdas, n: _with(rfc.LogSNR(lambdas=lambdas, is_flow=is_flow, nfc=n), granularity)
 
 
@@ -79,7 +79,9 @@ METHODS: dict[str, Placing] = {
     "LogSNR by angle, module": by_log_snr("module", is_flow=False),
     "LogSNR by angle, stack": by_log_snr("stack", is_flow=False),
     "LogSNR by angle, output": by_log_snr("output", is_flow=False),
-    "LogSNR by share, stack": by_log_snr("stack", is_flow=True),
+    "LogSNR by angle, prediction": by_log_snr("prediction", is_flow=False),
+    "LogSNR of flows, stack": by_log_snr("stack", is_flow=True),
+    "LogSNR of flows, prediction": by_log_snr("prediction", is_flow=True),
 }
 
 

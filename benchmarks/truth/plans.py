@@ -11,7 +11,7 @@ from benchmarks.truth.solvers import SOLVERS, spacings_of
 
 BUDGETS = (14, 10, 8, 6)
 
-GRANULARITIES: tuple[Literal["module", "stack", "output"], ...] = ("module", "stack", "output")
+GRANULARITIES: tuple[Literal["module", "stack", "output", "prediction"], ...] = ("module", "stack", "output", "prediction")
 
 USERS: dict[str, dict[Sampler, tuple[int, ...]]] = {
     "digits": {Sampler(OWN, "", 50): (14, 8), Sampler("DPM-Solver++ 2M", "uniform", 20): (7, 5)},
@@ -28,8 +28,8 @@ USERS: dict[str, dict[Sampler, tuple[int, ...]]] = {
 
 FLOWS = ("flow", "emoji")
 
-RULES = ("LogSNR by angle, stack", "LogSNR by share, stack")
-"""LogSNR's rules: of flows it is the second."""
+RULES = ("LogSNR by angle, stack", "LogSNR of flows, stack", "LogSNR of flows, prediction")
+"""LogSNR's rules: as it is for flows it is the last, else the first."""
 
 BASES = ("DPM-Solver++ 2M",)
 """Solvers whose steps are cached."""
@@ -52,7 +52,7 @@ SHOWN = 3
 
 def own_rule(model: str) -> str:
     """LogSNR as it is."""
-    return RULES[model in FLOWS]
+    return RULES[-1 if model in FLOWS else 0]
 
 
 def granularity(model: str, rows: Rows) -> Iterator[Cell]:
@@ -70,8 +70,8 @@ def methods(model: str, rows: Rows) -> Iterator[Cell]:
 
 
 def lists(model: str, rows: Rows) -> Iterator[Cell]:
-    """LogSNR by both rules of its full steps."""
-    for rule in RULES:
+    """LogSNR by its rules, of a flow by those of flows too."""
+    for rule in RULES if model in FLOWS else RULES[:1]:
         for sampler, budgets in USERS[model].items():
             yield from (_cell(sampler, n, rule) for n in budgets)
 

@@ -40,6 +40,7 @@ def figures(folder: Path) -> dict[str, Any]:
         "truth_granularity": granularity_table(records),
         "truth_stack": over_module(records, "stack"),
         "truth_output": over_module(records, "output"),
+        "truth_prediction": over_module(records, "prediction"),
         "truth_methods": methods_table(records),
         "truth_fitted": fitted_table(records),
     }
@@ -71,17 +72,17 @@ def granularity_table(records: Records) -> str:
     rows = []
     for model, sampler, n in _users(records):
         by = {grain: _cell(sampler, n, f"LogSNR by angle, {grain}") for grain in GRANULARITIES}
-        groups = groups_of(records[model], *by.values())
+        groups = groups_of(records[model], by["module"])
         error = records[model].geometric_mean(by["module"], groups, "full")
         if error is None:
             continue
         samples = len(records[model].errors(by["module"], groups, "full"))
-        ratios = [_interval(ratio(records[model], by[grain], by["module"], "full")) for grain in ("stack", "output")]
+        ratios = [_interval(ratio(records[model], by[grain], by["module"], "full")) for grain in GRANULARITIES[1:]]
         rows.append([model, named(sampler, model), str(n), str(samples), f"{error:.4f}", *ratios])
-    return table(["model", "sampler", "NFC", "samples", "error, module", "stack / module", "output / module"], rows)
+    return table(["model", "sampler", "NFC", "samples", "error, module", *(f"{grain} / module" for grain in GRANULARITIES[1:])], rows)
 
 
-def over_module(records: Records, grain: Literal["stack", "output"]) -> list[float]:
+def over_module(records: Records, grain: Literal["stack", "output", "prediction"]) -> list[float]:
     """LogSNR's error by a granularity over that by modules, at every sampler and budget with both."""
     own, module = f"LogSNR by angle, {grain}", "LogSNR by angle, module"
     ratios = [ratio(records[model], _cell(sampler, n, own), _cell(sampler, n, module), "full") for model, sampler, n in _users(records)]
