@@ -21,6 +21,8 @@ import rfc.eager
 import rfc_fx
 from rfc_fx.runtime.program_cache import MAX_SIGNATURES
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 METHOD = rfc.RFC(tau=0.3)
 FAST = ("dit", "pixart_sigma", "sd3", "flux", "wan")
 WITHOUT_TWIN = {
