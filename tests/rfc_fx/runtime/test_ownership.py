@@ -14,8 +14,6 @@ import rfc
 import rfc_fx
 from rfc_fx.runtime.dynamo import capturing
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 NET = tiny()
 
 
