@@ -30,6 +30,12 @@ settings.register_profile(
 settings.load_profile("specification")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the pages: the longest file among the last ones, for which one worker would wait at the end."""
+    pages = Path(HERE) / "test_readme.py"
+    items.sort(key=lambda item: item.path != pages)
+
+
 def pytest_collection_finish() -> None:
     """Leave what is imported and collected out of every later garbage collection."""
     gc.collect()

@@ -15,10 +15,11 @@ from rfc_fx.runtime.compiled_runs import CompiledRuns
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = ("README.md", "rfc/README.md", "rfc_fx/README.md", "export/README.md")
+WITH_DIGITS = [page for page in PAGES if page != "rfc/README.md"]
 
 
 @pytest.mark.parametrize(
-    ("page", "whole"), [*((page, False) for page in PAGES), *(pytest.param(p, True, marks=pytest.mark.slow) for p in PAGES)]
+    ("page", "whole"), [*((page, False) for page in PAGES), *(pytest.param(page, True, marks=pytest.mark.slow) for page in WITH_DIGITS)]
 )
 def test_the_python_of_the_page_runs(
     page: str, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
