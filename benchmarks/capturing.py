@@ -20,15 +20,22 @@ from rfc_fx.runtime.calls import signature
 def captured_once(captures: dict[Any, Any] | None = None, alike: Callable[[torch.nn.Module], Any] = lambda model: model) -> Iterator[None]:
     """Transform a model as often as one likes for the price of one capture: no later stage changes the captured graph.
 
+    A graph that has values of its call as constants is shared by calls with these values alone.
+
     `captures`: those made before, to which new ones are added; `alike`: equal for models that share a graph, each with its own weights.
     """
     held: dict[Any, Any] = {} if captures is None else captures
 
     def once(model: torch.nn.Module, arguments: dict[str, Any]) -> Any:
-        key = alike(model), signature(arguments, model)[0]
-        if key not in held:
-            held[key] = capture(model, arguments)
-        return held[key] if held[key].model is model else replace(held[key], model=model)
+        fixed_to, leaves = signature(arguments, model)
+        key = alike(model), fixed_to
+        for captured, values in held.get(key, ()):
+            if all(torch.equal(leaves[position], value) for position, value in values.items()):
+                return captured if captured.model is model else replace(captured, model=model)
+        captured = capture(model, arguments)
+        decided = [position for position in captured.decided if isinstance(leaves[position], torch.Tensor)]
+        held.setdefault(key, []).append((captured, {position: leaves[position].clone() for position in decided}))
+        return captured
 
     with mock.patch.object(build, "capture", once):
         yield

@@ -1,14 +1,11 @@
 """Several ranks for tests: torch's fake group in this process, and worker processes that form a gloo group."""
 
 import multiprocessing
-import os
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -67,12 +64,11 @@ class Workers:
                 process.join()
 
     def _start(self, rank: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("fork")  # nothing is imported again
         here, there = context.Pipe()
-        self.processes[rank] = context.Process(target=_serve, args=(there, str(Path(__file__).parent)), daemon=True)
         self.pipes[rank] = here
-        with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):
-            self.processes[rank].start()
+        self.processes[rank] = context.Process(target=_serve, args=(there, [pipe for pipe in self.pipes if pipe]), daemon=True)
+        self.processes[rank].start()
         there.close()
 
     def run(self, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
@@ -80,8 +76,6 @@ class Workers:
         missing = [rank for rank, process in enumerate(self.processes) if process is None or not process.is_alive()]
         for rank in missing:
             self._start(rank)
-        if missing:
-            self.run(_import)
         port = _free_port()
         for rank in range(self.size):
             self.pipes[rank].send((rank, self.size, port, timeout, function, args))
@@ -94,22 +88,19 @@ class Workers:
         return results
 
 
-def _import(rank: int) -> None:
-    """Import what takes long, so that ranks begin together."""
-    import rank_programs  # noqa: F401
-
-
 def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
 
 
-def _serve(pipe: Connection, tests: str) -> None:
+def _serve(pipe: Connection, others: list[Connection]) -> None:
+    """`others`: ends of the parent, which came along with the fork; held here, none would ever read that the parent has gone."""
     import logging
     import warnings
 
-    sys.path.append(tests)
+    for other in others:
+        other.close()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)

@@ -15,16 +15,19 @@ from rfc_fx.runtime.compiled_runs import CompiledRuns
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = ("README.md", "rfc/README.md", "rfc_fx/README.md", "export/README.md")
+WITH_DIGITS = [page for page in PAGES if page != "rfc/README.md"]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    ("page", "whole"), [*((page, False) for page in PAGES), *(pytest.param(page, True, marks=pytest.mark.slow) for page in WITH_DIGITS)]
+)
 def test_the_python_of_the_page_runs(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first block of README.md prints the summary that stands below it."""
+    """The first block of README.md prints the summary that stands below it. `whole`: with all blocks of the digits model."""
     monkeypatch.chdir(tmp_path)  # some write engines
     monkeypatch.setattr(CompiledRuns, "of", lambda runs, run: run)  # other tests compile
-    if page == "export/README.md":  # README.md exports the whole model
+    if not whole:
         monkeypatch.setattr(zoo, "load_digits", lambda dtype=torch.float32: first_blocks(2))
     examples = list(Sybil(parsers=[PythonCodeBlockParser()]).parse(ROOT / page).examples())
     assert examples

@@ -12,6 +12,8 @@ from rfc_fx.pipelines.accelerated import accelerated
 from rfc_fx.pipelines.graphs import against_graphs, settle_graphs
 from rfc_fx.pipelines.summary import without_graphs
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 OPTIONS = {"fullgraph": True}
 
 

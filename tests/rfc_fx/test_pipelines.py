@@ -21,6 +21,8 @@ import rfc.eager
 import rfc_fx
 from rfc_fx.runtime.program_cache import MAX_SIGNATURES
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 METHOD = rfc.RFC(tau=0.3)
 FAST = ("dit", "pixart_sigma", "sd3", "flux", "wan")
 WITHOUT_TWIN = {
@@ -463,6 +465,7 @@ def test_a_compiled_pipeline_has_three_frames_no_break_and_no_recompile(
         assert not torch._dynamo.utils.counters["graph_break"]
 
 
+@pytest.mark.slow  # law 2 of test_compile has Inductor, the calls above have the frames
 @pytest.mark.compile
 def test_inductor_agrees_over_a_whole_call() -> None:
     pipe, model, prompt = transformed(pipelines.pixart_sigma)

@@ -17,6 +17,8 @@ import rfc
 import rfc.eager
 import rfc_fx
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 generation = partial(drawing.generation, steps=8)
 
 

@@ -18,6 +18,8 @@ from rfc_fx.ir.program import as_read
 from rfc_fx.passes.outline import graph_module
 from rfc_fx.passes.pair_complex import pair_complex
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 
 def holds_complex(graph: fx.Graph) -> bool:
     """Whether a value of the graph is complex, those of called graphs included."""

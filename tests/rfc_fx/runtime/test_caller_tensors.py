@@ -10,6 +10,8 @@ from torch import Tensor, nn
 import rfc
 import rfc_fx
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 NET = tiny()
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 import rfc
 import rfc_fx
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 SKIPS = r"hooks of a guider on the model \(SkipLayerGuidance_0\) are made by the model itself"
 
 

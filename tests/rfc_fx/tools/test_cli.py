@@ -16,6 +16,8 @@ import rfc
 from rfc_fx.tools import cli, named_methods, pictures, tiles
 from rfc_fx.tools.compare import psnr
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 FILES = ["images.png", "schedule.png", "summary.json"]
 NAMES = f"--method must be one of {', '.join(named_methods.METHODS)}"
 SHORT = ["--no-compile", "--rounds", "1", "--seeds", "1", "--steps", "8", "--classes", "3,7"]

@@ -16,6 +16,8 @@ from rfc_fx.tools.pipeline.folder import PipelineFolder, pipeline_folder
 from rfc_fx.tools.pipeline.media import media_of
 from rfc_fx.tools.pipeline.values import parse_value
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 
 @pytest.fixture(scope="module")
 def flux(tmp_path_factory):

@@ -20,6 +20,8 @@ from rfc_fx.tools.pipeline import video_file
 from rfc_fx.tools.pipeline.accelerated import records, relative
 from rfc_fx.tools.pipeline.folder import pipeline_folder
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 run, one_line_error = partial(command.run, rfc_export.cli.app), partial(command.one_line_error, rfc_export.cli.app)
 SMALL = ["--height", 16, "--width", 16, "--no-compile"]
 
