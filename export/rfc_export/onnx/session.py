@@ -20,6 +20,9 @@ from rfc_export.onnx.queue import Queue
 from rfc_export.onnx.writer import value_name
 from rfc_export.specs import ProgramSpec
 
+RESHAPING = ("TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider")
+"""Optimizers that give a weight another shape under its own name, while sessions read shared ones: AceStep's norm, (32) as (1, 32, 1)."""
+
 
 def open(
     where: Path,
@@ -89,8 +92,7 @@ def _options(runtime: Any, own: Mapping[str, str], shared: Mapping[str, Any], we
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.force_spinning_stop", "1")  # programs take turns; their idle threads shall not compete
     options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights would be a second copy of each
-    # it gives weights another shape under their own names, and the session reads those that are shared: AceStep's norm, (32) as (32, 1)
-    options.add_session_config_entry("optimization.disable_specified_optimizers", "TransposeOptimizer;TransposeOptimizer_CPUExecutionProvider")
+    options.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(RESHAPING))
     if device.type == "cuda":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     on_host = device.type == "cpu"
