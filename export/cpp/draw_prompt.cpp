@@ -1,9 +1,9 @@
 // Draw a picture from a prompt's token ids with a whole FLUX pipeline (`rfc-fx export --whole`): text encoders, cached transformer, VAE decoder.
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 
@@ -33,7 +33,9 @@ const Json* leaf(const rfc::Engine& engine, const std::string& argument) {
 
 rfc::Shape shape_of(const rfc::Engine& engine, const std::string& argument) {
   const Json* found = leaf(engine, argument);
-  if (found == nullptr) throw Error("this program draws with pipelines of FLUX; " + engine.manifest().at("model").at("class").get<std::string>() + " takes no " + argument);
+  if (found == nullptr)
+    throw Error("this program draws with pipelines of FLUX; the engine of " + engine.manifest().at("model").at("model_class").get<std::string>() +
+                " takes no " + argument);
   return found->at("shape");
 }
 
@@ -100,7 +102,11 @@ void draw(const rfc::CommandLine& options) {
   const Json& decoder = vae.manifest().at("model").at("config");
   const int64_t token_side = int64_t{2} << (decoder.at("block_out_channels").size() - 1);  // pixels
   const int64_t side = static_cast<int64_t>(std::sqrt(static_cast<double>(tokens)));
-  auto extent = [&](const char* option) { return options.text(option).empty() ? side : options.integer(option) / token_side; };
+  auto extent = [&](const char* option) {
+    if (options.text(option).empty()) return side;
+    if (options.integer(option) % token_side) throw Error(std::string(option) + ": expected a multiple of " + std::to_string(token_side));
+    return options.integer(option) / token_side;
+  };
   const int64_t rows = extent("--height"), columns = extent("--width");
 
   const int steps = static_cast<int>(options.integer("--steps"));
@@ -115,7 +121,7 @@ void draw(const rfc::CommandLine& options) {
     return call;
   };
   rfc::Tensors cond = text("--"), uncond;
-  const bool guided = !options.text("--negative-ids").empty();
+  const bool guided = !options.text("--negative-ids").empty() || !options.text("--negative-ids-2").empty();
   if (guided) uncond = text("--negative-");
   const double cfg = options.number("--cfg");
   at::Tensor x = packed(rfc::seeded_noise({1, channels / 4, rows * 2, columns * 2}, options.integer("--seed")));

@@ -59,7 +59,8 @@ class OnnxProgram : public Program {
     options.SetIntraOpNumThreads(at::get_num_threads());
     options.AddConfigEntry("session.force_spinning_stop", "1");  // programs take turns; their idle threads shall not compete
     options.AddConfigEntry("session.disable_prepacking", "1");   // packed weights would be a second copy of each
-    options.AddConfigEntry("optimization.disable_specified_optimizers", "TransposeOptimizer;TransposeOptimizer_CPUExecutionProvider");  // it reshapes weights, which are shared
+    // they give weights another shape under their own names, and sessions read shared ones
+    options.AddConfigEntry("optimization.disable_specified_optimizers", "TransposeOptimizer;TransposeOptimizer_CPUExecutionProvider");
     size_t index = 0;
     for (const auto& [name, stored] : file.spec.at("weights").items()) options.AddInitializer(name.c_str(), values_[index++]);
     session_ = Ort::Session(environment, file.path().c_str(), options);

@@ -197,6 +197,7 @@ def test_a_whole_folder_draws_the_pipelines_picture_from_token_ids(
     for wrong, message in (
         (options[2:], "--ids: expected 1 to 16 token ids"),
         ([*options, "--width", 32], "hidden_states: expected float32 of shape 1 64 16"),
+        ([*options, "--width", 33], "--width: expected a multiple of 8"),
         ([*options, "--ids", "1,2,cat"], "--ids: expected a number, got cat"),
     ):
         done = run(draw_prompt, tmp_path / "emoji", *wrong)
