@@ -7,6 +7,8 @@ import torch
 from onnx_programs import build, opened, small
 from torch import Tensor, nn
 
+from rfc_export.errors import BackendError
+
 pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
 pytestmark = pytest.mark.onnx
 
@@ -55,3 +57,17 @@ def test_weights_that_sessions_share_keep_their_shape(tmp_path: Path) -> None:
     build(tmp_path, program)
     (found,) = opened(tmp_path, program)([x], {})
     torch.testing.assert_close(found, Normalised()(x)[0])
+
+
+class Narrowed(nn.Module):
+    """Stands for SanaWM, which multiplies in bfloat16 whatever its own type."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return ((x.bfloat16() * x.bfloat16()).float(),)
+
+
+def test_a_cast_of_the_models_own_is_named_where_the_provider_has_no_kernel(tmp_path: Path) -> None:
+    program = small(Narrowed(), torch.ones(2))
+    build(tmp_path, program)
+    with pytest.raises(BackendError, match=r"a part of FULL: .*; export with backend='aoti', the model casts to bfloat16 itself"):
+        opened(tmp_path, program)
