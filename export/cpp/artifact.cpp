@@ -51,15 +51,18 @@ at::ScalarType dtype(const std::string& name) {
   return found->second;
 }
 
+Json read_json(const fs::path& file) { return parsed(contents(file), file); }
+
 Json read_manifest(const fs::path& folder) {
-  Json manifest = parsed(contents(folder / "rfc.json"), folder / "rfc.json");
+  Json manifest = read_json(folder / "rfc.json");
   if (manifest.at("schema_version") != kSchema)
     throw Error((folder / "rfc.json").string() + ": of another schema version than " + std::to_string(kSchema) + "; export again");
   const std::string backend = manifest.at("backend"), dispatch = manifest.at("config").at("dispatch"), device = manifest.at("target").at("device");
-  if (backend != "aoti" || dispatch != "host" || device != "cpu")
-    throw Error(folder.string() + ": for " + backend + ", dispatch " + dispatch + ", on " + device + "; export with backend='aoti', dispatch='host' on a CPU");
+  if ((backend != "aoti" && backend != "onnx") || dispatch != "host" || device != "cpu")
+    throw Error(folder.string() + ": for " + backend + ", dispatch " + dispatch + ", on " + device +
+                "; export with backend='aoti' or 'onnx', dispatch='host' on a CPU");
   const std::string built = manifest.at("built_with").at("torch");
-  if (minor(built) != minor(TORCH_VERSION))
+  if (backend == "aoti" && minor(built) != minor(TORCH_VERSION))
     throw Error(folder.string() + ": built with torch " + built + ", this program with " + TORCH_VERSION + "; export again, or build it with that one");
   for (const auto& [name, file] : manifest.at("files").items()) {
     std::error_code error;

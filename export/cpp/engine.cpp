@@ -3,7 +3,6 @@
 #include <ATen/ops/equal.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
-#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
 #include <algorithm>
 #include <chrono>
@@ -16,8 +15,6 @@ namespace {
 
 // Rules that look a step up in the table of a generation's full steps.
 const std::set<std::string> kPlaced = {"Listed", "Placed", "LogSNRPlaced", "ChebyshevPlaced", "MagnitudePlaced", "GrowingWindow", "Weighted"};
-
-std::string key(const std::string& kind, const std::string& name) { return kind + ":" + name; }
 
 // The table's entry for a step; its first for all before the first step, its last for all beyond.
 float row(const std::vector<float>& table, float step) {
@@ -72,38 +69,20 @@ bool Generation::decide(const Schedule& schedule, float eps) {
 
 Engine::Engine(const std::filesystem::path& folder) : manifest_(read_manifest(folder)) {
   const Tensors weights = read_weights(folder / "weights.safetensors");
+  const auto open = manifest_.at("backend") == "onnx" ? open_onnx : open_aoti;
   for (const Json& spec : manifest_.at("sets")) {
     Set set{spec, Schedule(manifest_.at("method"), spec.at("decision")), {}, {}};
-    for (const auto& [phase, program] : spec.at("programs").items()) set.programs[phase] = open(phase, program, folder, weights);
+    for (const auto& [phase, program] : spec.at("programs").items())
+      set.programs[phase] = open({folder, manifest_, phase, program}, weights);
     for (const Json& leaf : spec.at("call").at("leaves"))
       if (!leaf.at("fixed").is_null()) set.fixed[leaf.at("argument")] = weights.at(leaf.at("fixed"));
     sets_.push_back(std::move(set));
   }
 }
 
-Engine::Program Engine::open(const std::string& phase, const Json& spec, const std::filesystem::path& folder, const Tensors& weights) const {
-  auto specs = [](const Json& listed) {
-    std::vector<Spec> made;
-    for (const Json& one : listed)
-      made.push_back({one.at("kind"), one.at("name"), dtype(one.at("dtype")), one.at("shape")});
-    return made;
-  };
-  Program program;
-  program.inputs = specs(spec.at("inputs"));
-  program.outputs = specs(spec.at("outputs"));
-  const std::string file = (folder / spec.at("file").get<std::string>()).string();
-  program.loader = std::make_shared<torch::inductor::AOTIModelPackageLoader>(file, spec.at("entry").get<std::string>());
-  for (const std::string& name : program.loader->get_constant_fqns()) {
-    const Json& names = spec.at("weights");
-    auto found = names.contains(name) ? weights.find(names.at(name).get<std::string>()) : weights.end();
-    if (found == weights.end()) throw Error(file + ": " + phase + " asks for the weight " + name + ", which is not there; export again");
-    const Json& stated = manifest_.at("weights").at(found->first);
-    if (found->second.scalar_type() != dtype(stated.at("dtype")) || found->second.sizes().vec() != stated.at("shape").get<Shape>())
-      throw Error(file + ": " + phase + ": the weight " + name + " is of another type or shape than rfc.json says; export again");
-    program.weights[name] = found->second;
-  }
-  program.loader->load_constants(program.weights, /*use_inactive=*/false, /*check_full_update=*/true, /*user_managed=*/true);
-  return program;
+Program::Program(const Json& spec) {
+  for (const Json& one : spec.at("inputs")) inputs.push_back({one.at("kind"), one.at("name"), dtype(one.at("dtype")), one.at("shape")});
+  for (const Json& one : spec.at("outputs")) outputs.push_back({one.at("kind"), one.at("name"), dtype(one.at("dtype")), one.at("shape")});
 }
 
 Engine::Lane Engine::allocate(const Json& spec) {
@@ -152,7 +131,7 @@ void Engine::reset() {
   for (auto& [name, lane] : lanes_) lane.generation = {};
 }
 
-at::Tensor Engine::run(const Tensors& arguments, const std::string& context) {
+std::vector<at::Tensor> Engine::run(const Tensors& arguments, const std::string& context) {
   c10::InferenceMode guard;
   const size_t number = pick(arguments);
   Set& set = sets_[number];
@@ -178,22 +157,28 @@ at::Tensor Engine::run(const Tensors& arguments, const std::string& context) {
   return run_program(set, lane, lane.generation.decide(set.schedule, lane.eps) ? "FULL" : "ESTIMATE");
 }
 
-at::Tensor Engine::run_program(Set& set, Lane& lane, const std::string& phase) {
-  Program& program = set.programs.at(phase);
-  std::vector<at::Tensor> inputs;
-  for (const Spec& spec : program.inputs) inputs.push_back(lane.values.at(key(spec.kind, spec.name)));
+std::vector<at::Tensor> Engine::run_program(Set& set, Lane& lane, const std::string& phase) {
+  Program& program = *set.programs.at(phase);
+  std::vector<at::Tensor> inputs, into;
+  for (const TensorSpec& spec : program.inputs) inputs.push_back(lane.values.at(key(spec.kind, spec.name)));
+  for (const TensorSpec& spec : program.outputs) into.push_back(spec.kind == "next" ? lane.spare[spec.name] : at::Tensor());
   const auto begin = std::chrono::steady_clock::now();
-  const std::vector<at::Tensor> results = program.loader->boxed_run(std::move(inputs));
+  const std::vector<at::Tensor> results = program.run(std::move(inputs), into);
   milliseconds_[phase].push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
   if (results.size() != program.outputs.size()) throw Error(phase + " returned another number of tensors than rfc.json says; export again");
-  at::Tensor first;
+  std::vector<at::Tensor> outputs;
   for (size_t i = 0; i < results.size(); ++i) {
-    const Spec& spec = program.outputs[i];
+    const TensorSpec& spec = program.outputs[i];
     if (spec.kind == "decision") lane.eps = results[i][0].item<float>();
     if (spec.kind == "carry") lane.values[key("carry", spec.name)] = results[i];
-    if (spec.kind == "output" && !first.defined()) first = results[i];
+    if (spec.kind == "output") {
+      const size_t number = std::stoul(spec.name);
+      if (outputs.size() <= number) outputs.resize(number + 1);
+      outputs[number] = results[i];
+    }
+    if (spec.kind == "next") lane.spare[spec.name] = std::exchange(lane.values.at(key("state", spec.name)), results[i]);
   }
-  return first;
+  return outputs;
 }
 
 }  // namespace rfc

@@ -11,10 +11,7 @@
 
 #include "artifact.h"
 #include "bookkeeping.h"
-
-namespace torch::inductor {
-class AOTIModelPackageLoader;
-}
+#include "program.h"
 
 namespace rfc {
 
@@ -53,9 +50,9 @@ class Engine {
   explicit Engine(const std::filesystem::path& folder);
 
   // One step: tensors by the model's argument names, in the shapes of one of the calls that the engine was built for, which picks the
-  // programs; returns the model's first output. Every context ("cond", "uncond") has state of its own for each call.
+  // programs; returns the model's outputs. Every context ("cond", "uncond") has state of its own for each call.
   // A timestep that grew begins a new generation in its context.
-  at::Tensor run(const Tensors& arguments, const std::string& context = "");
+  std::vector<at::Tensor> run(const Tensors& arguments, const std::string& context = "");
 
   // The next call of every context begins a new generation.
   void reset();
@@ -69,35 +66,25 @@ class Engine {
   const std::vector<double>& milliseconds(const std::string& phase) { return milliseconds_[phase]; }
 
  private:
-  struct Spec {
-    std::string kind, name;
-    at::ScalarType type;
-    std::vector<int64_t> shape;
-  };
-  struct Program {
-    std::vector<Spec> inputs, outputs;
-    std::shared_ptr<torch::inductor::AOTIModelPackageLoader> loader;
-    Tensors weights;  // kept alive: the program holds pointers to them
-  };
   // The programs for one call.
   struct Set {
     Json spec;
     Schedule schedule;
-    std::unordered_map<std::string, Program> programs;
+    std::unordered_map<std::string, std::unique_ptr<Program>> programs;
     Tensors fixed;  // arguments whose values the programs were made for
   };
   // The state of one context and call.
   struct Lane {
     Tensors values;  // by kind and name, as programs ask for them
+    Tensors spare;   // where a program that returns its state writes it next
     Generation generation;
     float eps = 0;
   };
 
-  Program open(const std::string& phase, const Json& spec, const std::filesystem::path& folder, const Tensors& weights) const;
   static Lane allocate(const Json& spec);
   static std::string refusal(const Set& set, const Tensors& arguments);
   size_t pick(const Tensors& arguments) const;
-  at::Tensor run_program(Set& set, Lane& lane, const std::string& phase);
+  std::vector<at::Tensor> run_program(Set& set, Lane& lane, const std::string& phase);
 
   Json manifest_;
   std::vector<Set> sets_;

@@ -23,9 +23,11 @@ from rfc_export.aoti_constants import Constants, declared_constants
 from rfc_export.backends import Built, Report, Run
 from rfc_export.errors import ArtifactError, BackendError, ExportError, TargetError
 from rfc_export.manifest import Manifest
+from rfc_export.methods import name_of
 from rfc_export.portable import STEP, Portable
 from rfc_export.specs import ProgramSpec
 from rfc_export.weights import declared_as
+from rfc_fx.ir.ops import value
 from rfc_fx.ir.torch_versions import known_options
 from rfc_fx.tools.doctor import CompilerError, compile_seconds
 
@@ -41,6 +43,11 @@ OPTIONS: dict[str, Any] = {
     "aot_inductor.enable_line_tables": False,  # for debuggers; more bytes than the code
     "always_keep_tensor_constants": True,  # small weights, too, are handed in, not written into the code
 }
+
+ROUNDS = {"emulate_precision_casts": True}
+"""Inductor leaves out the rounding of x.bfloat16().float() inside a fused loop."""
+
+HALF = {"bfloat16", "float16"}
 
 PROCESSOR = "processor"
 """Option of an artefact: what its processor can do, as the code is compiled for all of that."""
@@ -103,10 +110,20 @@ def _compiled(program: Portable) -> Any:
         if program.written and not writes:
             raise ExportError(f"export: {program.phase} writes no state after torch.export; it would be frozen; please report this")
         module: Any = exported.module()
-        files: Any = torch._inductor.aot_compile(module, program.examples, options=known_options(OPTIONS))
+        options = OPTIONS | ROUNDS if rounds_inside(program, exported) else OPTIONS
+        files: Any = torch._inductor.aot_compile(module, program.examples, options=known_options(options))
     for source in (Path(file) for file in files if str(file).endswith(".cpp")):
         check_source(source.read_text())
     return files
+
+
+def rounds_inside(program: Portable, exported: torch.export.ExportedProgram) -> bool:
+    """Whether halves are made of a model and a call that have none, as Kandinsky's rotary embedding makes of float32."""
+    weights: dict[str, Any] = {**exported.state_dict, **exported.constants}
+    given = {name_of(one.dtype) for one in weights.values() if isinstance(one, Tensor)}
+    given |= {one.dtype for one in program.inputs if one.kind == "input"}
+    made = {name_of(one.dtype) for node in exported.graph.nodes if isinstance(one := value(node), Tensor)}
+    return given.isdisjoint(HALF) and not made.isdisjoint(HALF)
 
 
 def check_source(text: str) -> None:

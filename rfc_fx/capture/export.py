@@ -25,7 +25,7 @@ from rfc_fx.capture.parallel import Parallel, parallel_of
 from rfc_fx.capture.subclasses import path_of
 from rfc_fx.capture.with_values import Concrete, trace
 from rfc_fx.errors import CaptureError, NestedGraphError
-from rfc_fx.ir.ops import is_mutable
+from rfc_fx.ir.ops import FLOPS, has_known_shape, is_mutable
 
 log = logging.getLogger("rfc_fx")
 
@@ -130,6 +130,8 @@ def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             exported = exported.run_decompositions({})
         if nested := next((node for node in exported.graph.nodes if node.op == "get_attr" and node.users), None):
             raise _nested(nested)
+        if vague := next((node for node in exported.graph.nodes if node.target in FLOPS and not has_known_shape(node)), None):
+            raise ValueError(f"the shape of {vague} depends on values of tensors")
     return exported
 
 

@@ -138,7 +138,8 @@ def trace(model: nn.Module, arguments: Mapping[str, Any], moving: frozenset[str]
         if not isinstance(leaf, Tensor | Lifted | int | float | complex | str | bool | torch.dtype | torch.device | type(None)):
             raise CaptureError(
                 f"{type(model).__name__}: the argument {pytree.keystr(path)} is a {type(leaf).__name__}, which a graph cannot read anew "
-                "in every step; pass its tensors as arguments, or register the class with torch.utils._pytree.register_pytree_node"
+                "in every step; pass its tensors as arguments, or, where the forward only reads it, register the class with "
+                "torch.utils._pytree.register_pytree_node, its flatten_with_keys_fn and serialized_type_name"
             )
     positions = [i for i, (_, leaf) in enumerate(flat) if isinstance(leaf, Tensor | Lifted)]
     owners = [str(getattr(flat[i][0][0], "key", flat[i][0][0])) for i in positions]

@@ -1,9 +1,11 @@
-"""The C++ program: built with the installed torch, it takes the engine's decisions and draws its picture."""
+"""The C++ programs: built with the installed torch and ONNX Runtime, they take the engine's decisions and draw its picture."""
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,11 @@ from torch import Tensor, nn
 import rfc
 import rfc_export
 import rfc_fx
+from rfc_export.example_calls import Wanted
+from rfc_export.pipeline_source import whole_pipeline
+from rfc_export.specs import BackendName
+from rfc_export.whole import export_whole
+from rfc_fx.tools.pipeline.call import CallOptions
 from rfc_fx.zoo import digits_noise, load_digits
 
 pytestmark = [
@@ -36,44 +43,80 @@ MISSING = Path("no/such/file")
 Draw = Callable[[Any, int], Tensor]
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, built without optimization."""
-    folder = tmp_path_factory.mktemp("cpp")
+NO_HEADERS = "onnxruntime_cxx_api.h: not found; apt install libonnxruntime-dev"
+
+
+def configured(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     torch_at = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
     python = f"-DPython3_EXECUTABLE={sys.executable}"
-    made = ["cmake", "-S", str(SOURCE), "-B", str(folder), torch_at, python, "-DCMAKE_BUILD_TYPE=None"]
-    for command in (made, ["cmake", "--build", str(folder), "-j", "2"]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return folder / "sample_digits"
+    command = ["cmake", "-S", str(SOURCE), "-B", str(folder), torch_at, python, "-DCMAKE_BUILD_TYPE=None", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The programs, built without optimization; with ONNX Runtime where its headers are."""
+
+    folder: Path
+    has_onnx: bool
+
+    def engine(self, request: pytest.FixtureRequest, backend: str) -> Path:
+        """The small digits model as an engine, where it can be opened."""
+        if backend == "onnx" and not self.has_onnx:
+            pytest.skip("apt install libonnxruntime-dev, or CMAKE_INCLUDE_PATH=FOLDER with the headers of ONNX Runtime")
+        path: Path = request.getfixturevalue(f"{backend}_digits")
+        return path
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    folder = tmp_path_factory.mktemp("cpp")
+    done = configured(folder, "-DRFC_ENGINE_ONNX=ON")
+    has_onnx = done.returncode == 0
+    if not has_onnx:
+        assert NO_HEADERS in done.stderr.replace("\n  ", " "), done.stderr
+        done = configured(folder, "-DRFC_ENGINE_ONNX=OFF")
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run(["cmake", "--build", str(folder), "-j", "2"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return Programs(folder, has_onnx)
+
+
+@pytest.fixture(scope="module")
+def program(programs: Programs) -> Path:
+    return programs.folder / "sample_digits"
 
 
 def run(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(program), *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
+def numbers(file: Path, like: Tensor) -> Tensor:
+    return torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.float32).reshape(like.shape)
+
+
 def phases(engine: rfc_export.Engine) -> str:
     return "".join(phase[0] for phase in engine.stats.phases)
 
 
+@pytest.mark.parametrize("backend", ["aoti", "onnx"])
 def test_the_program_draws_the_engines_picture_with_the_engines_decisions(
-    program: Path, aoti_digits: Path, draw: Draw, tmp_path: Path
+    programs: Programs, program: Path, backend: str, request: pytest.FixtureRequest, draw: Draw, tmp_path: Path
 ) -> None:
-    engine = rfc_export.load(aoti_digits)
+    path = programs.engine(request, backend)
+    engine = rfc_export.load(path, trust=True)
     expected = draw(engine, 0)
-    noise, floats, picture = tmp_path / "noise", tmp_path / "floats", tmp_path / "digit.pgm"
+    noise, floats, picture = tmp_path / "noise", tmp_path / "floats", tmp_path / "digit.png"
     noise.write_bytes(digits_noise([0]).numpy().tobytes())
-    done = run(program, aoti_digits, "--noise", noise, "--floats", floats, "--out", picture)
+    done = run(program, path, "--noise", noise, "--floats", floats, "--out", picture)
     assert done.returncode == 0, done.stderr
     assert f"phases {phases(engine)}\nnfc {engine.stats.nfc} of 50\n" in done.stdout
-    got = torch.frombuffer(bytearray(floats.read_bytes()), dtype=torch.float32).reshape(expected.shape)
-    torch.testing.assert_close(got, expected, rtol=EXACT, atol=EXACT)
+    torch.testing.assert_close(numbers(floats, expected), expected, rtol=EXACT, atol=EXACT)
     with Image.open(picture) as image:
         pixels = torch.tensor(list(image.tobytes())).reshape(8, 8)
     assert (pixels - (expected[0, 0].clamp(-1, 1) + 1) * 127.5).abs().max() <= 0.51
     seeded = tmp_path / "seeded"
-    assert run(program, aoti_digits, "--seed", 0, "--floats", seeded, "--out", picture).returncode == 0
+    assert run(program, path, "--seed", 0, "--floats", seeded, "--out", picture).returncode == 0
     assert seeded.read_bytes() == floats.read_bytes()  # torch's generator gives C++ the same noise
 
 
@@ -93,25 +136,93 @@ def placed_methods() -> dict[str, rfc.Method]:
     }
 
 
+@pytest.mark.parametrize("backend", ["aoti", "onnx"])
 @pytest.mark.parametrize("method", ["log-snr", "chebyshev", "spectrum", "weighted"])
 def test_the_program_places_full_steps_as_the_engine_does(
-    program: Path, method: str, digits: nn.Module, digits_inputs: dict[str, Tensor], draw: Draw, tmp_path: Path
+    programs: Programs,
+    program: Path,
+    method: str,
+    backend: BackendName,
+    request: pytest.FixtureRequest,
+    digits: nn.Module,
+    digits_inputs: dict[str, Tensor],
+    draw: Draw,
+    tmp_path: Path,
 ) -> None:
+    programs.engine(request, backend)
     facts = {
         "example_inputs": digits_inputs,
         "method": placed_methods()[method],
         "sampler": digits_sampler(),
         "config": rfc_fx.Config(hoist=False),
     }
-    path = rfc_export.export(digits, tmp_path / "engine", backend="aoti", **facts)
+    path = rfc_export.export(digits, tmp_path / "engine", backend=backend, **facts)
     engine = rfc_export.load(path, trust=True)
     expected = draw(engine, 0)
     floats = tmp_path / "floats"
-    done = run(program, path, "--seed", 0, "--floats", floats, "--out", tmp_path / "digit.pgm")
+    done = run(program, path, "--seed", 0, "--floats", floats, "--out", tmp_path / "digit.png")
     assert done.returncode == 0, done.stderr
     assert f"phases {phases(engine)}\nnfc 9 of 50\n" in done.stdout
-    got = torch.frombuffer(bytearray(floats.read_bytes()), dtype=torch.float32).reshape(expected.shape)
-    torch.testing.assert_close(got, expected, rtol=EXACT, atol=EXACT)
+    torch.testing.assert_close(numbers(floats, expected), expected, rtol=EXACT, atol=EXACT)
+
+
+def test_a_whole_folder_draws_the_pipelines_picture_from_token_ids(
+    programs: Programs, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers", reason="pip install 'rfc-fx[text]'")
+    programs.engine(request, "onnx")
+    prompt, steps, cpu = "an apple, flat style, on light blue", 12, torch.device("cpu")
+    call = CallOptions(prompts=[prompt], negative_prompt="", assignments=["true_cfg_scale=3"])
+    facts: dict[str, Any] = {"dtype": torch.float32, "device": cpu, "config": rfc_fx.Config(), "steps": steps}
+    export_whole("emoji", tmp_path / "emoji", "onnx", Wanted(call=call), method=rfc.LogSNR(nfc=5), **facts)
+    whole = whole_pipeline(tmp_path / "emoji", call, [0], lambda folder: folder.load(cpu))
+    pipe = whole.pipeline.pipe
+    arguments = {"negative_prompt": "", "true_cfg_scale": 3.0, "num_inference_steps": steps, "output_type": "pt"}
+    with torch.no_grad():
+        expected = pipe(prompt, generator=torch.Generator().manual_seed(0), **arguments).images
+    options: list[str] = []
+    for option, text in (("ids", prompt), ("negative-ids", "")):
+        for suffix, tokenizer in (("", pipe.tokenizer), ("-2", pipe.tokenizer_2)):
+            options += [f"--{option}{suffix}", ",".join(map(str, tokenizer(text)["input_ids"]))]
+    floats, picture = tmp_path / "floats", tmp_path / "picture.png"
+    draw_prompt = programs.folder / "draw_prompt"
+    done = run(draw_prompt, tmp_path / "emoji", *options, "--steps", steps, "--cfg", 3, "--floats", floats, "--out", picture)
+    assert done.returncode == 0, done.stderr
+    decisions = {"".join(phase[0] for phase in record.phases) for record in whole.model.contexts.values()}
+    assert decisions == {done.stdout.split("\n")[0].removeprefix("phases ")}
+    torch.testing.assert_close((numbers(floats, expected) / 2 + 0.5).clamp(0, 1), expected, rtol=0, atol=EXACT)
+    with Image.open(picture) as image:
+        pixels = torch.tensor(list(image.tobytes())).reshape(64, 64, 3)
+    assert (pixels - expected[0].permute(1, 2, 0) * 255).abs().max() <= 0.51
+    for wrong, message in (
+        (options[2:], "--ids: expected 1 to 16 token ids"),
+        ([*options, "--width", 32], "hidden_states: expected float32 of shape 1 64 16"),
+        ([*options, "--width", 33], "--width: expected a multiple of 8"),
+        ([*options, "--ids", "1,2,cat"], "--ids: expected a number, got cat"),
+    ):
+        done = run(draw_prompt, tmp_path / "emoji", *wrong)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert message in done.stderr
+
+
+def test_an_onnx_program_that_is_not_the_manifests_is_refused(programs: Programs, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    path = shutil.copytree(programs.engine(request, "onnx"), tmp_path / "engine")
+    shutil.copy(path / "full.onnx", path / "estimate.onnx")
+    manifest = json.loads((path / "rfc.json").read_text())
+    manifest["files"]["estimate.onnx"] = manifest["files"]["full.onnx"]
+    (path / "rfc.json").write_text(json.dumps(manifest))
+    done = run(programs.folder / "sample_digits", path)
+    assert done.returncode == 1
+    assert "estimate.onnx: " in done.stderr
+    assert "rfc.json says" in done.stderr
+
+
+def test_an_onnx_engine_is_refused_by_a_program_without_onnx_runtime(programs: Programs, onnx_digits: Path) -> None:
+    if programs.has_onnx:
+        pytest.skip("built with ONNX Runtime")
+    done = run(programs.folder / "sample_digits", onnx_digits)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "for ONNX Runtime, which this program was built without; build it with -DRFC_ENGINE_ONNX=ON" in done.stderr
 
 
 def test_what_is_damaged_or_not_known_is_refused_in_one_line(program: Path, aoti_digits: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from rfc_export import aoti, exporter
 from rfc_export.building import check_timestep
 from rfc_export.errors import BackendError, ExportError
 from rfc_export.model_facts import plain_config
+from rfc_export.parity import check_parity
 
 METHOD = rfc.RFC(tau=0.15)
 
@@ -103,3 +104,28 @@ def test_example_inputs_that_are_no_call_are_refused(inputs: Any, told: str, tmp
     with pytest.raises(ExportError, match=told):
         rfc_export.export(small_digits(), tmp_path / "e", backend="aoti", example_inputs=inputs, method=METHOD)
     assert not list(tmp_path.iterdir())
+
+
+class Choosing(nn.Module):
+    """Stands for a router that picks by scores: rounding alone changes signs of its output."""
+
+    def __init__(self, own: nn.Module) -> None:
+        super().__init__()
+        self.own, self.config = own, own.config
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
+        (sample,) = self.own(hidden_states, timestep, class_labels, return_dict=False)
+        return torch.where(((sample * 1e6).floor() % 2).bool(), sample, -sample)
+
+
+def test_a_model_that_rounding_alone_changes_is_refused_with_that_reason(digits_inputs: dict[str, Tensor]) -> None:
+    models = [Choosing(small_digits()) for _ in range(2)]
+    with torch.no_grad():
+        models[1].get_parameter("own.proj_out_2.weight").mul_(1 + 1e-6)
+    model, engine = (cast("Any", rfc_fx.transform(one, METHOD, example_inputs=digits_inputs)) for one in models)
+    engine.manifest = SimpleNamespace(call=SimpleNamespace(timestep="timestep"), model=SimpleNamespace(dtype="float32"))
+    told = (
+        r"own output moves by \S+ when its latent is rounded otherwise.*no engine follows it in float32; export the model in a wider type"
+    )
+    with pytest.raises(ExportError, match=told):
+        check_parity(engine, model, digits_inputs)

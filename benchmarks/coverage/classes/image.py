@@ -201,17 +201,23 @@ def _nucleus_inputs(config: Any, draw: Draw, size: Size) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Experts(Spec):
-    """A class that leaves the weights of its experts unset, and whose grouped product can be traced in bfloat16 alone."""
+    """A class that leaves the weights of its experts unset, and whose grouped product can be traced in bfloat16 alone.
+
+    The small model computes expert by expert, the class's default, in float32: its router picks by scores, and in bfloat16 rounding alone
+    changes what it picks.
+    """
 
     def model(self, size: Size = "tiny", layers: int = 2, seed: int = 0, device: str = "cpu") -> nn.Module:
         model = super().model(size, layers, seed, device)
         for name, parameter in model.named_parameters():
             if device != "meta" and ".experts." in name:
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-        return model.bfloat16()
+        return model.bfloat16() if size == "real" else model
 
     def arguments(self, model: nn.Module, size: Size = "tiny", seed: int = 0, device: str = "cpu") -> dict[str, Any]:
         given = super().arguments(model, size, seed, device)
+        if size != "real":
+            return given
         half: dict[str, Any] = pytree.tree_map_only(Tensor, lambda t: t.bfloat16() if t.is_floating_point() else t, given)
         return half
 
@@ -231,7 +237,6 @@ NUCLEUS = _Experts(
         "moe_intermediate_dim": 16,
         "capacity_factors": 2.0,
         "dense_moe_strategy": "leave_first_three_blocks_dense",
-        "use_grouped_mm": True,
     },
     real={
         "out_channels": 16,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.coverage.classes.spec import Draw, Size, Spec
+from benchmarks.coverage.classes.trees import register
 
 Grid = tuple[int, int, int]
 """Latent frames, height and width."""
@@ -243,8 +244,9 @@ def _ltx2_inputs(config: Any, draw: Draw, size: Size) -> dict[str, Any]:
 
 
 def _refiner_inputs(config: Any, draw: Draw, size: Size) -> dict[str, Any]:
-    from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMRefinerKVCache
+    from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMRefinerKVCache, SanaWMRefinerKVLayerCache
 
+    register(SanaWMRefinerKVCache, SanaWMRefinerKVLayerCache)
     (frames, height, width), text, past = ((2, 2, 4), 6, 2) if size == "tiny" else ((3, 22, 40), 1024, 8)
     rope, area, channels = _ltx2_rope(config, "video"), height * width, config.num_attention_heads * config.attention_head_dim
     device = draw(0).device

@@ -14,11 +14,14 @@ from rfc_export.backends import Run
 from rfc_export.errors import ArtifactError, BackendError, short
 from rfc_export.manifest import Manifest
 from rfc_export.methods import dtype_of
-from rfc_export.onnx.declared import ELEMENT_TYPES, checked_weights
+from rfc_export.onnx.declared import ELEMENT_TYPES, casts_to_bfloat16, checked_weights
 from rfc_export.onnx.libraries import PROVIDERS, imported
 from rfc_export.onnx.queue import Queue
 from rfc_export.onnx.writer import value_name
 from rfc_export.specs import ProgramSpec
+
+RESHAPING = ("TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider")
+"""Optimizers that give a weight another shape under its own name, while sessions read shared ones: AceStep's norm, (32) as (1, 32, 1)."""
 
 
 def open(
@@ -62,9 +65,9 @@ def _session(runtime: Any, path: Path, program: bytes, spec: ProgramSpec, option
         session = runtime.InferenceSession(program, options, providers=queue.providers)
     except Exception as error:  # onnxruntime's errors share no base class
         if type(error).__name__ == "NotImplemented" or "fallback to CPU EP has been explicitly disabled" in str(error):
+            wider = "the model casts to bfloat16 itself" if casts_to_bfloat16(program) else "or a model and state in a type it computes in"
             raise BackendError(
-                f"onnx: {provider} has no kernel for a part of {spec.entry}: {short(error)}; export with backend='aoti', or a model and "
-                "state in a type that the provider computes in"
+                f"onnx: {provider} has no kernel for a part of {spec.entry}: {short(error)}; export with backend='aoti', {wider}"
             ) from error
         raise ArtifactError(f"{path}: ONNX Runtime cannot open it: {short(error)}") from error
     if session.get_providers()[0] != provider:
@@ -89,6 +92,7 @@ def _options(runtime: Any, own: Mapping[str, str], shared: Mapping[str, Any], we
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.force_spinning_stop", "1")  # programs take turns; their idle threads shall not compete
     options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights would be a second copy of each
+    options.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(RESHAPING))
     if device.type == "cuda":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     on_host = device.type == "cpu"

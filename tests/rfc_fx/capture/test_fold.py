@@ -51,3 +51,23 @@ def test_numbers_of_repetitions_are_fixed_and_no_shape_depends_on_values(dim: in
 def test_repetitions_by_the_latent_are_refused() -> None:
     with pytest.raises(CaptureError, match=r"reads the values of hidden_states, which change in every step\n  at repeat_interleave in"):
         capture(OfItself(), {"hidden_states": torch.randn(2, 3, 4), "mask": torch.tensor([True])})
+
+
+class Experts(nn.Module):
+    """Stands for NucleusMoEImage without a grouped product: each expert takes a number of tokens that comes of shapes alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        counts = torch.full((2,), hidden_states.shape[0] // 2)
+        parts = torch.split(hidden_states, counts.tolist())
+        return torch.cat([part @ weight for part, weight in zip(parts, self.weights, strict=True)])
+
+
+def test_numbers_that_python_reads_of_shapes_are_fixed_before_products_are_counted() -> None:
+    model, tokens = Experts(), torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    captured = capture(model, {"hidden_states": tokens})
+    assert all(map(has_known_shape, captured.graph.nodes))
+    assert not captured.decided
