@@ -96,29 +96,20 @@ def left_out(book: Book, number: int) -> Book:
     return book._replace(counts=Counts(), ahead=number - book.step, timestep=None, before=None, has_moved=book.step > 0)
 
 
-class Arrival(NamedTuple):
-    """A call at a timestep, held against the generation so far."""
+def arrive(book: Book, schedule: Schedule, timestep: float | None, sign: int = 1) -> tuple[Book, int, bool]:
+    """(book, sign, begins): whether a call at `timestep` begins a new generation, whose book this is, and which way the timestep goes.
 
-    book: Book
-    sign: int
-    """The direction of the timestep: 1 where it falls from noise to image, -1 where it rises."""
-    begins: bool
-    """Whether the call begins a new generation, whose book this is."""
-
-
-def arrive(book: Book, schedule: Schedule, timestep: float | None, sign: int = 1) -> Arrival:
-    """Whether a call at `timestep` begins a new generation.
-
+    `sign`: 1 where it falls from noise to image, -1 where it rises.
     Two generations in a row that never left one timestep, each ended by a move against the direction, were none: the timestep goes
     the other way, and the second takes the first in as its beginning. Other contexts hear of it at their next step.
     """
     if book.before is not None and book.phases and continues(book.before, book.timestep, sign):
         book = absorb(book)
     if continues(book, timestep, sign):
-        return Arrival(book, sign, False)
+        return book, sign, False
     if book.before is None or book.has_moved:
-        return Arrival(successor(book, schedule), sign, True)
-    return Arrival(absorb(book), -sign, False)
+        return successor(book, schedule), sign, True
+    return absorb(book), -sign, False
 
 
 def clock_values(book: Book, schedule: Schedule) -> ClockValues:

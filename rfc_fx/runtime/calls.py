@@ -159,22 +159,17 @@ class CallPattern:
 
 def on_host(value: Any) -> bool:
     """Whether a timestep can be looked at without waiting for a device."""
-    return not isinstance(value, Tensor) or value.device.type == "cpu"
+    return not isinstance(value, Tensor) or value.is_cpu  # the text of `device.type` takes 15 us between programs
 
 
 def moment_of(timestep: Any) -> tuple[Any, tuple[float, float] | None]:
     """A timestep as a number, and its ends where the host has looked at them; the tensor itself where it lies on a device."""
     if not isinstance(timestep, Tensor):
         return timestep_value(timestep), None
-    count = timestep.numel()
-    if not count or timestep.device.type != "cpu":
+    if not timestep.is_cpu or not timestep.numel():
         return timestep, None
-    if count > FEW:
-        ends = timestep_ends(timestep)
-        return ends[1], ends
-    values = timestep.tolist() if timestep.dim() == 1 else timestep.flatten().tolist()
-    low, high = float(min(values)), float(max(values))
-    return high, (low, high)
+    ends = timestep_ends(timestep)
+    return ends[1], ends
 
 
 def timestep_ends(timestep: Tensor) -> tuple[float, float]:
