@@ -225,6 +225,7 @@ def _output_class(kind: Any, names: tuple[str, ...]) -> Callable[[Sequence[Tenso
     """What makes an output object of diffusers as its constructor does, without thirty calls where the class adds nothing of its own."""
     unset = {field: None for field in kind.__dataclass_fields__ if field not in names}
     put = OrderedDict.__setitem__
+    places = tuple(enumerate(names))
 
     def constructed(outputs: Sequence[Tensor]) -> Any:
         return kind(**dict(zip(names, outputs, strict=True)))
@@ -234,9 +235,9 @@ def _output_class(kind: Any, names: tuple[str, ...]) -> Callable[[Sequence[Tenso
         own = made.__dict__
         if unset:
             own.update(unset)
-        for name, output in zip(names, outputs, strict=True):
-            own[name] = output
-            put(made, name, output)
+        for index, name in places:
+            own[name] = outputs[index]
+            put(made, name, outputs[index])
         return made
 
     if not issubclass(kind, OrderedDict):

@@ -94,8 +94,8 @@ class CallPattern:
     key: Key
     positional: int
     named: tuple[str, ...]
-    kinds: tuple[Any, ...]
-    """Of every argument as written: (shape, dtype, device), or a plain value as it is."""
+    kinds: tuple[tuple[int, Any], ...]
+    """Of every argument as written its index, and (shape, dtype, device), or a plain value as it is."""
     leaves: tuple[int, ...]
     """Index among the arguments as written, for every flat argument in the order of the signature."""
     inputs_of: Pick
@@ -125,7 +125,7 @@ class CallPattern:
             call.key,
             len(args),
             tuple(kwargs),
-            tuple((value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value for value in written),
+            tuple(enumerate((value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value for value in written)),
             tuple(order),
             picker(call.compiled.inputs(order)),  # type: ignore[arg-type]
             tuple(call.conditioning),
@@ -139,7 +139,8 @@ class CallPattern:
         if len(args) != self.positional or tuple(kwargs) != self.named or surroundings() != self.surroundings:
             return None
         written = (*args, *kwargs.values()) if args else tuple(kwargs.values())
-        for value, kind in zip(written, self.kinds, strict=True):
+        for index, kind in self.kinds:
+            value = written[index]
             if isinstance(value, Tensor):
                 if type(kind) is not tuple or value.requires_grad:
                     return None
