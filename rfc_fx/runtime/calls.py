@@ -100,10 +100,8 @@ class CallPattern:
     """Index among the arguments as written, for every flat argument in the order of the signature."""
     inputs_of: Pick
     """Takes the inputs of the programs out of the arguments as written."""
-    names: tuple[str, ...]
-    """Of the conditioning."""
-    conditioning_of: Pick
-    """The same for the conditioning."""
+    conditioning: tuple[tuple[str, int], ...]
+    """Names of the conditioning, and their index among the arguments as written."""
     timestep: int | None
     surroundings: tuple[Any, ...]
 
@@ -128,8 +126,7 @@ class CallPattern:
             tuple(enumerate((value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value for value in written)),
             tuple(order),
             picker(call.compiled.inputs(order)),  # type: ignore[arg-type]
-            tuple(call.conditioning),
-            picker([index[name.rpartition(".")[0]] for name in call.conditioning]),
+            tuple((name, index[name.rpartition(".")[0]]) for name in call.conditioning),
             index.get(timestep) if timestep is not None else None,
             surroundings(),
         )
@@ -153,7 +150,7 @@ class CallPattern:
 
     def call(self, compiled: ProgramSet, written: Sequence[Any]) -> Call:
         """The call of these arguments."""
-        conditioning = dict(zip(self.names, self.conditioning_of(written), strict=True))
+        conditioning = {name: written[index] for name, index in self.conditioning}
         when = None if self.timestep is None else written[self.timestep]
         return Call(self.key, compiled, self.inputs_of(written), conditioning, when)
 
