@@ -96,45 +96,44 @@ def left_out(book: Book, number: int) -> Book:
     return book._replace(counts=Counts(), ahead=number - book.step, timestep=None, before=None, has_moved=book.step > 0)
 
 
-class Arrival(NamedTuple):
-    """A call at a timestep, held against the generation so far."""
+def arrive(book: Book, schedule: Schedule, timestep: float | None, sign: int = 1) -> tuple[Book, int, bool]:
+    """(book, sign, begins): whether a call at `timestep` begins a new generation, whose book this is, and which way the timestep goes.
 
-    book: Book
-    sign: int
-    """The direction of the timestep: 1 where it falls from noise to image, -1 where it rises."""
-    begins: bool
-    """Whether the call begins a new generation, whose book this is."""
-
-
-def arrive(book: Book, schedule: Schedule, timestep: float | None, sign: int = 1) -> Arrival:
-    """Whether a call at `timestep` begins a new generation.
-
+    `sign`: 1 where it falls from noise to image, -1 where it rises.
     Two generations in a row that never left one timestep, each ended by a move against the direction, were none: the timestep goes
     the other way, and the second takes the first in as its beginning. Other contexts hear of it at their next step.
     """
     if book.before is not None and book.phases and continues(book.before, book.timestep, sign):
         book = absorb(book)
     if continues(book, timestep, sign):
-        return Arrival(book, sign, False)
+        return book, sign, False
     if book.before is None or book.has_moved:
-        return Arrival(successor(book, schedule), sign, True)
-    return Arrival(absorb(book), -sign, False)
+        return successor(book, schedule), sign, True
+    return absorb(book), -sign, False
 
 
 def clock_values(book: Book, schedule: Schedule) -> ClockValues:
     """(k, N, n) of the coming step, in the unit of the schedule, and its weights; see `Clock`."""
     if book.before is not None and book.shares_clock and not book.phases:
-        return clock_values(book.before, schedule)
-    since, gap, anchors, _ = book.counts
+        book = book.before
+    return _clock(schedule, book.number, book.counts)
+
+
+def _clock(schedule: Schedule, number: int, counts: Counts) -> ClockValues:
+    since, gap, anchors, _ = counts
     if schedule.unit == "step" and not schedule.num_weights:
         return since + 1.0, float(gap), float(anchors)
-    return _timed(schedule, book.number, since + 1, gap, anchors)
+    return _timed(schedule, number, since + 1, gap, anchors)
+
+
+Step = tuple[PhaseName, Counts, ClockValues]
+"""A step as it was decided: its phase, the counts after it, and its clock."""
 
 
 class Rule:
     """A schedule with its thresholds, as the host decides by it: what does not change from step to step is looked up once."""
 
-    __slots__ = ("_planned", "accumulates", "branches", "is_lagged", "is_planned", "last", "numbers", "schedule")
+    __slots__ = ("_steps", "accumulates", "branches", "is_lagged", "is_planned", "last", "numbers", "schedule")
 
     def __init__(self, schedule: Schedule, numbers: Numbers) -> None:
         self.schedule, self.numbers = schedule, numbers
@@ -143,15 +142,25 @@ class Rule:
         """Whether no data decide."""
         self.last = (schedule.num_steps or 0) if schedule.is_placed else None
         """Steps of a generation whose full steps are chosen before it begins."""
-        self._planned: dict[tuple[int, int], int] = {}
+        self._steps: dict[tuple[int, Counts], Step] = {}
 
-    def phase(self, step: int, since: int, total: float) -> PhaseName:
-        """The phase of step number `step`, `since` steps after the last full one; `total` is the error that counts."""
+    def step(self, number: int, counts: Counts, total: float) -> Step:
+        """Step `number`, with the counts before it; `total` is the error that counts. Where no data decide, it is worked out once."""
         if not self.is_planned:
-            return self.branches[_decided(self.schedule, self.numbers, step, since, total)]
-        if (index := self._planned.get((step, since))) is None:
-            index = self._planned[step, since] = _planned(self.schedule, step, since)
-        return self.branches[index]
+            return self._step(number, counts, total)
+        if (step := self._steps.get((number, counts))) is None:
+            step = self._steps[number, counts] = self._step(number, counts, total)
+        return step
+
+    def _step(self, number: int, counts: Counts, total: float) -> Step:
+        phase: PhaseName = self._phase(number, counts.since + 1, total) if counts.anchors else "FULL"
+        return phase, advance(counts, phase == "FULL"), _clock(self.schedule, number, counts)
+
+    def _phase(self, step: int, since: int, total: float) -> PhaseName:
+        """The phase of step number `step`, `since` steps after the last full one."""
+        if self.is_planned:
+            return self.branches[_planned(self.schedule, step, since)]
+        return self.branches[_decided(self.schedule, self.numbers, step, since, total)]
 
 
 def count(book: Book, rule: Rule, eps: float | None, timestep: float | None) -> Book:
@@ -165,17 +174,17 @@ def count(book: Book, rule: Rule, eps: float | None, timestep: float | None) -> 
     if known:
         counts = observe(counts, eps, accumulates=rule.accumulates)
     total = had if is_lagged else counts.total
-    phase: PhaseName = rule.phase(len(phases) + ahead, counts.since + 1, total) if anchors else "FULL"
+    phase, after, clock = rule.step(len(phases) + ahead, counts, total)
     return Book(
         (*phases, phase),
         (*errors, eps if known else None),
         (*totals, total if known or (is_lagged and anchors > 0) else None),
-        advance(counts, phase == "FULL"),
+        after,
         last if timestep is None else timestep,
         has_moved or (timestep is not None and last is not None and timestep != last),
         before,
         shares_clock,
-        clock_values(book, rule.schedule),
+        clock if before is None else clock_values(book, rule.schedule),
         restarts,
         ahead,
     )

@@ -112,8 +112,7 @@ class Direction:
         schedule = generation.schedule
         if schedule is None:  # it has no step yet
             return False
-        arrival = arrive(generation.book, schedule, timestep, self.sign)
-        self.sign = arrival.sign
-        if not arrival.begins:
-            generation.book = arrival.book
-        return arrival.begins
+        book, self.sign, begins = arrive(generation.book, schedule, timestep, self.sign)
+        if not begins:
+            generation.book = book
+        return begins

@@ -111,12 +111,9 @@ class LoadedSet:
         """The tensor arguments in the order of the placeholders."""
         return [as_read(leaf) for leaf, spec in zip(leaves, self.spec.call.leaves, strict=True) if spec.placeholder is not None]
 
-    def unflatten(self, outputs: Sequence[Tensor]) -> Any:
-        """What the model's forward returns."""
-        return self._unflatten(outputs)
-
     @cached_property
-    def _unflatten(self) -> Callable[[Sequence[Tensor]], Any]:
+    def unflatten(self) -> Callable[[Sequence[Tensor]], Any]:
+        """Makes what the model's forward returns of flat outputs."""
         return unflattener(self.expected.outputs)
 
 

@@ -6,7 +6,6 @@ Modules, hooks, attention processors, adapter scales, back ends, flags: not a li
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from operator import eq
 from typing import Any
 
 from torch import Tensor, nn
@@ -90,7 +89,7 @@ class _Versions:
 
 def _differ(live: list[Any], copies: list[Any]) -> bool:
     try:
-        return not all(map(eq, live, copies))
+        return live != copies
     except (RuntimeError, ValueError, TypeError):  # another tensor or array in the place of one, which has no one truth value
         return True
 

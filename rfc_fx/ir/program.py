@@ -151,8 +151,9 @@ class ProgramSet(Protocol):
         """The tensor arguments in the order of the placeholders."""
         ...
 
-    def unflatten(self, outputs: Sequence[Tensor]) -> Any:
-        """What the model's forward returns."""
+    @property
+    def unflatten(self) -> Callable[[Sequence[Tensor]], Any]:
+        """Makes what the model's forward returns of flat outputs."""
         ...
 
 
@@ -222,8 +223,9 @@ def unflattener(spec: pytree.TreeSpec) -> Callable[[Sequence[Tensor]], Any]:
 
 def _output_class(kind: Any, names: tuple[str, ...]) -> Callable[[Sequence[Tensor]], Any]:
     """What makes an output object of diffusers as its constructor does, without thirty calls where the class adds nothing of its own."""
-    unset = dict.fromkeys(kind.__dataclass_fields__)
+    unset = {field: None for field in kind.__dataclass_fields__ if field not in names}
     put = OrderedDict.__setitem__
+    places = tuple(enumerate(names))
 
     def constructed(outputs: Sequence[Tensor]) -> Any:
         return kind(**dict(zip(names, outputs, strict=True)))
@@ -231,10 +233,11 @@ def _output_class(kind: Any, names: tuple[str, ...]) -> Callable[[Sequence[Tenso
     def filled(outputs: Sequence[Tensor]) -> Any:
         made = kind.__new__(kind)
         own = made.__dict__
-        own.update(unset)
-        for name, output in zip(names, outputs, strict=True):
-            own[name] = output
-            put(made, name, output)
+        if unset:
+            own.update(unset)
+        for index, name in places:
+            own[name] = outputs[index]
+            put(made, name, outputs[index])
         return made
 
     if not issubclass(kind, OrderedDict):

@@ -116,12 +116,9 @@ class CompiledSet:
         """The tensor arguments by the names that programs have for them."""
         return [("input", name) for name in self.captured.names]
 
-    def unflatten(self, outputs: Sequence[Tensor]) -> Any:
-        """What the model's forward returns."""
-        return self._unflatten(outputs)
-
     @cached_property
-    def _unflatten(self) -> Callable[[Sequence[Tensor]], Any]:
+    def unflatten(self) -> Callable[[Sequence[Tensor]], Any]:
+        """Makes what the model's forward returns of flat outputs."""
         return unflattener(self.captured.outputs)
 
     @cached_property

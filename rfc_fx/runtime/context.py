@@ -79,8 +79,7 @@ class Context:
         self._conditioning = conditioning_inputs(programs, compiled.timestep)
         self._conditioning_of = picker([self._positions[name] for name in self._conditioning])
         self.is_cuda = self.clock.is_cuda
-        on_host = self.clock.device.type == "cpu"
-        self._clock_memory = (ctypes.c_float * compiled.clock_size).from_address(self.clock.data_ptr()) if on_host else None
+        self._clock_memory = _memory_of(self.clock) if self.clock.is_cpu else None
         self.bound: dict[str, Bound] = {}
         """Programs with what this context has for them, by phase."""
 
@@ -121,7 +120,8 @@ class Context:
         if self._clock_memory is None:
             self.clock.copy_(_pinned(values), non_blocking=True)
         else:
-            self._clock_memory[:] = list(values)
+            for index, value in enumerate(values):
+                self._clock_memory[index] = value
 
     def bind(self, phase: str, numbers: Mapping[str, Tensor]) -> Bound:
         """Bind the program of a phase to what this context has for it; `numbers` are the schedule's."""
@@ -192,6 +192,11 @@ def latent_index(compiled: ProgramSet) -> int:
     """Where the latent, or the first of a list of latents, is among the inputs; the first of them where no program reads it."""
     names = [name.partition(".")[0] for _, name in compiled.placeholders]
     return names.index(compiled.latent) if compiled.latent in names else 0
+
+
+def _memory_of(clock: Tensor) -> memoryview[float]:
+    """The numbers of a clock, (n,), to be written by the host; as long as the tensor lives."""
+    return memoryview((ctypes.c_float * len(clock)).from_address(clock.data_ptr())).cast("B").cast("f")
 
 
 @lru_cache(maxsize=4096)

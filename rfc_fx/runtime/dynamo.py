@@ -16,17 +16,23 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def passed_over(function: Callable[P, R]) -> Callable[P, R]:
+    """Have torch.compile leave this function's own lines as they stand; what it calls may be compiled."""
+    skip_code: Callable[..., Any] | None = getattr(torch._dynamo.eval_frame, "skip_code", None)
+    if skip_code is not None:
+        skip_code(function.__code__)
+    return function
+
+
 def skip_own_frame(function: Callable[P, R]) -> Callable[P, R]:
     """Run this function's own lines as they stand, and let torch.compile take what it calls.
 
     `torch.compiler.disable(recursive=False)` alone has its decision made anew in every call, which takes longer (0.6 ms on a slow core)
     than all that the lines do; a code object that is marked to be skipped is passed over at once.
     """
-    skip_code: Callable[..., Any] | None = getattr(torch._dynamo.eval_frame, "skip_code", None)
-    if skip_code is not None:
-        skip_code(function.__code__)
-    wrapped: Callable[P, R] = torch.compiler.disable(recursive=False)(function)
+    wrapped: Callable[P, R] = torch.compiler.disable(recursive=False)(passed_over(function))
 
+    @passed_over
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if not is_compiling():
@@ -35,8 +41,6 @@ def skip_own_frame(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)  # torch's wrapper takes the export of another thread for one of this call, and refuses
         return wrapped(*args, **kwargs)
 
-    if skip_code is not None:
-        skip_code(run.__code__)  # type: ignore[attr-defined]  # a function it is
     return run
 
 

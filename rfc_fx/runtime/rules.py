@@ -37,7 +37,8 @@ class Rules:
     @method.setter
     def method(self, method: Method) -> None:
         self._method = method
-        self._warned.can_skip = not method.schedule.is_bound or method.schedule.can_skip(1000)
+        self._is_bound = method.schedule.is_bound
+        self._warned.can_skip = not self._is_bound or method.schedule.can_skip(1000)
         fresh = method.schedule.numbers()
         for numbers in self._numbers.values():
             for name, tensor in numbers.items():
@@ -59,7 +60,7 @@ class Rules:
         """The rule of a generation: for its own number of steps and noise levels where its timesteps are known."""
         timetable, method = generation.timetable, self._method
         if timetable is None or generation.index is None:
-            if not method.schedule.is_bound:
+            if not self._is_bound:
                 self._warned.of_unknown_levels()
             return self._rule
         if generation.rule is None or generation.rule[0] is not method:

@@ -8,12 +8,13 @@ import inspect
 import logging
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from rfc.method import Method, programs_of
 from rfc.record import Record
@@ -23,7 +24,7 @@ from rfc_fx.ir.plan import Plan
 from rfc_fx.ir.torch_versions import way_out
 from rfc_fx.runtime.compiled_runs import CompiledRuns
 from rfc_fx.runtime.driver import Driver, Run
-from rfc_fx.runtime.dynamo import is_compiling, skip_own_frame
+from rfc_fx.runtime.dynamo import is_compiling, passed_over, skip_own_frame
 from rfc_fx.runtime.generation import Generation
 from rfc_fx.runtime.generations import Generations
 from rfc_fx.runtime.program_cache import ProgramSource
@@ -63,11 +64,21 @@ class StepModel(nn.Module):
         self.model_name, self.call_signature, self.timestep_argument = name, signature, timestep
         self.forward = signed(self, type(self).forward, signature)  # type: ignore[method-assign]  # the same code under another signature
         self.driver = Driver(name, method, programs, generations, speculate)
-        generations.run, generations.ended = _caller_of(weakref.ref(self)), self.driver.ended
+        itself = weakref.ref(self)
+        generations.run = lambda *args, **kwargs: itself()(*args, **kwargs)  # type: ignore[misc]  # a generation's model is there
+        generations.ended = self.driver.ended
         if timestep is None:
             log.warning("%s: no timestep argument found; call reset() before every generation", name)
 
     # ---- the call ----------------------------------------------------------------------------------------------------
+
+    @passed_over
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As of every module; without hooks forward is called at once: whether torch.jit traces takes 8 us to see between programs."""
+        hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        if hooks or _has_any_global_hook() or self._compiled_call_impl is not None:
+            return super().__call__(*args, **kwargs)
+        return self.forward(*args, **kwargs)
 
     @skip_own_frame
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -236,10 +247,3 @@ class StepModel(nn.Module):
 
     def _reset_stateful_cache(self, *args: Any, **kwargs: Any) -> None:
         self.reset()
-
-
-def _caller_of(model: weakref.ref[StepModel]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return model()(*args, **kwargs)  # type: ignore[misc]  # a generation's model is there
-
-    return call

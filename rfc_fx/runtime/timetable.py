@@ -156,7 +156,7 @@ class Timetable:
     def _index_of_view(self, timestep: Any) -> int | None:
         if self._scheduler is None and (self._version is None or self._version != version(self.source)):
             return None  # the caller may have written other timesteps there
-        if isinstance(timestep, Tensor) and timestep.numel() and isinstance(self.source, Tensor) and timestep.device.type != "meta":
+        if isinstance(timestep, Tensor) and timestep.numel() and isinstance(self.source, Tensor) and not timestep.is_meta:
             same = timestep.dtype == self.source.dtype and timestep.untyped_storage().data_ptr() == self.source.untyped_storage().data_ptr()
             if same and all(step == 0 or size == 1 for step, size in zip(timestep.stride(), timestep.shape, strict=True)):
                 index = (timestep.storage_offset() - self.source.storage_offset()) // max(1, self.source.stride(0))

@@ -41,6 +41,29 @@ def test_it_stands_where_the_model_stood() -> None:
         _ = cached.no_such_thing
 
 
+def test_hooks_on_the_cached_model_and_on_all_modules_are_called_around_a_step() -> None:
+    _, cached, kwargs = dit(method=rfc.FullCompute())
+    called: list[str] = []
+
+    def everywhere(module: nn.Module, *_: Any) -> None:
+        called.extend(["everywhere"] * (module is cached))
+
+    hooks = [
+        cached.register_forward_pre_hook(lambda *_: called.append("before")),
+        cached.register_forward_hook(lambda *_: called.append("after")),
+        nn.modules.module.register_module_forward_hook(everywhere),
+    ]
+    for hook, expected in zip(
+        [*hooks, None], (["before", "everywhere", "after"], ["everywhere", "after"], ["everywhere"], []), strict=True
+    ):
+        with torch.no_grad():
+            cached(**kwargs)
+        assert called == expected
+        called.clear()
+        if hook is not None:
+            hook.remove()
+
+
 def test_positional_and_named_arguments_are_the_same_call() -> None:
     _, cached, kwargs = dit(method=rfc.FullCompute())
     with torch.no_grad():
