@@ -1,4 +1,4 @@
-"""The ONNX optimizer: no constant is taken for 0 or 1 that is near it, and truth values are selected by logic."""
+"""The ONNX optimizer: no constant is taken for 0 or 1 that is near it, none takes another's place, and truth values are selected by logic."""
 
 from pathlib import Path
 
@@ -39,6 +39,23 @@ def test_constants_near_zero_and_one_keep_their_values(tmp_path: Path) -> None:
     build(tmp_path, program)
     (found,) = opened(tmp_path, program)([x], {})
     assert torch.equal(found, Near()(x)[0])
+
+
+class Clipped(nn.Module):
+    """Two ranges of one value, each by a maximum and a minimum, and by a rectifier."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        bounds = [torch.tensor(bound) for bound in (-1.0, 1.0, 0.0, 2.0)]
+        ranges = [x.maximum(low).minimum(high) for low, high in (bounds[:2], bounds[2:])]
+        return (torch.stack([*ranges, x.relu().clamp(max=0.5), x.relu().clamp(max=1.5), x.clamp(0, 7), x.clamp(1, 3)]),)
+
+
+def test_clips_of_one_value_keep_their_own_bounds(tmp_path: Path) -> None:
+    x = torch.linspace(-3, 3, 7)
+    program = small(Clipped(), x)
+    build(tmp_path, program)
+    (found,) = opened(tmp_path, program)([x], {})
+    assert torch.equal(found, Clipped()(x)[0])
 
 
 def test_indices_in_int32_are_taken(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Optimise ONNX models: onnxscript's passes without its no-op rules, then what ONNX or its CPU provider lacks in other words."""
+"""Optimise ONNX models: onnxscript's passes without some of its rules, then what ONNX or its CPU provider lacks in other words."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ NO_OPS = "onnxscript.rewriter.rules.common._no_op"
 """Rules x + 0 = x, x * 1 = x and their kind. They match constants with a tolerance (abs_tol 1e-8, rel_tol 1e-5): `x / (y + 1e-15)` loses
 its epsilon and becomes 0/0, a factor of 1.000005 vanishes. Exact no-ops are removed at capture (`rfc_fx.capture.clean`)."""
 
+CLIPS = ("onnxscript.rewriter.rules.common._min_max_to_clip", "onnxscript.rewriter.rules.common._fuse_relus_clips")
+"""Rules that name the bounds of a clip after its input: those of a second clip of one value take the place of the first one's."""
+
 
 def optimize(model: Any, should_fold: Callable[[Any], bool | None], most_folded: int) -> None:
-    """Fold, rewrite and tidy up a model of onnx_ir in place, as `optimize_ir` does, without the no-op rules.
+    """Fold, rewrite and tidy up a model of onnx_ir in place, as `optimize_ir` does, without the no-op rules and those of clips.
 
     `should_fold`: whether a node may become a constant, None for onnxscript's own choice. `most_folded`: elements of such a constant.
     """
@@ -25,8 +28,8 @@ def optimize(model: Any, should_fold: Callable[[Any], bool | None], most_folded:
 
     common: Any = imported("onnx_ir.passes.common", "CommonSubexpressionEliminationPass")
     rewriter = imported("onnxscript.rewriter", "_DEFAULT_REWRITE_RULES")
-    inexact = {id(rule) for rule in imported(NO_OPS, "rules").rules}
-    rules = [rule for rule in rewriter._DEFAULT_REWRITE_RULES if id(rule) not in inexact]
+    left_out = {id(rule) for module in (NO_OPS, *CLIPS) for rule in imported(module, "rules").rules}
+    rules = [rule for rule in rewriter._DEFAULT_REWRITE_RULES if id(rule) not in left_out]
     fold = folding.FoldConstantsPass(
         shape_inference=True,
         input_size_limit=folding.DEFAULT_CONSTANT_FOLD_INPUT_SIZE_LIMIT,
