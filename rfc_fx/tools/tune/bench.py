@@ -97,6 +97,8 @@ class Bench:
             yield self.measured(fitted(self.recorded, nfc, corrections=corrections), f"fitted, corrected by {corrections:g}")
         if is_thorough:
             yield self.measured(replace(plain, granularity="module"), "LogSNR by modules")
+            if plain.default_granularity != "stack":
+                yield self.measured(replace(plain, granularity="stack"), "LogSNR of all blocks")
             own = fitted(self.recorded, nfc, corrections=CORRECTIONS[1], full_steps=plain.schedule.full_steps)  # type: ignore[attr-defined]
             yield self.measured(own, f"fitted at LogSNR's steps, corrected by {CORRECTIONS[1]:g}")
         if is_thorough and self.other is not None:
