@@ -1,4 +1,4 @@
-"""The ONNX optimizer: no constant is taken for 0 or 1 that is near it, none takes another's place, and truth values are selected by logic."""
+"""The ONNX optimizer: no constant is taken for 0 or 1 that is near it, none takes another's place; truth values are selected by logic."""
 
 from pathlib import Path
 
