@@ -7,7 +7,7 @@ O is the last heavy result of the branch, I what its first heavy operations read
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 
 from torch import fx
@@ -70,7 +70,7 @@ def find_sites(
     sites = coarse.probed(sites, stream, probe)
     sites.sort(key=lambda site: ancestry.index[site.output])
     needed = needed_sites(graph, sites, needs_input, last_sites(sites) if verifies else [])
-    rejected += [Rejected(site.name, "no estimated step needs its output") for site in sites if site not in needed]
+    rejected += [Rejected(site.name, NOT_NEEDED) for site in sites if site not in needed]
     sites = [site for site in sites if site in needed]
     if not sites:
         listing = "\n".join(f"  {where}: {why}" for where, why in rejected) or "  the graph has no residual add"
@@ -80,15 +80,21 @@ def find_sites(
     return SiteAnalysis(sites, rejected, granularity)
 
 
+NOT_NEEDED = "no estimated step needs its output"
+
+
 def last_sites(sites: Sequence[Site]) -> list[Site]:
     """The sites of the last block."""
     return [site for site in sites if block_of(site.name) == block_of(sites[-1].name)]
 
 
-def needed_sites(graph: fx.Graph, sites: Sequence[Site], needs_input: bool, verified: Sequence[Site] = ()) -> list[Site]:
+def needed_sites(
+    graph: fx.Graph, sites: Sequence[Site], needs_input: bool, verified: Sequence[Site] = (), token_wise: Container[str] = ()
+) -> list[Site]:
     """The sites whose estimate reaches the model's output when every site is estimated, or when `verified` are computed from estimates.
 
-    Joint attention makes the difference: once it is skipped, a text stream that only feeds attention feeds nothing.
+    Joint attention makes the difference: once it is skipped, a text stream that only feeds attention feeds nothing. Sites named
+    `token_wise` read their input whatever the estimator does.
     """
     at = {site.output: site for site in sites}
     affected = {site.output for site in verified}
@@ -102,7 +108,7 @@ def needed_sites(graph: fx.Graph, sites: Sequence[Site], needs_input: bool, veri
         is_computed &= node in affected
         if (node, is_computed) not in seen:
             seen.add((node, is_computed))
-            sources = node.all_input_nodes if is_computed or node not in at else reads(at[node], needs_input)
+            sources = node.all_input_nodes if is_computed or node not in at else reads(at[node], needs_input or at[node].name in token_wise)
             pending.extend((source, is_computed) for source in sources)
     return [site for site in sites if (site.output, False) in seen]
 

@@ -16,9 +16,9 @@ from rfc.storage import STORED, stored_anew
 from rfc_fx.capture.export import Captured
 from rfc_fx.errors import NoSiteError, StateBudgetError
 from rfc_fx.ir.config import Config
-from rfc_fx.sites.find import find_sites, watched
-from rfc_fx.sites.residual import SiteAnalysis
-from rfc_fx.sites.state import state_slots
+from rfc_fx.sites.find import NOT_NEEDED, find_sites, needed_sites, watched
+from rfc_fx.sites.residual import Rejected, SiteAnalysis
+from rfc_fx.sites.state import state_slots, tokens_of_sites
 
 
 def state_bytes(slots: Mapping[str, SlotSpec]) -> int:
@@ -42,13 +42,23 @@ def alternatives(captured: Captured, method: Method) -> dict[str, dict[torch.dty
 
 
 def _sites(captured: Captured, granularity: str, method: Method) -> SiteAnalysis:
-    return find_sites(
+    analysis = find_sites(
         captured,
         granularity,
         needs_input=method.estimator.needs_input or method.tokens is not None,
         probe=method.probe,
         verifies=any(phase_named(name).verifies for name in method.schedule.branches),
     )
+    return analysis if method.tokens is None or method.estimator.needs_input else _without_unread(analysis, captured, method)
+
+
+def _without_unread(analysis: SiteAnalysis, captured: Captured, method: Method) -> SiteAnalysis:
+    """The sites less those that only feed sites whose tokens are all reused: such a site does not read its input."""
+    sites = analysis.sites
+    token_wise = tokens_of_sites(sites, watched(sites, captured), method)[0]
+    needed = needed_sites(captured.graph, sites, False, token_wise=token_wise)
+    dropped = [Rejected(site.name, NOT_NEEDED) for site in sites if site not in needed]
+    return analysis._replace(sites=needed, rejected=[*analysis.rejected, *dropped])
 
 
 def granularities_for(config: Config, method: Method) -> tuple[str, ...]:

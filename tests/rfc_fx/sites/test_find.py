@@ -7,6 +7,9 @@ import torch
 from families import FAMILIES, wan_image
 from torch import nn
 
+import rfc
+import rfc_fx
+from benchmarks.coverage.specs import all_specs
 from rfc_fx.capture.export import Captured, capture
 from rfc_fx.errors import CaptureError, NoSiteError
 from rfc_fx.ir.ops import shape
@@ -220,3 +223,11 @@ def test_weights_are_referenced_not_copied() -> None:
     targets = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     names = {f"model.{name}" for name, _ in (*model.named_parameters(), *model.named_buffers())}
     assert targets <= names
+
+
+def test_with_tokens_a_reused_site_of_another_width_leaves_nothing_to_the_sites_before_it() -> None:
+    """MiniMaxMusic3 ends in a projection that is a site of its own, in no block: once it is reused, no token is computed."""
+    spec = all_specs()["MiniMaxMusic3Transformer1DModel"]
+    model = spec.model(layers=1)
+    with pytest.raises(NoSiteError, match=r"a PARTIAL step would compute nothing; [^\n]*:\n  proj_out: lies in no block"):
+        rfc_fx.transform(model, rfc.ToCa(interval=3), example_inputs=spec.arguments(model))
