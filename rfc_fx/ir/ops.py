@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils.flop_counter import bmm_flop, conv_flop_count, sdpa_flop_count
 
 from rfc.state import SlotSpec
@@ -30,7 +31,7 @@ def shape(node: Any) -> tuple[int, ...]:
 def has_known_shape(node: fx.Node) -> bool:
     """Whether no length of a node's tensor depends on values, as those of nonzero do."""
     tensor = value(node)
-    return not isinstance(tensor, Tensor) or all(isinstance(length, int) for length in tensor.shape)
+    return not isinstance(tensor, Tensor) or all(map(is_concrete_int, tensor.shape))  # a torch.SymInt may stand for one number
 
 
 def _linear(node: fx.Node) -> int:

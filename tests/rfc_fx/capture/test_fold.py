@@ -71,3 +71,24 @@ def test_numbers_that_python_reads_of_shapes_are_fixed_before_products_are_count
     captured = capture(model, {"hidden_states": tokens})
     assert all(map(has_known_shape, captured.graph.nodes))
     assert not captured.decided
+
+
+class TwoTexts(nn.Module):
+    """Text by token, and pooled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_token, self.pooled = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, hidden_states: Tensor, text: Tensor, pooled: Tensor, timestep: Tensor) -> Tensor:
+        return hidden_states + (self.by_token(text) + self.pooled(pooled)[:, None]) * timestep[:, None, None]
+
+
+def test_an_argument_that_is_a_view_of_another_has_known_lengths() -> None:
+    """torch.export writes the lengths of the other one as symbols with one value."""
+    label = torch.eye(6)
+    with torch.no_grad():
+        arguments = {"hidden_states": torch.randn(6, 1, 4), "text": label[:, None], "pooled": label, "timestep": torch.ones(6)}
+    captured = capture(TwoTexts(), arguments)
+    assert all(map(has_known_shape, captured.graph.nodes))
+    assert not captured.decided
