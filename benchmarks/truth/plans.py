@@ -93,7 +93,7 @@ def tried_solvers(model: str) -> dict[str, list[Cell]]:
 
 
 def tried_caches(model: str, methods: Iterable[str]) -> list[Cell]:
-    """Methods at every length and spacing of the cached solvers."""
+    """Methods at every length and spacing of the cached solvers, but for those whose last two levels are one."""
     is_flow = model in FLOWS
     return [
         _cell(Sampler(base, spacing, steps), n, method)
@@ -101,6 +101,7 @@ def tried_caches(model: str, methods: Iterable[str]) -> list[Cell]:
         for base in BASES
         for spacing in spacings_of(SOLVERS[base], is_flow)
         for steps in LENGTHS
+        if (is_flow, spacing, steps) != (True, "beta", 100)
         for n in BUDGETS
     ]
 

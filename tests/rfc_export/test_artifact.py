@@ -198,7 +198,10 @@ def test_a_link_is_no_file_of_an_artefact(folder: Path, tmp_path: Path) -> None:
         (setting("sets.0.decision.program", "nowhere"), "decision.program: there is no program nowhere"),
         (setting("sets.0.call.leaves.shape", [1 << 31, 1 << 31]), "sets.0.call.leaves.0"),
         (setting("sets.0.call.leaves.dtype", None), "sets.0.call.leaves.0"),
-        (setting("config.granularity", "atom"), "config: Config: granularity must be one of module, block, stack, output, blocks[a:b]"),
+        (
+            setting("config.granularity", "atom"),
+            "config: Config: granularity must be one of module, block, stack, output, prediction, blocks[a:b]",
+        ),
         (setting("config.granularity", "blocks[1]"), "config: Config: granularity must be one of"),
         (setting("config.granularity", 1), "config: Config: granularity must be one of"),
         (setting("config.granularity", None), "config.granularity: expected that of the programs, got None"),

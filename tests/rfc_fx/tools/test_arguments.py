@@ -98,7 +98,9 @@ def test_the_options_of_a_command_become_one_configuration() -> None:
         decision="per_sample",
         hoist=True,
     ) == rfc_fx.Config(granularity="blocks[-3:]", state_dtype=torch.int8, state_budget=2048, decision="per_sample", hoist=True)
-    with pytest.raises(OptionError, match=r"^--granularity must be one of module, block, stack, output, blocks\[a:b\], got auto$"):
+    with pytest.raises(
+        OptionError, match=r"^--granularity must be one of module, block, stack, output, prediction, blocks\[a:b\], got auto$"
+    ):
         parse_granularity_option("auto")
 
 

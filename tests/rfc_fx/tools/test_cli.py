@@ -237,8 +237,11 @@ def test_psnr_is_infinite_for_equal_images_and_counts_a_range_of_two():
         (["--seeds", "0"], "'--seeds': Input should be"),
         (["--interval", "0"], "interval must be an integer of at least 1"),
         (["--method", "rfc", "--order", "3"], "order must be an integer from 1 to 2, got 3"),
-        (["--granularity", "atom"], "--granularity must be one of module, block, stack, output, blocks[a:b], got atom"),
-        (["--granularity", "blocks[1]"], "--granularity must be one of module, block, stack, output, blocks[a:b], got blocks[1]"),
+        (["--granularity", "atom"], "--granularity must be one of module, block, stack, output, prediction, blocks[a:b], got atom"),
+        (
+            ["--granularity", "blocks[1]"],
+            "--granularity must be one of module, block, stack, output, prediction, blocks[a:b], got blocks[1]",
+        ),
         (["--state-budget", "much"], "--state-budget must be a number of bytes such as 2147483648, '2GiB' or '500 MB', got 'much'"),
         (["--state-dtype", "int4"], "'--state-dtype': 'int4' is not one of 'bfloat16', 'float16', 'int8', 'float8_e4m3fn'"),
         (["--dispatch", "magic"], "'--dispatch': 'magic' is not one of 'host', 'cond'"),
