@@ -103,12 +103,10 @@ class RunnableProgram(Protocol):
     @property
     def run(self) -> Callable[..., Any]:
         """Takes the arguments' tensors in order, returns the results in order."""
-        ...
 
     @property
     def batched(self) -> Callable[..., Any] | None:
         """The same for `torch.vmap`, which cannot run everything."""
-        ...
 
 
 class ProgramSet(Protocol):
