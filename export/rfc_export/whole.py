@@ -33,6 +33,7 @@ from rfc_export.specs import BackendName
 from rfc_fx.capture.export import named_arguments
 from rfc_fx.ir.config import Config
 from rfc_fx.pipelines.accelerated import transformers_of
+from rfc_fx.runtime.sampler import for_source
 from rfc_fx.tools.load import path_problem
 from rfc_fx.tools.pipeline.folder import DENOISER
 from rfc_fx.tools.pipeline.source import refusing
@@ -109,6 +110,7 @@ def export_whole(
 def _placed(name: str, method: Method, pipe: Any, steps: int) -> Method:
     """The method for the noise levels of the scheduler as it stands; ExportError for one that has none."""
     try:
+        method = for_source(method, pipe)
         return method.with_schedule(method.schedule.bound(steps, noise_levels(pipe.scheduler)))
     except ValueError as error:
         raise ExportError(f"export: {name}: {method.name}: {error}; take chebyshev, which needs no scheduler") from error
