@@ -91,7 +91,7 @@ def flow_times(levels: NoiseLevels, nfc: int) -> tuple[float, ...] | None:
     """The clock in which a flow's forecasts are polynomials: L tanh(lambda / L) at each call, L as in `full_steps_at`.
 
     That is log-SNR where pictures form, and ever slower towards all noise and all picture, where outputs move less and less. None where
-    a sampler calls twice at one level. Chosen on two flows, measured on other seeds (benchmarks/README.md, "Truth").
+    a sampler calls twice at one level. Chosen on two flows; what of it was judged blindly says benchmarks/README.md, "Truth".
     """
     limit = flow_limit(nfc)
     times = tuple(limit * math.tanh(level / limit) for level in levels.lambdas)

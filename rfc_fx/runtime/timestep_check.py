@@ -27,19 +27,22 @@ class TimestepCheck:
         self._model = model
         self._is_read: bool | None = None
         """Whether every call is read; None before the first."""
-        self._called: list[tuple[Tensor, float]] = []
+        self._count = 0
+        """Of the calls so far."""
+        self._called: list[tuple[int, Tensor, float]] = []
 
     def ends(self, timestep: Tensor, known: float, timetable: Timetable | None) -> tuple[float, float]:
         """Smallest and largest timestep of a call that should be at the known one, which the timetable says; None: it was read."""
         if timetable is None or calls.on_host(timestep):
             return calls.different_ends(timestep) or (known, known)
+        self._count += 1
         if timetable.is_view(timestep):
             return known, known
         if self._is_read is not False:
             ends = calls.timestep_ends(timestep)
             self._is_read = self._is_read or ends != (known, known)
             return ends
-        self._called.append((timestep.detach().flatten().clone(), known))
+        self._called.append((self._count, timestep.detach().flatten().clone(), known))
         return known, known
 
     def verify(self) -> None:
@@ -51,14 +54,14 @@ class TimestepCheck:
         """Begin anew; OtherTimestepsWarning where the generation ends early and was wrong up to there."""
         if (fault := self._fault()) is not None:
             warnings.warn(fault, OtherTimestepsWarning, stacklevel=2)
-        self._is_read = None
+        self._is_read, self._count = None, 0
 
     def _fault(self) -> str | None:
         called, self._called = self._called, []
         if not called:
             return None
-        values = torch.cat([timestep for timestep, _ in called]).tolist()
-        for number, (timestep, known) in enumerate(called, start=2):
+        values = torch.cat([timestep for _, timestep, _ in called]).tolist()
+        for number, timestep, known in called:
             own, values = values[: len(timestep)], values[len(timestep) :]
             if {*own} != {known}:
                 return (
