@@ -108,6 +108,10 @@ class Refined:
     """Refined by the converged solution, in the place of full computation."""
     size: int = 8
     """Samples that it draws again and again, of those seeds."""
+    small: int = 8
+    """The same of pictures of 8 x 8."""
+    again: int = 0
+    """Full steps up to which it has two rounds instead of one."""
 
 
 FITTED: dict[str, Fitted | Refined] = {
@@ -119,7 +123,7 @@ FITTED: dict[str, Fitted | Refined] = {
 }
 """What `rfc-fx tune` tries, by name."""
 
-TO_TRUTH = {"refined to the truth": Refined(to_truth=True)}
+TO_TRUTH = {"refined to the truth": Refined(to_truth=True, size=12, small=22, again=8)}
 """By name."""
 
 
@@ -185,9 +189,10 @@ class Lab:
 
     def _refined(self, kind: Refined, sampler: Sampler, n: int) -> Method:
         if (kind, sampler, n) not in self._kept:
-            begin, few = beginnings(self.recorded(sampler), n), Lab(self.model.name, kind.size)
-            target = few.truth(CHOOSE) if kind.to_truth else few.full(CHOOSE, sampler)
-            self._kept[kind, sampler, n] = rfc.refined(begin, lambda method: few._drawn(CHOOSE, sampler, method, n), target, rounds=1)
+            is_small = self.noise(CHOOSE)[0].numel() <= 64
+            begin, few = beginnings(self.recorded(sampler), n), Lab(self.model.name, kind.small if is_small else kind.size)
+            target, rounds = few.truth(CHOOSE) if kind.to_truth else few.full(CHOOSE, sampler), 2 if n <= kind.again else 1
+            self._kept[kind, sampler, n] = rfc.refined(begin, lambda method: few._drawn(CHOOSE, sampler, method, n), target, rounds=rounds)
         return self._kept[kind, sampler, n]
 
     def _drawn(self, group: str, sampler: Sampler, method: Method, n: int) -> Images:

@@ -43,8 +43,11 @@ CORRECTED = ("fitted, corrected by 0.6", "fitted, corrected by 0.3")
 REFINED = "refined to the truth"
 """A list refined by the converged solution."""
 
-FINE = Sampler(BASES[0], "Karras", LENGTHS[0])
-"""A sampler that in full is near it on every model."""
+FINE = tuple(Sampler(BASES[0], spacing, LENGTHS[0]) for spacing in ("Karras", "log-SNR within 3"))
+"""Samplers that lists are refined on; the second, whose levels are those that few evaluations are best spent on, at `FEW` or fewer."""
+
+FEW = 8
+"""Of full steps."""
 
 SHOWN = 3
 """Solvers that are judged at each number of evaluations, the best on other seeds; and DDIM."""
@@ -136,15 +139,21 @@ def judged(model: str, rows: Rows, n: int) -> dict[str, Cell]:
     solvers = {name: cell for name, cells in tried_solvers(model).items() if (cell := best(cells, rows, n)) is not None}
     ranked = sorted(solvers, key=lambda name: rows.geometric_mean(solvers[name], [CHOOSE], "truth") or 0.0)
     shown = {name: solvers[name] for name in dict.fromkeys((*ranked[:SHOWN], *(name for name in solvers if name.startswith("DDIM"))))}
-    refined = _cell(FINE, n, REFINED)
-    known = {"refined": refined} if any(cell == refined for cell, _ in rows.rows) else {}
+    refined = best(refined_at(n), rows, n)
+    known = {} if refined is None else {"refined": refined}
     caches = {"LogSNR": best(tried_caches(model, [own_rule(model)]), rows, n), "fitted": best(tried_caches(model, CORRECTED), rows, n)}
     return shown | {name: cell for name, cell in caches.items() if cell is not None} | known
 
 
+def refined_at(n: int) -> list[Cell]:
+    """Lists with n full steps, refined by the converged solution."""
+    return [_cell(sampler, n, REFINED) for sampler in (FINE if n <= FEW else FINE[:1])]
+
+
 def refining(model: str, rows: Rows) -> Iterator[Cell]:
-    """Lists refined by the converged solution."""
-    yield from (_cell(FINE, n, REFINED) for n in BUDGETS)
+    """Lists refined by the converged solution, the fewest full steps first."""
+    for n in reversed(BUDGETS):
+        yield from refined_at(n)
 
 
 def _cell(sampler: Sampler, n: int, method: str) -> Cell:

@@ -114,16 +114,22 @@ class _ForWarmUp(Weighted):
 
 def unfitted(levels: NoiseLevels, nfc: int, num_weights: int, *, damping: float = 0.5) -> Weighted:
     """LogSNR's full steps with Newton's polynomial of order 2 at most, damped, as weights; full steps are handed on as they are."""
-    order = min(2, num_weights)
     full_steps = full_steps_at(levels, nfc)
     placed = Placed(full_steps=full_steps, num_steps=len(levels.lambdas), unit="interval")
     times = placed.numbers()["times"].double().tolist()
+    return polynomial(levels, full_steps, times, min(2, num_weights), num_weights=num_weights, damping=damping)
+
+
+def polynomial(
+    levels: NoiseLevels, full_steps: Sequence[int], times: Sequence[float], order: int, *, num_weights: int, damping: float = 1.0
+) -> Weighted:
+    """A list with Newton's polynomial through the latest `order` + 1 full steps as weights; `times`: its clock at each step."""
     rows = []
-    for step in range(placed.num_steps):
+    for step in range(len(levels.lambdas)):
         past = [] if step in full_steps else [full for full in full_steps if full < step][-(order + 1) :][::-1]
         row = newton_weights([times[full] for full in past], times[step], damping)
         rows.append((*row, *(0.0,) * (num_weights - len(row))))
-    return Weighted(full_steps=full_steps, num_steps=placed.num_steps, weights=rows, lambdas=levels.lambdas, end=levels.end)
+    return Weighted(full_steps=full_steps, num_steps=len(rows), weights=rows, lambdas=levels.lambdas, end=levels.end)
 
 
 def newton_weights(past: Sequence[float], now: float, damping: float = 1.0) -> list[float]:

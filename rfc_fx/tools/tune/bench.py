@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rfc.method import Method
+from rfc.placement.even import even_lists
 from rfc.placement.fitted import Recorded, fitted
 from rfc.placement.log_snr import LogSNR
 from rfc.placement.refined import refined
@@ -148,13 +149,14 @@ class Bench:
 
 
 def beginnings(recorded: Recorded, nfc: int) -> list[Method]:
-    """The fitted lists that refining may begin with: every correction, of the blocks' residual, their output and the model's prediction."""
+    """Where refining may begin: lists fitted with every correction, and polynomials at full steps even in log-SNR, by granularity."""
     granularities: tuple[Literal["stack", "output", "prediction"], ...] = ("stack", "output", "prediction")
-    return [
+    fits = [
         replace(fitted(recorded, nfc, corrections=corrections, granularity=granularity), granularity=granularity)
         for granularity in granularities
         for corrections in CORRECTIONS
     ]
+    return [*fits, *(method for granularity in ("stack", "prediction") for method in even_lists(recorded.levels, nfc, granularity))]
 
 
 def with_scheduler(source: Source, scheduler: Any) -> Source:
