@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,11 @@ MAX_GROUPS = 4
 
 class ConditioningChangesWarning(UserWarning):
     """The conditioning was another in so many calls of one generation that nothing can be cached."""
+
+
+def is_uncond(name: str) -> bool:
+    """Whether a context has guidance's calls without a condition: "uncond", or one of several ("uncond/2", "uncond #2", "uncond[3]")."""
+    return re.split(r"/| #|\[", name, maxsplit=1)[0] == "uncond"
 
 
 def group_name(index: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -153,7 +153,8 @@ def _decode(where: str, encoded: Any, own: tuple[type, ...], foreign: tuple[type
     kind: Any = known[path]
     settings = {name: value for name, value in encoded.items() if name != "type"}
     expected = {field.name: field for field in fields(kind) if field.init}
-    if set(settings) != set(expected):
+    needed = {name for name, field in expected.items() if field.default is MISSING and field.default_factory is MISSING}
+    if not needed <= set(settings) <= set(expected):
         raise EncodingError(f"{where}: {path} has the fields {', '.join(sorted(expected))}, got {', '.join(sorted(settings))}")
     for name, value in settings.items():
         if expected[name].type in ("bool", bool) and not isinstance(value, bool):

@@ -51,6 +51,7 @@ from rfc_fx.runtime.warnings import (
     StepsMismatchWarning,
     UncertainCallWarning,
     UnknownLevelsWarning,
+    UnknownPassWarning,
 )
 
 __all__ = [
@@ -79,6 +80,7 @@ __all__ = [
     "StepsMismatchWarning",
     "UncertainCallWarning",
     "UnknownLevelsWarning",
+    "UnknownPassWarning",
     "accelerate",
     "explain",
     "read_method",

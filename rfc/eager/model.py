@@ -124,7 +124,8 @@ class CachedEager(nn.Module):
         bound = self._signature.bind(*args, **kwargs).arguments
         timestep = timestep_value(bound.get(self._timestep)) if self._timestep else None
         name = self._name or group_name(self._streams.find(self._conditioning(bound), lambda place: self._is_over(place, timestep)))
-        self._now.run = self._runs.setdefault(name, Run(self.method, self.method.schedule.numbers()))
+        schedule = self.method.schedule.for_pass(name)
+        self._now.run = self._runs.setdefault(name, Run(self.method.with_schedule(schedule), schedule.numbers()))
         shapes = tuple(spec_of(value) for value in bound.values() if isinstance(value, Tensor))
         self._now.run.begin(timestep, shapes, self._direction)
         try:

@@ -115,12 +115,12 @@ def at_most(count: int | float | None, num_steps: int) -> int | float | None:
     return min(count, num_steps) if isinstance(count, int) else count
 
 
-def check_count(where: str, count: Any) -> None:
+def check_count(where: str, count: Any, name: str = "nfc") -> None:
     """Raise ValueError for what is neither None, nor a number of full steps, nor a share of the steps."""
     if isinstance(count, float) and not 0 < count < 1:
-        raise ValueError(f"{where}: nfc must be a number of full steps, or a share of the steps above 0 and below 1, got {count!r}")
+        raise ValueError(f"{where}: {name} must be a number of full steps, or a share of the steps above 0 and below 1, got {count!r}")
     if count is not None and not isinstance(count, float):
-        checked_count(where, "nfc", count, 1)
+        checked_count(where, name, count, 1)
 
 
 def check_nfc(where: str, nfc: int, num_steps: int) -> None:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rfc.conditioning import is_uncond
 from rfc.method import Method
 from rfc.placement.base import PlacedByCount, at_most, check_count, check_nfc, forecast_at
 from rfc.placement.noise_levels import noise_levels
@@ -113,16 +114,19 @@ class LogSNRPlaced(PlacedByCount):
     """Full steps by the noise levels of a sampler's calls (`full_steps_at`).
 
     `lambdas`: log(alpha / sigma) at each call of a generation, in their order (None: each generation's own, `bound`); `end`: after the
-    last step (None: no noise is left); `is_flow`: alpha = 1 - sigma (`rfc.schedules.base.NoiseLevels`).
+    last step (None: no noise is left); `is_flow`: alpha = 1 - sigma (`rfc.schedules.base.NoiseLevels`). `uncond`: the count of contexts
+    named "uncond" (None: `count`).
     """
 
     lambdas: tuple[float, ...] | None = None
     end: float | None = None
     is_flow: bool = False
     count: int | float | None = None
+    uncond: int | float | None = None
 
     def __post_init__(self) -> None:
         check_count("LogSNR", self.count)
+        check_count("LogSNR", self.uncond, "uncond_nfc")
         if self.lambdas is None:
             if self.end is not None:
                 raise ValueError(f"LogSNR: end is the noise level after those in lambdas, got end={self.end!r} and no lambdas")
@@ -160,6 +164,11 @@ class LogSNRPlaced(PlacedByCount):
             return Placed(full_steps=self.place(), num_steps=self.length, unit=self.unit, times=times)
         return Placed(full_steps=range(Listed.TABLE), num_steps=Listed.TABLE, unit=self.unit)
 
+    def for_pass(self, name: str) -> LogSNRPlaced:
+        if self.uncond is None:
+            return self
+        return replace(self, count=self.uncond if is_uncond(name) else self.count, uncond=None)
+
     def place(self) -> tuple[int, ...]:
         assert self.lambdas is not None
         assert self.nfc is not None
@@ -168,8 +177,8 @@ class LogSNRPlaced(PlacedByCount):
 
     def bound(self, num_steps: int, levels: NoiseLevels | None = None) -> LogSNRPlaced:
         if levels is not None:
-            count = at_most(self.count, num_steps)
-            return replace(self, lambdas=levels.lambdas, end=levels.end, is_flow=levels.is_flow, count=count)
+            counts = {name: at_most(getattr(self, name), num_steps) for name in ("count", "uncond")}
+            return replace(self, lambdas=levels.lambdas, end=levels.end, is_flow=levels.is_flow, **counts)
         if self.lambdas is None:
             raise ValueError("LogSNR: the noise levels of this generation are not known")
         if num_steps != self.num_steps:
@@ -178,8 +187,10 @@ class LogSNRPlaced(PlacedByCount):
 
     def __repr__(self) -> str:
         if not self.is_bound:
-            return "LogSNRPlaced()" if self.count is None else f"LogSNRPlaced(nfc={self.count})"
-        return f"LogSNRPlaced(num_steps={self.num_steps}, nfc={self.nfc})"  # without fifty numbers
+            counts = {"nfc": self.count, "uncond_nfc": self.uncond}
+            return f"LogSNRPlaced({', '.join(f'{name}={count}' for name, count in counts.items() if count is not None)})"
+        more = "" if self.uncond is None else f", uncond_nfc={self.uncond}"
+        return f"LogSNRPlaced(num_steps={self.num_steps}, nfc={self.nfc}{more})"  # without fifty numbers
 
 
 def LogSNR(
@@ -192,6 +203,7 @@ def LogSNR(
     is_flow: bool = False,
     order: int = 2,
     damping: float | None = None,
+    uncond_nfc: int | float | None = None,
     **timesteps: Any,
 ) -> Method:
     """`nfc` full steps where forecasts would reach far in log-SNR; Newton's polynomial is the forecast (`forecast_at`). Not in the papers.
@@ -202,8 +214,9 @@ def LogSNR(
     generation begins, by its own levels: for `rfc_fx.accelerate`, and where a transformed model knows its source.
     `LogSNR(pipe.scheduler, num_steps=28, nfc=8)` places them now, for wherever else it is used; further keywords go to `set_timesteps`
     (`mu`, `sigmas`); without any and without `num_steps` the scheduler is taken as it stands after a generation of the pipeline.
-    `nfc`: how many of the calls are full, or which share of them (None: 28 %). `order` and `damping` (None: 0.5, of flows 0.35) are those
-    of `rfc.Newton`, whose clock is the placing's: full steps are equidistant, or of flows `flow_times`.
+    `nfc`: how many of the calls are full, or which share of them (None: 28 %); `uncond_nfc`: of guidance's calls without a condition,
+    where those are calls of their own, in contexts named "uncond" (None: as `nfc`). `order` and `damping` (None: 0.5, of flows 0.35) are
+    those of `rfc.Newton`, whose clock is the placing's: full steps are equidistant, or of flows `flow_times`.
 
     One estimate stands for the residual of all blocks (`Method.default_granularity`), and of flows for what the model returns, unless a
     `rfc_fx.Config` says otherwise: estimates per module have many times the state and no less error (benchmarks/README.md, "Truth").
@@ -219,7 +232,7 @@ def LogSNR(
             raise ValueError("LogSNR: num_steps is of no use without the scheduler; pass pipe.scheduler too, or neither")
     elif scheduler is not None or num_steps is not None or timesteps:
         raise ValueError("LogSNR: lambdas say all of the sampler; pass them alone, or a scheduler with num_steps")
-    schedule = LogSNRPlaced(lambdas=lambdas, end=end, is_flow=is_flow, count=nfc)  # type: ignore[arg-type]
+    schedule = LogSNRPlaced(lambdas=lambdas, end=end, is_flow=is_flow, count=nfc, uncond=uncond_nfc)  # type: ignore[arg-type]
     if damping is None:
         damping = FLOW_DAMPING if is_flow else DAMPING
     return forecast_at(schedule, "LogSNR", order, damping, default_granularity="prediction" if is_flow else "stack")
@@ -227,6 +240,7 @@ def LogSNR(
 
 def for_flow(method: Method) -> Method:
     """`LogSNR(nfc=n)` without other settings for the flow that it turns out to be for; every other method as it is."""
-    if isinstance(method.schedule, LogSNRPlaced) and method == LogSNR(nfc=method.schedule.count):
-        return LogSNR(nfc=method.schedule.count, is_flow=True)
+    schedule = method.schedule
+    if isinstance(schedule, LogSNRPlaced) and method == LogSNR(nfc=schedule.count, uncond_nfc=schedule.uncond):
+        return LogSNR(nfc=schedule.count, uncond_nfc=schedule.uncond, is_flow=True)
     return method

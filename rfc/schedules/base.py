@@ -121,6 +121,10 @@ class Schedule(ABC):
         """
         return self
 
+    def for_pass(self, name: str) -> Schedule:
+        """Return the rule for the calls of one context ("cond", "uncond", ...): another one where passes of guidance have their own."""
+        return self
+
     def exercised(self) -> Schedule:
         """Return the rule with settings that reach every branch, and a full step between two others, soon after the warm-up.
 

@@ -65,7 +65,7 @@ class CondModel(CachedModel):
             return plain, None, None, {}
         generation, context = self.driver.generations.of(self.cache.recognise(args, kwargs))
         assert isinstance(context, CondContext)
-        thresholds = context.numbers_of(self.driver.rules.of(generation))
+        thresholds = context.numbers_of(self.driver.rules.of(generation, context))
         self._prepared, self._thresholds = context, thresholds
         return None, generation, context, thresholds
 

@@ -59,6 +59,8 @@ class Context:
         for tensor in (*self.state.values(), *self.pools.values(), self.clock):
             torch._dynamo.mark_static_address(tensor)
         self.book = Book()
+        self.name = ""
+        """Of the pass of guidance that it is used for ("cond", "uncond"), as far as that is known; else of its lane."""
         self.schedule: Schedule | None = None
         """The schedule that the generation began with, where another has taken its place since."""
         self.has_ended = True

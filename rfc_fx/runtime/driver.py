@@ -62,7 +62,7 @@ class Driver:
                 call = self.programs.recognise(args, kwargs)
                 generation, context = self.generations.of(call, again=bool(reasons))
                 compiled, inputs = call.compiled, call.inputs
-                rule = self.rules.of(generation)
+                rule = self.rules.of(generation, context)
                 if context.readback.pending:  # the error of the step before, which did not wait for it
                     self._learn(generation, context, rule)
                 if context.has_ended:
@@ -133,9 +133,7 @@ class Driver:
 
     def ended(self, generation: Generation) -> None:
         """Say what was wrong with a generation that has ended."""
-        for context in generation:
-            schedule = context.schedule or self.rules.of(generation).schedule
-            self.warned.at_the_end(context.record(), schedule, is_known=generation.timetable is not None)
+        self.rules.ended(generation)
 
     def look_at_the_model(self) -> Callable[..., Any] | None:
         """Drop the programs where the model is another by now: looked at thoroughly where a generation was ended from outside or opened.

@@ -47,7 +47,7 @@ class Generation:
         self.timestep: float | None = None  # of that call as the model sees it, by the timetable
         self.sign = 1  # the direction of the sampler's timestep, as far as known: 1 falls, -1 rises (`rfc.bookkeeping.arrive`)
         self.has_ended = False
-        self.rule: tuple[Method, Rule] | None = None  # for this generation's own steps, and the method that it was made of
+        self.rules: tuple[Method | None, dict[str, Rule]] = None, {}  # for its own steps, by pass, and the method that they were made of
         self.rows: dict[str | None, int] = {}  # samples of the calls of each name, where each has decisions of its own
         self.in_doubt = False  # whether the latest call was in doubt: computed in full, which no timestep called for
         self._is_foreign = False  # whether the latent of the latest call does not follow from its lane's calls before
@@ -99,6 +99,8 @@ class Generation:
             if not self._lanes:
                 self._ended.clear()
             context = self._lanes[lane] = self._pool.take(call, lane[0])
+            conditioning, *number = lane[0].partition(" #")
+            context.name = "".join((*self._labels.get(conditioning, (conditioning,)), *number))
         if self._is_foreign and not again and not context.has_ended:
             self.in_doubt = not context.is_over(self._value(call), self.sign)
             context.complete()
@@ -199,7 +201,7 @@ class Generation:
 
     def end(self) -> None:
         """Give all contexts back; records stay readable until other lanes take their place."""
-        self.rule = None
+        self.rules = None, {}
         self.timestep_check.end()
         if not self._lanes:
             return
@@ -223,10 +225,8 @@ class Generation:
             return dict(self._ended)
         books: dict[str, Book] = {}
         times = Counter[str]()
-        for (lane, _), context in list(self._lanes.items()):
-            conditioning, numbered, number = lane.partition(" #")
-            name = "".join(self._labels.get(conditioning, (conditioning,))) + numbered + number
-            times[name] += 1
+        for context in list(self._lanes.values()):
+            times[name := context.name] += 1
             books[name if times[name] == 1 else f"{name} ({times[name]})"] = context.record()
         return books
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rfc.bookkeeping import Rule, continues, left_out
+from rfc.conditioning import is_uncond
 from rfc.method import Method
 from rfc.placement.base import PlacedByCount
 from rfc.placement.weighted import Weighted
@@ -43,7 +44,8 @@ class Rules:
         for numbers in self._numbers.values():
             for name, tensor in numbers.items():
                 tensor.copy_(fresh[name])
-        self._rule = Rule(method.schedule, self.numbers_on(torch.device("cpu")))
+        self._rules = {"": Rule(method.schedule, self.numbers_on(torch.device("cpu")))}
+        self._is_by_pass = method.schedule.for_pass("") is not method.schedule
 
     def numbers_on(self, device: torch.device) -> dict[str, Tensor]:
         """The schedule's thresholds, at fixed addresses."""
@@ -56,21 +58,36 @@ class Rules:
         """What the host's programs read of them."""
         return {} if self._method.tokens is None else self.numbers_on(device)
 
-    def of(self, generation: Generation) -> Rule:
-        """The rule of a generation: for its own number of steps and noise levels where its timesteps are known."""
+    def of(self, generation: Generation, context: Context) -> Rule:
+        """The rule of a context: for its generation's own number of steps and noise levels where its timesteps are known."""
         timetable, method = generation.timetable, self._method
+        name = context.name if self._is_by_pass else ""
         if timetable is None or generation.index is None:
             if not self._is_bound:
                 self._warned.of_unknown_levels()
-            return self._rule
-        if generation.rule is None or generation.rule[0] is not method:
-            schedule = self._bound(timetable)
-            rule = self._rule if schedule is method.schedule else Rule(schedule, schedule.numbers())
-            generation.rule = method, rule
-        return generation.rule[1]
+            if name not in self._rules:
+                schedule = method.schedule.for_pass(name)
+                self._rules[name] = Rule(schedule, schedule.numbers())
+            return self._rules[name]
+        if generation.rules[0] is not method:
+            generation.rules = method, {}
+        if (rule := generation.rules[1].get(name)) is None:
+            own = method.schedule.for_pass(name)
+            schedule = self._bound(own, timetable)
+            rule = self._rules[""] if schedule is method.schedule else Rule(schedule, schedule.numbers())
+            generation.rules[1][name] = rule
+        return rule
 
-    def _bound(self, timetable: Timetable) -> Schedule:
-        schedule = self._method.schedule
+    def ended(self, generation: Generation) -> None:
+        """Say what was wrong with a generation that has ended."""
+        for context in generation:
+            schedule = context.schedule or self.of(generation, context).schedule
+            self._warned.at_the_end(context.record(), schedule, is_known=generation.timetable is not None)
+        names = [context.name for context in generation if context.record().step]
+        if self._is_by_pass and names and not any(map(is_uncond, names)):
+            self._warned.of_passes(names)
+
+    def _bound(self, schedule: Schedule, timetable: Timetable) -> Schedule:
         if timetable.share < 1 and isinstance(schedule, PlacedByCount) and isinstance(schedule.count, int):  # one of several denoisers
             schedule = schedule.with_nfc(max(1, round(schedule.count * timetable.share)))
         if schedule.is_bound and not schedule.is_placed:

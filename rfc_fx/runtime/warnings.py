@@ -32,6 +32,10 @@ class ForeignHooksWarning(UserWarning):
     """Calls are made with hooks on the model that are there for these calls alone; the plain model takes them."""
 
 
+class UnknownPassWarning(UserWarning):
+    """A method has other full steps for calls without a condition, and no call of a generation was one."""
+
+
 class RisingTimestepWarning(UserWarning):
     """Calls at rising timesteps are taken for one generation; nobody has said so."""
 
@@ -94,6 +98,14 @@ class Warned:
             "the full steps are placed by a generation's noise levels, which are not known here, so every step is computed in full; "
             "use rfc_fx.accelerate(pipe), pass source=pipe (or a scheduler) to rfc_fx.transform, open model.generation(scheduler=...), or "
             "choose a method that needs none, such as rfc.Chebyshev",
+        )
+
+    def of_passes(self, names: list[str]) -> None:
+        """Warn where full steps of their own were asked for a pass that no call was."""
+        self._once(
+            UnknownPassWarning,
+            f"uncond_nfc was not used: no call of a generation was named 'uncond', only {', '.join(names)}; both passes of guidance in one "
+            "batch have one list of full steps; where they are calls of their own, name them with model.cache_context('uncond')",
         )
 
     def of_rising(self) -> None:
