@@ -83,6 +83,16 @@ class Passes(Lab):
         return predict
 
 
+def record_of(folder: Path, model: str) -> Path:
+    """Where the rows of a model are."""
+    return folder / f"{model}-passes.jsonl"
+
+
+def cell_of(sampler: Sampler, n: int, shift: int, *, within: bool) -> Cell:
+    """What is measured: n full steps for each call in the mean."""
+    return Cell(solver=sampler.solver, spacing=sampler.spacing, steps=sampler.steps, n=n, method=named(shift, within=within))
+
+
 def main(
     model: Annotated[str, typer.Argument(help=f"one of {', '.join(FLOWS)}")],
     groups: Annotated[str, typer.Option(help="groups of seeds: choose, 0, 1, ...; separated by spaces")] = "0",
@@ -92,15 +102,13 @@ def main(
     """Measure what the record does not have: the users' samplers and full steps, guided everywhere and within the interval."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # nothing skipped, in full computation
-    rows, lab = Rows(out / f"{model}-passes.jsonl"), Passes(model, size)
+    rows, lab = Rows(record_of(out, model)), Passes(model, size)
     with captured_once():
         for sampler, budgets in USERS[model].items():
             for n in budgets:
                 for lab.within in (False, True):
                     for shift in SHIFTS:
-                        cell = Cell(
-                            solver=sampler.solver, spacing=sampler.spacing, steps=sampler.steps, n=n, method=named(shift, within=lab.within)
-                        )
+                        cell = cell_of(sampler, n, shift, within=lab.within)
                         for group in groups.split():
                             if (cell, group) not in rows.rows:
                                 errors = lab.errors(group, sampler, n, shift)

@@ -14,7 +14,8 @@ from benchmarks.tables import table
 from benchmarks.truth.converged import STEPS
 from benchmarks.truth.lab import FITTED, OWN, Sampler
 from benchmarks.truth.models import MODELS
-from benchmarks.truth.plans import BUDGETS, GRANULARITIES, RULES, USERS, judged, own_rule
+from benchmarks.truth.passes import INTERVAL, SHIFTS, cell_of, record_of
+from benchmarks.truth.plans import BUDGETS, FLOWS, GRANULARITIES, RULES, USERS, judged, own_rule
 from benchmarks.truth.rows import CHOOSE, PLAIN, Cell, Rows
 from benchmarks.truth.solvers import SOLVERS
 
@@ -43,6 +44,7 @@ def figures(folder: Path) -> dict[str, Any]:
         "truth_prediction": over_module(records, "prediction"),
         "truth_methods": methods_table(records),
         "truth_fitted": fitted_table(records),
+        "truth_passes": passes_table({name: Rows(record_of(folder, name)) for name in FLOWS}),
     }
 
 
@@ -114,6 +116,21 @@ def fitted_table(records: Records) -> str:
         if any(ratios):
             rows.append([model, named(sampler, model), str(n), *map(_interval, ratios)])
     return table(["model", "sampler", "NFC", *FITTED], rows)
+
+
+def passes_table(records: Records) -> str:
+    """Full steps of their own for calls with and without a condition over as many for both: guided everywhere, and within the interval."""
+    rows = []
+    for model, sampler, n in _users(records):
+        row = [model, named(sampler, model), str(n)]
+        for within in (False, True):
+            both, *others = (cell_of(sampler, n, shift, within=within) for shift in (0, *(shift for shift in SHIFTS if shift)))
+            error = records[model].geometric_mean(both, groups_of(records[model], both), "full")
+            row += [NOTHING if error is None else f"{error:.4f}"]
+            row += [_interval(ratio(records[model], cell, both, "full")) for cell in others]
+        rows.append(row)
+    heads = [f"n{shift:+d} / n{-shift:+d}" for shift in SHIFTS if shift]
+    return table(["model", "sampler", "n", "error", *heads, f"error, guided within {INTERVAL:g}", *heads], rows)
 
 
 def truth_table(records: Records) -> str:
