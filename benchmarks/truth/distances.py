@@ -1,8 +1,8 @@
 """Frechet distances to real pictures beside the errors: `python -m benchmarks.truth.distances digits`.
 
-The converged solution, full computation and the contenders, by the features of the classifier of the model's data. All draw the same seeds,
-so how far a distance lies above the converged solution's is better known than either: it has the interval of a paired bootstrap. Rows that the
-record has are kept.
+The converged solution, full computation and the contenders, by the features of the classifier of the model's data. All draw the same
+seeds, so how far a distance lies above the converged solution's is better known than either: it has the interval of a paired bootstrap.
+Rows that the record has are kept.
 """
 
 from __future__ import annotations
