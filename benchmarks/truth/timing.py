@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,9 +87,9 @@ class Way:
 class Ways:
     """The ways to draw with a model; those on the same programs share what is compiled."""
 
-    def __init__(self, lab: Lab, backend: str) -> None:
-        self.lab, self.backend = lab, backend
-        self.plain = compiled_alone(lab.transformer, backend)
+    def __init__(self, lab: Lab, compiled: Callable[[Any], Any]) -> None:
+        self.lab, self.compiled = lab, compiled
+        self.plain = compiled(lab.transformer)
         self.noise = lab.noise(GROUP)
         self._cached: dict[Any, tuple[rfc_fx.CachedModel, Any]] = {}
 
@@ -123,7 +124,7 @@ class Ways:
         key = programs_of(method)
         if key not in self._cached:
             model = rfc_fx.transform(self.lab.transformer, method)
-            self._cached[key] = model, compiled_alone(model, self.backend)
+            self._cached[key] = model, self.compiled(model)
         return self._cached[key]
 
 
@@ -143,7 +144,7 @@ def main(
         raise typer.BadParameter(f"{model}: expected one of {', '.join(MODELS)}")
     torch.set_num_threads(1)
     settings = {"samples": samples, "threads": 1, "backend": backend, "load_average": os.getloadavg()[0], "versions": versions()}
-    ways = Ways(Lab(model, samples), backend)
+    ways = Ways(Lab(model, samples), partial(compiled_alone, backend=backend))
     cells = all_contenders(model, Rows(RESULTS / "truth" / f"{model}.jsonl"))
     with captured_once():
         step, *contenders = every = [ways.step(next(iter(cells))), *(ways.way(name, cell) for cell, name in cells.items())]

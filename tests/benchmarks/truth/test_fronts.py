@@ -87,7 +87,7 @@ def test_fronts_and_costs_stand_in_the_tables_and_the_picture(rows: Rows) -> Non
 
 
 def test_every_contender_is_timed_with_its_own_number_of_full_steps() -> None:
-    ways = Ways(Lab("flow", 1), "eager")
+    ways = Ways(Lab("flow", 1), lambda model: model)
     few = {
         PLAIN_STEPS: Cell(solver="UniPC", spacing="log-SNR", steps=3, n=3),
         LOG_SNR: Cell(solver="DPM-Solver++ 2M", spacing="Karras", steps=5, n=3, method=own_rule("flow")),
