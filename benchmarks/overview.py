@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from benchmarks.files import RESULTS, Record, read_json
+from benchmarks.pictures import save_svg
 from benchmarks.quality.cells import kind
 from benchmarks.quality.figures import QualityFigures
 from benchmarks.quality.plots import style
@@ -97,26 +97,22 @@ def draw(path: Path = PICTURE) -> Path:
     """Write the picture: error over speed, a point for each method, on the digits model."""
     quality, times = records()
     figures = quality["digits"]
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "overview", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(8, 4.6), layout="constrained")
-        axes = figure.add_subplot()
-        for name, variant in TIMED.items():
-            speed, cell = times[variant]["speedup_vs_compiled_full"], figures.cell(name, NFC)
-            look, ours = style(name), kind(name) in ("RFC", "ours")
-            spread = [[cell["error"] - cell["error_low"]], [cell["error_high"] - cell["error"]]]
-            axes.errorbar(speed, cell["error"], yerr=spread, color=look["color"], marker="o", markersize=7 if ours else 5, elinewidth=0.8)
-            label = name if abs(cell["nfc"] - NFC) < 0.5 else f"{name} (NFC {cell['nfc']:.3g})"
-            weight = "bold" if name == "LogSNR" else "normal"
-            side = "right" if name in ON_THE_LEFT else "left"
-            text = {"fontsize": 8, "color": look["color"], "weight": weight, "va": "center", "ha": side}
-            axes.annotate(label, (speed, cell["error"]), (-6 if side == "right" else 6, 0), textcoords="offset points", **text)
-        axes.set_yscale("log")
-        axes.set_xlim(right=axes.get_xlim()[1] + 0.2)
-        axes.set_xlabel(f"speed-up against compiled full computation, {NFC} of 50 steps in full")
-        axes.set_ylabel("relative L2 error (95 % interval)")
-        axes.grid(which="both", linewidth=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None})
-    path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
-    return path
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    for name, variant in TIMED.items():
+        speed, cell = times[variant]["speedup_vs_compiled_full"], figures.cell(name, NFC)
+        look, ours = style(name), kind(name) in ("RFC", "ours")
+        spread = [[cell["error"] - cell["error_low"]], [cell["error_high"] - cell["error"]]]
+        axes.errorbar(speed, cell["error"], yerr=spread, color=look["color"], marker="o", markersize=7 if ours else 5, elinewidth=0.8)
+        label = name if abs(cell["nfc"] - NFC) < 0.5 else f"{name} (NFC {cell['nfc']:.3g})"
+        weight = "bold" if name == "LogSNR" else "normal"
+        side = "right" if name in ON_THE_LEFT else "left"
+        text = {"fontsize": 8, "color": look["color"], "weight": weight, "va": "center", "ha": side}
+        axes.annotate(label, (speed, cell["error"]), (-6 if side == "right" else 6, 0), textcoords="offset points", **text)
+    axes.set_yscale("log")
+    axes.set_xlim(right=axes.get_xlim()[1] + 0.2)
+    axes.set_xlabel(f"speed-up against compiled full computation, {NFC} of 50 steps in full")
+    axes.set_ylabel("relative L2 error (95 % interval)")
+    axes.grid(which="both", linewidth=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return save_svg(figure, path)

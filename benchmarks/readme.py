@@ -1,5 +1,5 @@
-"""The page of all results, made from the records alone: `python -m benchmarks.readme` writes benchmarks/README.md, results/overview.svg
-and the table of classes in export/README.md.
+"""The page of all results, made from the records alone: `python -m benchmarks.readme` writes benchmarks/README.md, its
+drawings results/overview.svg and results/truth/fronts.svg, and the table of classes in export/README.md.
 
 Tables are functions of the records; prose is the template README.md.j2, whose figures are looked up in them.
 """
@@ -28,6 +28,7 @@ from benchmarks.scaleout import table as scaleout
 from benchmarks.serving import table as serving
 from benchmarks.soak import table as soak
 from benchmarks.tool_tables import compiled_table, demo_table, engine_table
+from benchmarks.truth import distance_tables, fronts
 from benchmarks.truth import tables as truth
 
 HERE = Path(__file__).parent
@@ -148,6 +149,8 @@ def page() -> str:
         serving_table=serving.markdown(served),
         serving_memory=serving.memory(served),
         **truth.figures(RESULTS / "truth"),
+        **fronts.figures(RESULTS / "truth"),
+        **distance_tables.figures(RESULTS / "truth"),
     )
     return wrapped(text)
 
@@ -155,7 +158,7 @@ def page() -> str:
 def main(
     check: Annotated[bool, typer.Option("--check", help="write nothing; exit with 1 where the page differs from the records")] = False,
 ) -> None:
-    """Write the page of results and the overview picture."""
+    """Write the page of results and its drawings."""
     text, engines = page(), with_engine_classes(ENGINES_PAGE.read_text(), read_json(CLASSES))
     if check:
         raise typer.Exit(int((PAGE.read_text(), ENGINES_PAGE.read_text()) != (text, engines)))
@@ -163,6 +166,8 @@ def main(
     write_text(ENGINES_PAGE, engines)
     typer.echo(f"{PAGE}\n{ENGINES_PAGE}")
     typer.echo(str(overview.draw()))
+    if (picture := fronts.drawn()) is not None:
+        typer.echo(str(picture))
 
 
 if __name__ == "__main__":

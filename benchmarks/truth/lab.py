@@ -172,7 +172,7 @@ class Lab:
             with model.generation():
                 self._draw(self.model.labelled(model), CHOOSE, sampler)
             hook.remove()
-            scheduler, more = self._scheduler(sampler)
+            scheduler, more = self.scheduler_of(sampler)
             gains = output_gains(scheduler, sampler.steps, **more)
             self._recorded[sampler] = Recorded(
                 taken.gram, gains, NoiseLevels(self.lambdas(sampler), None, self.model.is_flow), taken.predictions
@@ -192,10 +192,11 @@ class Lab:
             is_small = self.noise(CHOOSE)[0].numel() <= 64
             begin, few = beginnings(self.recorded(sampler), n), Lab(self.model.name, kind.small if is_small else kind.size)
             target, rounds = few.truth(CHOOSE) if kind.to_truth else few.full(CHOOSE, sampler), 2 if n <= kind.again else 1
-            self._kept[kind, sampler, n] = rfc.refined(begin, lambda method: few._drawn(CHOOSE, sampler, method, n), target, rounds=rounds)
+            self._kept[kind, sampler, n] = rfc.refined(begin, lambda method: few.drawn(CHOOSE, sampler, method, n), target, rounds=rounds)
         return self._kept[kind, sampler, n]
 
-    def _drawn(self, group: str, sampler: Sampler, method: Method, n: int) -> Images:
+    def drawn(self, group: str, sampler: Sampler, method: Method, n: int) -> Images:
+        """Samples by a method that computes n steps in full."""
         model = self._transformed(method)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingSkippedWarning)
@@ -207,18 +208,18 @@ class Lab:
 
     def cached(self, group: str, sampler: Sampler, method: Method, n: int, *, to_full: bool = True, to_truth: bool = True) -> Errors:
         """`n` full steps of the sampler's by a method."""
-        samples = self._drawn(group, sampler, method, n)
+        samples = self.drawn(group, sampler, method, n)
         truth = _errors(samples, self.truth(group)) if to_truth else []
         return Errors(truth, _errors(samples, self.full(group, sampler)) if to_full else [])
 
     def lambdas(self, sampler: Sampler) -> tuple[float, ...]:
         """log(alpha / sigma) at each call."""
-        scheduler, more = self._scheduler(sampler)
+        scheduler, more = self.scheduler_of(sampler)
         if sampler.solver == OWN:
             return noise_levels(scheduler, sampler.steps, **more).lambdas
         return tuple(float(level) for level in self.levels.lambdas(scheduler.times))
 
-    def _scheduler(self, sampler: Sampler) -> tuple[Any, dict[str, float]]:
+    def scheduler_of(self, sampler: Sampler) -> tuple[Any, dict[str, float]]:
         """A fresh scheduler, and what its `set_timesteps` wants beside the number of steps."""
         if sampler.solver != OWN:
             return spaced(SOLVERS[sampler.solver], self.scheduler, sampler.spacing, sampler.steps), {}
@@ -230,7 +231,7 @@ class Lab:
         return type(self.scheduler).from_config(self.scheduler.config, **own), {}
 
     def _draw(self, labelled: Labelled, group: str, sampler: Sampler) -> Images:
-        scheduler, more = self._scheduler(sampler)
+        scheduler, more = self.scheduler_of(sampler)
         with torch.no_grad():
             return draw(self._predict(labelled), scheduler, self.noise(group), sampler.steps, **more)
 

@@ -49,17 +49,17 @@ class Passes(Lab):
     def errors(self, group: str, sampler: Sampler, n: int, shift: int) -> list[float]:
         """To full computation, of LogSNR with n + shift and n - shift full steps."""
         if (key := (group, (sampler, self.within))) not in self._whole:
-            self._whole[key] = self._drawn(group, sampler, self._method(sampler, sampler.steps, 0), sampler.steps)
+            self._whole[key] = self.drawn(group, sampler, self._method(sampler, sampler.steps, 0), sampler.steps)
         full = self._whole[key]
-        samples = self._drawn(group, sampler, self._method(sampler, n, shift), n)
+        samples = self.drawn(group, sampler, self._method(sampler, n, shift), n)
         return [float(f"{error:.4g}") for error in relative_l2(samples, full).tolist()]
 
     def _method(self, sampler: Sampler, n: int, shift: int) -> Method:
         return rfc.LogSNR(lambdas=self.lambdas(sampler), is_flow=self.model.is_flow, nfc=n + shift, uncond_nfc=n - shift)
 
-    def _drawn(self, group: str, sampler: Sampler, method: Method, n: int) -> Images:
+    def drawn(self, group: str, sampler: Sampler, method: Method, n: int) -> Images:
         model = self._transformed(method)
-        scheduler, more = self._scheduler(sampler)
+        scheduler, more = self.scheduler_of(sampler)
         with torch.no_grad(), model.generation(source=scheduler):
             samples = draw(self._apart(model), scheduler, self.noise(group), sampler.steps, **more)
         self.nfc = {name: record.nfc for name, record in model.contexts.items()}

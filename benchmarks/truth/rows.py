@@ -56,6 +56,11 @@ class Rows:
         with self.path.open("a") as file:
             file.write(json.dumps(asdict(row)) + "\n")
 
+    def judged_groups(self, *cells: Cell) -> list[str]:
+        """The groups of seeds, but for those on which choices are made, that have all of these cells."""
+        groups = sorted({group for _, group in self.rows if group != CHOOSE})
+        return [group for group in groups if all((cell, group) in self.rows for cell in cells)]
+
     def errors(self, cell: Cell, groups: Iterable[str], kind: str) -> list[float]:
         """Of all samples of some groups, one after the other; empty unless every group has the row."""
         rows = [self.rows.get((cell, group)) for group in groups]

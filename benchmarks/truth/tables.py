@@ -11,12 +11,13 @@ import torch
 from benchmarks.files import read_json
 from benchmarks.quality.bootstrap import Ratio, ratio_of_geometric_means
 from benchmarks.tables import table
+from benchmarks.truth.contenders import ALL_STEPS, LOG_SNR, PLAIN_STEPS, TUNED, contenders
 from benchmarks.truth.converged import STEPS
 from benchmarks.truth.lab import FITTED, OWN, Sampler
 from benchmarks.truth.models import MODELS
 from benchmarks.truth.passes import INTERVAL, SHIFTS, cell_of, record_of
-from benchmarks.truth.plans import BUDGETS, FLOWS, GRANULARITIES, RULES, USERS, judged, own_rule
-from benchmarks.truth.rows import CHOOSE, PLAIN, Cell, Rows
+from benchmarks.truth.plans import BUDGETS, FLOWS, GRANULARITIES, RULES, USERS, own_rule
+from benchmarks.truth.rows import Cell, Rows
 from benchmarks.truth.solvers import SOLVERS
 
 NOTHING = "-"
@@ -48,15 +49,9 @@ def figures(folder: Path) -> dict[str, Any]:
     }
 
 
-def groups_of(rows: Rows, *cells: Cell) -> list[str]:
-    """The judged groups that have all of these cells."""
-    groups = sorted({group for cell, group in rows.rows if group != CHOOSE})
-    return [group for group in groups if all((cell, group) in rows.rows for cell in cells)]
-
-
 def ratio(rows: Rows, a: Cell, b: Cell, kind: str) -> Ratio | None:
     """Errors of a over those of b on the same seeds, with the paired bootstrap interval; None where no group has both."""
-    both = groups_of(rows, a, b)
+    both = rows.judged_groups(a, b)
     errors = [torch.tensor(rows.errors(cell, both, kind)) for cell in (a, b)]
     return ratio_of_geometric_means(*errors) if all(map(len, errors)) else None
 
@@ -74,7 +69,7 @@ def granularity_table(records: Records) -> str:
     rows = []
     for model, sampler, n in _users(records):
         by = {grain: _cell(sampler, n, f"LogSNR by angle, {grain}") for grain in GRANULARITIES}
-        groups = groups_of(records[model], by["module"])
+        groups = records[model].judged_groups(by["module"])
         error = records[model].geometric_mean(by["module"], groups, "full")
         if error is None:
             continue
@@ -97,7 +92,7 @@ def methods_table(records: Records) -> str:
     rows = []
     for model, sampler, n in _users(records):
         taylor = [_cell(sampler, n, f"TaylorSeer m={m}") for m in (1, 2)]
-        groups = groups_of(records[model], *taylor)
+        groups = records[model].judged_groups(*taylor)
         if not groups:
             continue
         best = min(taylor, key=lambda cell: records[model].geometric_mean(cell, groups, "full") or 0.0)
@@ -137,15 +132,12 @@ def truth_table(records: Records) -> str:
     """With n evaluations, the error to the converged solution: solvers at their best, LogSNR at its best, the users' sampler in full."""
     lines = []
     for model, rows in records.items():
-        users = next(iter(USERS[model]))
-        whole = _cell(users, users.steps, PLAIN)
         for n in BUDGETS:
-            cells = judged(model, rows, n)
-            ours, tuned, refined = (cells.pop(name, None) for name in ("LogSNR", "fitted", "refined"))
-            if ours is None or not (groups := groups_of(rows, ours, whole, *cells.values())):
+            if (cells := contenders(model, rows, n)) is None:
                 continue
-            errors = {cell: rows.geometric_mean(cell, groups, "truth") or 0.0 for cell in (ours, whole, *cells.values())}
-            best = min(cells.values(), key=lambda cell: errors[cell])
+            best, ours, whole = (cells[name] for name in (PLAIN_STEPS, LOG_SNR, ALL_STEPS))
+            groups = rows.judged_groups(best, ours, whole)
+            errors = {cell: rows.geometric_mean(cell, groups, "truth") or 0.0 for cell in (best, ours, whole)}
             plain = " ".join((best.solver, best.spacing))
             lines.append(
                 [
@@ -154,9 +146,10 @@ def truth_table(records: Records) -> str:
                     str(len(rows.errors(ours, groups, "truth"))),
                     f"{errors[best]:.4f} {plain}",
                     f"{errors[ours]:.4f} of {ours.steps}, {ours.spacing}",
+                    f"{rows.geometric_mean(ours, groups, 'full') or 0.0:.4f}",
                     _interval(ratio(rows, ours, best, "truth")),
-                    *(NOTHING if cell is None else _interval(ratio(rows, cell, best, "truth")) for cell in (tuned, refined)),
-                    f"{errors[whole]:.4f} {named(users, model)}",
+                    *(_interval(ratio(rows, cells[name], best, "truth")) if name in cells else NOTHING for name in TUNED),
+                    f"{errors[whole]:.4f} {named(Sampler(whole.solver, whole.spacing, whole.steps), model)}",
                     _interval(ratio(rows, ours, whole, "truth")),
                 ]
             )
@@ -166,6 +159,7 @@ def truth_table(records: Records) -> str:
         "samples",
         "best of n plain steps",
         "LogSNR, n full",
+        "to its sampler in full",
         "ratio",
         "ratio, fitted",
         "ratio, refined",
