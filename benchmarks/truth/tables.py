@@ -120,7 +120,7 @@ def passes_table(records: Records) -> str:
         row = [model, named(sampler, model), str(n)]
         for within in (False, True):
             both, *others = (cell_of(sampler, n, shift, within=within) for shift in (0, *(shift for shift in SHIFTS if shift)))
-            error = records[model].geometric_mean(both, groups_of(records[model], both), "full")
+            error = records[model].geometric_mean(both, records[model].judged_groups(both), "full")
             row += [NOTHING if error is None else f"{error:.4f}"]
             row += [_interval(ratio(records[model], cell, both, "full")) for cell in others]
         rows.append(row)
