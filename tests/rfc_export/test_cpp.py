@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from small_digits import digits_sampler
+from small_digits import digits_sampler, first_blocks
 from torch import Tensor, nn
 
 import rfc
@@ -163,6 +163,35 @@ def test_the_program_places_full_steps_as_the_engine_does(
     done = run(program, path, "--seed", 0, "--floats", floats, "--out", tmp_path / "digit.png")
     assert done.returncode == 0, done.stderr
     assert f"phases {phases(engine)}\nnfc 9 of 50\n" in done.stdout
+    torch.testing.assert_close(numbers(floats, expected), expected, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("backend", ["aoti", "onnx"])
+@pytest.mark.parametrize(
+    "method",
+    [rfc.RFC(tau=0.15), rfc.FirstBlockCache(threshold=0.1), rfc.LogSNR(load_digits()[1], num_steps=50, nfc=9)],
+    ids=lambda method: method.name,
+)
+def test_a_program_with_the_decision_in_it_decides_as_the_engine_does(
+    programs: Programs,
+    program: Path,
+    method: rfc.Method,
+    backend: BackendName,
+    request: pytest.FixtureRequest,
+    digits_inputs: dict[str, Tensor],
+    draw: Draw,
+    tmp_path: Path,
+) -> None:
+    programs.engine(request, backend)
+    facts = {"example_inputs": digits_inputs, "method": method, "sampler": digits_sampler(), "config": rfc_fx.Config(dispatch="cond")}
+    path = rfc_export.export(first_blocks(2)[0], tmp_path / "engine", backend=backend, **facts)
+    engine = rfc_export.load(path, trust=True)
+    expected = draw(engine, 0)
+    floats = tmp_path / "floats"
+    done = run(program, path, "--seed", 0, "--floats", floats, "--out", tmp_path / "digit.png")
+    assert done.returncode == 0, done.stderr
+    assert 0 < engine.stats.nfc < 50
+    assert f"phases {phases(engine)}\nnfc {engine.stats.nfc} of 50\n" in done.stdout
     torch.testing.assert_close(numbers(floats, expected), expected, rtol=EXACT, atol=EXACT)
 
 
