@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -195,16 +195,17 @@ def test_a_program_with_the_decision_in_it_decides_as_the_engine_does(
     torch.testing.assert_close(numbers(floats, expected), expected, rtol=EXACT, atol=EXACT)
 
 
+@pytest.mark.parametrize(("backend", "dispatch"), [("onnx", "host"), ("onnx", "cond"), ("aoti", "host")])
 def test_a_whole_folder_draws_the_pipelines_picture_from_token_ids(
-    programs: Programs, request: pytest.FixtureRequest, tmp_path: Path
+    programs: Programs, backend: BackendName, dispatch: Literal["host", "cond"], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     pytest.importorskip("transformers", reason="pip install 'rfc-fx[text]'")
-    programs.engine(request, "onnx")
+    programs.engine(request, backend)
     prompt, steps, cpu = "an apple, flat style, on light blue", 12, torch.device("cpu")
     call = CallOptions(prompts=[prompt], negative_prompt="", assignments=["true_cfg_scale=3"])
-    facts: dict[str, Any] = {"dtype": torch.float32, "device": cpu, "config": rfc_fx.Config(), "steps": steps}
-    export_whole("emoji", tmp_path / "emoji", "onnx", Wanted(call=call), method=rfc.LogSNR(nfc=5), **facts)
-    whole = whole_pipeline(tmp_path / "emoji", call, [0], lambda folder: folder.load(cpu))
+    facts: dict[str, Any] = {"dtype": torch.float32, "device": cpu, "config": rfc_fx.Config(dispatch=dispatch), "steps": steps}
+    export_whole("emoji", tmp_path / "emoji", backend, Wanted(call=call), method=rfc.LogSNR(nfc=5), **facts)
+    whole = whole_pipeline(tmp_path / "emoji", call, [0], lambda folder: folder.load(cpu, trust=True))
     pipe = whole.pipeline.pipe
     arguments = {"negative_prompt": "", "true_cfg_scale": 3.0, "num_inference_steps": steps, "output_type": "pt"}
     with torch.no_grad():
