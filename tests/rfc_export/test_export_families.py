@@ -13,7 +13,12 @@ from rfc.method import Method
 from rfc_export.parity import compare
 
 pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
-pytestmark = pytest.mark.onnx
+pytestmark = [
+    pytest.mark.onnx,
+    # Chroma and Mochi of diffusers 0.42
+    pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype is not supported:UserWarning"),
+]
 
 STEPS = 8
 
