@@ -16,7 +16,7 @@ from urllib.request import urlopen
 
 import pytest
 import torch
-from browsers import EXACT, NEEDS, browsing, drawn
+from browsers import EXACT, NEAR, NEEDS, SOFTWARE_GPU, browsing, drawn
 
 import rfc_export
 from rfc_export.pipeline_source import whole_pipeline
@@ -75,32 +75,40 @@ def _wait_for(address: str, make: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.fixture
 def page(demo: tuple[str, Path]) -> Iterator[Any]:
-    with browsing() as browser:
+    with browsing(*SOFTWARE_GPU) as browser:
         page = browser.new_page()
         page.goto(demo[0])
         yield page
 
 
-def test_the_served_digits_are_those_of_pythons_engine(page: Any, demo: tuple[str, Path]) -> None:
+providers = pytest.mark.parametrize(("provider", "tolerance"), [("wasm", EXACT), ("webgpu", NEAR)])
+
+
+@providers
+def test_the_served_digits_are_those_of_pythons_engine(page: Any, demo: tuple[str, Path], provider: str, tolerance: float) -> None:
     engine = rfc_export.load(demo[1] / "engines" / "digits")
     expected = sample(engine, load_digits()[1], torch.tensor([3]), digits_noise([0]), steps=50)
-    phases, pixels, _ = drawn(page, digits_noise([0]), {"label": 3})
+    phases, pixels, _ = drawn(page, digits_noise([0]), {"label": 3}, provider=provider)
     assert phases == "".join(phase[0] for phase in engine.stats.phases)
     assert (phases.count("F"), len(phases)) == (14, 50)
-    torch.testing.assert_close(pixels.reshape(expected.shape), expected, rtol=0, atol=EXACT)
+    torch.testing.assert_close(pixels.reshape(expected.shape), expected, rtol=0, atol=tolerance)
 
 
-def test_the_served_emoji_are_those_of_pythons_pipeline(page: Any, demo: tuple[str, Path]) -> None:
+@providers
+def test_the_served_emoji_are_those_of_pythons_pipeline(page: Any, demo: tuple[str, Path], provider: str, tolerance: float) -> None:
     call = CallOptions(prompts=[PROMPT], negative_prompt="", assignments=["true_cfg_scale=3"])
     whole = whole_pipeline(demo[1] / "engines" / "emoji", call, [0], lambda folder: folder.load(torch.device("cpu")))
     noise = torch.randn(1, 64, 16, generator=torch.Generator().manual_seed(0))
     arguments = {"negative_prompt": "", "true_cfg_scale": 3.0, "num_inference_steps": STEPS, "latents": noise, "output_type": "pt"}
     with torch.no_grad():
         expected = whole.pipeline.pipe(PROMPT, **arguments).images
-    phases, pixels, _ = drawn(page, noise, {"prompt": PROMPT}, kind="emoji")
+    phases, pixels, noted = drawn(page, noise, {"prompt": PROMPT}, kind="emoji", provider=provider)
     assert {phases} == {"".join(phase[0] for phase in record.phases) for record in whole.model.contexts.values()}
     assert (phases.count("F"), len(phases)) == (8, STEPS)
-    torch.testing.assert_close((pixels.reshape(expected.shape) / 2 + 0.5).clamp(0, 1), expected, rtol=0, atol=EXACT)
+    torch.testing.assert_close((pixels.reshape(expected.shape) / 2 + 0.5).clamp(0, 1), expected, rtol=0, atol=tolerance)
+    device, outputs = ("gpu-buffer", 2 * noise.nbytes) if provider == "webgpu" else ("cpu", 0)
+    assert {where for step in noted["locations"] for key, where in step if key.startswith("state:")} == {device}
+    assert set(noted["bytesRead"][1:-1]) == {outputs}  # of the first step the text encoders' too, of the last the picture
 
 
 @pytest.mark.parametrize(("model", "full", "steps"), [("digits", 14, 50), ("emoji", 8, STEPS)])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from browsers import BUILT, NEEDS, SOFTWARE_GPU, SOURCE, browsing, drawn, serving
+from browsers import BUILT, NEAR, NEEDS, SOFTWARE_GPU, SOURCE, browsing, drawn, serving
 from small_digits import digits_sampler, first_blocks
 from torch import Tensor
 
@@ -18,9 +18,6 @@ from rfc_fx.zoo import digits_noise, sample
 pytestmark = [*NEEDS, BUILT]
 
 STEPS = 20
-
-NEAR = 2e-4
-"""WebGPU's float32 is not exactly rounded, and its shaders approximate exp and tanh: 1e-4 was measured for the whole model."""
 
 OUTPUT_BYTES = 2 * 8 * 8 * 4
 """What the sampler reads of a step: float32, one sample, guided."""
