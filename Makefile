@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= 2
 TRIES ?= 100000
+PORT ?= 8765
 BIN := .venv/bin
 
 # Other versions of torch, each in an environment of its own: the oldest and the newest that is supported, and a build for CUDA (8 GB).
@@ -39,14 +40,14 @@ demo-serve: .venv/.installed  ## serve the shipped emoji model with Ray, draw 16
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.serving emoji --requests 16 --clients 4 --replicas 2 --kills 0 --pictures out/demo-serve \
 	    --out out/demo-serve/load.json
 
-demo-web: .venv/.installed  ## build the page that draws in a browser into out/web, and serve it on 127.0.0.1:8765; needs npm
+demo-web: .venv/.installed  ## build the page that draws in a browser into out/web, and serve it on 127.0.0.1:8765 (PORT=); needs npm
 	npm ci --prefix export/web --ignore-scripts --no-fund --no-audit
 	node export/web/build.js out/web
 	$(BIN)/rfc-fx export digits --backend onnx --method log-snr --nfc 14 --steps 50 --batch 1 --out out/web/engines/digits --overwrite
 	$(BIN)/rfc-fx export emoji --whole --backend onnx --method log-snr --nfc 8 --steps 28 --out out/web/engines/emoji --overwrite \
 	    --prompt "an apple, flat style, on light blue" --negative-prompt "" --call true_cfg_scale=3
-	@echo "open http://127.0.0.1:8765 (Ctrl-C ends it)"
-	$(BIN)/python -m http.server 8765 --bind 127.0.0.1 --directory out/web
+	@echo "open http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
+	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory out/web
 
 # One thread for each worker: two workers with a thread pool each fight over the same cores. A file's tests stay on one worker: what they
 # share, engines above all, is made once.

@@ -57,10 +57,9 @@ Json read_manifest(const fs::path& folder) {
   Json manifest = read_json(folder / "rfc.json");
   if (manifest.at("schema_version") != kSchema)
     throw Error((folder / "rfc.json").string() + ": of another schema version than " + std::to_string(kSchema) + "; export again");
-  const std::string backend = manifest.at("backend"), dispatch = manifest.at("config").at("dispatch"), device = manifest.at("target").at("device");
-  if ((backend != "aoti" && backend != "onnx") || dispatch != "host" || device != "cpu")
-    throw Error(folder.string() + ": for " + backend + ", dispatch " + dispatch + ", on " + device +
-                "; export with backend='aoti' or 'onnx', dispatch='host' on a CPU");
+  const std::string backend = manifest.at("backend"), device = manifest.at("target").at("device");
+  if ((backend != "aoti" && backend != "onnx") || device != "cpu")
+    throw Error(folder.string() + ": for " + backend + ", on " + device + "; export with backend='aoti' or 'onnx' on a CPU");
   const std::string built = manifest.at("built_with").at("torch");
   if (backend == "aoti" && minor(built) != minor(TORCH_VERSION))
     throw Error(folder.string() + ": built with torch " + built + ", this program with " + TORCH_VERSION + "; export again, or build it with that one");

@@ -25,7 +25,7 @@ using Tensors = std::unordered_map<std::string, at::Tensor>;
 // The file as JSON; Error, with the file and the place, where it is none.
 Json read_json(const std::filesystem::path& file);
 
-// Read rfc.json and check what a program of this kind can check: schema, back end, dispatch, torch's version, lengths of files.
+// Read rfc.json and check what a program of this kind can check: schema, back end, device, torch's version, lengths of files.
 // Checksums are what `rfc-fx verify` is for.
 Json read_manifest(const std::filesystem::path& folder);
 

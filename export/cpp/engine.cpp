@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include <ATen/ops/equal.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 
@@ -21,17 +22,28 @@ float row(const std::vector<float>& table, float step) {
   return table.at(static_cast<size_t>(std::clamp(step, 0.0f, static_cast<float>(table.size()) - 1)));
 }
 
-}  // namespace
-
-Schedule::Schedule(const Json& method, const Json& decision) : rule_(decision.at("rule").get<std::string>()) {
+// The numbers of a decision; Error where they are those of no list yet.
+Numbers numbers_of(const Json& method, const Json& decision) {
+  if (decision.at("rule") == "LogSNRPlaced" && method.at("schedule").at("lambdas").is_null())
+    throw Error("method.schedule: the noise levels are not known, and every step would be full; export with --method log-snr --steps NUMBER");
+  Numbers numbers;
   for (const auto& [name, given] : decision.at("numbers").items())
     for (const Json& one : given)
-      numbers_[name].push_back(one.is_string() ? std::numeric_limits<float>::infinity() : one.get<float>());
+      numbers[name].push_back(one.is_string() ? std::numeric_limits<float>::infinity() : one.get<float>());
+  return numbers;
+}
+
+// Bookkeeping of a program that decides: parts of "progress", and rows of "log" (rfc_fx/ir/progress.py).
+enum Progress { kStep, kSince, kGap, kAnchors, kTotal, kTimestep, kRestart };
+
+}  // namespace
+
+Schedule::Schedule(const Json& method, const Json& decision)
+    : rule_(decision.at("rule").get<std::string>()), numbers_(numbers_of(method, decision)) {
   if (rule_ != "RCS" && rule_ != "Every" && !kPlaced.count(rule_))
-    throw Error("decision.rule: " + rule_ + "; this program knows RCS, Every and lists of full steps (Placed, LogSNR, Chebyshev, MagCache, Spectrum, fitted)");
+    throw Error("decision.rule: " + rule_ + "; this program knows RCS, Every and lists of full steps (Placed, LogSNR, Chebyshev, MagCache, Spectrum, fitted), "
+                "and all rules of engines that decide by themselves; export with --dispatch cond");
   if (kPlaced.count(rule_) && numbers_["table"].empty()) throw Error("decision.numbers: " + rule_ + " has no table of full steps; export again");
-  if (rule_ == "LogSNRPlaced" && method.at("schedule").at("lambdas").is_null())
-    throw Error("method.schedule: the noise levels are not known, and every step would be full; export with --method log-snr --steps NUMBER");
   if (rule_ == "RCS" && method.at("schedule").at("lagged").get<bool>())
     throw Error("method.schedule: this program decides with the step's own error; export with lagged=False");
 }
@@ -67,15 +79,34 @@ bool Generation::decide(const Schedule& schedule, float eps) {
   return full;
 }
 
+void Generation::follow(const at::Tensor& progress, const at::Tensor& log) {
+  const float* now = progress.const_data_ptr<float>();
+  const int64_t step = static_cast<int64_t>(now[kStep]);
+  if (step == 1) phases.clear();
+  phases += log[std::min(step, log.size(0)) - 1][0].item<float>() > 0 ? 'F' : 'E';
+  counts = {now[kSince], now[kGap], now[kAnchors], now[kTotal]};
+  timestep = now[kTimestep];
+}
+
 Engine::Engine(const std::filesystem::path& folder) : manifest_(read_manifest(folder)) {
   const Tensors weights = read_weights(folder / "weights.safetensors");
   const auto open = manifest_.at("backend") == "onnx" ? open_onnx : open_aoti;
   for (const Json& spec : manifest_.at("sets")) {
-    Set set{spec, Schedule(manifest_.at("method"), spec.at("decision")), {}, {}};
+    Set set;
+    set.spec = spec;
+    if (decides_in_program()) {
+      for (const auto& [name, given] : numbers_of(manifest_.at("method"), spec.at("decision")))
+        set.numbers[name] = at::tensor(given, at::kFloat);
+    } else {
+      set.schedule.emplace(manifest_.at("method"), spec.at("decision"));
+    }
     for (const auto& [phase, program] : spec.at("programs").items())
       set.programs[phase] = open({folder, manifest_, phase, program}, weights);
     for (const Json& leaf : spec.at("call").at("leaves"))
       if (!leaf.at("fixed").is_null()) set.fixed[leaf.at("argument")] = weights.at(leaf.at("fixed"));
+    for (const auto& [phase, program] : set.programs)
+      for (const TensorSpec& one : program->inputs)
+        if (one.kind == "numbers") set.numbers.at(one.name) = set.numbers.at(one.name).to(one.type).reshape(one.shape);
     sets_.push_back(std::move(set));
   }
 }
@@ -85,11 +116,12 @@ Program::Program(const Json& spec) {
   for (const Json& one : spec.at("outputs")) outputs.push_back({one.at("kind"), one.at("name"), dtype(one.at("dtype")), one.at("shape")});
 }
 
-Engine::Lane Engine::allocate(const Json& spec) {
+Engine::Lane Engine::allocate(const Set& set) {
   Lane lane;
-  for (const Json& pool : spec.at("pools"))
+  for (const auto& [name, tensor] : set.numbers) lane.values[key("numbers", name)] = tensor;
+  for (const Json& pool : set.spec.at("pools"))
     lane.values[key("pool", pool.at("name"))] = at::zeros(pool.at("shape").get<Shape>(), dtype(pool.at("dtype")));
-  for (const Json& slot : spec.at("state")) {
+  for (const Json& slot : set.spec.at("state")) {
     at::Tensor memory = slot.at("pool").is_null()
         ? at::zeros(slot.at("shape").get<Shape>(), dtype(slot.at("dtype")))
         : lane.values.at(key("pool", slot.at("pool"))).select(-2, slot.at("row").get<int64_t>());
@@ -128,7 +160,11 @@ size_t Engine::pick(const Tensors& arguments) const {
 
 void Engine::reset() {
   lane_ = nullptr;
-  for (auto& [name, lane] : lanes_) lane.generation = {};
+  for (auto& [name, lane] : lanes_) {
+    lane.generation = {};
+    auto progress = lane.values.find(key("state", "progress"));
+    if (progress != lane.values.end() && decides_in_program()) progress->second.data_ptr<float>()[kRestart] = 1;
+  }
 }
 
 std::vector<at::Tensor> Engine::run(const Tensors& arguments, const std::string& context) {
@@ -136,10 +172,21 @@ std::vector<at::Tensor> Engine::run(const Tensors& arguments, const std::string&
   const size_t number = pick(arguments);
   Set& set = sets_[number];
   auto found = lanes_.find({number, context});
-  if (found == lanes_.end()) found = lanes_.emplace(std::pair{number, context}, allocate(set.spec)).first;
+  if (found == lanes_.end()) found = lanes_.emplace(std::pair{number, context}, allocate(set)).first;
   Lane& lane = *(lane_ = &found->second);
   for (const Json& leaf : set.spec.at("call").at("leaves"))
     if (!leaf.at("placeholder").is_null()) lane.values[key("input", leaf.at("placeholder"))] = arguments.at(leaf.at("argument")).contiguous();
+  return decides_in_program() ? run_cond(set, lane) : run_host(set, lane, arguments);
+}
+
+std::vector<at::Tensor> Engine::run_cond(Set& set, Lane& lane) {
+  const std::vector<at::Tensor> outputs = run_program(set, lane, "STEP");
+  lane.generation.follow(lane.values.at(key("state", "progress")), lane.values.at(key("state", "log")));
+  milliseconds_[lane.generation.phases.back() == 'F' ? "FULL" : "ESTIMATE"].push_back(milliseconds_.at("STEP").back());
+  return outputs;
+}
+
+std::vector<at::Tensor> Engine::run_host(Set& set, Lane& lane, const Tensors& arguments) {
   const Json& timestep = set.spec.at("call").at("timestep");
   if (!timestep.is_null()) {
     const double now = arguments.at(timestep.get<std::string>()).max().item().toDouble();
@@ -148,19 +195,22 @@ std::vector<at::Tensor> Engine::run(const Tensors& arguments, const std::string&
   }
   if (lane.generation.phases.empty() && set.programs.count("INVARIANT")) run_program(set, lane, "INVARIANT");
   if (set.programs.count("TIMESTEP")) run_program(set, lane, "TIMESTEP");
-  const std::vector<float> clock = set.schedule.clock(static_cast<float>(lane.generation.phases.size()), lane.generation.counts);
+  const std::vector<float> clock = set.schedule->clock(static_cast<float>(lane.generation.phases.size()), lane.generation.counts);
   at::Tensor& packed = lane.values[key("clock", "clock")];
   if (!packed.defined()) packed = at::zeros({static_cast<int64_t>(clock.size())}, at::kFloat);
   std::copy(clock.begin(), clock.end(), packed.data_ptr<float>());
   lane.eps = 0;
   if (set.programs.count("PREFIX")) run_program(set, lane, "PREFIX");
-  return run_program(set, lane, lane.generation.decide(set.schedule, lane.eps) ? "FULL" : "ESTIMATE");
+  return run_program(set, lane, lane.generation.decide(*set.schedule, lane.eps) ? "FULL" : "ESTIMATE");
 }
 
 std::vector<at::Tensor> Engine::run_program(Set& set, Lane& lane, const std::string& phase) {
   Program& program = *set.programs.at(phase);
   std::vector<at::Tensor> inputs, into;
-  for (const TensorSpec& spec : program.inputs) inputs.push_back(lane.values.at(key(spec.kind, spec.name)));
+  for (const TensorSpec& spec : program.inputs) {
+    const bool is_state = spec.kind == "progress" || spec.kind == "log";
+    inputs.push_back(lane.values.at(key(is_state ? "state" : spec.kind, spec.name)));
+  }
   for (const TensorSpec& spec : program.outputs) into.push_back(spec.kind == "next" ? lane.spare[spec.name] : at::Tensor());
   const auto begin = std::chrono::steady_clock::now();
   const std::vector<at::Tensor> results = program.run(std::move(inputs), into);

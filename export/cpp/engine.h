@@ -5,6 +5,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,9 +16,13 @@
 
 namespace rfc {
 
-// Which step is computed in full: the rule and thresholds that the manifest has for a call.
+// Thresholds and lists of full steps by name.
+using Numbers = std::unordered_map<std::string, std::vector<float>>;
+
+// Which step is computed in full: the rule and numbers that the manifest has for a call.
 class Schedule {
  public:
+  // Error for a rule that this library does not know.
   Schedule(const Json& method, const Json& decision);
 
   // Whether step number `step`, `k` steps after the last full one, is full; `total` is the accumulated error.
@@ -31,7 +36,7 @@ class Schedule {
   float number(const std::string& name) const { return numbers_.at(name).at(0); }
 
   std::string rule_;
-  std::unordered_map<std::string, std::vector<float>> numbers_;
+  Numbers numbers_;
 };
 
 // What a generation did, and where it stands.
@@ -42,11 +47,14 @@ struct Generation {
 
   // Take the decision of the coming step and count it; `eps` is not a number where nothing was measured.
   bool decide(const Schedule& schedule, float eps);
+
+  // Take over what a program that decides by itself (dispatch cond) wrote: where it stands, and a row [full, eps, total] for each step.
+  void follow(const at::Tensor& progress, const at::Tensor& log);
 };
 
 class Engine {
  public:
-  // Open an artefact's folder: host dispatch. Error where it is damaged or needs what this program does not have.
+  // Open an artefact's folder. Error where it is damaged or needs what this program does not have.
   explicit Engine(const std::filesystem::path& folder);
 
   // One step: tensors by the model's argument names, in the shapes of one of the calls that the engine was built for, which picks the
@@ -69,9 +77,10 @@ class Engine {
   // The programs for one call.
   struct Set {
     Json spec;
-    Schedule schedule;
+    std::optional<Schedule> schedule;  // none where the program decides
     std::unordered_map<std::string, std::unique_ptr<Program>> programs;
-    Tensors fixed;  // arguments whose values the programs were made for
+    Tensors fixed;    // arguments whose values the programs were made for
+    Tensors numbers;  // what a program decides by
   };
   // The state of one context and call.
   struct Lane {
@@ -81,9 +90,14 @@ class Engine {
     float eps = 0;
   };
 
-  static Lane allocate(const Json& spec);
+  // Whether the decision of a step is part of its program (dispatch cond).
+  bool decides_in_program() const { return manifest_.at("config").at("dispatch") == "cond"; }
+
+  static Lane allocate(const Set& set);
   static std::string refusal(const Set& set, const Tensors& arguments);
   size_t pick(const Tensors& arguments) const;
+  std::vector<at::Tensor> run_host(Set& set, Lane& lane, const Tensors& arguments);
+  std::vector<at::Tensor> run_cond(Set& set, Lane& lane);
   std::vector<at::Tensor> run_program(Set& set, Lane& lane, const std::string& phase);
 
   Json manifest_;

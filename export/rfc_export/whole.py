@@ -221,6 +221,7 @@ class WholeFolder:
     def load(
         self, device: torch.device, *, classes: tuple[type, ...] = (), trusted: tuple[Key, ...] | None = None, trust: bool = False
     ) -> tuple[Engine, dict[str, nn.Module]]:
-        """The denoiser's engine, and the other parts by name."""
+        """The denoiser's engine, and the other parts by name; machine code is warned of once."""
         engine = load(self.path / self.denoiser, device=device, classes=classes, trusted=trusted, trust=trust)
-        return engine, {name: load_component(self.path / name, device, trusted, trust) for name in self.others}
+        is_warned = trust or engine.manifest.backend == "aoti"
+        return engine, {name: load_component(self.path / name, device, trusted, is_warned) for name in self.others}

@@ -18,9 +18,10 @@ const ARRAYS = {
 export class Engine {
   /**
    * Open an artefact. `read(name)` gives a file's bytes, `ort` is onnxruntime-web, `provider` "wasm" or "webgpu": there the state stays
-   * on the device. An Error says what is damaged, or needs what this code does not have.
+   * on the device. `processor()` gives onnxruntime-web for wasm: it runs INVARIANT, once a generation, where WebGPU's lacks a kernel.
+   * An Error says what is damaged, or needs what this code does not have.
    */
-  static async open(read, ort, { provider = "wasm", report = () => {} } = {}) {
+  static async open(read, ort, { provider = "wasm", processor = null, report = () => {} } = {}) {
     const manifest = await readManifest(read);
     const schedules = manifest.sets.map((set) => new Schedule(manifest.method, set.decision)); // refused before anything is loaded
     const contents = {};
@@ -31,9 +32,14 @@ export class Engine {
       const programs = {};
       for (const [phase, program] of Object.entries(spec.programs)) {
         report(`${manifest.model.model_class}: ${phase}`);
+        const create = (library, options) =>
+          library.InferenceSession.create(contents[program.file], { externalData: [weights], logSeverityLevel: 3, ...options });
         const onDevice = provider === "wasm" ? {} : { preferredOutputLocation: deviceOutputs(program) };
-        const options = { executionProviders: [provider], externalData: [weights], logSeverityLevel: 3, ...onDevice };
-        programs[phase] = { spec: program, session: await ort.InferenceSession.create(contents[program.file], options) };
+        const session = await create(ort, { executionProviders: [provider], ...onDevice }).catch(async (error) => {
+          if (phase === "INVARIANT" && processor) return create(await processor(), { executionProviders: ["wasm"] });
+          throw new Error(`${manifest.model.model_class}: ${phase} cannot run on ${provider}: ${error.message}; choose another provider`);
+        });
+        programs[phase] = { spec: program, session };
       }
       sets.push({ spec, programs, schedule: schedules[number] });
     }

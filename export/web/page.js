@@ -36,6 +36,14 @@ function say(text, isError = false) {
   status.classList.toggle("error", isError);
 }
 
+/** ONNX Runtime for a provider. */
+async function runtime(provider) {
+  const ort = await import(`./vendor/ort.${provider}.bundle.min.mjs`);
+  ort.env.wasm.wasmPaths = { wasm: new URL(`./vendor/${BINARIES[provider]}`, import.meta.url).href };
+  ort.env.wasm.numThreads = 1;
+  return ort;
+}
+
 /** The drawing of a model on a provider, opened once. */
 async function drawingOf(kind, provider) {
   const key = `${kind} ${provider}`;
@@ -44,12 +52,10 @@ async function drawingOf(kind, provider) {
       throw new Error("WebGPU: this browser has no adapter; choose the processor");
     }
     say("Loading ONNX Runtime ...");
-    const ort = await import(`./vendor/ort.${provider}.bundle.min.mjs`);
-    ort.env.wasm.wasmPaths = { wasm: new URL(`./vendor/${BINARIES[provider]}`, import.meta.url).href };
-    ort.env.wasm.numThreads = 1;
+    const ort = await runtime(provider);
     const { Tokenizer } = await import("./vendor/tokenizers.min.mjs");
     const report = (stage) => say(`Loading ${stage} ...`);
-    opened.set(key, await KINDS[kind].open(served(`./engines/${kind}`), ort, { Tokenizer, provider, report }));
+    opened.set(key, await KINDS[kind].open(served(`./engines/${kind}`), ort, { Tokenizer, provider, report, processor: () => runtime("wasm") }));
   }
   return opened.get(key);
 }

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor, fx
 
 from rfc_fx.ir.ops import CASTS, aten, base_of, closure, flops, has_known_shape, is_heavy, is_mutable, is_view, recall, select, shape, value
@@ -17,7 +18,10 @@ from rfc_fx.ir.plan import Dependence, Level
 from rfc_fx.passes.guard import Guarded
 
 LARGE = 4096
-"""Elementwise work on so many elements is worth a table; on fewer, a kernel that recomputes it costs nothing."""
+"""Elementwise work on so many elements is worth a table; on fewer, a kernel that recomputes it costs nothing.
+
+Work in float64 (rotary tables) always is: GPUs have little of it, and WebGPU has none.
+"""
 
 
 @dataclass(frozen=True)
@@ -162,8 +166,9 @@ def _is_work(node: fx.Node, kind: Level) -> bool:
         return False
     if is_heavy(node):
         return True
-    free = is_view(node) or node.target in CASTS or not node.all_input_nodes
-    return kind is Level.INVARIANT and not free and prod(shape(node)) >= LARGE
+    if kind is not Level.INVARIANT or is_view(node) or node.target in CASTS or not node.all_input_nodes:
+        return False
+    return prod(shape(node)) >= LARGE or getattr(value(node), "dtype", None) is torch.float64
 
 
 def _is_random(node: fx.Node) -> bool:

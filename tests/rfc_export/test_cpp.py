@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from PIL import Image
-from small_digits import digits_sampler
+from small_digits import digits_sampler, first_blocks
 from torch import Tensor, nn
 
 import rfc
@@ -166,16 +166,46 @@ def test_the_program_places_full_steps_as_the_engine_does(
     torch.testing.assert_close(numbers(floats, expected), expected, rtol=EXACT, atol=EXACT)
 
 
+@pytest.mark.parametrize("backend", ["aoti", "onnx"])
+@pytest.mark.parametrize(
+    "method",
+    [rfc.RFC(tau=0.15), rfc.FirstBlockCache(threshold=0.1), rfc.LogSNR(load_digits()[1], num_steps=50, nfc=9)],
+    ids=lambda method: method.name,
+)
+def test_a_program_with_the_decision_in_it_decides_as_the_engine_does(
+    programs: Programs,
+    program: Path,
+    method: rfc.Method,
+    backend: BackendName,
+    request: pytest.FixtureRequest,
+    digits_inputs: dict[str, Tensor],
+    draw: Draw,
+    tmp_path: Path,
+) -> None:
+    programs.engine(request, backend)
+    facts = {"example_inputs": digits_inputs, "method": method, "sampler": digits_sampler(), "config": rfc_fx.Config(dispatch="cond")}
+    path = rfc_export.export(first_blocks(2)[0], tmp_path / "engine", backend=backend, **facts)
+    engine = rfc_export.load(path, trust=True)
+    expected = draw(engine, 0)
+    floats = tmp_path / "floats"
+    done = run(program, path, "--seed", 0, "--floats", floats, "--out", tmp_path / "digit.png")
+    assert done.returncode == 0, done.stderr
+    assert 0 < engine.stats.nfc < 50
+    assert f"phases {phases(engine)}\nnfc {engine.stats.nfc} of 50\n" in done.stdout
+    torch.testing.assert_close(numbers(floats, expected), expected, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize(("backend", "dispatch"), [("onnx", "host"), ("onnx", "cond"), ("aoti", "host")])
 def test_a_whole_folder_draws_the_pipelines_picture_from_token_ids(
-    programs: Programs, request: pytest.FixtureRequest, tmp_path: Path
+    programs: Programs, backend: BackendName, dispatch: Literal["host", "cond"], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     pytest.importorskip("transformers", reason="pip install 'rfc-fx[text]'")
-    programs.engine(request, "onnx")
+    programs.engine(request, backend)
     prompt, steps, cpu = "an apple, flat style, on light blue", 12, torch.device("cpu")
     call = CallOptions(prompts=[prompt], negative_prompt="", assignments=["true_cfg_scale=3"])
-    facts: dict[str, Any] = {"dtype": torch.float32, "device": cpu, "config": rfc_fx.Config(), "steps": steps}
-    export_whole("emoji", tmp_path / "emoji", "onnx", Wanted(call=call), method=rfc.LogSNR(nfc=5), **facts)
-    whole = whole_pipeline(tmp_path / "emoji", call, [0], lambda folder: folder.load(cpu))
+    facts: dict[str, Any] = {"dtype": torch.float32, "device": cpu, "config": rfc_fx.Config(dispatch=dispatch), "steps": steps}
+    export_whole("emoji", tmp_path / "emoji", backend, Wanted(call=call), method=rfc.LogSNR(nfc=5), **facts)
+    whole = whole_pipeline(tmp_path / "emoji", call, [0], lambda folder: folder.load(cpu, trust=True))
     pipe = whole.pipeline.pipe
     arguments = {"negative_prompt": "", "true_cfg_scale": 3.0, "num_inference_steps": steps, "output_type": "pt"}
     with torch.no_grad():

@@ -1,16 +1,13 @@
 """The page in headless Chromium: modules that are served draw the engine's pixels, and the page tells of every step."""
 
-import functools
-import http.server
-import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from browsers import BUILT, EXACT, NEEDS, SOURCE, browsing, drawn, serving
 from small_digits import digits_sampler, first_blocks
 from torch import Tensor
 
@@ -18,38 +15,9 @@ import rfc
 import rfc_export
 from rfc_fx.zoo import digits_noise, sample
 
-SOURCE = Path(__file__).parents[2] / "export" / "web"
+pytestmark = [*NEEDS, BUILT]
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = [
-    pytest.mark.slow,  # a browser and an engine
-    pytest.mark.skipif(BROWSER is None, reason="needs chromium"),
-    pytest.mark.skipif(not (SOURCE / "node_modules" / "onnxruntime-web").is_dir(), reason="npm ci --prefix export/web --ignore-scripts"),
-]
-
-STEPS, EXACT = 20, 1e-5
-
-DRAW = """async (noise) => {
-  const ort = await import("./vendor/ort.wasm.bundle.min.mjs");
-  const { served } = await import("./artifact.js");
-  const { Digits } = await import("./digits.js");
-  ort.env.wasm.wasmPaths = { wasm: new URL("./vendor/ort-wasm-simd-threaded.wasm", location.href).href };
-  ort.env.wasm.numThreads = 1;
-  const digits = await Digits.open(served("./engines/digits"), ort);
-  let [phases, pixels] = ["", null];
-  for await (const step of digits.draw({ label: 3 }, Float32Array.from(noise))) {
-    phases += step.isFull ? "F" : "E";
-    pixels = Array.from(step.sample);
-  }
-  return { phases, pixels };
-}"""
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
+STEPS = 20
 
 
 @pytest.fixture(scope="module")
@@ -66,27 +34,20 @@ def folder(digits_inputs: dict[str, Tensor], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def page(folder: Path) -> Iterator[Any]:
-    with (
-        http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server,
-        playwright.sync_playwright() as browsers,
-    ):
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        browser = browsers.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with serving(folder) as address, browsing() as browser:
         page = browser.new_page(viewport={"width": 360, "height": 740})
         page.asked = []
         page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.goto(address)
         yield page
-        browser.close()
-        server.shutdown()
 
 
 def test_the_browser_takes_the_decisions_and_draws_the_pixels_of_the_engine(page: Any, folder: Path) -> None:
     engine = rfc_export.load(folder / "engines" / "digits")
     expected = sample(engine, first_blocks(1)[1], torch.tensor([3]), digits_noise([0]), steps=STEPS)
-    drawn = page.evaluate(DRAW, digits_noise([0]).flatten().tolist())
-    assert drawn["phases"] == "".join(phase[0] for phase in engine.stats.phases)
-    torch.testing.assert_close(torch.tensor(drawn["pixels"]).reshape(expected.shape), expected, rtol=0, atol=EXACT)
+    phases, pixels, _ = drawn(page, digits_noise([0]), {"label": 3})
+    assert phases == "".join(phase[0] for phase in engine.stats.phases)
+    torch.testing.assert_close(pixels.reshape(expected.shape), expected, rtol=0, atol=EXACT)
 
 
 def test_a_user_of_the_keyboard_on_a_phone_sees_every_step_and_the_time_saved(page: Any, folder: Path) -> None:

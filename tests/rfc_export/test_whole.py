@@ -3,6 +3,7 @@
 import gc
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 
 import rfc
 import rfc_fx
-from rfc_export.errors import ArtifactError
+from rfc_export.errors import ArtifactError, MachineCodeWarning
 from rfc_export.example_calls import Wanted
 from rfc_export.pipeline_source import whole_pipeline
 from rfc_export.whole import WholeFolder, export_whole
@@ -44,24 +45,27 @@ CALLS = {
 SIZES = {"flux": [(16, 16), (32, 16)]}
 """Several sizes in one folder: width and height."""
 
+CASES = [*((kind, "onnx") for kind in CALLS), pytest.param(("flux", "aoti"), marks=pytest.mark.compile)]
 
-@pytest.fixture(scope="module", params=list(CALLS))
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
     """(kind, the pipeline's folder, the folder of engines)."""
     folder = tmp_path_factory.mktemp("whole")
-    make: Callable[[Path], Path] = getattr(pipeline_folders, request.param)
+    kind, backend = request.param
+    make: Callable[[Path], Path] = getattr(pipeline_folders, kind)
     source, path = make(folder / "pipeline"), folder / "engines"
     export_whole(
         str(source),
         path,
-        "onnx",
-        Wanted(sizes=SIZES.get(request.param, ()), call=CALLS[request.param]),
+        backend,
+        Wanted(sizes=SIZES.get(kind, ()), call=CALLS[kind]),
         dtype=torch.float32,
         device=torch.device("cpu"),
         method=rfc.TaylorSeer(interval=3, order=1),
         config=rfc_fx.Config(),
     )
-    return request.param, source, path
+    return kind, source, path
 
 
 def test_a_folder_of_engines_draws_the_pipelines_pictures(exported: tuple[str, Path, Path]) -> None:
@@ -104,11 +108,20 @@ def test_a_call_of_another_size_is_refused_with_what_was_exported(exported: tupl
         whole.draw(whole.model, 0, STEPS, lambda: None)
 
 
+def test_machine_code_is_warned_of_once_for_the_folder(exported: tuple[str, Path, Path]) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", MachineCodeWarning)
+        engine, _ = WholeFolder.read(exported[2]).load(torch.device("cpu"))
+        WholeFolder.read(exported[2]).load(torch.device("cpu"), trust=True)
+    assert len([one for one in caught if one.category is MachineCodeWarning]) == (engine.manifest.backend == "aoti")
+
+
 def test_a_damaged_part_is_refused_by_its_name(exported: tuple[str, Path, Path], tmp_path: Path) -> None:
     path = shutil.copytree(exported[2], tmp_path / "engines")
-    with (path / "vae" / "full.onnx").open("r+b") as file:
+    (program,) = [file for file in (path / "vae").iterdir() if file.name in ("full.onnx", "programs.pt2")]
+    with program.open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(ArtifactError, match=r"vae/full.onnx: 100 bytes, expected"):
+    with pytest.raises(ArtifactError, match=rf"vae/{program.name}: 100 bytes, expected"):
         WholeFolder.read(path).load(torch.device("cpu"))
     index = json.loads((path / "model_index.json").read_text())
     (path / "model_index.json").write_text(json.dumps(index | {"transformer": ["diffusers", "DiTTransformer2DModel"]}))

@@ -16,7 +16,7 @@ from tolerances import INDUCTOR, PREPARED, SAME_GRAPH
 
 import rfc
 import rfc_fx
-from rfc_fx.ir.ops import is_heavy
+from rfc_fx.ir.ops import is_heavy, value
 from rfc_fx.ir.phase import HOISTED_PHASES
 from rfc_fx.ir.plan import Level
 from rfc_fx.passes.hoist import hoist, levels
@@ -62,6 +62,13 @@ def test_text_projections_and_keys_and_values_of_the_text_leave_every_step(famil
     plan = cached.plan()
     assert plan.invariant_flops > 0
     assert plan.invariant_bytes > 0
+
+
+def test_work_in_float64_leaves_every_step() -> None:
+    model, kwargs = shared_model("flux")  # whose rotary table is computed in it
+    cached = rfc_fx.transform(model, example_inputs=kwargs, config=rfc_fx.Config(hoist=True))
+    types = {phase: {getattr(value(node), "dtype", None) for node in one.graph.nodes} for phase, one in cached.compiled.programs.items()}
+    assert {phase for phase, found in types.items() if torch.float64 in found} == {"INVARIANT"}
 
 
 def test_the_modulation_of_every_block_is_one_program() -> None:
