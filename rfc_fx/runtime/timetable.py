@@ -53,6 +53,7 @@ class Timetable:
         inside = ((self._timesteps >= low) & (self._timesteps < high)).nonzero().flatten().tolist()
         self.last = inside[-1] + 1 if inside else len(self._timesteps)
         """Behind the last call of this denoiser."""
+        self._start = inside[0] if inside else 0
         self.share = 1.0 if stage is None else len(inside) / len(self._timesteps)
         """Of the calls of a generation, this denoiser's."""
         self._readings = list(READINGS) if scheduler is not None else [READINGS[0]]
@@ -167,6 +168,9 @@ class Timetable:
         """The index of a timestep by its value; what does not fit it is no reading of this pipeline."""
         if value is None:
             return None
+        if counted is None and self.index is None:  # unless the list says otherwise, a generation begins where it begins
+            begin = getattr(self._scheduler, "begin_index", None)
+            counted = max(begin, self._start) if isinstance(begin, int) else self._start
         by_reading = {reading: self._matches(reading, dtype, value) for reading in self._readings}
         fitting = [reading for reading, matches in by_reading.items() if matches]
         if counted is not None and any(counted in by_reading[reading] for reading in fitting):

@@ -53,6 +53,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     rows = Rows(tmp_path_factory.mktemp("truth") / "flow.jsonl")
     for cell in [*(c for cells in tried_solvers("flow").values() for c in cells), *tried_caches("flow", [own_rule("flow"), *CORRECTED])]:
         rows.add(Row(cell=cell, group=CHOOSE, truth=(0.1,), full=()))
+    for cell in PARTS["refining"]("flow", rows):
+        rows.add(Row(cell=cell, group=CHOOSE, truth=(0.1,), full=()))
     for cell in [*PARTS["judging"]("flow", rows), *PARTS["refining"]("flow", rows)]:
         error = 0.4 if cell.n > 14 else {"plain": 0.2, "refined to the truth": 0.05}.get(cell.method, 0.1)
         rows.add(Row(cell=cell, group="0", truth=(error, error), full=(error, error)))

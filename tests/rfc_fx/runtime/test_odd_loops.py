@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from families import FAMILIES
 from sampler_loops import LISTED, Loop, tiny
 from small_digits import small_pipeline as digits
 from torch import Tensor
 
 import rfc
 import rfc_fx
+from rfc_fx.runtime.timetable import Timetable
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 
@@ -129,3 +131,31 @@ def test_gradients_are_refused_where_they_are_asked_for() -> None:
     x = torch.zeros(1, 4, 8, 8, requires_grad=True)
     with pytest.raises(rfc_fx.errors.SignatureError, match="requires grad"):
         model(x, timestep=torch.tensor([9]), class_labels=torch.tensor([1]))
+
+
+@pytest.mark.parametrize("steps", [4, 12])
+def test_a_first_call_that_reads_like_the_last_timestep_is_the_first(steps: int) -> None:
+    """An unshifted flow's timesteps run from 1000 to 1, and a pipeline that divides them by 1000 begins with 1."""
+    model, call = FAMILIES["flux"](layers=2)
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    given = {name: value for name, value in call.items() if name not in ("hidden_states", "timestep", "return_dict")}
+    cached = rfc_fx.transform(model, rfc.LogSNR(nfc=0.5), source=scheduler)
+    for _ in range(2):
+        scheduler.set_timesteps(steps)
+        assert scheduler.timesteps[-1] == 1.0
+        x = call["hidden_states"]
+        with torch.no_grad(), cached.generation(source=scheduler) as generation:
+            for t in scheduler.timesteps:
+                x = scheduler.step(cached(hidden_states=x, timestep=t.expand(len(x)) / 1000, return_dict=False, **given)[0], t, x)[0]
+        assert (generation.stats.nfc, len(generation.stats.phases)) == (steps // 2, steps)
+
+
+@pytest.mark.parametrize("begin", [0, 3])
+def test_a_list_begins_where_the_scheduler_says_so(begin: int) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(10)
+    scheduler.set_begin_index(begin)
+    table = Timetable.of(scheduler)
+    assert table is not None
+    assert table.arrive(scheduler.timesteps[begin].clone() / 1000) == 0
+    assert (table.first, table.remaining) == (begin, 10 - begin)
