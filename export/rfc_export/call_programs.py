@@ -156,4 +156,5 @@ def _decision(cached: rfc_fx.CachedModel, programs: Mapping[str, Portable]) -> D
     for name, tensor in schedule.numbers().items():
         numbers[name] = ["inf" if math.isinf(one) else one for one in tensor.flatten().tolist()]
     where = next((phase for phase in (PREFIX, VERIFY.name, STEP) if phase in programs), None)
-    return DecisionSpec(program=where, index=0, rule=type(schedule).__name__, numbers=numbers)
+    by_pass = "ByPass" if schedule.for_pass("uncond") is not schedule else ""  # which runtimes with one list for all contexts do not know
+    return DecisionSpec(program=where, index=0, rule=type(schedule).__name__ + by_pass, numbers=numbers)

@@ -1,5 +1,6 @@
 """Every method as an engine: the decisions and outputs of the model it was made from, and what no engine can be is refused at once."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -7,6 +8,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from families import moved, sample, shared_model
+from torch import Tensor
 
 import rfc
 import rfc_export
@@ -16,6 +18,7 @@ from rfc_export import ExportError, exporter
 from rfc_export.parity import TOLERANCE, steps_to_check
 from rfc_export.specs import BackendName
 from rfc_fx.runtime.summary import pattern
+from rfc_fx.zoo import load_digits
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 
@@ -144,3 +147,23 @@ def test_the_check_at_export_comes_to_every_phase_and_skips_after_a_full_step(na
     skipped = [step for step, phase in enumerate(generation.phases) if phase != "FULL"]
     assert any(phase == "FULL" for phase in generation.phases[skipped[0] : skipped[-1]])
     assert steps <= 12
+
+
+@pytest.mark.slow  # an engine for it alone
+def test_calls_without_a_condition_have_their_own_full_steps_in_an_engine(tmp_path: Path, digits_inputs: dict[str, Tensor]) -> None:
+    transformer, scheduler = load_digits()
+    scheduler.set_timesteps(12)
+    method = rfc.LogSNR(scheduler, nfc=6, uncond_nfc=3)
+    rfc_export.export(transformer, tmp_path / "engine", backend="onnx", method=method, example_inputs=digits_inputs)
+    engine, model = rfc_export.load(tmp_path / "engine"), rfc_fx.transform(transformer, method)
+    outputs = []
+    for drawn_by in (model, engine):
+        with torch.no_grad(), drawn_by.generation(source=scheduler) as generation:
+            for t in scheduler.timesteps:
+                for name in ("cond", "uncond"):
+                    with drawn_by.cache_context(name):
+                        outputs.append(drawn_by(**digits_inputs | {"timestep": t.expand(2)})[0])
+        assert {name: record.nfc for name, record in generation.contexts.items()} == {"cond": 6, "uncond": 3}
+    for ours, expected in zip(outputs[24:], outputs[:24], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    assert json.loads((tmp_path / "engine" / "rfc.json").read_text())["sets"][0]["decision"]["rule"] == "LogSNRPlacedByPass"
