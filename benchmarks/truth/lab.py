@@ -107,9 +107,8 @@ class Refined:
     to_truth: bool = False
     """Refined by the converged solution, in the place of full computation."""
     size: int = 8
-    """Samples that it draws again and again, of those seeds."""
     small: int = 8
-    """The same of pictures of 8 x 8."""
+    """Samples that it draws again and again, of those seeds; `small` of pictures of 8 x 8."""
     again: int = 0
     """Full steps up to which it has two rounds instead of one."""
 
