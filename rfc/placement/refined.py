@@ -38,7 +38,8 @@ def refined(
     """The linear prediction whose samples are nearest to `reference`: weights that are fitted where they act, in whole generations.
 
     `methods` have lists of full steps with weights (`rfc.fitted`), where the search begins: with the nearest, and with the nearest of
-    another granularity if that is almost as near. What it began with is returned if nothing is nearer.
+    another granularity if that is almost as near; after the first round only the nearest goes on. What it began with is returned if
+    nothing is nearer.
     From each full step to the next, what is handed on moves by one more combination of the `order` latest changes between full steps
     (None: of all of them, at most 16), the first output counting as one: a non-stationary solver on the sampler's own steps
     (arXiv 2403.01329, which trains one by backpropagation). Each round moves every number by `delta` (larger than the model's rounding),
@@ -56,9 +57,12 @@ def refined(
             nearest[search.start.granularity] = search
     least = min(search.cost for search in nearest.values())
     tried = [search for search in nearest.values() if search.cost <= WORTH**2 * least]
-    for search in tried:
-        search.run(rounds, report)
-    return min(tried, key=lambda search: search.cost).method(None)
+    for round in range(rounds):
+        has_moved = [search.moved(f"refining, round {round + 1} of {rounds}", report) for search in tried]
+        tried = [min(tried, key=lambda search: search.cost)]
+        if not any(has_moved):
+            break
+    return tried[0].method(None)
 
 
 def _as_sequence(methods: Method | Sequence[Method]) -> Sequence[Method]:
@@ -98,6 +102,7 @@ class _Search:
         ]
         self.x = torch.zeros(len(self.numbers), dtype=torch.float64)
         """The nearest so far."""
+        self.damping = 1e-3
         self.residual = self.residual_at(self.x)
         if not self.residual.isfinite().all():
             raise ValueError(f"refined: the samples of {start} are no numbers; begin with another method")
@@ -107,27 +112,27 @@ class _Search:
         """Sum of the squares of the samples' relative errors."""
         return float(self.residual.square().sum())
 
-    def run(self, rounds: int, report: Callable[[str], None]) -> None:
-        """Rounds of damped Gauss-Newton steps, for as long as one brings the samples nearer."""
-        damping = 1e-3
-        for round in range(rounds):
-            columns = []
-            for index in range(len(self.x)):
-                report(f"refining, round {round + 1} of {rounds}: {index + 1} of {len(self.x)}")
-                moved = self.x.clone()
-                moved[index] += self.delta
-                columns.append((self.residual_at(moved) - self.residual) / self.delta)
-            jacobian = torch.stack(columns, 1)
-            if not jacobian.isfinite().all():
-                raise ValueError(f"refined: weights moved by {self.delta:g} draw samples that are no numbers; pass a smaller delta")
-            normal, slope = jacobian.T @ jacobian, jacobian.T @ self.residual
-            scale = normal.diagonal().clamp(min=1e-12 * float(normal.diagonal().max()) + 1e-300).diag()
-            tried = [(damping * each, self.x - torch.linalg.solve(normal + damping * each * scale, slope)) for each in DAMPINGS]
-            found = [(self.residual_at(x), damping, x) for damping, x in tried]
-            residual, new_damping, x = min(found, key=lambda each: float(each[0].square().sum().nan_to_num(nan=torch.inf)))
-            if not float(residual.square().sum()) < self.cost:
-                break
-            self.residual, damping, self.x = residual, new_damping, x
+    def moved(self, label: str, report: Callable[[str], None]) -> bool:
+        """One round: whether one of the damped Gauss-Newton steps brings the samples nearer, and is taken."""
+        columns = []
+        for index in range(len(self.x)):
+            report(f"{label}: {index + 1} of {len(self.x)}")
+            moved = self.x.clone()
+            moved[index] += self.delta
+            columns.append((self.residual_at(moved) - self.residual) / self.delta)
+        jacobian = torch.stack(columns, 1)
+        if not jacobian.isfinite().all():
+            raise ValueError(f"refined: weights moved by {self.delta:g} draw samples that are no numbers; pass a smaller delta")
+        normal, slope = jacobian.T @ jacobian, jacobian.T @ self.residual
+        scale = normal.diagonal().clamp(min=1e-12 * float(normal.diagonal().max()) + 1e-300).diag()
+        dampings = [self.damping * each for each in DAMPINGS]
+        tried = [(damping, self.x - torch.linalg.solve(normal + damping * scale, slope)) for damping in dampings]
+        found = [(self.residual_at(x), damping, x) for damping, x in tried]
+        residual, damping, x = min(found, key=lambda each: float(each[0].square().sum().nan_to_num(nan=torch.inf)))
+        if not float(residual.square().sum()) < self.cost:
+            return False
+        self.residual, self.damping, self.x = residual, damping, x
+        return True
 
     def residual_at(self, x: Float[Tensor, " P"]) -> Float[Tensor, " R"]:
         """How far the samples are off, in norms of the reference's."""

@@ -97,6 +97,9 @@ def test_the_nearest_beginning_is_refined_and_one_of_another_granularity_that_is
     drawn.clear()
     rfc.refined([far, near, replace(near, granularity="output")], draw, draw(None), rounds=1)
     assert len(drawn) == 3 + 2 * (6 + 5)
+    drawn.clear()
+    rfc.refined([far, near, replace(near, granularity="output")], draw, draw(None), rounds=2)
+    assert len(drawn) == 3 + 3 * (6 + 5)  # the second round with the nearest alone
     with pytest.raises(ValueError, match="at least one method"):
         rfc.refined([], draw, draw(None))
 
