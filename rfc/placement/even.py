@@ -33,7 +33,8 @@ def even_lists(levels: NoiseLevels, nfc: int, granularity: str) -> Iterator[Meth
         for order in ORDERS:
             schedule = polynomial(levels, full_steps, times, order, num_weights=max(order, 1))
             estimator = LinearPrediction(order=max(order, 1))
-            yield Method(estimator=estimator, schedule=schedule, granularity=granularity, name="even")
+            # both granularities, as a fitted list has them here, so that all run on the same programs
+            yield Method(estimator=estimator, schedule=schedule, granularity=granularity, default_granularity=granularity, name="even")
 
 
 def even_steps(lambdas: Sequence[float], nfc: int, limit: float) -> tuple[int, ...]:

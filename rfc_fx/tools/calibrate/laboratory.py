@@ -15,7 +15,7 @@ from torch import Tensor
 
 import rfc_fx
 from rfc.estimators.base import Estimator
-from rfc.method import Method
+from rfc.method import Method, programs_of
 from rfc.schedules.base import Schedule
 from rfc_fx.runtime.warnings import NothingSkippedWarning
 from rfc_fx.tools.compare import psnr
@@ -61,7 +61,7 @@ class Laboratory:
 
     def _transformed(self, method: Method) -> tuple[rfc_fx.CachedModel, Any]:
         """The model with that forecast, captured once, and what calls it."""
-        key = method.estimator, method.schedule.in_graph, method.granularity
+        key = programs_of(method)
         if is_new := key not in self._made:
             cached = rfc_fx.transform(self.source.model, method)
             self._made[key] = cached, torch.compile(cached, fullgraph=True) if self.compile else cached
