@@ -110,7 +110,7 @@ class Refined:
     small: int = 8
     """Samples that it draws again and again, of those seeds; `small` of pictures of 8 x 8."""
     again: int = 0
-    """Full steps up to which it has four rounds instead of one."""
+    """Full steps up to which it has two rounds instead of one."""
 
 
 FITTED: dict[str, Fitted | Refined] = {
@@ -190,7 +190,7 @@ class Lab:
         if (kind, sampler, n) not in self._kept:
             is_small = self.noise(CHOOSE)[0].numel() <= 64
             begin, few = beginnings(self.recorded(sampler), n), Lab(self.model.name, kind.small if is_small else kind.size)
-            target, rounds = few.truth(CHOOSE) if kind.to_truth else few.full(CHOOSE, sampler), 4 if n <= kind.again else 1
+            target, rounds = few.truth(CHOOSE) if kind.to_truth else few.full(CHOOSE, sampler), 2 if n <= kind.again else 1
             self._kept[kind, sampler, n] = rfc.refined(begin, lambda method: few.drawn(CHOOSE, sampler, method, n), target, rounds=rounds)
         return self._kept[kind, sampler, n]
 

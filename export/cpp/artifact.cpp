@@ -1,5 +1,6 @@
 #include "artifact.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <torch/version.h>
@@ -58,8 +59,10 @@ Json read_manifest(const fs::path& folder) {
   if (manifest.at("schema_version") != kSchema)
     throw Error((folder / "rfc.json").string() + ": of another schema version than " + std::to_string(kSchema) + "; export again");
   const std::string backend = manifest.at("backend"), device = manifest.at("target").at("device");
-  if ((backend != "aoti" && backend != "onnx") || device != "cpu")
-    throw Error(folder.string() + ": for " + backend + ", on " + device + "; export with backend='aoti' or 'onnx' on a CPU");
+  if ((backend != "aoti" && backend != "onnx") || (device != "cpu" && backend != "aoti"))
+    throw Error(folder.string() + ": for " + backend + ", on " + device + "; export with backend='aoti', or 'onnx' on a CPU");
+  if (device != "cpu" && (device.rfind("cuda", 0) != 0 || !at::hasCUDA()))
+    throw Error(folder.string() + ": for " + device + ", and this LibTorch has none here; export on a CPU, or build with a LibTorch for CUDA");
   const std::string built = manifest.at("built_with").at("torch");
   if (backend == "aoti" && minor(built) != minor(TORCH_VERSION))
     throw Error(folder.string() + ": built with torch " + built + ", this program with " + TORCH_VERSION + "; export again, or build it with that one");

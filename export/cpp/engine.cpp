@@ -88,8 +88,11 @@ void Generation::follow(const at::Tensor& progress, const at::Tensor& log) {
   timestep = now[kTimestep];
 }
 
-Engine::Engine(const std::filesystem::path& folder) : manifest_(read_manifest(folder)) {
-  const Tensors weights = read_weights(folder / "weights.safetensors");
+Engine::Engine(const std::filesystem::path& folder)
+    : manifest_(read_manifest(folder)), device_(manifest_.at("target").at("device").get<std::string>()) {
+  const Tensors stored = read_weights(folder / "weights.safetensors");
+  Tensors weights;  // on a CPU in the file's own memory
+  for (const auto& [name, tensor] : stored) weights[name] = tensor.to(device_);
   const auto open = manifest_.at("backend") == "onnx" ? open_onnx : open_aoti;
   for (const Json& spec : manifest_.at("sets")) {
     Set set;
@@ -103,10 +106,10 @@ Engine::Engine(const std::filesystem::path& folder) : manifest_(read_manifest(fo
     for (const auto& [phase, program] : spec.at("programs").items())
       set.programs[phase] = open({folder, manifest_, phase, program}, weights);
     for (const Json& leaf : spec.at("call").at("leaves"))
-      if (!leaf.at("fixed").is_null()) set.fixed[leaf.at("argument")] = weights.at(leaf.at("fixed"));
+      if (!leaf.at("fixed").is_null()) set.fixed[leaf.at("argument")] = stored.at(leaf.at("fixed"));
     for (const auto& [phase, program] : set.programs)
       for (const TensorSpec& one : program->inputs)
-        if (one.kind == "numbers") set.numbers.at(one.name) = set.numbers.at(one.name).to(one.type).reshape(one.shape);
+        if (one.kind == "numbers") set.numbers.at(one.name) = set.numbers.at(one.name).to(device_, one.type).reshape(one.shape);
     sets_.push_back(std::move(set));
   }
 }
@@ -116,14 +119,17 @@ Program::Program(const Json& spec) {
   for (const Json& one : spec.at("outputs")) outputs.push_back({one.at("kind"), one.at("name"), dtype(one.at("dtype")), one.at("shape")});
 }
 
-Engine::Lane Engine::allocate(const Set& set) {
+Engine::Lane Engine::allocate(const Set& set) const {
   Lane lane;
+  const auto zeros = [this](const Json& spec) {
+    return at::zeros(spec.at("shape").get<Shape>(), at::TensorOptions(device_).dtype(dtype(spec.at("dtype"))));
+  };
   for (const auto& [name, tensor] : set.numbers) lane.values[key("numbers", name)] = tensor;
   for (const Json& pool : set.spec.at("pools"))
-    lane.values[key("pool", pool.at("name"))] = at::zeros(pool.at("shape").get<Shape>(), dtype(pool.at("dtype")));
+    lane.values[key("pool", pool.at("name"))] = zeros(pool);
   for (const Json& slot : set.spec.at("state")) {
     at::Tensor memory = slot.at("pool").is_null()
-        ? at::zeros(slot.at("shape").get<Shape>(), dtype(slot.at("dtype")))
+        ? zeros(slot)
         : lane.values.at(key("pool", slot.at("pool"))).select(-2, slot.at("row").get<int64_t>());
     lane.values[key("state", slot.at("name"))] = memory;
   }
@@ -143,7 +149,7 @@ std::string Engine::refusal(const Set& set, const Tensors& arguments) {
       return name + ": expected " + leaf.at("dtype").get<std::string>() + " of shape" + shape;
     }
     auto fixed = set.fixed.find(name);
-    if (fixed != set.fixed.end() && !at::equal(given->second, fixed->second)) return name + ": has other values than at export";
+    if (fixed != set.fixed.end() && !at::equal(given->second.cpu(), fixed->second)) return name + ": has other values than at export";
   }
   return "";
 }
@@ -163,7 +169,7 @@ void Engine::reset() {
   for (auto& [name, lane] : lanes_) {
     lane.generation = {};
     auto progress = lane.values.find(key("state", "progress"));
-    if (progress != lane.values.end() && decides_in_program()) progress->second.data_ptr<float>()[kRestart] = 1;
+    if (progress != lane.values.end() && decides_in_program()) progress->second.select(0, kRestart).fill_(1);
   }
 }
 
@@ -175,13 +181,15 @@ std::vector<at::Tensor> Engine::run(const Tensors& arguments, const std::string&
   if (found == lanes_.end()) found = lanes_.emplace(std::pair{number, context}, allocate(set)).first;
   Lane& lane = *(lane_ = &found->second);
   for (const Json& leaf : set.spec.at("call").at("leaves"))
-    if (!leaf.at("placeholder").is_null()) lane.values[key("input", leaf.at("placeholder"))] = arguments.at(leaf.at("argument")).contiguous();
-  return decides_in_program() ? run_cond(set, lane) : run_host(set, lane, arguments);
+    if (!leaf.at("placeholder").is_null()) lane.values[key("input", leaf.at("placeholder"))] = arguments.at(leaf.at("argument")).to(device_).contiguous();
+  std::vector<at::Tensor> outputs = decides_in_program() ? run_cond(set, lane) : run_host(set, lane, arguments);
+  for (at::Tensor& output : outputs) output = output.to(arguments.begin()->second.device());
+  return outputs;
 }
 
 std::vector<at::Tensor> Engine::run_cond(Set& set, Lane& lane) {
   const std::vector<at::Tensor> outputs = run_program(set, lane, "STEP");
-  lane.generation.follow(lane.values.at(key("state", "progress")), lane.values.at(key("state", "log")));
+  lane.generation.follow(lane.values.at(key("state", "progress")).cpu(), lane.values.at(key("state", "log")).cpu());
   milliseconds_[lane.generation.phases.back() == 'F' ? "FULL" : "ESTIMATE"].push_back(milliseconds_.at("STEP").back());
   return outputs;
 }
@@ -197,8 +205,8 @@ std::vector<at::Tensor> Engine::run_host(Set& set, Lane& lane, const Tensors& ar
   if (set.programs.count("TIMESTEP")) run_program(set, lane, "TIMESTEP");
   const std::vector<float> clock = set.schedule->clock(static_cast<float>(lane.generation.phases.size()), lane.generation.counts);
   at::Tensor& packed = lane.values[key("clock", "clock")];
-  if (!packed.defined()) packed = at::zeros({static_cast<int64_t>(clock.size())}, at::kFloat);
-  std::copy(clock.begin(), clock.end(), packed.data_ptr<float>());
+  if (!packed.defined()) packed = at::zeros({static_cast<int64_t>(clock.size())}, at::TensorOptions(device_).dtype(at::kFloat));
+  packed.copy_(at::tensor(clock, at::kFloat));
   lane.eps = 0;
   if (set.programs.count("PREFIX")) run_program(set, lane, "PREFIX");
   return run_program(set, lane, lane.generation.decide(*set.schedule, lane.eps) ? "FULL" : "ESTIMATE");

@@ -59,7 +59,7 @@ class Engine {
 
   // One step: tensors by the model's argument names, in the shapes of one of the calls that the engine was built for, which picks the
   // programs; returns the model's outputs. Every context ("cond", "uncond") has state of its own for each call.
-  // A timestep that grew begins a new generation in its context.
+  // A timestep that grew begins a new generation in its context. Outputs lie where the first of the arguments does.
   std::vector<at::Tensor> run(const Tensors& arguments, const std::string& context = "");
 
   // The next call of every context begins a new generation.
@@ -93,7 +93,7 @@ class Engine {
   // Whether the decision of a step is part of its program (dispatch cond).
   bool decides_in_program() const { return manifest_.at("config").at("dispatch") == "cond"; }
 
-  static Lane allocate(const Set& set);
+  Lane allocate(const Set& set) const;
   static std::string refusal(const Set& set, const Tensors& arguments);
   size_t pick(const Tensors& arguments) const;
   std::vector<at::Tensor> run_host(Set& set, Lane& lane, const Tensors& arguments);
@@ -101,6 +101,7 @@ class Engine {
   std::vector<at::Tensor> run_program(Set& set, Lane& lane, const std::string& phase);
 
   Json manifest_;
+  at::Device device_;  // of the programs, their weights and the state
   std::vector<Set> sets_;
   std::map<std::pair<size_t, std::string>, Lane> lanes_;
   Lane* lane_ = nullptr;

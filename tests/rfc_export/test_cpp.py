@@ -264,7 +264,12 @@ def test_what_is_damaged_or_not_known_is_refused_in_one_line(program: Path, aoti
     newer = shutil.copytree(aoti_digits, tmp_path / "newer")
     text = (newer / "rfc.json").read_text()
     (newer / "rfc.json").write_text(text.replace('"schema_version": 3', '"schema_version": 4', 1))
+    elsewhere = shutil.copytree(aoti_digits, tmp_path / "elsewhere")
+    manifest = json.loads(text)
+    manifest["target"]["device"] = "cuda"
+    (elsewhere / "rfc.json").write_text(json.dumps(manifest))
     for given, message in (
+        ((elsewhere,), "for cuda, and this LibTorch has none here; export on a CPU, or build with a LibTorch for CUDA"),
         ((cut,), "weights.safetensors: missing, or of another length"),
         ((no_json,), "rfc.json: no JSON: [json.exception.parse_error.101] parse error at line 1, column 24"),
         ((newer,), "of another schema version than 3; export again"),
