@@ -45,7 +45,7 @@ def figures(folder: Path) -> dict[str, Any]:
         "truth_prediction": over_module(records, "prediction"),
         "truth_methods": methods_table(records),
         "truth_fitted": fitted_table(records),
-        "truth_passes": passes_table({name: Rows(record_of(folder, name)) for name in FLOWS}),
+        "truth_passes": passes_table({name: Rows(path) for name in FLOWS if (path := record_of(folder, name)).exists()}),
     }
 
 
