@@ -59,7 +59,7 @@ class Engine {
 
   // One step: tensors by the model's argument names, in the shapes of one of the calls that the engine was built for, which picks the
   // programs; returns the model's outputs. Every context ("cond", "uncond") has state of its own for each call.
-  // A timestep that grew begins a new generation in its context. Outputs lie where the first of the arguments does.
+  // A timestep that grew begins a new generation in its context. Arguments lie on one device; outputs come back to it.
   std::vector<at::Tensor> run(const Tensors& arguments, const std::string& context = "");
 
   // The next call of every context begins a new generation.

@@ -123,8 +123,8 @@ def check_count(where: str, count: Any, name: str = "nfc") -> None:
         checked_count(where, name, count, 1)
 
 
-def check_nfc(where: str, nfc: int, num_steps: int) -> None:
+def check_nfc(where: str, nfc: int, num_steps: int, name: str = "nfc") -> None:
     """Raise ValueError for a number of full steps that a generation of `num_steps` cannot have."""
-    checked_count(where, "nfc", nfc, 1)
+    checked_count(where, name, nfc, 1)
     if nfc > num_steps:
-        raise ValueError(f"{where}: nfc must be at most num_steps ({num_steps}), got {nfc}")
+        raise ValueError(f"{where}: {name} must be at most num_steps ({num_steps}), got {nfc}")

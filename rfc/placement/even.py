@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from rfc.estimators.linear_prediction import LinearPrediction
 from rfc.method import Method
+from rfc.placement.log_snr import CLOSEST
 from rfc.placement.weighted import polynomial
 from rfc.schedules.base import NoiseLevels
 
@@ -26,11 +28,12 @@ def even_lists(levels: NoiseLevels, nfc: int, granularity: str) -> Iterator[Meth
     """Linear predictions at `nfc` full steps even in log-SNR within each limit, by each order. Not in the papers.
 
     With granularity "prediction" these are the multistep solvers of `nfc` steps at those levels (orders 0 and 1 as Euler and
-    Adams-Bashforth 2), on the sampler's own grid.
+    Adams-Bashforth 2), on the sampler's own grid. A list with two full steps at one level (the calls of Heun's method) has order 0 alone.
     """
     times = [CLOCK * math.tanh(level / CLOCK) for level in levels.lambdas]
     for full_steps in dict.fromkeys(even_steps(levels.lambdas, nfc, limit) for limit in LIMITS):
-        for order in ORDERS:
+        is_rising = all(times[b] - times[a] > CLOSEST for a, b in pairwise(full_steps))
+        for order in ORDERS if is_rising else ORDERS[:1]:
             schedule = polynomial(levels, full_steps, times, order, num_weights=max(order, 1))
             estimator = LinearPrediction(order=max(order, 1))
             # both granularities, as a fitted list has them here, so that all run on the same programs

@@ -140,6 +140,8 @@ class LogSNRPlaced(PlacedByCount):
             )
         object.__setattr__(self, "lambdas", lambdas)
         object.__setattr__(self, "num_steps", len(lambdas))
+        if isinstance(self.uncond, int):
+            check_nfc("LogSNR", self.uncond, self.length, "uncond_nfc")
         super().__post_init__()
 
     @property

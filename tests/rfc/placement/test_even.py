@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import Tensor
 
 import rfc
@@ -70,3 +70,14 @@ def test_every_limit_and_order_is_a_list_that_refining_takes() -> None:
         assert isinstance(method.schedule, rfc.Weighted)
         assert method.schedule.nfc == 6
         assert method.granularity == "stack"
+
+
+def test_a_sampler_that_calls_twice_at_a_level_has_lists_too() -> None:
+    sampler = FlowMatchHeunDiscreteScheduler()
+    sampler.set_timesteps(6)
+    levels = noise_levels(sampler)
+    for nfc in (4, len(levels.lambdas)):
+        lists = list(even_lists(levels, nfc, "prediction"))
+        assert lists
+        assert all(method.schedule.nfc == nfc for method in lists)
+    assert len(lists) == 1  # every call is full: two at each level, which no polynomial goes through

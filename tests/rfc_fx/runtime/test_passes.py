@@ -1,6 +1,7 @@
 """Full steps of their own for guidance's calls without a condition: placed by the context's name, as the twin has them."""
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -106,8 +107,45 @@ def test_names_of_contexts_without_a_condition() -> None:
 def test_a_wrong_number_is_named(wrong: Any) -> None:
     with pytest.raises(ValueError, match="LogSNR: uncond_nfc must be"):
         rfc.LogSNR(uncond_nfc=wrong)
-    with pytest.raises(ValueError, match="LogSNR: nfc must be at most num_steps"):
-        method(uncond=STEPS + 1).schedule.for_pass("uncond").numbers()
+
+
+def test_more_than_there_are_steps_is_refused_where_it_is_said() -> None:
+    with pytest.raises(ValueError, match=rf"LogSNR: uncond_nfc must be at most num_steps \({STEPS}\), got {STEPS + 1}"):
+        method(uncond=STEPS + 1)
+
+
+def test_two_threads_at_once_draw_what_each_draws_alone() -> None:
+    model, call = FAMILIES["sd3"](layers=2)
+    transformed, source = rfc_fx.transform(model, method()), scheduler()
+    calls = [call, call | {"hidden_states": call["hidden_states"].flip(-1)}]
+
+    def drawn(call: dict[str, Any]) -> Tensor:
+        with transformed.generation(source=source):
+            return draw(transformed, call)
+
+    alone = [drawn(call) for call in calls]
+    with ThreadPoolExecutor(2) as pool:
+        for together in (list(pool.map(drawn, calls)) for _ in range(3)):
+            assert all(map(torch.equal, together, alone))
+
+
+def test_a_generation_that_is_cancelled_leaves_the_next_one_as_it_is() -> None:
+    model, call = FAMILIES["sd3"](layers=2)
+    transformed, source = rfc_fx.transform(model, method()), scheduler()
+
+    def drawn() -> Tensor:
+        with transformed.generation(source=source):
+            return draw(transformed, call)
+
+    def cancelled() -> None:
+        with transformed.generation(source=source), transformed.cache_context("uncond"):
+            transformed(**call | {"timestep": source.timesteps[:1].expand(len(call["hidden_states"]))})
+            raise KeyboardInterrupt
+
+    alone = drawn()
+    with pytest.raises(KeyboardInterrupt):
+        cancelled()
+    assert torch.equal(drawn(), alone)
 
 
 def test_it_is_written_to_a_method_file_and_older_ones_are_read() -> None:
