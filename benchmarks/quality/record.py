@@ -64,10 +64,15 @@ class Store:
         if not where.exists():
             return store
         record = json.loads(where.read_text())
-        other = [name for name in MUST_AGREE if record["settings"].get(name) != rounded(settings[name])]
+        before = record["settings"]
+        other = [name for name in MUST_AGREE if _compared(name, before.get(name)) != _compared(name, rounded(settings[name]))]
         if other:
             raise typer.BadParameter(f"{where} was made with another {', '.join(other)}; run without --resume, or into another folder")
-        store.settings = settings | {"samplers": merged(record["settings"]["samplers"], settings["samplers"])}
+        own = sorted({*before["versions"]["rfc_fx"].split(", "), settings["versions"]["rfc_fx"]})
+        store.settings = settings | {
+            "samplers": merged(before["samplers"], settings["samplers"]),
+            "versions": settings["versions"] | {"rfc_fx": ", ".join(own)},
+        }
         store.full, store.forced = record["full"], record["teacher_forced"]
         store.cells = {key(cell["sampler"], cell["budget"], cell["method"]): cell for cell in record["cells"]}
         store.arrays = read_arrays(out / f"{store.name}.npz")
@@ -126,6 +131,11 @@ class Store:
         ):
             write_atomically(self.out / f"{self.name}.{suffix}", partial(Path.write_bytes, data=content))
         return record
+
+
+def _compared(setting: str, value: Any) -> Any:
+    """What must agree of a setting: our own version may be another, for each run draws its own full computation to compare with."""
+    return {name: version for name, version in value.items() if name != "rfc_fx"} if setting == "versions" else value
 
 
 def merged(before: Record, now: Record) -> Record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,13 +16,14 @@ from benchmarks.quality.entry import uniform_steps
 from benchmarks.quality.similarity import relative_l2
 from benchmarks.quality.workloads import CALIBRATED, CLASSES, EVALUATED, GROUP
 from benchmarks.truth.converged import STEPS, converged, guided, prediction_of
+from benchmarks.truth.fits import FITTED, TO_TRUTH, Refined
 from benchmarks.truth.levels import Levels
 from benchmarks.truth.models import MODELS, Images, Labelled
 from benchmarks.truth.rows import CHOOSE
 from benchmarks.truth.solvers import SOLVERS, draw, spaced
+from rfc.estimators.base import MOST_ORDER
 from rfc.method import Method, programs_of
 from rfc.placement.fitted import Recorded
-from rfc.placement.log_snr import full_steps_at
 from rfc.placement.noise_levels import noise_levels
 from rfc.placement.output_gains import output_gains
 from rfc.schedules.base import NoiseLevels
@@ -83,47 +84,6 @@ METHODS: dict[str, Placing] = {
     "LogSNR of flows, stack": by_log_snr("stack", is_flow=True),
     "LogSNR of flows, prediction": by_log_snr("prediction", is_flow=True),
 }
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A linear prediction, fitted to full computation by the same sampler on the seeds for choosing (`rfc.fitted`)."""
-
-    corrections: float
-    at_log_snr: bool = False
-    """Whether its full steps are LogSNR's."""
-
-    def method(self, recorded: Recorded, n: int) -> Method:
-        """With n full steps."""
-        levels = recorded.levels
-        steps = full_steps_at(levels, n) if self.at_log_snr else None
-        return rfc.fitted(recorded, n, corrections=self.corrections, full_steps=steps)
-
-
-@dataclass(frozen=True)
-class Refined:
-    """The same, refined by samples of the seeds for choosing (`rfc.refined`), the forecast being the blocks' residual or their output."""
-
-    to_truth: bool = False
-    """Refined by the converged solution, in the place of full computation."""
-    size: int = 8
-    small: int = 8
-    """Samples that it draws again and again, of those seeds; `small` of pictures of 8 x 8."""
-    again: int = 0
-    """Full steps up to which it has two rounds instead of one."""
-
-
-FITTED: dict[str, Fitted | Refined] = {
-    "fitted, corrected by 0.6": Fitted(0.6),
-    "fitted, corrected by 0.3": Fitted(0.3),
-    "fitted, not corrected": Fitted(0.0),
-    "fitted at LogSNR's steps, corrected by 0.3": Fitted(0.3, at_log_snr=True),
-    "refined": Refined(),
-}
-"""What `rfc-fx tune` tries, by name."""
-
-TO_TRUTH = {"refined to the truth": Refined(to_truth=True, size=12, small=22, again=8)}
-"""By name."""
 
 
 class Lab:
@@ -189,7 +149,8 @@ class Lab:
     def _refined(self, kind: Refined, sampler: Sampler, n: int) -> Method:
         if (kind, sampler, n) not in self._kept:
             is_small = self.noise(CHOOSE)[0].numel() <= 64
-            begin, few = beginnings(self.recorded(sampler), n), Lab(self.model.name, kind.small if is_small else kind.size)
+            few = Lab(self.model.name, kind.small if is_small else kind.size)
+            begin = [every_step_full(n, min(n, MOST_ORDER), "prediction")] if kind.is_solver else beginnings(self.recorded(sampler), n)
             target, rounds = few.truth(CHOOSE) if kind.to_truth else few.full(CHOOSE, sampler), 2 if n <= kind.again else 1
             self._kept[kind, sampler, n] = rfc.refined(begin, lambda method: few.drawn(CHOOSE, sampler, method, n), target, rounds=rounds)
         return self._kept[kind, sampler, n]

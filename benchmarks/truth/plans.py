@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
-from benchmarks.truth.lab import FITTED, OWN, Sampler
+from benchmarks.truth.fits import FITTED
+from benchmarks.truth.lab import OWN, Sampler
 from benchmarks.truth.rows import CHOOSE, PLAIN, Cell, Rows
 from benchmarks.truth.solvers import SOLVERS, spacings_of
 
@@ -42,6 +43,9 @@ CORRECTED = ("fitted, corrected by 0.6", "fitted, corrected by 0.3")
 
 REFINED = "refined to the truth"
 """A list refined by the converged solution."""
+
+TRAINED = "trained solver"
+"""A sampler of n steps with weights of its own, found by the same search: no cache."""
 
 FINE = tuple(Sampler(BASES[0], spacing, LENGTHS[0]) for spacing in ("Karras", "log-SNR within 3"))
 """Samplers that lists are refined on; the second, whose levels are those that few evaluations are best spent on, at `FEW` or fewer."""
@@ -156,6 +160,16 @@ def refining(model: str, rows: Rows) -> Iterator[Cell]:
         yield from refined_at(n)
 
 
+def trained_at(n: int) -> Cell:
+    """The solver of n steps that is trained."""
+    return _cell(Sampler(BASES[0], FINE[1].spacing, n), n, TRAINED)
+
+
+def training(model: str, rows: Rows) -> Iterator[Cell]:
+    """Trained solvers, the fewest steps first."""
+    yield from map(trained_at, reversed(BUDGETS))
+
+
 def _cell(sampler: Sampler, n: int, method: str) -> Cell:
     return Cell(solver=sampler.solver, spacing=sampler.spacing, steps=sampler.steps, n=n, method=method)
 
@@ -169,5 +183,6 @@ PARTS: dict[str, Callable[[str, Rows], Iterator[Cell]]] = {
     "choosing-fitted": choosing_fitted,
     "judging": judging,
     "refining": refining,
+    "training": training,
 }
 """By name."""

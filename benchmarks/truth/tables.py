@@ -13,10 +13,11 @@ from benchmarks.quality.bootstrap import Ratio, ratio_of_geometric_means
 from benchmarks.tables import table
 from benchmarks.truth.contenders import ALL_STEPS, LOG_SNR, PLAIN_STEPS, TUNED, contenders
 from benchmarks.truth.converged import STEPS
-from benchmarks.truth.lab import FITTED, OWN, Sampler
+from benchmarks.truth.fits import FITTED
+from benchmarks.truth.lab import OWN, Sampler
 from benchmarks.truth.models import MODELS
 from benchmarks.truth.passes import INTERVAL, SHIFTS, cell_of, record_of
-from benchmarks.truth.plans import BUDGETS, FLOWS, GRANULARITIES, RULES, USERS, own_rule
+from benchmarks.truth.plans import BUDGETS, FLOWS, GRANULARITIES, RULES, USERS, own_rule, trained_at
 from benchmarks.truth.rows import Cell, Rows
 from benchmarks.truth.solvers import SOLVERS
 
@@ -149,6 +150,7 @@ def truth_table(records: Records) -> str:
                     f"{rows.geometric_mean(ours, groups, 'full') or 0.0:.4f}",
                     _interval(ratio(rows, ours, best, "truth")),
                     *(_interval(ratio(rows, cells[name], best, "truth")) if name in cells else NOTHING for name in TUNED),
+                    _interval(ratio(rows, trained_at(n), best, "truth")),
                     f"{errors[whole]:.4f} {named(Sampler(whole.solver, whole.spacing, whole.steps), model)}",
                     _interval(ratio(rows, ours, whole, "truth")),
                 ]
@@ -163,6 +165,7 @@ def truth_table(records: Records) -> str:
         "ratio",
         "ratio, fitted",
         "ratio, refined",
+        "ratio, trained solver",
         "users' sampler, all steps",
         "ratio to it",
     ]

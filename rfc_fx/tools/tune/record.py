@@ -7,7 +7,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.utils._pytree as pytree
@@ -29,10 +29,10 @@ class TuningError(RFCError):
     """A goal that cannot be reached, or a model or sampler that nothing can be fitted to."""
 
 
-def every_step_full(steps: int, order: int = 3) -> Method:
+def every_step_full(steps: int, order: int = 3, granularity: Literal["stack", "prediction"] = "stack") -> Method:
     """Full computation on the programs of a linear prediction."""
     schedule = Weighted(full_steps=range(steps), num_steps=steps, weights=[(0.0,) * order] * steps)
-    return Method(estimator=LinearPrediction(order=order), schedule=schedule, default_granularity="stack", name="FullCompute")
+    return Method(estimator=LinearPrediction(order=order), schedule=schedule, default_granularity=granularity, name="FullCompute")
 
 
 def recorded(source: Source, scheduler: Any, steps: int) -> Recorded:

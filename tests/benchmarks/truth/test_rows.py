@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.truth.lab import FITTED, OWN
+from benchmarks.truth.fits import FITTED
+from benchmarks.truth.lab import OWN
 from benchmarks.truth.plans import CORRECTED, PARTS, USERS, judged, own_rule, tried_caches, tried_solvers
 from benchmarks.truth.rows import CHOOSE, PLAIN, Cell, Row, Rows
 from benchmarks.truth.tables import fitted_table, granularity_table, methods_table, truth_table
