@@ -52,11 +52,11 @@ def optimize(model: Any, should_fold: Callable[[Any], bool | None], most_folded:
         common.DeduplicateInitializersPass(),
         common.CommonSubexpressionEliminationPass(),
         common.OutputFixPass(),
-        common.NameFixPass(),
     )(model)
     for graph in {id(graph): graph for graph in (model.graph, *model.graph.subgraphs())}.values():
         _select_by_logic(graph)
         _index_with_long(graph)
+    common.NameFixPass()(model)  # last: a node made in a branch is named by the branch, which knows no names outside of it
 
 
 def _select_by_logic(graph: Any) -> None:
