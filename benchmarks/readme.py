@@ -1,5 +1,5 @@
 """The page of all results, made from the records alone: `python -m benchmarks.readme` writes benchmarks/README.md, its
-drawings results/overview.svg and results/truth/fronts.svg, and the table of classes in export/README.md.
+drawings results/overview.svg and results/truth/fronts.svg, and what export/README.md says of classes and of TensorRT-RTX.
 
 Tables are functions of the records; prose is the template README.md.j2, whose figures are looked up in them.
 """
@@ -21,6 +21,8 @@ from benchmarks import overview
 from benchmarks.coverage import rows as coverage
 from benchmarks.coverage.engines import RECORD as CLASSES
 from benchmarks.coverage.engines import with_engine_classes
+from benchmarks.coverage.rtx import RECORD as RTX
+from benchmarks.coverage.rtx import with_programs_built
 from benchmarks.files import RESULTS, Record, read_json, write_text
 from benchmarks.latency import profile, scaling, state, tables
 from benchmarks.quality import summary as quality
@@ -159,7 +161,7 @@ def main(
     check: Annotated[bool, typer.Option("--check", help="write nothing; exit with 1 where the page differs from the records")] = False,
 ) -> None:
     """Write the page of results and its drawings."""
-    text, engines = page(), with_engine_classes(ENGINES_PAGE.read_text(), read_json(CLASSES))
+    text, engines = page(), with_programs_built(with_engine_classes(ENGINES_PAGE.read_text(), read_json(CLASSES)), read_json(RTX))
     if check:
         raise typer.Exit(int((PAGE.read_text(), ENGINES_PAGE.read_text()) != (text, engines)))
     write_text(PAGE, text)

@@ -5,6 +5,27 @@ from __future__ import annotations
 from benchmarks.coverage.classes.spec import Spec
 from benchmarks.coverage.rows import ClassCoverage
 
+FAMILIES = (
+    "DiTTransformer2DModel",
+    "PixArtTransformer2DModel",
+    "SD3Transformer2DModel",
+    "FluxTransformer2DModel",
+    "Flux2Transformer2DModel",
+    "QwenImageTransformer2DModel",
+    "WanTransformer3DModel",
+    "HunyuanVideoTransformer3DModel",
+    "CogVideoXTransformer3DModel",
+    "LTXVideoTransformer3DModel",
+    "ZImageTransformer2DModel",
+    "Lumina2Transformer2DModel",
+    "SanaTransformer2DModel",
+    "HunyuanDiT2DModel",
+    "AuraFlowTransformer2DModel",
+    "ChromaTransformer2DModel",
+    "MochiTransformer3DModel",
+)
+"""One class of each family: complex numbers, truth values that are masked, values that Python reads, video: every kind of graph."""
+
 
 def all_specs() -> dict[str, Spec]:
     """Every class by name."""

@@ -8,7 +8,7 @@ import pytest
 import rfc
 import rfc_export
 import rfc_fx
-from benchmarks.coverage.specs import all_specs
+from benchmarks.coverage.specs import FAMILIES, all_specs
 from rfc.method import Method
 from rfc_export.parity import compare
 
@@ -22,34 +22,10 @@ pytestmark = [
 
 STEPS = 8
 
-FAST = ("Sana",)
+FAST = ("SanaTransformer2DModel",)
 """Constants near zero, which another optimizer drops. Digits (DiT), FLUX and Qwen-Image are exported by the fast tests of other files."""
 
-FAMILIES = (
-    "DiT",
-    "PixArt",
-    "SD3",
-    "Flux",
-    "Flux2",
-    "QwenImage",
-    "Wan",
-    "HunyuanVideo",
-    "CogVideoX",
-    "LTXVideo",
-    "ZImage",
-    "Lumina2",
-    "Sana",
-)
-FAMILIES += ("HunyuanDiT2D", "AuraFlow", "Chroma", "Mochi")
-"""Complex numbers, truth values that are masked, values that Python reads, video: every kind of graph."""
-
-
-def class_of(family: str) -> str:
-    names = [f"{family}Transformer2DModel", f"{family}Transformer3DModel", f"{family}Model"]
-    return next(name for name in names if name in all_specs())
-
-
-DIFFUSIONS = ("DiT", "PixArt", "HunyuanDiT2D", "CogVideoX")
+DIFFUSIONS = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "HunyuanDiT2DModel", "CogVideoXTransformer3DModel")
 """Families that are no flows: the default method has another clock for flows."""
 
 
@@ -58,7 +34,7 @@ def log_snr(family: str) -> Method:
 
 
 def check(family: str, method: Callable[[], Method], path: Path) -> None:
-    spec = all_specs()[class_of(family)]
+    spec = all_specs()[family]
     model = spec.model(layers=1)
     arguments = spec.arguments(model)
     cached = rfc_fx.transform(model, method(), example_inputs=arguments)

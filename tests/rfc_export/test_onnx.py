@@ -408,24 +408,29 @@ def test_float16_runs_on_the_cpu_provider(tmp_path: Path) -> None:
     assert sample(engine(**inputs[0])).dtype == torch.float16
 
 
-def test_bfloat16_is_refused_by_name_before_anything_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_runs_on_the_cpu_provider(tmp_path: Path) -> None:
     model, inputs = halved(torch.bfloat16)
-    monkeypatch.setattr(rfc_fx, "transform", None)  # nothing is captured for it
-    with pytest.raises(BackendError, match=r"CPUExecutionProvider does not compute in bfloat16.*float16, or with backend='aoti'"):
-        rfc_export.export(
-            model, tmp_path / "half", backend="onnx", example_inputs=inputs[0], method=rfc.RFC(tau=0.5), config=rfc_fx.Config(hoist=False)
-        )
-    assert not list(tmp_path.iterdir())
+    engine = exported_and_compared(
+        tmp_path / "half", rfc_fx.transform(model, rfc.RFC(tau=0.5), example_inputs=inputs[0]), inputs, rfc_fx.Config(hoist=False)
+    )
+    assert sample(engine(**inputs[0])).dtype == torch.bfloat16
+    assert {weight.dtype for weight in engine.manifest.weights.values()} >= {"bfloat16"}
+    assert "bfloat16" in {slot.dtype for slot in engine.manifest.sets[0].state}
+
+
+def test_a_type_that_the_provider_does_not_compute_in_is_refused_by_name() -> None:
+    with pytest.raises(BackendError, match=r"CPUExecutionProvider does not compute in float8_e4m3fn.*float16, or with backend='aoti'"):
+        backend.check_types(torch.device("cpu"), [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
 
 
 def test_a_kernel_that_the_provider_lacks_is_named(tmp_path: Path) -> None:
-    class Doubled(nn.Module):
+    class Chosen(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor]:
-            return (x * x,)
+            return (torch.where(x > 0, x, -x),)
 
-    program = small(Doubled(), torch.ones(3, dtype=torch.bfloat16))
+    program = small(Chosen(), torch.ones(3, dtype=torch.int16))
     build(tmp_path, program)
-    with pytest.raises(BackendError, match=r"CPUExecutionProvider has no kernel for a part of FULL: .*implementation for Mul"):
+    with pytest.raises(BackendError, match=r"CPUExecutionProvider has no kernel for a part of FULL: .*implementation for Where"):
         opened(tmp_path, program)
 
 

@@ -75,3 +75,28 @@ def test_truth_values_are_filled_and_selected_without_a_kernel_that_the_provider
     (found,) = opened(tmp_path, program)([mask, where], {})
     assert torch.equal(found, Masked()(mask, where)[0])
     assert "Where" not in {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+
+
+class Branched(nn.Module):
+    """Truth values are selected in both branches of a condition, and outside of it."""
+
+    def forward(self, x: Tensor, mask: Tensor, where: Tensor) -> tuple[Tensor]:
+        def either(mask: Tensor, where: Tensor) -> Tensor:
+            return torch.where(where, mask, mask.flip(0))
+
+        def other(mask: Tensor, where: Tensor) -> Tensor:
+            return torch.where(where, mask.flip(0), mask)
+
+        chosen = torch.cond(x.sum() > 0, either, other, (mask, where))
+        return (torch.where(where, chosen, ~chosen),)
+
+
+def test_values_made_in_branches_have_names_of_their_own(tmp_path: Path) -> None:
+    mask, where = torch.tensor([[True, False, True], [False, False, True]]), torch.tensor([[True, True, False]])
+    program = small(Branched(), torch.ones(2), mask, where)
+    build(tmp_path, program)
+    run = opened(tmp_path, program)
+    for sign in (1, -1):
+        x = torch.full((2,), float(sign))
+        (found,) = run([x, mask, where], {})
+        assert torch.equal(found, Branched()(x, mask, where)[0])

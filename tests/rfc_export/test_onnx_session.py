@@ -6,8 +6,8 @@ import pytest
 import torch
 from onnx_programs import build, opened, small
 from torch import Tensor, nn
-
-from rfc_export.errors import BackendError
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
 pytestmark = pytest.mark.onnx
@@ -60,14 +60,38 @@ def test_weights_that_sessions_share_keep_their_shape(tmp_path: Path) -> None:
 
 
 class Narrowed(nn.Module):
-    """Stands for SanaWM, which multiplies in bfloat16 whatever its own type."""
+    """Stands for SanaWM, which multiplies in bfloat16 whatever its own type; in a branch as well."""
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return ((x.bfloat16() * x.bfloat16()).float(),)
+        narrow = x.bfloat16()
+        chosen = torch.cond(x.sum() > 0, lambda y: y * y, lambda y: y / 3 - y, (narrow,))
+        attended = functional.scaled_dot_product_attention(*(narrow.reshape(1, 1, 50, 20) for _ in range(3))).flatten()
+        return ((functional.silu(narrow.sin() * chosen + 1) * attended).float(),)
 
 
-def test_a_cast_of_the_models_own_is_named_where_the_provider_has_no_kernel(tmp_path: Path) -> None:
-    program = small(Narrowed(), torch.ones(2))
+class Scattered(nn.Module):
+    """Stands for Nucleus, whose experts' outputs are added to their tokens."""
+
+    def forward(self, x: Tensor, rows: Tensor) -> tuple[Tensor]:
+        return (torch.zeros(2000, 2, dtype=x.dtype).scatter_add(0, rows, x * 2),)  # too many zeros to be stored
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scattered_values_of_half_precision_are_added(dtype: torch.dtype, tmp_path: Path) -> None:
+    x, rows = torch.tensor([[1.0, 2.0], [4.0, 8.0], [16.0, 32.0]]).to(dtype), torch.tensor([[0, 1], [0, 1], [2, 1]])
+    program = small(Scattered(), x, rows)
     build(tmp_path, program)
-    with pytest.raises(BackendError, match=r"a part of FULL: .*; export with backend='aoti', the model casts to bfloat16 itself"):
-        opened(tmp_path, program)
+    (found,) = opened(tmp_path, program)([x, rows], {})
+    assert torch.equal(found, Scattered()(x, rows)[0])
+
+
+def test_what_a_model_computes_in_bfloat16_is_rounded_as_the_model_does(tmp_path: Path) -> None:
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    program = small(Narrowed(), x)
+    build(tmp_path, program)
+    run = opened(tmp_path, program)
+    for sign in (1, -1):
+        (found,) = run([sign * x], {})
+        with sdpa_kernel(SDPBackend.MATH):  # the others round the probabilities as well
+            exact = Narrowed()(sign * x)[0]
+        assert (found == exact).float().mean() > 0.99  # the rest: sums and exponentials that end beside a tie

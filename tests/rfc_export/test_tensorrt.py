@@ -23,7 +23,7 @@ from rfc_export import tensorrt
 from rfc_export.errors import BackendError, ExportError
 from rfc_export.portable import Portable
 from rfc_export.specs import TensorSpec
-from rfc_export.tensorrt import builder, cache, engine, libraries
+from rfc_export.tensorrt import builder, cache, engine, libraries, rtx
 from rfc_export.tensorrt.rtx import build_with_rtx
 
 CUDA = torch.device("cuda")
@@ -262,6 +262,34 @@ def test_state_changes_places_and_each_set_of_addresses_is_recorded_once(monkeyp
 
 
 # ---- TensorRT-RTX ----------------------------------------------------------------------------------------------------
+
+
+def test_the_layer_that_tensorrt_rtx_cannot_build_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
+
+    class Builder:
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def create_network(self, flags: int) -> None:
+            pass
+
+        def create_builder_config(self) -> Any:
+            return SimpleNamespace(set_compute_capability=lambda capability, index: None)
+
+        def build_serialized_network(self, network: Any, config: Any) -> None:
+            self.logger.log(severity.WARNING, "slow")
+            self.logger.log(severity.ERROR, "node_If: no implementation")
+
+    library = SimpleNamespace(
+        Builder=Builder,
+        ComputeCapability=SimpleNamespace(SM89=1),
+        ILogger=type("ILogger", (), {"Severity": severity}),
+        NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=0),
+        OnnxParser=lambda network, logger: SimpleNamespace(parse_from_file=lambda path: True),
+    )
+    monkeypatch.setattr(rtx, "import_module", lambda name: library)
+    assert build_with_rtx("full.onnx") == "node_If: no implementation"
 
 
 @pytest.mark.tensorrt

@@ -55,13 +55,6 @@ def checked_weights(where: str, program: bytes, spec: ProgramSpec, weights: Mapp
     return there
 
 
-def casts_to_bfloat16(program: bytes) -> bool:
-    """Whether a part of the outermost graph is computed in bfloat16, whatever the type of the model."""
-    graph = imported("onnx", "ModelProto").ModelProto.FromString(program).graph
-    targets = (attribute.i for node in graph.node if node.op_type == "Cast" for attribute in node.attribute if attribute.name == "to")
-    return ELEMENT_TYPES[torch.bfloat16] in targets
-
-
 def _tensors(model: Any) -> Iterator[tuple[Any, bool]]:
     """Every tensor of the model, in whatever graph or function, and whether it is one of the model's own initializers."""
     graphs: list[Any] = [model.graph, *model.functions]

@@ -15,6 +15,9 @@ OPSET = 20
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
+WIDENING = ("cpu",)
+"""Devices whose provider has no arithmetic in bfloat16: programs for them compute in float32, between weights and state as they are."""
+
 
 def check(device: torch.device) -> None:
     """BackendError where ONNX Runtime is missing or broken, or has no provider for the device; `build` looks for onnx itself."""

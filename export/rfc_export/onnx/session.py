@@ -14,7 +14,7 @@ from rfc_export.backends import Run
 from rfc_export.errors import ArtifactError, BackendError, short
 from rfc_export.manifest import Manifest
 from rfc_export.methods import dtype_of
-from rfc_export.onnx.declared import ELEMENT_TYPES, casts_to_bfloat16, checked_weights
+from rfc_export.onnx.declared import ELEMENT_TYPES, checked_weights
 from rfc_export.onnx.libraries import PROVIDERS, imported
 from rfc_export.onnx.queue import Queue
 from rfc_export.onnx.writer import value_name
@@ -65,9 +65,9 @@ def _session(runtime: Any, path: Path, program: bytes, spec: ProgramSpec, option
         session = runtime.InferenceSession(program, options, providers=queue.providers)
     except Exception as error:  # onnxruntime's errors share no base class
         if type(error).__name__ == "NotImplemented" or "fallback to CPU EP has been explicitly disabled" in str(error):
-            wider = "the model casts to bfloat16 itself" if casts_to_bfloat16(program) else "or a model and state in a type it computes in"
             raise BackendError(
-                f"onnx: {provider} has no kernel for a part of {spec.entry}: {short(error)}; export with backend='aoti', {wider}"
+                f"onnx: {provider} has no kernel for a part of {spec.entry}: {short(error)}; export with backend='aoti', or a model and "
+                "state in a type it computes in"
             ) from error
         raise ArtifactError(f"{path}: ONNX Runtime cannot open it: {short(error)}") from error
     if session.get_providers()[0] != provider:

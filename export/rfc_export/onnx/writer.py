@@ -17,7 +17,8 @@ from torch import Tensor
 from rfc_export.backends import Built, Report
 from rfc_export.errors import BackendError, ExportError, short
 from rfc_export.manifest import WEIGHTS
-from rfc_export.onnx.libraries import OPSET, imported
+from rfc_export.onnx.attention import attend_in_float32
+from rfc_export.onnx.libraries import OPSET, WIDENING, imported
 from rfc_export.onnx.optimizer import optimize
 from rfc_export.onnx.registry import read_once
 from rfc_export.portable import STEP, Portable
@@ -49,7 +50,7 @@ def build(
     for phase, program in programs.items():
         report(f"exporting {phase}")
         name = f"{phase.lower()}{suffix}.onnx"
-        _write(program, folder / name, offsets)
+        _write(program, folder / name, offsets, device)
         built[phase] = Built(name, phase)
     return built
 
@@ -82,11 +83,11 @@ def value_name(spec: TensorSpec) -> str:
     return f"{spec.kind}:{spec.name}"
 
 
-def _write(program: Portable, path: Path, offsets: Mapping[str, tuple[int, int]]) -> None:
+def _write(program: Portable, path: Path, offsets: Mapping[str, tuple[int, int]], device: torch.device) -> None:
     import onnx
     import onnx_ir as ir
 
-    model = _exported(program)
+    model = _exported(program, widens=device.type in WIDENING)
     graph = model.graph
     if len(graph.inputs) != len(program.inputs) or len(graph.outputs) != len(program.outputs):
         raise ExportError(
@@ -113,7 +114,7 @@ def _write(program: Portable, path: Path, offsets: Mapping[str, tuple[int, int]]
         ) from error
 
 
-def _exported(program: Portable) -> Any:
+def _exported(program: Portable, widens: bool) -> Any:
     """The program as a model of onnx_ir, weights by name and not yet written anywhere."""
     import onnx_ir.passes.common as passes
 
@@ -126,6 +127,8 @@ def _exported(program: Portable) -> Any:
         warnings.simplefilter("ignore")
         # not strict, torch.cond would be traced apart from the rest, its shapes taken to be dynamic
         exported = torch.export.export(program.module, program.examples, strict=program.phase == STEP)
+        if widens:
+            attend_in_float32(exported.graph_module)
         translations: Any = {torch.ops.aten.linear.default: _linear, torch.ops.aten.squeeze.dim: _squeeze}
         converted: Any = torch.onnx.export(
             exported, (), dynamo=True, opset_version=OPSET, optimize=False, verbose=False, custom_translation_table=translations
@@ -135,7 +138,7 @@ def _exported(program: Portable) -> Any:
             raise ExportError(
                 f"export: {program.phase} writes {', '.join(map(str, frozen.values()))} in place; ONNX would freeze it; please report this"
             )
-        optimize(converted.model, folds, MOST_FOLDED)
+        optimize(converted.model, folds, MOST_FOLDED, widens)
         passes.ClearMetadataAndDocStringPass()(converted.model)
     return converted.model
 

@@ -10,7 +10,7 @@ from rfc_export.errors import BackendError
 
 
 def build_with_rtx(path: str | Path, compute_capability: str = "8.9") -> int | str:
-    """Build an ONNX program with TensorRT-RTX for a GPU that need not be there; return the engine's bytes, or why there is none.
+    """Build an ONNX program with TensorRT-RTX for a GPU that need not be there; return the engine's bytes, or the layers in its way.
 
     Raises BackendError where TensorRT-RTX is missing or broken, or does not know the compute capability.
     """
@@ -22,7 +22,16 @@ def build_with_rtx(path: str | Path, compute_capability: str = "8.9") -> int | s
     if not hasattr(trt.ComputeCapability, name):
         known = ", ".join(field for field in dir(trt.ComputeCapability) if field.startswith("SM"))
         raise BackendError(f"tensorrt-rtx {trt.__version__}: expected a compute capability of {known}, got {name}")
-    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    said: list[str] = []
+
+    class Errors(trt.ILogger):  # type: ignore[misc]
+        """Keeps what the builder says of the layer that it cannot build."""
+
+        def log(self, severity: Any, text: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                said.append(text)
+
+    logger = Errors()
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
@@ -33,4 +42,6 @@ def build_with_rtx(path: str | Path, compute_capability: str = "8.9") -> int | s
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
     engine = builder.build_serialized_network(network, config)
-    return "the builder gave no engine" if engine is None else int(engine.nbytes)
+    if engine is None:
+        return "; ".join(said) or "the builder gave no reason"
+    return int(engine.nbytes)
