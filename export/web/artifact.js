@@ -22,15 +22,13 @@ export async function json(read, name) {
   }
 }
 
-/** The manifest of an engine that runs here: ONNX programs, one decision of the host per step. */
+/** The manifest of an engine that runs here: ONNX programs, the decision by this code (dispatch host) or in the program (cond). */
 export async function readManifest(read) {
   const manifest = await json(read, "rfc.json");
   if (manifest.schema_version !== SCHEMA) {
     throw new Error(`rfc.json: schema version ${manifest.schema_version}, this page reads ${SCHEMA}; export again`);
   }
-  if (manifest.backend !== "onnx" || manifest.config.dispatch !== "host") {
-    throw new Error(`rfc.json: for ${manifest.backend}, dispatch ${manifest.config.dispatch}; export with --backend onnx --dispatch host`);
-  }
+  if (manifest.backend !== "onnx") throw new Error(`rfc.json: for ${manifest.backend}; export with --backend onnx`);
   return manifest;
 }
 

@@ -3,21 +3,28 @@
 const PLACED = ["Listed", "Placed", "LogSNRPlaced", "ChebyshevPlaced", "MagnitudePlaced", "GrowingWindow", "Weighted"];
 const KNOWN = ["RCS", "Every", ...PLACED];
 
+const STEP = 0;
+const RESTART = 6; // of "progress"
+
+/** The numbers of a decision, by name; an Error where they are those of no list yet. */
+export function numbersOf(method, decision) {
+  if (decision.rule === "LogSNRPlaced" && method.schedule.lambdas === null) {
+    throw new Error("method.schedule: the noise levels are not known; export with --method log-snr --steps NUMBER");
+  }
+  const entries = Object.entries(decision.numbers);
+  return Object.fromEntries(entries.map(([name, values]) => [name, Float32Array.from(values, (one) => (one === "inf" ? Infinity : one))]));
+}
+
 /** Which step is computed in full: the rule and numbers that the manifest has for a call. */
 export class Schedule {
   constructor(method, decision) {
     this.rule = decision.rule;
-    this.numbers = Object.fromEntries(
-      Object.entries(decision.numbers).map(([name, values]) => [name, Float32Array.from(values, (one) => (one === "inf" ? Infinity : one))]),
-    );
+    this.numbers = numbersOf(method, decision);
     if (!KNOWN.includes(this.rule)) {
-      throw new Error(`decision.rule: ${this.rule}; this page knows ${KNOWN.join(", ")}: export with another method`);
+      throw new Error(`decision.rule: ${this.rule}; this page knows ${KNOWN.join(", ")}, and all rules with --dispatch cond`);
     }
     if (this.rule === "RCS" && method.schedule.lagged) {
       throw new Error("method.schedule: this page decides with the step's own error; export with lagged=False");
-    }
-    if (this.rule === "LogSNRPlaced" && method.schedule.lambdas === null) {
-      throw new Error("method.schedule: the noise levels are not known; export with --method log-snr --steps NUMBER");
     }
   }
 
@@ -59,6 +66,17 @@ export class Book {
     this.counts = isFull ? { since: 0, gap: anchors > 0 ? k : 0, anchors: anchors + 1, total: 0 } : { since: k, gap, anchors, total };
     return isFull;
   }
+}
+
+/** What a program that decides says of its latest step: the parts of "progress" and the rows of "log" (rfc_fx/ir/progress.py). */
+export function lastIsFull(progress, log) {
+  const rows = log.dims[0];
+  return log.data[(Math.min(progress.data[STEP], rows) - 1) * (log.data.length / rows)] > 0;
+}
+
+/** Let a program that decides begin anew: its next step is full. */
+export function restart(progress) {
+  progress.data[RESTART] = 1;
 }
 
 /** The table's entry for a step; its first for all before the first step, its last for all beyond. */

@@ -1,4 +1,4 @@
-// Draws one picture under node, for tests: node check.js KIND FOLDER REQUEST_JSON NOISE_FILE OUT_FILE [STEPS]; prints {"phases": ...}.
+// Draws one picture under node, for tests: node check.js KIND FOLDER REQUEST_JSON NOISE_FILE OUT_FILE [STEPS [full]]; prints {"phases": ...}.
 // NOISE_FILE and OUT_FILE hold float32 numbers.
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -7,7 +7,7 @@ import * as ort from "onnxruntime-web";
 import { Digits } from "./digits.js";
 import { Emoji } from "./emoji.js";
 
-const [kind, folder, request, noiseFile, outFile, steps] = process.argv.slice(2);
+const [kind, folder, request, noiseFile, outFile, steps, full] = process.argv.slice(2);
 const open = { digits: Digits.open, emoji: Emoji.open }[kind];
 ort.env.wasm.numThreads = 1;
 try {
@@ -16,7 +16,8 @@ try {
   const noise = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
   let phases = "";
   let last = null;
-  for await (const step of drawing.draw(JSON.parse(request), noise, steps ? { steps: Number(steps) } : {})) {
+  const options = { computesAll: full === "full", ...(steps ? { steps: Number(steps) } : {}) };
+  for await (const step of drawing.draw(JSON.parse(request), noise, options)) {
     phases += step.isFull ? "F" : "E";
     last = step.sample ?? last;
   }

@@ -1,6 +1,6 @@
 // An engine: the programs of an artefact, the state that they share, and the decision of each step.
 import { checked, readManifest } from "./artifact.js";
-import { Book, Schedule } from "./bookkeeping.js";
+import { Book, lastIsFull, numbersOf, restart, Schedule } from "./bookkeeping.js";
 
 const WEIGHTS = "weights.safetensors";
 const ARRAYS = {
@@ -23,7 +23,10 @@ export class Engine {
    */
   static async open(read, ort, { provider = "wasm", processor = null, report = () => {} } = {}) {
     const manifest = await readManifest(read);
-    const schedules = manifest.sets.map((set) => new Schedule(manifest.method, set.decision)); // refused before anything is loaded
+    const decides = manifest.config.dispatch === "cond"; // in the program
+    const rules = manifest.sets.map(({ decision }) =>
+      decides ? numbersOf(manifest.method, decision) : new Schedule(manifest.method, decision),
+    ); // refused before anything is loaded
     const contents = {};
     for (const [name, spec] of Object.entries(manifest.files)) contents[name] = await checked(read, name, spec);
     const weights = { path: WEIGHTS, data: contents[WEIGHTS] };
@@ -41,7 +44,7 @@ export class Engine {
         });
         programs[phase] = { spec: program, session };
       }
-      sets.push({ spec, programs, schedule: schedules[number] });
+      sets.push({ spec, programs, ...(decides ? { numbers: rules[number] } : { schedule: rules[number] }) });
     }
     return new Engine(manifest, sets, ort);
   }
@@ -86,12 +89,18 @@ class Generation {
     const number = this.engine.pick(given);
     const set = this.engine.sets[number];
     const key = `${number} ${context}`;
-    if (!this.lanes.has(key)) this.lanes.set(key, { values: this.zeros(set.spec), book: new Book(), eps: 0 });
+    if (!this.lanes.has(key)) this.lanes.set(key, { values: this.initial(set), book: new Book(), eps: 0 });
     const lane = this.lanes.get(key);
     for (const leaf of set.spec.call.leaves) {
       if (leaf.placeholder !== null) lane.values.set(`input:${leaf.placeholder}`, given[leaf.argument]);
     }
     const start = performance.now();
+    const { outputs, isFull } = set.schedule ? await this.decided(set, lane) : await this.deciding(set, lane);
+    return { outputs, isFull, milliseconds: performance.now() - start };
+  }
+
+  /** A step of programs for each phase: the rule decides here. */
+  async decided(set, lane) {
     if (lane.book.phases === "" && set.programs.INVARIANT) await this.program(set, lane, "INVARIANT");
     if (set.programs.TIMESTEP) await this.program(set, lane, "TIMESTEP");
     const clock = set.schedule.clock(lane.book.phases.length, lane.book.counts);
@@ -99,8 +108,16 @@ class Generation {
     lane.eps = 0;
     if (set.programs.PREFIX) await this.program(set, lane, "PREFIX");
     const isFull = lane.book.decide(this.computesAll ? { full: () => true } : set.schedule, lane.eps);
-    const outputs = await this.program(set, lane, isFull ? "FULL" : "ESTIMATE");
-    return { outputs, isFull, milliseconds: performance.now() - start };
+    return { outputs: await this.program(set, lane, isFull ? "FULL" : "ESTIMATE"), isFull };
+  }
+
+  /** A step of the one program that decides. */
+  async deciding(set, lane) {
+    if (this.computesAll) restart(lane.values.get("state:progress"));
+    const outputs = await this.program(set, lane, "STEP");
+    const isFull = lastIsFull(lane.values.get("state:progress"), lane.values.get("state:log"));
+    lane.book.phases += isFull ? "F" : "E";
+    return { outputs, isFull };
   }
 
   /** A letter for each step of a context: F for FULL, E for ESTIMATE. */
@@ -115,18 +132,23 @@ class Generation {
     this.lanes.clear();
   }
 
-  zeros(spec) {
+  /** State of zeros, and the numbers of a rule that a program reads. */
+  initial({ spec, programs, numbers }) {
     const values = new Map();
     for (const slot of spec.state) {
       const length = slot.shape.reduce((product, size) => product * size, 1);
       values.set(`state:${slot.name}`, this.engine.tensor(slot.dtype, new ARRAYS[slot.dtype](length), slot.shape));
+    }
+    for (const { kind, name, dtype, shape } of numbers ? programs.STEP.spec.inputs : []) {
+      if (kind === "numbers") values.set(`numbers:${name}`, this.engine.tensor(dtype, numbers[name], shape));
     }
     return values;
   }
 
   async program(set, lane, phase) {
     const { spec, session } = set.programs[phase];
-    const feeds = Object.fromEntries(session.inputNames.map((name) => [name, lane.values.get(name)])); // ONNX drops inputs that nothing reads
+    const named = (name) => lane.values.get(name.replace(/^(progress|log):/, "state:"));
+    const feeds = Object.fromEntries(session.inputNames.map((name) => [name, named(name)])); // ONNX drops inputs that nothing reads
     const results = await session.run(feeds);
     const outputs = [];
     for (const { kind, name } of spec.outputs) {
@@ -144,11 +166,10 @@ function replace(values, key, tensor) {
   values.set(key, tensor);
 }
 
-/** State and what programs hand to one another stay where they were computed. */
+/** State and what programs hand to one another stay where they were computed, but for what tells of a decision. */
 function deviceOutputs(program) {
-  return Object.fromEntries(
-    program.outputs.map(({ kind, name }) => [`${kind}:${name}`, kind === "next" || kind === "carry" ? "gpu-buffer" : "cpu"]),
-  );
+  const stays = ({ kind, name }) => kind === "carry" || (kind === "next" && !["progress", "log"].includes(name));
+  return Object.fromEntries(program.outputs.map((one) => [`${one.kind}:${one.name}`, stays(one) ? "gpu-buffer" : "cpu"]));
 }
 
 /** Why a call is not the one that leaves describe; null where it is. */

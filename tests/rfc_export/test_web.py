@@ -39,8 +39,8 @@ def under_node(kind: str, folder: Path, request: dict[str, Any], noise: Path, ou
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def drawn_under_node(folder: Path, noise: Tensor, steps: int, files: Path) -> tuple[str, Tensor]:
-    """Phases and pixels of one digit."""
+def drawn_under_node(folder: Path, noise: Tensor, steps: int, files: Path, *more: str) -> tuple[str, Tensor]:
+    """Phases and pixels of one digit; `more`: "full" for every step in full."""
     (files / "noise").write_bytes(noise.numpy().tobytes())
     command = [
         "node",
@@ -51,6 +51,7 @@ def drawn_under_node(folder: Path, noise: Tensor, steps: int, files: Path) -> tu
         str(files / "noise"),
         str(files / "out"),
         str(steps),
+        *more,
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -89,6 +90,29 @@ def test_rules_without_data_are_the_engines_own(name: str, digits: Any, digits_i
     phases, pixels = drawn_under_node(path, digits_noise([0]), 20, tmp_path)
     assert phases == "".join(phase[0] for phase in engine.stats.phases)
     torch.testing.assert_close(pixels, expected, rtol=0, atol=EXACT)
+
+
+@pytest.mark.slow  # an engine for it alone
+@pytest.mark.parametrize("name", ["RFC", "TeaCache", "EasyCache"])
+def test_a_program_that_decides_takes_the_engines_decisions(
+    name: str, digits: Any, digits_inputs: dict[str, Tensor], tmp_path: Path
+) -> None:
+    methods = {
+        "RFC": rfc.RFC(tau=0.15),
+        "TeaCache": rfc.TeaCache(threshold=0.15, num_steps=20),
+        "EasyCache": rfc.EasyCache(threshold=0.05, num_steps=20),
+    }
+    facts = {"method": methods[name], "sampler": digits_sampler(), "config": rfc_fx.Config(dispatch="cond")}
+    path = rfc_export.export(digits, tmp_path / "engine", backend="onnx", example_inputs=digits_inputs, **facts)
+    engine, scheduler, noise = rfc_export.load(path), load_digits()[1], digits_noise([0])
+    expected = sample(engine, scheduler, torch.tensor([3]), noise, steps=20)
+    phases, pixels = drawn_under_node(path, noise, 20, tmp_path)
+    assert phases == "".join(phase[0] for phase in engine.stats.phases)
+    assert "E" in phases
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=EXACT)
+    phases, pixels = drawn_under_node(path, noise, 20, tmp_path, "full")
+    assert phases == "F" * 20
+    torch.testing.assert_close(pixels, sample(digits, scheduler, torch.tensor([3]), noise, steps=20), rtol=0, atol=EXACT)
 
 
 @pytest.mark.slow  # the shipped text-to-image model
@@ -132,7 +156,7 @@ def test_what_is_damaged_or_not_known_is_refused_in_one_line(onnx_digits: Path, 
         cut: "weights.safetensors: 1000 bytes, expected",
         edited(onnx_digits, tmp_path / "newer", '"schema_version": 3', '"schema_version": 4'): "schema version 4, this page reads 3",
         edited(onnx_digits, tmp_path / "rule", '"rule": "RCS"', '"rule": "Change"'): "decision.rule: Change; this page knows RCS, Every",
-        edited(onnx_digits, tmp_path / "other", '"backend": "onnx"', '"backend": "aoti"'): "for aoti, dispatch host; export with",
+        edited(onnx_digits, tmp_path / "other", '"backend": "onnx"', '"backend": "aoti"'): "rfc.json: for aoti; export with --backend onnx",
         edited(onnx_digits, tmp_path / "text", '"schema_version"', "schema"): "rfc.json: no JSON",
     }
     for folder, message in cases.items():
