@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -48,6 +49,24 @@ class Bound(NamedTuple):
         return arguments
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a call stands in its generation: what was found when it came, and holds for this call whatever other threads call meanwhile."""
+
+    lane: str = ""
+    """Name of its lane."""
+    index: int | None = None
+    """In the timetable of the generation, counted from its first call; None where the timesteps are not known."""
+    timestep: float | None = None
+    """As the model sees it, by the timetable."""
+    ends: tuple[float, float] | None = None
+    """Smallest and largest timestep of the batch, where the host has looked at them."""
+    in_doubt: bool = False
+    """Whether it is computed in full, which no timestep calls for."""
+    is_repeated: bool = False
+    """Whether the call was made before: its latent and timestep, where nobody opened the generation."""
+
+
 class Context:
     """The state of one name and one call signature, and the generation it is in."""
 
@@ -67,6 +86,8 @@ class Context:
         """Whether the next call begins a new generation."""
         self.running = ""
         """The program that ran last."""
+        self.at = Position()
+        """Of the latest call."""
         self.index: int | None = None
         """Of the latest step in the timetable of its generation."""
         self.hoisted = HoistedValues()

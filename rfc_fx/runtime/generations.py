@@ -85,8 +85,8 @@ class Generations:
         generation = self._where().generation
         return self._own_of(caller()) if generation is None else generation
 
-    def of(self, call: Call, *, again: bool = False) -> tuple[Generation, Context]:
-        """The generation of a call, and its context; `again`: of a call whose step begins anew."""
+    def of(self, call: Call, *, again: Context | None = None) -> tuple[Generation, Context]:
+        """The generation of a call, and its context; `again`: the one that it had, where its step begins anew."""
         here = self._here.get()
         generation = here.generation
         if generation is not None and generation.has_ended:
@@ -97,10 +97,10 @@ class Generations:
             if owner in self._recent:
                 del self._recent[owner]
         context = generation.context(call, here.name, here.sample, again=again)
-        if generation.is_repeated and not again:
+        if context.at.is_repeated and again is None:
             self.warned.of_repeat()
-        if generation.in_doubt:
-            self.warned.of_doubt(is_known=generation.index is not None)
+        if context.at.in_doubt:
+            self.warned.of_doubt(is_known=context.at.index is not None)
         return generation, context
 
     def beside(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

@@ -10,10 +10,8 @@ from torch import Tensor
 from rfc.conditioning import Seen
 from rfc_fx.runtime.calls import Call, Key
 from rfc_fx.runtime.context import latent_index
+from rfc_fx.runtime.lane_records import Lane
 from rfc_fx.runtime.succession import Run, Succession
-
-Lane = tuple[str, Key]
-"""(name, program set)."""
 
 
 class Moment(NamedTuple):

@@ -62,7 +62,7 @@ class Rules:
         """The rule of a context: for its generation's own number of steps and noise levels where its timesteps are known."""
         timetable, method = generation.timetable, self._method
         name = context.name if self._is_by_pass else ""
-        if timetable is None or generation.index is None:
+        if timetable is None or context.at.index is None:
             if not self._is_bound:
                 self._warned.of_unknown_levels()
             if name not in self._rules:
@@ -107,11 +107,11 @@ class Rules:
 
 def place(generation: Generation, context: Context, rule: Rule) -> None:
     """Hold a context against the timetable: after calls that it was not part of, its step is full."""
-    index = generation.index
+    index = context.at.index
     if index is None:
         return
     book, before = context.book, context.index
     is_next = before is None or index == before + 1
-    if is_next and continues(book, generation.timestep, generation.sign) and (not rule.schedule.is_placed or book.number == index):
+    if is_next and continues(book, context.at.timestep, generation.sign) and (not rule.schedule.is_placed or book.number == index):
         return
     context.book = left_out(book, index if rule.schedule.is_placed else 0)
