@@ -63,6 +63,10 @@ class Position:
     """Smallest and largest timestep of the batch, where the host has looked at them."""
     in_doubt: bool = False
     """Whether it is computed in full, which no timestep calls for."""
+    is_followed: bool = False
+    """Whether its latent was held against those before, so that its output is to be noted."""
+    is_evicted: bool = False
+    """Whether it would have gone on with a run whose programs have made room for others."""
     is_repeated: bool = False
     """Whether the call was made before: its latent and timestep, where nobody opened the generation."""
 

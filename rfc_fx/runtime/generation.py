@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rfc.arguments import timestep_value
-from rfc.bookkeeping import Rule
+from rfc.bookkeeping import Book, Rule, continues
 from rfc.conditioning import MAX_GROUPS, ConditioningGroups, group_name
 from rfc.method import Method
 from rfc_fx.errors import RFCError
@@ -51,6 +51,7 @@ class Generation(LaneRecords):
         self.rules: tuple[Method | None, dict[str, Rule]] = None, {}  # for its own steps, by pass, and the method that they were made of
         self.rows: dict[str | None, int] = {}  # samples of the calls of each name, where each has decisions of its own
         self.in_doubt = False  # whether the latest call was in doubt: computed in full, which no timestep called for
+        self._is_followed = False  # whether the latent of the latest call was held against those before
         self._is_foreign = False  # whether the latent of the latest call does not follow from its lane's calls before
         self._pool, self._known, self._call = pool, known, call
         self._is_read = False  # whether the timetable has been looked for
@@ -58,6 +59,7 @@ class Generation(LaneRecords):
         self.timestep_check = TimestepCheck(model)
         self._groups: dict[tuple[Key, str], ConditioningGroups] = {}
         self._moments = Moments()
+        self._evicted: dict[str, Book] = {}  # what lanes did whose programs have made room for others
         self.is_repeated = False  # whether the latest call was made before: its latent and timestep, where nobody opened the generation
         self._lock = threading.Lock()  # held while a call's place is found, never while a step runs
         self._labels: dict[str, tuple[str, str]] = {}
@@ -74,25 +76,31 @@ class Generation(LaneRecords):
 
     # ---- lanes -------------------------------------------------------------------------------------------------------
 
-    def context(self, call: Call, name: str | None, sample: str = "", *, again: Context | None = None) -> Context:
+    def context(self, call: Call, name: str | None, sample: str = "", *, is_told: bool = True, again: Context | None = None) -> Context:
         """The context of a call; it is taken from the pool at its lane's first. `again`: the one it had, where its step begins anew.
+
+        `is_told`: whether it is known who the sample is; otherwise it is the one in that row of the batch, as long as its latent says so.
 
         Calls of several threads find theirs one after the other: what is known of each stands in `Context.at`.
         """
         with self._lock:
-            return self._found(call, name, sample, again)
+            return self._found(call, name, sample, is_told, again)
 
-    def _found(self, call: Call, name: str | None, sample: str, again: Context | None) -> Context:
+    def _found(self, call: Call, name: str | None, sample: str, is_told: bool, again: Context | None) -> Context:
         if again is not None:
             lane = again.at.lane, call.key
         else:
             if not (self.is_opened and self._is_read and self.timetable is None):
                 self._arrive(call.timestep)
-            lane = self._lane((self._group(call, sample) if name is None else name) + sample, call)
-        context = self._lanes.get(lane)
+            self._is_followed = self.index is None and not (self.is_opened and is_told)
+            row = "" if is_told else f"{name or ''}{sample}"
+            lane = self._lane((self._group(call, sample) if name is None else name) + sample, call, row)
+        context, is_evicted = self._lanes.get(lane), False
         if context is None:
             if not self._lanes:
                 self._ended.clear()
+            evicted = self._evicted.pop(lane[0], None)
+            is_evicted = evicted is not None and continues(evicted, self._value(call), self.sign)
             context = self._lanes[lane] = self._pool.take(call, lane[0])
             conditioning, *number = lane[0].partition(" #")
             context.name = "".join((*self._labels.get(conditioning, (conditioning,)), *number))
@@ -100,7 +108,9 @@ class Generation(LaneRecords):
             if self._is_foreign and not context.has_ended:
                 self.in_doubt = not context.is_over(self._value(call), self.sign)
                 context.complete()
-            context.at = Position(lane[0], self.index, self.timestep, self.ends, self.in_doubt, self.is_repeated)
+            context.at = Position(
+                lane[0], self.index, self.timestep, self.ends, self.in_doubt, self._is_followed, is_evicted, self.is_repeated
+            )
         else:
             context.at = again.at
         if context.at.in_doubt:
@@ -133,12 +143,15 @@ class Generation(LaneRecords):
             return
         self.timestep, self.sign = table.timestep, table.sign
 
-    def _lane(self, name: str, call: Call) -> Lane:
+    def _lane(self, name: str, call: Call, row: str) -> Lane:
         """The lane of a call, by how often its name was called at this moment; notes whether that is in doubt."""
         lane, self.ends, self.in_doubt, self._is_foreign = (name, call.key), None, False, False
-        if not self.is_opened and self.index is None:
-            self._is_foreign = self._moments.is_foreign(lane, call, self._value(call))
-            self.is_repeated = self._moments.is_repeated
+        if self._is_followed:
+            if self.is_opened and call.timestep is not None:
+                lane = self._moments.numbered(lane, calls.moment_of(call.timestep)[0])
+            self._is_foreign = self._moments.is_foreign(lane, call, self._value(call), row, is_opened=self.is_opened, sign=self.sign)
+            self.in_doubt = self._moments.is_displaced
+            self.is_repeated = self._moments.is_repeated and not self.is_opened
             return lane
         if call.timestep is None:
             return lane
@@ -156,7 +169,7 @@ class Generation(LaneRecords):
         """Take in what a call has given, where that tells which calls follow it; RFCError where known timesteps were not those."""
         if self.timetable is not None and at.index == self.timetable.remaining - 1:
             self.timestep_check.verify()
-        if not self.is_opened and at.index is None:
+        if at.is_followed:
             for output in [each for each in outputs if isinstance(each, Tensor) and each.is_floating_point()][:1]:
                 self._moments.note(output)
 
@@ -164,7 +177,7 @@ class Generation(LaneRecords):
         """Take in what the model gave for a call that is part of no lane, made with the latent of the latest call."""
         if not self.is_opened and self._moments.is_at(arguments):
             self._moments.is_repeated = False
-            self.note(Position(index=self.index), outputs)
+            self.note(Position(index=self.index, is_followed=self.index is None), outputs)
 
     def _group(self, call: Call, sample: str) -> str:
         """Name of a call that has none: conditional and unconditional calls get a lane each."""
@@ -197,7 +210,7 @@ class Generation(LaneRecords):
     def restart(self) -> None:
         """Begin another run: nothing is known of it, and all contexts are given back."""
         self.end()
-        self.timetable, self.index, self.timestep, self._is_read, self.rows = None, None, None, False, {}
+        self.timetable, self.index, self.timestep, self._is_read, self.rows, self._evicted = None, None, None, False, {}, {}
 
     def end(self) -> None:
         """Give all contexts back; records stay readable until other lanes take their place."""
@@ -211,8 +224,12 @@ class Generation(LaneRecords):
             self._pool.give(key, name, context)
         self._lanes, self._moments, self._groups = {}, Moments(), {}
 
-    def drop(self, keys: Collection[Key]) -> None:
-        """Forget the lanes of program sets that are gone."""
-        self._lanes = {lane: context for lane, context in self._lanes.items() if lane[1] not in keys}
-        self._moments.drop(keys)
-        self._groups = {group: groups for group, groups in self._groups.items() if group[0] not in keys}
+    def drop(self, keys: Collection[Key], *, are_evicted: bool = False) -> None:
+        """Forget the lanes of program sets that are gone; `are_evicted`: for want of room, so that a run may come back to them."""
+        with self._lock:
+            if are_evicted:
+                gone = {lane[0]: context for lane, context in self._lanes.items() if lane[1] in keys and not context.has_ended}
+                self._evicted.update((name, context.record()) for name, context in gone.items())
+            self._lanes = {lane: context for lane, context in self._lanes.items() if lane[1] not in keys}
+            self._moments.drop(keys)
+            self._groups = {group: groups for group, groups in self._groups.items() if group[0] not in keys}

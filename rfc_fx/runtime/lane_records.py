@@ -30,6 +30,10 @@ class LaneRecords:
     def __iter__(self) -> Iterator[Context]:
         return iter(list(self._lanes.values()))
 
+    def program_sets(self) -> set[Key]:
+        """The program sets of the lanes."""
+        return {key for _, key in list(self._lanes)}
+
     @property
     def latest(self) -> Context | None:
         """The context that was used last; None where it was given back."""

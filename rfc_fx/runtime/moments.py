@@ -39,11 +39,20 @@ class Moments:
         """Lanes that had two calls at one timestep with other latents, until a timestep above."""
         self._latents: dict[Key, int] = {}
         """Where the latent is among the inputs."""
+        self._successions: dict[str, Succession] = {}
+        """By row of a batch, where each has decisions of its own."""
         self._succession = Succession()
+        """That of the latest call."""
+        self._following: set[str] = set()
+        """Rows whose latents have followed from those before."""
+        self._loose: set[str] = set()
+        """Rows whose latents did not, from the beginning of a generation that somebody has opened: a sampler that adds noise."""
         self._runs: dict[Lane, Run] = {}
         """The run that each lane is in."""
         self.is_repeated = False
         """Whether the latest call was made before: the same lane, latent and timestep."""
+        self.is_displaced = False
+        """Whether the latest call is the first of its lane and follows from no run of its sample, at a noise that one might be at."""
 
     def numbered(self, lane: Lane, at: Any) -> Lane:
         """The lane of a call where somebody has opened the generation: the second call of a name at a timestep has a lane of its own."""
@@ -68,14 +77,25 @@ class Moments:
             del self._doubtful[lane]
         return lane in self._doubtful
 
-    def is_foreign(self, lane: Lane, call: Call, at: Any) -> bool:
-        """Whether a call is no next step of the lane's run: its latent does not follow from that run."""
-        before = self._runs.get(lane)
+    def is_foreign(self, lane: Lane, call: Call, at: Any, row: str, *, is_opened: bool, sign: int) -> bool:
+        """Whether a call is no next step of the lane's run: its latent does not follow from that run.
+
+        `row`: of a batch whose samples decide for themselves and whom nobody names; it has runs of its own. Where somebody has opened the
+        generation, what once did not follow may be as it likes. `sign`: which way the timestep goes.
+        """
+        before, self._succession = self._runs.get(lane), self._successions.setdefault(row, Succession())
+        last = self._succession.at
         run = self._runs[lane] = self._succession.find(self._latent(call), at, before)
-        lanes = run[-1].lanes
-        self.is_repeated = lane in lanes
-        lanes.add(lane)
-        return before is not None and run is not before
+        is_new = len(run) == 1 and not run[-1].lanes
+        self.is_repeated = lane in run[-1].lanes
+        run[-1].lanes.add(lane)
+        if is_opened and is_new and last is not None and row not in self._following:
+            self._loose.add(row)
+        elif not is_new and last != at:
+            self._following.add(row)
+        may_follow = last is not None and at is not None and sign * at <= sign * last
+        self.is_displaced = bool(row) and before is None and is_new and may_follow and row not in self._loose
+        return before is not None and run is not before and row not in self._loose
 
     def is_at(self, arguments: Sequence[Any]) -> bool:
         """Whether the latent of the latest call is among the arguments."""

@@ -116,6 +116,11 @@ class Succession:
         self._runs = [*self._runs[1 - MAX_RUNS :], run]
         return run
 
+    @property
+    def at(self) -> Any:
+        """The timestep of the latest call; None before the first."""
+        return self._runs[-1][-1].at if self._runs else None
+
     def is_at(self, latent: Tensor) -> bool:
         """Whether this is the latent of the latest call: the same object, unwritten since."""
         return bool(self._runs) and (moment := self._runs[-1][-1]).is_same(moment.at, latent)
@@ -164,8 +169,8 @@ class Places:
 def outside(rows: Rows, run: Run) -> float:
     """The share of a latent that no sampler makes of a run's latents and outputs: what lies outside their span, of the worst sample.
 
-    Infinite where it cannot be told. Elements that stay as they were (an image to edit, a mask beside the latent) say nothing. Samples of
-    one latent share their outputs: guidance by batch.
+    Infinite where it cannot be told, and where no output has a part in it. Elements that stay as they were (an image to edit, a mask
+    beside the latent) say nothing. Samples of one latent share their outputs: guidance by batch.
     """
     before = run[-1]
     if before.inside is None or before.rows.shape != rows.shape:
@@ -173,6 +178,9 @@ def outside(rows: Rows, run: Run) -> float:
     if not np.isfinite(before.rows).all():  # nothing follows from it but more of the kind
         return np.inf if np.isfinite(rows).all() else 0.0
     moments = [moment for moment in reversed(run) if moment.rows.shape == rows.shape]
+    inside = before.inside
+    if np.isfinite(rows).all() and any(_is_multiple(rows, moment.rows, inside) for moment in moments):  # no output has a part in it
+        return np.inf
     worst = 0.0
     for sample, row in enumerate(rows):
         moved = before.inside & (row != before.rows[sample])
@@ -191,6 +199,17 @@ def outside(rows: Rows, run: Run) -> float:
             worst = share if share == share else np.inf
     return worst
 
+
+def _is_multiple(rows: Rows, earlier: Rows, inside: NDArray[np.bool_]) -> bool:
+    """Whether what has moved of every sample is that of an earlier latent times a number: the same noise, for a loop of its own."""
+    moved = np.where(inside & (rows != earlier), 1.0, 0.0)
+    row, before = rows * moved, earlier * moved
+    scale = (row * before).sum(1, keepdims=True) / np.maximum((before * before).sum(1, keepdims=True), 1e-30)
+    return bool((np.linalg.norm(row - scale * before, axis=1) <= ROUNDING * np.linalg.norm(row, axis=1)).all())
+
+
+ROUNDING = 1e-6
+"""Largest difference of two latents in float32 that are the same, as a share."""
 
 FEW = 4
 """Samples of a batch whose outputs are all taken for every sample."""
