@@ -57,6 +57,8 @@ class Position:
     """Name of its lane."""
     index: int | None = None
     """In the timetable of the generation, counted from its first call; None where the timesteps are not known."""
+    moment: int | None = None
+    """Number of the step, by the latents or timesteps so far, where these are not known; None where calls are of no one loop."""
     timestep: float | None = None
     """As the model sees it, by the timetable."""
     ends: tuple[float, float] | None = None
@@ -92,8 +94,8 @@ class Context:
         """The program that ran last."""
         self.at = Position()
         """Of the latest call."""
-        self.index: int | None = None
-        """Of the latest step in the timetable of its generation."""
+        self.before: Position | None = None
+        """Of the latest step that has run; None where it is another run's."""
         self.hoisted = HoistedValues()
         self.readback = Readback()
         """The decision's numbers on their way to the host."""
@@ -114,7 +116,7 @@ class Context:
 
     def begin(self, book: Book) -> None:
         """Begin a generation; what FULL wrote in the one before is masked by the clock until it is written again."""
-        self.book, self.has_ended, self.schedule, self.index = book, False, None, None
+        self.book, self.has_ended, self.schedule, self.before = book, False, None, None
         self.readback.discard()
         self.hoisted.begin()
 

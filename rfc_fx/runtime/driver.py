@@ -67,7 +67,7 @@ class Driver:
                     self._learn(generation, context, rule)
                 if context.has_ended:
                     context.begin(Book())
-                place(generation, context, rule)
+                place(generation, context, rule, self.warned)
                 if context.is_cuda:
                     torch.compiler.cudagraph_mark_step_begin()
 
@@ -122,7 +122,7 @@ class Driver:
             outputs = context.owned(results)
             generation.note(context.at, outputs)
             context.ran(phase)
-            context.index = context.at.index
+            context.before = context.at
             return compiled.unflatten(outputs)
         except BaseException as error:
             where = "its first step" if context is None else f"step {len(context.book.phases) + due} ({context.running})"

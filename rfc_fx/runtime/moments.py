@@ -49,8 +49,14 @@ class Moments:
         """Rows whose latents did not, from the beginning of a generation that somebody has opened: a sampler that adds noise."""
         self._runs: dict[Lane, Run] = {}
         """The run that each lane is in."""
+        self.number: int | None = None
+        """Of the step that the latest call belongs to; None where that is not known."""
+        self._way: tuple[Any, int, bool | None] | None = None
+        """The latest timestep of a generation that somebody has opened, its number, and whether timesteps rise."""
         self.is_repeated = False
         """Whether the latest call was made before: the same lane, latent and timestep."""
+        self.is_unmoved = False
+        """Whether the latest call has the latent of the one before, the very same tensor."""
         self.is_displaced = False
         """Whether the latest call is the first of its lane and follows from no run of its sample, at a noise that one might be at."""
 
@@ -63,6 +69,20 @@ class Moments:
         count = before[1] + 1
         self._numbered[lane] = at, count
         return f"{lane[0]} #{count}", lane[1]
+
+    def count(self, at: Any) -> None:
+        """Number a call by the timesteps so far, as long as all of them go one way: those of one loop."""
+        self.number = None
+        if isinstance(at, Tensor) or at is None:
+            return
+        if self._way is None:
+            self._way = at, 0, None
+        last, number, rises = self._way
+        if at != last and (rises is None or rises == (at > last)) and number >= 0:
+            self._way = at, number + 1, at > last
+        elif at != last:
+            self._way = at, -1, rises
+        self.number = self._way[1] if self._way[1] >= 0 else None
 
     def is_doubtful(self, lane: Lane, call: Call, at: Any, sign: int, repeats: bool) -> bool:
         """Whether a call may belong to another run than the one before: twice at one timestep, which the sampler is not known to do.
@@ -84,8 +104,11 @@ class Moments:
         generation, what once did not follow may be as it likes. `sign`: which way the timestep goes.
         """
         before, self._succession = self._runs.get(lane), self._successions.setdefault(row, Succession())
-        last = self._succession.at
-        run = self._runs[lane] = self._succession.find(self._latent(call), at, before)
+        last, latent = self._succession.at, self._latent(call)
+        latest = None if before is None else before[-1]
+        run = self._runs[lane] = self._succession.find(latent, at, before)
+        self.number = run[-1].number
+        self.is_unmoved = latest is not None and latest.latent is latent and latest.is_equal(latest.at, run[-1].rows)
         is_new = len(run) == 1 and not run[-1].lanes
         self.is_repeated = lane in run[-1].lanes
         run[-1].lanes.add(lane)
