@@ -404,8 +404,7 @@ def test_calls_that_were_left_out_are_followed_by_a_full_step() -> None:
     assert "".join(phase[0] for phase in generation.contexts["uncond"].phases) == "FFEEFFE"
 
 
-@pytest.mark.parametrize("in_one_batch", [True, False], ids=["one batch", "two calls"])
-@pytest.mark.parametrize("opens", [True, False], ids=["opened", "by itself"])
+@pytest.mark.parametrize(("opens", "in_one_batch"), [(True, True), (True, False), (False, False)])
 def test_the_same_where_the_timesteps_are_not_known_and_that_is_said(opens: bool, in_one_batch: bool) -> None:
     model, is_full = rfc_fx.transform(NET, rfc.TaylorSeer(interval=4, order=1)), []
 
