@@ -55,6 +55,8 @@ class Position:
 
     lane: str = ""
     """Name of its lane."""
+    shape: tuple[int, ...] = ()
+    """Of its latent."""
     index: int | None = None
     """In the timetable of the generation, counted from its first call; None where the timesteps are not known."""
     moment: int | None = None

@@ -18,7 +18,7 @@ from rfc.method import Method
 from rfc_fx.errors import RFCError
 from rfc_fx.runtime import calls
 from rfc_fx.runtime.calls import Call, Key
-from rfc_fx.runtime.context import Context, Position
+from rfc_fx.runtime.context import Context, Position, latent_index
 from rfc_fx.runtime.lane_records import Lane, LaneRecords
 from rfc_fx.runtime.moments import Moments
 from rfc_fx.runtime.pool import StatePool
@@ -60,7 +60,7 @@ class Generation(LaneRecords):
         self.timestep_check = TimestepCheck(model)
         self._groups: dict[tuple[Key, str], ConditioningGroups] = {}
         self._moments = Moments()
-        self._evicted: dict[str, Book] = {}  # what lanes did whose programs have made room for others
+        self._evicted: dict[tuple[str, tuple[int, ...]], Book] = {}  # by lane and latent: books of programs that have made room
         self.is_repeated = False  # whether the latest call was made before: its latent and timestep, where nobody opened the generation
         self._lock = threading.Lock()  # held while a call's place is found, never while a step runs
         self._labels: dict[str, tuple[str, str]] = {}
@@ -96,11 +96,11 @@ class Generation(LaneRecords):
             self._is_followed = self.index is None and not (self.is_opened and is_told)
             row = "" if is_told else f"{name or ''}{sample}"
             lane = self._lane((self._group(call, sample) if name is None else name) + sample, call, row)
-        context, is_evicted = self._lanes.get(lane), False
+        context, is_evicted, shape = self._lanes.get(lane), False, tuple(call.inputs[latent_index(call.compiled)].shape)
         if context is None:
             if not self._lanes:
                 self._ended.clear()
-            evicted = self._evicted.pop(lane[0], None)
+            evicted = self._evicted.pop((lane[0], shape), None)
             is_evicted = evicted is not None and continues(evicted, self._value(call), self.sign)
             context = self._lanes[lane] = self._pool.take(call, lane[0])
             conditioning, *number = lane[0].partition(" #")
@@ -113,8 +113,9 @@ class Generation(LaneRecords):
                 if self._moments.is_unmoved:  # a step each, of one noise: each begins with empty state
                     context.end()
             context.at = Position(
-                lane[0], self.index, self._moment, self.timestep, self.ends, self.in_doubt, self._is_followed, is_evicted, self.is_repeated
-            )
+                lane[0], shape, self.index, self._moment, self.timestep, self.ends,
+                self.in_doubt, self._is_followed, is_evicted, self.is_repeated,
+            )  # fmt: skip
         else:
             context.at = again.at
         if context.at.in_doubt:
@@ -235,8 +236,8 @@ class Generation(LaneRecords):
         """Forget the lanes of program sets that are gone; `are_evicted`: for want of room, so that a run may come back to them."""
         with self._lock:
             if are_evicted:
-                gone = {lane[0]: context for lane, context in self._lanes.items() if lane[1] in keys and not context.has_ended}
-                self._evicted.update((name, context.record()) for name, context in gone.items())
+                gone = [context for lane, context in self._lanes.items() if lane[1] in keys and not context.has_ended]
+                self._evicted.update(((context.at.lane, context.at.shape), context.record()) for context in gone)
             self._lanes = {lane: context for lane, context in self._lanes.items() if lane[1] not in keys}
             self._moments.drop(keys)
             self._groups = {group: groups for group, groups in self._groups.items() if group[0] not in keys}

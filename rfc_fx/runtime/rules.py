@@ -110,7 +110,8 @@ def place(generation: Generation, context: Context, rule: Rule, warned: Warned) 
     at, book, before = context.at, context.book, context.before
     if at.index is None:
         if at.moment is not None and before is not None and before.moment is not None and at.moment > before.moment + 1:
-            warned.of_left_out()
+            if not at.is_followed:
+                warned.of_left_out()
             context.book = left_out(book, at.moment if rule.schedule.is_placed else 0)
         return
     is_next = before is None or at.index - 1 == before.index

@@ -31,6 +31,9 @@ Where the sampler clips outputs: 0.002 with the digits model, 0.8 with a random 
 EXACT = 0.01
 """The same for two calls at one timestep, which solvers of higher order make: their latents are sums."""
 
+CLEARLY = 0.5
+"""Another run than the lane's is the nearer one where the share outside it is less than this part of the share outside the lane's."""
+
 COMPARED = 4
 """Latest runs that are compared where the run of the lane does not say it exactly."""
 
@@ -105,7 +108,7 @@ class Succession:
                 if run[-1].is_equal(at, rows):
                     return self._latest(run)
             for known in self._runs[: -COMPARED - 1 : -1]:
-                if (own := outside(rows, known)) < share and own <= (EXACT if known[-1].at == at else SHARE):
+                if (own := outside(rows, known)) < CLEARLY * share and own <= (EXACT if known[-1].at == at else SHARE):
                     share, nearest = own, known
                 if share <= EXACT:
                     break

@@ -163,11 +163,12 @@ class Warned:
 
     def of_eviction(self) -> None:
         """Warn where the programs of a run have made room, and its state is gone with them."""
-        self._once(
-            UncertainCallWarning,
-            "calls of so many other shapes came between two steps of a loop that its programs and state were dropped; it goes on with a "
-            "full step; open model.generation() for each generation, which holds its own",
-        )
+        if self.can_skip:
+            self._once(
+                UncertainCallWarning,
+                "calls of so many other shapes came between two steps of a loop that its programs and state were dropped; it goes on with "
+                "a full step; open model.generation() for each generation, which holds its own",
+            )
 
     def of_doubt(self, *, is_known: bool) -> None:
         """Warn where a call may be no next step of the one before; `is_known`: its timesteps are."""
