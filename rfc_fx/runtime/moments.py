@@ -11,7 +11,7 @@ from rfc.conditioning import Seen
 from rfc_fx.runtime.calls import Call, Key
 from rfc_fx.runtime.context import latent_index
 from rfc_fx.runtime.lane_records import Lane
-from rfc_fx.runtime.succession import Run, Succession
+from rfc_fx.runtime.succession import Run, Succession, is_multiple
 
 
 class Moment(NamedTuple):
@@ -56,7 +56,7 @@ class Moments:
         self.is_repeated = False
         """Whether the latest call was made before: the same lane, latent and timestep."""
         self.is_unmoved = False
-        """Whether the latest call has the latent of the one before, the very same tensor."""
+        """Whether the latest call has a latent of its lane's run once more, as it was or times a number."""
         self.is_displaced = False
         """Whether the latest call is the first of its lane and follows from no run of its sample, at a noise that one might be at."""
 
@@ -105,10 +105,9 @@ class Moments:
         """
         before, self._succession = self._runs.get(lane), self._successions.setdefault(row, Succession())
         last, latent = self._succession.at, self._latent(call)
-        latest = None if before is None else before[-1]
         run = self._runs[lane] = self._succession.find(latent, at, before)
         self.number = run[-1].number
-        self.is_unmoved = latest is not None and latest.latent is latent and latest.is_equal(latest.at, run[-1].rows)
+        self.is_unmoved = before is not None and run is not before and is_multiple(run[-1].rows, before)
         is_new = len(run) == 1 and not run[-1].lanes
         self.is_repeated = lane in run[-1].lanes
         run[-1].lanes.add(lane)

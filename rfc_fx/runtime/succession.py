@@ -181,8 +181,7 @@ def outside(rows: Rows, run: Run) -> float:
     if not np.isfinite(before.rows).all():  # nothing follows from it but more of the kind
         return np.inf if np.isfinite(rows).all() else 0.0
     moments = [moment for moment in reversed(run) if moment.rows.shape == rows.shape]
-    inside = before.inside
-    if np.isfinite(rows).all() and any(_is_multiple(rows, moment.rows, inside) for moment in moments):  # no output has a part in it
+    if is_multiple(rows, run):
         return np.inf
     worst = 0.0
     for sample, row in enumerate(rows):
@@ -203,12 +202,18 @@ def outside(rows: Rows, run: Run) -> float:
     return worst
 
 
-def _is_multiple(rows: Rows, earlier: Rows, inside: NDArray[np.bool_]) -> bool:
-    """Whether what has moved of every sample is that of an earlier latent times a number: the same noise, for a loop of its own."""
-    moved = np.where(inside & (rows != earlier), 1.0, 0.0)
-    row, before = rows * moved, earlier * moved
-    scale = (row * before).sum(1, keepdims=True) / np.maximum((before * before).sum(1, keepdims=True), 1e-30)
-    return bool((np.linalg.norm(row - scale * before, axis=1) <= ROUNDING * np.linalg.norm(row, axis=1)).all())
+def is_multiple(rows: Rows, run: Run) -> bool:
+    """Whether what has moved of every sample is that of a latent of a run times a number, so that no output has a part in it."""
+    inside = run[-1].inside
+    if inside is None or not np.isfinite(rows).all():
+        return False
+    for earlier in (moment.rows for moment in run if moment.rows.shape == rows.shape):
+        moved = np.where(inside & (rows != earlier), 1.0, 0.0)
+        row, before = rows * moved, earlier * moved
+        scale = (row * before).sum(1, keepdims=True) / np.maximum((before * before).sum(1, keepdims=True), 1e-30)
+        if (np.linalg.norm(row - scale * before, axis=1) <= ROUNDING * np.linalg.norm(row, axis=1)).all():
+            return True
+    return False
 
 
 ROUNDING = 1e-6
