@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -11,16 +10,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from torch import nn
 
 from rfc.arguments import timestep_argument
 from rfc.method import Method, programs_of
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config
+from rfc_fx.pipelines.announced import announced
 from rfc_fx.pipelines.choices import chosen
 from rfc_fx.pipelines.graphs import settle_graphs
-from rfc_fx.pipelines.modular import guidance_pass, offloading_paused, progress_is_hidden, put, release_guiders
+from rfc_fx.pipelines.modular import guidance_pass, offloading_paused, put, release_guiders
 from rfc_fx.pipelines.step_times import StepTimes, key_of, of_slowest, read_times, write_times
 from rfc_fx.runtime.cached_model import Build, CachedModel
 from rfc_fx.runtime.kinds import cached_model
@@ -113,7 +112,7 @@ def accelerate_pipeline(
     before = _ACCELERATED.get(pipe)
     if before is not None:
         settings = (config, compiled, speedup, graphs)
-        if (before.config, before.compiled, before.speedup, before.graphs) == settings and _takes(before, method):
+        if (before.config, before.compiled, before.speedup, before.graphs) == settings and _takes(pipe, before, method):
             for model in before.cached.values():
                 model.method = method
             return
@@ -125,7 +124,7 @@ def accelerate_pipeline(
             if isinstance(part, CachedModel):  # of a pipeline that this one was made from
                 cached[name] = _shared(name, part, method, config)
                 continue
-            model = cached[name] = cached_model(part, method, chosen(part, config), _announced(pipe, build))
+            model = cached[name] = cached_model(part, method, chosen(part, config), announced(pipe, build))
             if compiled is not None:
                 model.compile(**compiled)
         put(pipe, cached)
@@ -154,8 +153,14 @@ def _follow(pipe: Any, model: CachedModel) -> bool:
     return True
 
 
-def _takes(before: Accelerated, method: Method) -> bool:
-    return all(programs_of(model.method) == programs_of(method) for model in before.cached.values())
+def _takes(pipe: Any, before: Accelerated, method: Method) -> bool:
+    is_whole = len(_held(pipe, before)) == len(before.cached)
+    return is_whole and all(programs_of(model.method) == programs_of(method) for model in before.cached.values())
+
+
+def _held(pipe: Any, state: Accelerated) -> list[str]:
+    """The components that are still the cached models, compiled or not."""
+    return [name for name, model in state.cached.items() if getattr(part := getattr(pipe, name), "_orig_mod", part) is model]
 
 
 def _opening(kind: type) -> type:
@@ -164,7 +169,7 @@ def _opening(kind: type) -> type:
     @functools.wraps(kind.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         state = _ACCELERATED.get(self)
-        if state is None:  # a copy of the pipeline: the models know the scheduler
+        if state is None:  # a copy: the models know the scheduler
             return kind.__call__(self, *args, **kwargs)
         with ExitStack() as opened:
             for name, model in state.cached.items():
@@ -223,26 +228,10 @@ class SpeedupWarning(UserWarning):
 
 
 def restore(pipe: Any) -> Any:
-    """Give a pipeline its own models and class back, and return it; ValueError where it is not accelerated."""
+    """Give a pipeline its own models (unless others took their place) and class back, and return it; ValueError where it has them."""
     state = accelerated(pipe)
     with offloading_paused(pipe):
-        put(pipe, state.originals)
+        put(pipe, {name: state.originals[name] for name in _held(pipe, state)})
     pipe.__class__ = state.kind
     del _ACCELERATED[pipe]
     return pipe
-
-
-def _announced(pipe: Any, build: Build) -> Build:
-    """The same with a line that says what takes so long, unless the pipeline's progress bar is off."""
-
-    def build_and_say(model: nn.Module, *args: Any) -> Any:
-        if progress_is_hidden(pipe_of()):
-            return build(model, *args)
-        console, name = Console(file=sys.stderr), type(model).__name__
-        with console.status(f"rfc-fx: capturing {name} for this call"):
-            built = build(model, *args)
-        console.print(f"rfc-fx: captured {name}: {built.plan.count}; its first steps take longer where they are compiled")
-        return built
-
-    pipe_of = weakref.ref(pipe)
-    return build_and_say

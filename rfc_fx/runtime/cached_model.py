@@ -38,8 +38,9 @@ class CachedModel(StepModel):
 
     def __init__(self, model: nn.Module, method: Method, config: Config, build: Build, group: Any = None) -> None:
         name, signature, timestep = type(model).__name__, inspect.signature(model.forward), timestep_argument(model.forward)
-        cache = ProgramCache(model, signature, timestep, self._make, self._forget, self._weights_moved)
-        super().__init__(name, signature, timestep, method, cache, Generations(name), speculate=config.speculate)
+        generations = Generations(name)
+        cache = ProgramCache(model, signature, timestep, self._make, self._forget, self._weights_moved, generations.in_use)
+        super().__init__(name, signature, timestep, method, cache, generations, speculate=config.speculate)
         self.model = model
         self.__module__ = type(model).__module__  # with __class__: a saved pipeline names the model, and loads without this package
         self.cache = cache
@@ -77,7 +78,7 @@ class CachedModel(StepModel):
 
     def _forget(self, keys: Collection[Key]) -> None:
         """Programs are gone: so is their state."""
-        self.driver.generations.drop(keys)
+        self.driver.generations.drop(keys, are_evicted=len(self.cache) > 0)
         if self._compiled is not None:
             self._compiled.clear()
         if not len(self.cache):

@@ -55,7 +55,7 @@ class CondModel(CachedModel):
             leaves = pytree.tree_leaves({name: arguments[name] for name in names if name in arguments})
             outputs = compiled.step(compiled.inputs(leaves), state, state["progress"], state["log"], thresholds)
             if generation is not None:
-                generation.note(outputs)
+                generation.note(context.at, outputs)
             return pytree.tree_unflatten(list(outputs), compiled.outputs)
 
     @torch.compiler.disable

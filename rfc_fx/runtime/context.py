@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -48,6 +49,32 @@ class Bound(NamedTuple):
         return arguments
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a call stands in its generation: what was found when it came, and holds for this call whatever other threads call meanwhile."""
+
+    lane: str = ""
+    """Name of its lane."""
+    shape: tuple[int, ...] = ()
+    """Of its latent."""
+    index: int | None = None
+    """In the timetable of the generation, counted from its first call; None where the timesteps are not known."""
+    moment: int | None = None
+    """Number of the step, by the latents or timesteps so far, where these are not known; None where calls are of no one loop."""
+    timestep: float | None = None
+    """As the model sees it, by the timetable."""
+    ends: tuple[float, float] | None = None
+    """Smallest and largest timestep of the batch, where the host has looked at them."""
+    in_doubt: bool = False
+    """Whether it is computed in full, which no timestep calls for."""
+    is_followed: bool = False
+    """Whether its latent was held against those before, so that its output is to be noted."""
+    is_evicted: bool = False
+    """Whether it would have gone on with a run whose programs have made room for others."""
+    is_repeated: bool = False
+    """Whether the call was made before: its latent and timestep, where nobody opened the generation."""
+
+
 class Context:
     """The state of one name and one call signature, and the generation it is in."""
 
@@ -67,8 +94,10 @@ class Context:
         """Whether the next call begins a new generation."""
         self.running = ""
         """The program that ran last."""
-        self.index: int | None = None
-        """Of the latest step in the timetable of its generation."""
+        self.at = Position()
+        """Of the latest call."""
+        self.before: Position | None = None
+        """Of the latest step that has run; None where it is another run's."""
         self.hoisted = HoistedValues()
         self.readback = Readback()
         """The decision's numbers on their way to the host."""
@@ -89,7 +118,7 @@ class Context:
 
     def begin(self, book: Book) -> None:
         """Begin a generation; what FULL wrote in the one before is masked by the clock until it is written again."""
-        self.book, self.has_ended, self.schedule, self.index = book, False, None, None
+        self.book, self.has_ended, self.schedule, self.before = book, False, None, None
         self.readback.discard()
         self.hoisted.begin()
 

@@ -60,14 +60,14 @@ class Driver:
                 if (plain := self.look_at_the_model()) is not None:
                     return self.generations.beside(args, kwargs, plain(*args, **kwargs))
                 call = self.programs.recognise(args, kwargs)
-                generation, context = self.generations.of(call, again=bool(reasons))
+                generation, context = self.generations.of(call, again=context if reasons else None)
                 compiled, inputs = call.compiled, call.inputs
                 rule = self.rules.of(generation, context)
                 if context.readback.pending:  # the error of the step before, which did not wait for it
                     self._learn(generation, context, rule)
                 if context.has_ended:
                     context.begin(Book())
-                place(generation, context, rule)
+                place(generation, context, rule, self.warned)
                 if context.is_cuda:
                     torch.compiler.cudagraph_mark_step_begin()
 
@@ -120,9 +120,9 @@ class Driver:
             if rule.is_lagged and context.prefix is None:  # the phase's own error, of the step after this one
                 results = self._with_error(context, phase, results)
             outputs = context.owned(results)
-            generation.note(outputs)
+            generation.note(context.at, outputs)
             context.ran(phase)
-            context.index = generation.index
+            context.before = context.at
             return compiled.unflatten(outputs)
         except BaseException as error:
             where = "its first step" if context is None else f"step {len(context.book.phases) + due} ({context.running})"
@@ -175,11 +175,11 @@ class Driver:
         if index is None:
             return None
         timestep = inputs[index]
-        if (known := generation.timestep) is not None and timestep.numel() <= len(inputs[context.latent_index]):
+        if (known := context.at.timestep) is not None and timestep.numel() <= len(inputs[context.latent_index]):
             return generation.timestep_check.ends(timestep, known, generation.timetable)
         if context.prefix is not None and not (rule.is_lagged and calls.on_host(timestep)):
             return None
-        return generation.ends or timestep_ends(timestep)
+        return context.at.ends or timestep_ends(timestep)
 
     def _decide(self, generation: Generation, context: Context, rule: Rule, facts: Facts) -> Decision:
         """Decide by the facts; the book and the direction that come of it are kept."""
@@ -228,8 +228,8 @@ class Driver:
         expected = context.readback.expected_timestep
         eps, *measured = context.readback.wait()
         ends = measured
-        if generation.timestep is not None:
-            ends = [generation.timestep]
+        if context.at.timestep is not None:
+            ends = [context.at.timestep]
         return Facts(
             timestep=ends[0] if ends else None,
             sign=generation.sign,

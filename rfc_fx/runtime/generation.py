@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rfc.arguments import timestep_value
-from rfc.bookkeeping import Book, Rule
+from rfc.bookkeeping import Book, Rule, continues
 from rfc.conditioning import MAX_GROUPS, ConditioningGroups, group_name
 from rfc.method import Method
-from rfc.record import Record
 from rfc_fx.errors import RFCError
 from rfc_fx.runtime import calls
 from rfc_fx.runtime.calls import Call, Key
-from rfc_fx.runtime.context import Context
-from rfc_fx.runtime.moments import Lane, Moments
+from rfc_fx.runtime.context import Context, Position, latent_index
+from rfc_fx.runtime.lane_records import Lane, LaneRecords
+from rfc_fx.runtime.moments import Moments
 from rfc_fx.runtime.pool import StatePool
 from rfc_fx.runtime.sampler import Known
 from rfc_fx.runtime.timestep_check import TimestepCheck
@@ -29,7 +29,7 @@ from rfc_fx.runtime.timetable import Timetable
 log = logging.getLogger("rfc_fx")
 
 
-class Generation:
+class Generation(LaneRecords):
     """Owns the lanes of one run of a sampler loop; `with model.generation() as g:` opens one, a pipeline's call another.
 
     A lane is what shares one context: one program set, one name ("cond", "uncond", or a conditioning where nobody gives a name), one
@@ -41,6 +41,7 @@ class Generation:
     """
 
     def __init__(self, model: str, pool: StatePool, known: Known, call: Callable[..., Any], *, is_opened: bool) -> None:
+        super().__init__()
         self.model, self.is_opened = model, is_opened
         self.timetable: Timetable | None = None
         self.index: int | None = None  # of the coming call, counted from the generation's first; None where the timesteps are not known
@@ -50,17 +51,18 @@ class Generation:
         self.rules: tuple[Method | None, dict[str, Rule]] = None, {}  # for its own steps, by pass, and the method that they were made of
         self.rows: dict[str | None, int] = {}  # samples of the calls of each name, where each has decisions of its own
         self.in_doubt = False  # whether the latest call was in doubt: computed in full, which no timestep called for
+        self._moment: int | None = None  # number of its step, where the timesteps are not known
+        self._is_followed = False  # whether the latent of the latest call was held against those before
         self._is_foreign = False  # whether the latent of the latest call does not follow from its lane's calls before
         self._pool, self._known, self._call = pool, known, call
         self._is_read = False  # whether the timetable has been looked for
         self.ends: tuple[float, float] | None = None  # of the latest call's timesteps, where the host has looked at them
         self.timestep_check = TimestepCheck(model)
-        self._lanes: dict[Lane, Context] = {}
         self._groups: dict[tuple[Key, str], ConditioningGroups] = {}
         self._moments = Moments()
+        self._evicted: dict[tuple[str, tuple[int, ...]], Book] = {}  # by lane and latent: books of programs that have made room
         self.is_repeated = False  # whether the latest call was made before: its latent and timestep, where nobody opened the generation
-        self._ended: dict[str, Book] = {}  # records of the lanes that were given back
-        self._latest: Lane | None = None
+        self._lock = threading.Lock()  # held while a call's place is found, never while a step runs
         self._labels: dict[str, tuple[str, str]] = {}
         """What a guider calls a conditioning that nobody names, and the sample, by the name of the lane."""
 
@@ -75,36 +77,48 @@ class Generation:
 
     # ---- lanes -------------------------------------------------------------------------------------------------------
 
-    def __len__(self) -> int:
-        return len(self._lanes)
+    def context(self, call: Call, name: str | None, sample: str = "", *, is_told: bool = True, again: Context | None = None) -> Context:
+        """The context of a call; it is taken from the pool at its lane's first. `again`: the one it had, where its step begins anew.
 
-    def __iter__(self) -> Iterator[Context]:
-        return iter(list(self._lanes.values()))
+        `is_told`: whether it is known who the sample is; otherwise it is the one in that row of the batch, as long as its latent says so.
 
-    @property
-    def latest(self) -> Context | None:
-        """The context that was used last; None where it was given back."""
-        return None if self._latest is None else self._lanes.get(self._latest)
+        Calls of several threads find theirs one after the other: what is known of each stands in `Context.at`.
+        """
+        with self._lock:
+            return self._found(call, name, sample, is_told, again)
 
-    def context(self, call: Call, name: str | None, sample: str = "", *, again: bool = False) -> Context:
-        """The context of a call; it is taken from the pool at its lane's first. `again`: of a call whose step begins anew."""
-        if again and self._latest is not None:
-            lane = self._latest[0], call.key
+    def _found(self, call: Call, name: str | None, sample: str, is_told: bool, again: Context | None) -> Context:
+        if again is not None:
+            lane = again.at.lane, call.key
         else:
             if not (self.is_opened and self._is_read and self.timetable is None):
                 self._arrive(call.timestep)
-            lane = self._lane((self._group(call, sample) if name is None else name) + sample, call)
-        context = self._lanes.get(lane)
+            self._is_followed = self.index is None and not (self.is_opened and is_told)
+            row = "" if is_told else f"{name or ''}{sample}"
+            lane = self._lane((self._group(call, sample) if name is None else name) + sample, call, row)
+        context, is_evicted, shape = self._lanes.get(lane), False, tuple(call.inputs[latent_index(call.compiled)].shape)
         if context is None:
             if not self._lanes:
                 self._ended.clear()
+            evicted = self._evicted.pop((lane[0], shape), None)
+            is_evicted = evicted is not None and continues(evicted, self._value(call), self.sign)
             context = self._lanes[lane] = self._pool.take(call, lane[0])
             conditioning, *number = lane[0].partition(" #")
             context.name = "".join((*self._labels.get(conditioning, (conditioning,)), *number))
-        if self._is_foreign and not again and not context.has_ended:
-            self.in_doubt = not context.is_over(self._value(call), self.sign)
-            context.complete()
-        if self.in_doubt:
+        if again is None:
+            if self._is_foreign and not context.has_ended:
+                self.in_doubt = not self._moments.is_unmoved and not context.is_over(self._value(call), self.sign)
+                context.complete()
+                context.before = None
+                if self._moments.is_unmoved:  # a step each, of one noise: each begins with empty state
+                    context.end()
+            context.at = Position(
+                lane[0], shape, self.index, self._moment, self.timestep, self.ends,
+                self.in_doubt, self._is_followed, is_evicted, self.is_repeated,
+            )  # fmt: skip
+        else:
+            context.at = again.at
+        if context.at.in_doubt:
             context.end()
         self._latest = lane
         return context
@@ -134,17 +148,23 @@ class Generation:
             return
         self.timestep, self.sign = table.timestep, table.sign
 
-    def _lane(self, name: str, call: Call) -> Lane:
+    def _lane(self, name: str, call: Call, row: str) -> Lane:
         """The lane of a call, by how often its name was called at this moment; notes whether that is in doubt."""
-        lane, self.ends, self.in_doubt, self._is_foreign = (name, call.key), None, False, False
-        if not self.is_opened and self.index is None:
-            self._is_foreign = self._moments.is_foreign(lane, call, self._value(call))
-            self.is_repeated = self._moments.is_repeated
+        lane, self.ends, self.in_doubt, self._is_foreign, self._moment = (name, call.key), None, False, False, None
+        if self._is_followed:
+            if self.is_opened and call.timestep is not None:
+                lane = self._moments.numbered(lane, calls.moment_of(call.timestep)[0])
+            self._is_foreign = self._moments.is_foreign(lane, call, self._value(call), row, is_opened=self.is_opened, sign=self.sign)
+            self.in_doubt = self._moments.is_displaced
+            self.is_repeated, self._moment = self._moments.is_repeated and not self.is_opened, self._moments.number
             return lane
         if call.timestep is None:
             return lane
         at, self.ends = (self.index, None) if self.index is not None else calls.moment_of(call.timestep)
         if self.is_opened:
+            if self.index is None:
+                self._moments.count(at)
+                self._moment = self._moments.number
             return self._moments.numbered(lane, at)
         self.in_doubt = self._moments.is_doubtful(lane, call, at, self.sign, self._known.repeats(at))
         return lane
@@ -153,11 +173,11 @@ class Generation:
         """The timestep of a call as a number."""
         return timestep_value(call.timestep) if self.timestep is None else self.timestep
 
-    def note(self, outputs: Sequence[Any]) -> None:
-        """Take in what the latest call has given, where that tells which calls follow it; RFCError where known timesteps were not those."""
-        if self.timetable is not None and self.index == self.timetable.remaining - 1:
+    def note(self, at: Position, outputs: Sequence[Any]) -> None:
+        """Take in what a call has given, where that tells which calls follow it; RFCError where known timesteps were not those."""
+        if self.timetable is not None and at.index == self.timetable.remaining - 1:
             self.timestep_check.verify()
-        if not self.is_opened and self.index is None:
+        if at.is_followed:
             for output in [each for each in outputs if isinstance(each, Tensor) and each.is_floating_point()][:1]:
                 self._moments.note(output)
 
@@ -165,14 +185,15 @@ class Generation:
         """Take in what the model gave for a call that is part of no lane, made with the latent of the latest call."""
         if not self.is_opened and self._moments.is_at(arguments):
             self._moments.is_repeated = False
-            self.note(outputs)
+            self.note(Position(index=self.index, is_followed=self.index is None), outputs)
 
     def _group(self, call: Call, sample: str) -> str:
         """Name of a call that has none: conditional and unconditional calls get a lane each."""
         if (groups := self._groups.get((call.key, sample))) is None:
             groups = self._groups[call.key, sample] = ConditioningGroups(sys.maxsize if self.is_opened else MAX_GROUPS)
         if (index := groups.match(call.conditioning)) is None:
-            index = groups.add(call.conditioning, lambda index: self._is_free(index, sample, call))
+            keeps = self.is_opened and len(groups.seen) < MAX_GROUPS  # others may be at a lower noise meanwhile
+            index = groups.add(call.conditioning, lambda index: not keeps and self._is_free(index, sample, call))
         name = group_name(index)
         if self._known.passes is not None and name + sample not in self._labels and (label := self._known.passes()) is not None:
             taken = sum((each.partition("/")[0], of) == (label, sample) for each, of in self._labels.values())
@@ -186,18 +207,18 @@ class Generation:
         context = self._lanes.get((group_name(index) + sample, call.key))
         return context is None or context.is_over(self._value(call), self.sign)
 
-    def called(self, dtype: torch.dtype) -> Tensor | None:
+    def called(self, at: Position, dtype: torch.dtype) -> Tensor | None:
         """The timesteps that the model is called with, as far as they are certain; None where they are not known."""
-        if self.timetable is None or self.index is None:
+        if (table := self.timetable) is None or at.index is None:
             return self._known.timesteps
-        return self.timetable.called(dtype) if self.timetable.is_certain else None
+        return table.called(dtype) if table.is_certain else None
 
     # ---- its end -----------------------------------------------------------------------------------------------------
 
     def restart(self) -> None:
         """Begin another run: nothing is known of it, and all contexts are given back."""
         self.end()
-        self.timetable, self.index, self.timestep, self._is_read, self.rows = None, None, None, False, {}
+        self.timetable, self.index, self.timestep, self._is_read, self.rows, self._evicted = None, None, None, False, {}, {}
 
     def end(self) -> None:
         """Give all contexts back; records stay readable until other lanes take their place."""
@@ -211,39 +232,12 @@ class Generation:
             self._pool.give(key, name, context)
         self._lanes, self._moments, self._groups = {}, Moments(), {}
 
-    def drop(self, keys: Collection[Key]) -> None:
-        """Forget the lanes of program sets that are gone."""
-        self._lanes = {lane: context for lane, context in self._lanes.items() if lane[1] not in keys}
-        self._moments.drop(keys)
-        self._groups = {group: groups for group, groups in self._groups.items() if group[0] not in keys}
-
-    # ---- its record --------------------------------------------------------------------------------------------------
-
-    def books(self) -> dict[str, Book]:
-        """What each lane did, by its name; "cond (2)" is the second set of programs that ran as "cond"."""
-        if not self._lanes:
-            return dict(self._ended)
-        books: dict[str, Book] = {}
-        times = Counter[str]()
-        for context in list(self._lanes.values()):
-            times[name := context.name] += 1
-            books[name if times[name] == 1 else f"{name} ({times[name]})"] = context.record()
-        return books
-
-    @property
-    def latest_book(self) -> Book | None:
-        """What the lane that was used last did; None before the first call."""
-        latest = self.latest
-        return self._latest_book if latest is None else latest.record()
-
-    _latest_book: Book | None = None
-
-    @property
-    def stats(self) -> Record:
-        """Record of the lane that ran last: `nfc`, `phases`, `eps`."""
-        return Record(self.latest_book or Book())
-
-    @property
-    def contexts(self) -> dict[str, Record]:
-        """Records by lane."""
-        return {name: Record(book) for name, book in self.books().items()}
+    def drop(self, keys: Collection[Key], *, are_evicted: bool = False) -> None:
+        """Forget the lanes of program sets that are gone; `are_evicted`: for want of room, so that a run may come back to them."""
+        with self._lock:
+            if are_evicted:
+                gone = [context for lane, context in self._lanes.items() if lane[1] in keys and not context.has_ended]
+                self._evicted.update(((context.at.lane, context.at.shape), context.record()) for context in gone)
+            self._lanes = {lane: context for lane, context in self._lanes.items() if lane[1] not in keys}
+            self._moments.drop(keys)
+            self._groups = {group: groups for group, groups in self._groups.items() if group[0] not in keys}

@@ -31,6 +31,8 @@ class _Here(NamedTuple):
     sample: str = ""
     rows: tuple[str, ...] | None = None
     """Names of the samples of a batch, where the caller gives them."""
+    is_row: bool = False
+    """Whether the sample is one of several in a batch."""
     outer: _Here | None = None
     """What stood here before the block."""
     block: object = None
@@ -85,8 +87,8 @@ class Generations:
         generation = self._where().generation
         return self._own_of(caller()) if generation is None else generation
 
-    def of(self, call: Call, *, again: bool = False) -> tuple[Generation, Context]:
-        """The generation of a call, and its context; `again`: of a call whose step begins anew."""
+    def of(self, call: Call, *, again: Context | None = None) -> tuple[Generation, Context]:
+        """The generation of a call, and its context; `again`: the one that it had, where its step begins anew."""
         here = self._here.get()
         generation = here.generation
         if generation is not None and generation.has_ended:
@@ -96,11 +98,16 @@ class Generations:
             generation = self._own_of(owner := caller())
             if owner in self._recent:
                 del self._recent[owner]
-        context = generation.context(call, here.name, here.sample, again=again)
-        if generation.is_repeated and not again:
+        is_told = here.rows is not None or not here.is_row
+        context = generation.context(call, here.name, here.sample, is_told=is_told, again=again)
+        if context.at.is_evicted:
+            self.warned.of_eviction()
+        if context.at.is_repeated and again is None:
             self.warned.of_repeat()
-        if generation.in_doubt:
-            self.warned.of_doubt(is_known=generation.index is not None)
+        if context.at.in_doubt and not is_told:
+            self.warned.of_moved_rows()
+        elif context.at.in_doubt:
+            self.warned.of_doubt(is_known=context.at.index is not None)
         return generation, context
 
     def beside(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -183,9 +190,9 @@ class Generations:
             raise SignatureError(f"{self._model}: samples: {len(rows)} names for a batch of {count}: {', '.join(rows)}; give one for each")
         return rows
 
-    def turn_to_sample(self, name: str) -> None:
-        """Calls of this thread or task from here on are those of one sample of a batch."""
-        self._here.set(self._here.get()._replace(sample=f"[{name}]"))
+    def turn_to_sample(self, name: str, count: int) -> None:
+        """Calls of this thread or task from here on are those of one sample of a batch of `count`."""
+        self._here.set(self._here.get()._replace(sample=f"[{name}]", is_row=count > 1))
 
     # ---- what was, and what is held ----------------------------------------------------------------------------------
 
@@ -214,13 +221,19 @@ class Generations:
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def drop(self, keys: Collection[Any]) -> None:
-        """Drop the state that belongs to these program sets."""
+    def in_use(self) -> set[Any]:
+        """The program sets of the generations that somebody has opened and not left."""
+        with self._lock:
+            live = list(self._live)
+        return {key for generation in live if generation.is_opened and not generation.has_ended for key in generation.program_sets()}
+
+    def drop(self, keys: Collection[Any], *, are_evicted: bool = False) -> None:
+        """Drop the state that belongs to these program sets; `are_evicted`: they have made room for others."""
         self.pool.drop(keys)
         with self._lock:
             live = list(self._live)
         for generation in live:
-            generation.drop(keys)
+            generation.drop(keys, are_evicted=are_evicted)
 
 
 def _end(generation: weakref.ref[Generation]) -> None:

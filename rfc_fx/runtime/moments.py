@@ -10,10 +10,8 @@ from torch import Tensor
 from rfc.conditioning import Seen
 from rfc_fx.runtime.calls import Call, Key
 from rfc_fx.runtime.context import latent_index
-from rfc_fx.runtime.succession import Run, Succession
-
-Lane = tuple[str, Key]
-"""(name, program set)."""
+from rfc_fx.runtime.lane_records import Lane
+from rfc_fx.runtime.succession import Run, Succession, is_multiple
 
 
 class Moment(NamedTuple):
@@ -41,11 +39,26 @@ class Moments:
         """Lanes that had two calls at one timestep with other latents, until a timestep above."""
         self._latents: dict[Key, int] = {}
         """Where the latent is among the inputs."""
+        self._successions: dict[str, Succession] = {}
+        """By row of a batch, where each has decisions of its own."""
         self._succession = Succession()
+        """That of the latest call."""
+        self._following: set[str] = set()
+        """Rows whose latents have followed from those before."""
+        self._loose: set[str] = set()
+        """Rows whose latents did not, from the beginning of a generation that somebody has opened: a sampler that adds noise."""
         self._runs: dict[Lane, Run] = {}
         """The run that each lane is in."""
+        self.number: int | None = None
+        """Of the step that the latest call belongs to; None where that is not known."""
+        self._way: tuple[Any, int, bool | None] | None = None
+        """The latest timestep of a generation that somebody has opened, its number, and whether timesteps rise."""
         self.is_repeated = False
         """Whether the latest call was made before: the same lane, latent and timestep."""
+        self.is_unmoved = False
+        """Whether the latest call has a latent of its lane's run once more, as it was or times a number."""
+        self.is_displaced = False
+        """Whether the latest call is the first of its lane and follows from no run of its sample, at a noise that one might be at."""
 
     def numbered(self, lane: Lane, at: Any) -> Lane:
         """The lane of a call where somebody has opened the generation: the second call of a name at a timestep has a lane of its own."""
@@ -56,6 +69,20 @@ class Moments:
         count = before[1] + 1
         self._numbered[lane] = at, count
         return f"{lane[0]} #{count}", lane[1]
+
+    def count(self, at: Any) -> None:
+        """Number a call by the timesteps so far, as long as all of them go one way: those of one loop."""
+        self.number = None
+        if isinstance(at, Tensor) or at is None:
+            return
+        if self._way is None:
+            self._way = at, 0, None
+        last, number, rises = self._way
+        if at != last and (rises is None or rises == (at > last)) and number >= 0:
+            self._way = at, number + 1, at > last
+        elif at != last:
+            self._way = at, -1, rises
+        self.number = self._way[1] if self._way[1] >= 0 else None
 
     def is_doubtful(self, lane: Lane, call: Call, at: Any, sign: int, repeats: bool) -> bool:
         """Whether a call may belong to another run than the one before: twice at one timestep, which the sampler is not known to do.
@@ -70,14 +97,27 @@ class Moments:
             del self._doubtful[lane]
         return lane in self._doubtful
 
-    def is_foreign(self, lane: Lane, call: Call, at: Any) -> bool:
-        """Whether a call is no next step of the lane's run: its latent does not follow from that run."""
-        before = self._runs.get(lane)
-        run = self._runs[lane] = self._succession.find(self._latent(call), at, before)
-        lanes = run[-1].lanes
-        self.is_repeated = lane in lanes
-        lanes.add(lane)
-        return before is not None and run is not before
+    def is_foreign(self, lane: Lane, call: Call, at: Any, row: str, *, is_opened: bool, sign: int) -> bool:
+        """Whether a call is no next step of the lane's run: its latent does not follow from that run.
+
+        `row`: of a batch whose samples decide for themselves and whom nobody names; it has runs of its own. Where somebody has opened the
+        generation, what once did not follow may be as it likes. `sign`: which way the timestep goes.
+        """
+        before, self._succession = self._runs.get(lane), self._successions.setdefault(row, Succession())
+        last, latent = self._succession.at, self._latent(call)
+        run = self._runs[lane] = self._succession.find(latent, at, before)
+        self.number = run[-1].number
+        self.is_unmoved = before is not None and run is not before and is_multiple(run[-1].rows, before)
+        is_new = len(run) == 1 and not run[-1].lanes
+        self.is_repeated = lane in run[-1].lanes
+        run[-1].lanes.add(lane)
+        if is_opened and is_new and last is not None and row not in self._following:
+            self._loose.add(row)
+        elif not is_new and last != at:
+            self._following.add(row)
+        may_follow = last is not None and at is not None and sign * at <= sign * last
+        self.is_displaced = bool(row) and before is None and is_new and may_follow and row not in self._loose
+        return before is not None and run is not before and row not in self._loose
 
     def is_at(self, arguments: Sequence[Any]) -> bool:
         """Whether the latent of the latest call is among the arguments."""

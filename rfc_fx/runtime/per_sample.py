@@ -43,7 +43,7 @@ class PerSampleModel(CachedModel):
         join, samples = self._samples(args, kwargs)
         results = []
         for name, arguments in zip(self._names(len(samples)), samples, strict=True):
-            self._turn_to(name)
+            self._turn_to(name, len(samples))
             results.append(super().forward(**arguments))
         return self._join(join, results)
 
@@ -96,8 +96,8 @@ class PerSampleModel(CachedModel):
         return self.driver.generations.samples(count)
 
     @torch.compiler.disable
-    def _turn_to(self, name: str) -> None:
-        self.driver.generations.turn_to_sample(name)
+    def _turn_to(self, name: str, count: int) -> None:
+        self.driver.generations.turn_to_sample(name, count)
 
     def _forget(self, keys: Collection[Key]) -> None:
         super()._forget(keys)

@@ -29,7 +29,7 @@ log = logging.getLogger("rfc_fx")
 
 
 MAX_SIGNATURES = 8
-"""Programs are kept for this many call signatures; the one used longest ago goes first, with its state."""
+"""Programs are kept for this many call signatures, and those that opened generations use; the one used longest ago goes first."""
 
 
 _CAPTURES = threading.RLock()
@@ -69,7 +69,7 @@ class ProgramCache:
     """The program sets of one model, by call signature; the one used last is the last.
 
     `make` builds the set for the arguments of a call; `on_drop` hears of the keys whose sets are gone, `on_move` of the CUDA device
-    on which the weights lie elsewhere than when the generation before began.
+    on which the weights lie elsewhere than when the generation before began; `in_use` are keys whose sets do not make room.
     """
 
     def __init__(
@@ -80,11 +80,12 @@ class ProgramCache:
         make: Callable[[Mapping[str, Any]], BuiltSet],
         on_drop: Callable[[Collection[Key]], None],
         on_move: Callable[[device], None],
+        in_use: Callable[[], Collection[Key]],
     ) -> None:
         self._model, self._name = model, type(model).__name__
         self._call_signature, self._timestep = call_signature, timestep
         self._timestep_position = [*call_signature.parameters, timestep].index(timestep)
-        self._make, self._on_drop, self._on_move = make, on_drop, on_move
+        self._make, self._on_drop, self._on_move, self._in_use = make, on_drop, on_move, in_use
         self._addresses = Addresses(model)
         self._sets: OrderedDict[Key, BuiltSet] = OrderedDict()
         self._shapes: dict[Key, Any] = {}
@@ -193,8 +194,9 @@ class ProgramCache:
         key = next(self._keys)
         self._sets[key], self._shapes[key] = built, shape
         self._decided[key] = {position: Seen.now(leaves[position]) for position in built.decided}
-        if len(self._sets) > MAX_SIGNATURES:
-            self._forget([next(iter(self._sets))])
+        if (many := len(self._sets) - MAX_SIGNATURES) > 0:
+            used = {key, *self._in_use()}
+            self._forget([each for each in self._sets if each not in used][:many])
         return key
 
     def _holds(self, key: Key, leaves: list[Any]) -> bool:

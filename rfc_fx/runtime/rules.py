@@ -62,7 +62,7 @@ class Rules:
         """The rule of a context: for its generation's own number of steps and noise levels where its timesteps are known."""
         timetable, method = generation.timetable, self._method
         name = context.name if self._is_by_pass else ""
-        if timetable is None or generation.index is None:
+        if timetable is None or context.at.index is None:
             if not self._is_bound:
                 self._warned.of_unknown_levels()
             if name not in self._rules:
@@ -105,13 +105,16 @@ class Rules:
         return bound
 
 
-def place(generation: Generation, context: Context, rule: Rule) -> None:
-    """Hold a context against the timetable: after calls that it was not part of, its step is full."""
-    index = generation.index
-    if index is None:
+def place(generation: Generation, context: Context, rule: Rule, warned: Warned) -> None:
+    """Hold a context against the steps of its generation: after calls that it was not part of, its step is full."""
+    at, book, before = context.at, context.book, context.before
+    if at.index is None:
+        if at.moment is not None and before is not None and before.moment is not None and at.moment > before.moment + 1:
+            if not at.is_followed:
+                warned.of_left_out()
+            context.book = left_out(book, at.moment if rule.schedule.is_placed else 0)
         return
-    book, before = context.book, context.index
-    is_next = before is None or index == before + 1
-    if is_next and continues(book, generation.timestep, generation.sign) and (not rule.schedule.is_placed or book.number == index):
+    is_next = before is None or at.index - 1 == before.index
+    if is_next and continues(book, at.timestep, generation.sign) and (not rule.schedule.is_placed or book.number == at.index):
         return
-    context.book = left_out(book, index if rule.schedule.is_placed else 0)
+    context.book = left_out(book, at.index if rule.schedule.is_placed else 0)

@@ -31,6 +31,9 @@ Where the sampler clips outputs: 0.002 with the digits model, 0.8 with a random 
 EXACT = 0.01
 """The same for two calls at one timestep, which solvers of higher order make: their latents are sums."""
 
+CLEARLY = 0.5
+"""Another run than the lane's is the nearer one where the share outside it is less than this part of the share outside the lane's."""
+
 COMPARED = 4
 """Latest runs that are compared where the run of the lane does not say it exactly."""
 
@@ -40,8 +43,8 @@ MAX_RUNS = 64
 class Moment:
     """One latent of a run, and what the model made of it; conditional and unconditional calls are at one moment."""
 
-    def __init__(self, at: Any, latent: Tensor, rows: Rows) -> None:
-        self.at, self.rows = at, rows
+    def __init__(self, at: Any, latent: Tensor, rows: Rows, number: int = 0) -> None:
+        self.at, self.rows, self.number = at, rows, number
         self.latent, self.version = latent, version(latent)
         self.inside: NDArray[np.bool_] | None = None
         """(n,): elements that outputs have too; None where the output has another form than the latent."""
@@ -105,16 +108,21 @@ class Succession:
                 if run[-1].is_equal(at, rows):
                     return self._latest(run)
             for known in self._runs[: -COMPARED - 1 : -1]:
-                if (own := outside(rows, known)) < share and own <= (EXACT if known[-1].at == at else SHARE):
+                if (own := outside(rows, known)) < CLEARLY * share and own <= (EXACT if known[-1].at == at else SHARE):
                     share, nearest = own, known
                 if share <= EXACT:
                     break
         if nearest is not None:
-            nearest.append(Moment(at, latent, rows))
+            nearest.append(Moment(at, latent, rows, nearest[-1].number + 1))
             return self._latest(nearest)
         run = Run([Moment(at, latent, rows)], maxlen=MOMENTS)
         self._runs = [*self._runs[1 - MAX_RUNS :], run]
         return run
+
+    @property
+    def at(self) -> Any:
+        """The timestep of the latest call; None before the first."""
+        return self._runs[-1][-1].at if self._runs else None
 
     def is_at(self, latent: Tensor) -> bool:
         """Whether this is the latent of the latest call: the same object, unwritten since."""
@@ -164,8 +172,8 @@ class Places:
 def outside(rows: Rows, run: Run) -> float:
     """The share of a latent that no sampler makes of a run's latents and outputs: what lies outside their span, of the worst sample.
 
-    Infinite where it cannot be told. Elements that stay as they were (an image to edit, a mask beside the latent) say nothing. Samples of
-    one latent share their outputs: guidance by batch.
+    Infinite where it cannot be told, and where no output has a part in it. Elements that stay as they were (an image to edit, a mask
+    beside the latent) say nothing. Samples of one latent share their outputs: guidance by batch.
     """
     before = run[-1]
     if before.inside is None or before.rows.shape != rows.shape:
@@ -173,6 +181,8 @@ def outside(rows: Rows, run: Run) -> float:
     if not np.isfinite(before.rows).all():  # nothing follows from it but more of the kind
         return np.inf if np.isfinite(rows).all() else 0.0
     moments = [moment for moment in reversed(run) if moment.rows.shape == rows.shape]
+    if is_multiple(rows, run):
+        return np.inf
     worst = 0.0
     for sample, row in enumerate(rows):
         moved = before.inside & (row != before.rows[sample])
@@ -191,6 +201,23 @@ def outside(rows: Rows, run: Run) -> float:
             worst = share if share == share else np.inf
     return worst
 
+
+def is_multiple(rows: Rows, run: Run) -> bool:
+    """Whether what has moved of every sample is that of a latent of a run times a number, so that no output has a part in it."""
+    inside = run[-1].inside
+    if inside is None or not np.isfinite(rows).all():
+        return False
+    for earlier in (moment.rows for moment in run if moment.rows.shape == rows.shape):
+        moved = np.where(inside & (rows != earlier), 1.0, 0.0)
+        row, before = rows * moved, earlier * moved
+        scale = (row * before).sum(1, keepdims=True) / np.maximum((before * before).sum(1, keepdims=True), 1e-30)
+        if (np.linalg.norm(row - scale * before, axis=1) <= ROUNDING * np.linalg.norm(row, axis=1)).all():
+            return True
+    return False
+
+
+ROUNDING = 1e-6
+"""Largest difference of two latents in float32 that are the same, as a share."""
 
 FEW = 4
 """Samples of a batch whose outputs are all taken for every sample."""

@@ -141,6 +141,35 @@ class Warned:
             "wrap the calls in model.samples(names), which says who is who",
         )
 
+    def of_moved_rows(self) -> None:
+        """Warn where the sample in a row of a batch is another than before, as far as its latent says."""
+        if self.can_skip:
+            self._once(
+                UncertainCallWarning,
+                "a row of a batch does not follow from what stood in it before: samples that changed places or took another's, or a "
+                "sampler that adds noise; such rows are computed in full; wrap the calls in model.samples(names), which says who is who, "
+                "or say the sampler with model.generation(source=scheduler)",
+            )
+
+    def of_left_out(self) -> None:
+        """Warn where steps had no call of a name or conditioning, and nothing says that this is so."""
+        if self.can_skip:
+            self._once(
+                UncertainCallWarning,
+                "a name (or conditioning) has a call again after steps without one: guidance that is off for some steps, or several loops "
+                "in one generation; such a call is computed in full, and its warm-up begins anew; with source= or timesteps= of "
+                "model.generation() the steps are known",
+            )
+
+    def of_eviction(self) -> None:
+        """Warn where the programs of a run have made room, and its state is gone with them."""
+        if self.can_skip:
+            self._once(
+                UncertainCallWarning,
+                "calls of so many other shapes came between two steps of a loop that its programs and state were dropped; it goes on with "
+                "a full step; open model.generation() for each generation, which holds its own",
+            )
+
     def of_doubt(self, *, is_known: bool) -> None:
         """Warn where a call may be no next step of the one before; `is_known`: its timesteps are."""
         if not self.can_skip:

@@ -62,6 +62,22 @@ def test_every_call_has_full_steps_for_its_own_levels_and_restore_leaves_no_trac
     assert not torch.equal(again, plain)
 
 
+def test_a_component_that_was_exchanged_since_stays() -> None:
+    pipe, other = rfc_fx.accelerate(digits(), compile=False), digits().transformer
+    pipe.transformer = other
+    assert rfc_fx.restore(pipe).transformer is other
+    rfc_fx.accelerate(pipe, compile=False)
+    pipe.transformer = torch.compile(pipe.transformer)
+    assert rfc_fx.restore(pipe).transformer is other
+
+
+def test_a_component_that_was_exchanged_since_is_accelerated_when_it_is_asked_for_again() -> None:
+    pipe = rfc_fx.accelerate(digits(), compile=False)
+    pipe.transformer = digits().transformer
+    drawn(rfc_fx.accelerate(pipe, compile=False))
+    assert pipe.transformer.stats.nfc == 3
+
+
 def test_what_all_steps_full_gives_is_the_untouched_pipelines() -> None:
     pipe, prompt = PIPELINES["flux"]()
     plain = run(pipe, prompt())

@@ -24,6 +24,7 @@ from rfc.arguments import timestep_value
 from rfc_fx.runtime import calls, driver, generation, timetable
 from rfc_fx.runtime.calls import timestep_ends
 from rfc_fx.runtime.pool import MAX_FREE
+from rfc_fx.runtime.program_cache import MAX_SIGNATURES
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 
@@ -403,6 +404,29 @@ def test_calls_that_were_left_out_are_followed_by_a_full_step() -> None:
     assert "".join(phase[0] for phase in generation.contexts["uncond"].phases) == "FFEEFFE"
 
 
+@pytest.mark.parametrize(("opens", "in_one_batch"), [(True, True), (True, False), (False, False)])
+def test_the_same_where_the_timesteps_are_not_known_and_in_an_opened_generation_that_is_said(opens: bool, in_one_batch: bool) -> None:
+    model, is_full = rfc_fx.transform(NET, rfc.TaylorSeer(interval=4, order=1)), []
+
+    @torch.no_grad()
+    def run() -> None:
+        x = Request(0, 0).x
+        for step in range(10):
+            labels = [torch.tensor([0, 7])] if in_one_batch else [torch.tensor([0]), torch.tensor([7])]
+            for label in [torch.tensor([0])] if 4 <= step < 7 else labels:
+                given = {"timestep": torch.full(label.shape, 1000.0 - 100 * step), "label": label}
+                output = model(hidden_states=x.expand(len(label), -1, -1), **given)
+            is_full.append(torch.equal(output, NET(x.expand(len(label), -1, -1), **given)))
+            x = 0.7 * x + 0.3 * output[:1]
+
+    with ExitStack() as stack:
+        if opens:
+            stack.enter_context(pytest.warns(rfc_fx.UncertainCallWarning, match="has a call again after steps without one"))
+            stack.enter_context(model.generation())
+        run()
+    assert is_full[2:4] + is_full[7:] == [False, False, True, True, False]
+
+
 @pytest.mark.parametrize(("timesteps", "source"), [([], None), ([[1.0]], None), (["late"], None), ([1.0], DDIMScheduler())])
 def test_wrong_arguments_of_a_generation(timesteps: Any, source: Any) -> None:
     with pytest.raises(ValueError, match=r"^generation: "):
@@ -481,6 +505,68 @@ def test_unnamed_samples_whose_number_changes_begin_anew_and_that_is_said() -> N
             Batch(requests[1]).step(model)
         Batch(plain).step(NET)
     assert torch.equal(requests[1].x, plain.x)
+
+
+def row(x: Tensor, index: int, label: int = 0) -> Request:
+    """A request under way."""
+    request = Request(label, 0)
+    request.x, request.index = x, index
+    return request
+
+
+@pytest.mark.parametrize("opens", [True, False], ids=["opened", "by itself"])
+@pytest.mark.parametrize("change", ["places", "places and labels", "newcomer", "moved up"])
+def test_unnamed_rows_that_are_others_than_before_are_computed_and_that_is_said(opens: bool, change: str) -> None:
+    """As many samples as before, at the same noise."""
+    model = rfc_fx.transform(NET, LISTED, config=rfc_fx.Config(decision="per_sample"))
+    first, second, third = Request(0, 0), Request(int(change == "places and labels"), 1), Request(0, 2)
+    with model.generation() if opens else ExitStack():
+        for _ in range(3):
+            Batch(first, second).step(model)
+        third.index = 3
+        now = {"newcomer": (third, second), "moved up": (second, third)}.get(change, (second, first))
+        expected = [row(each.x, each.index, int(each.label)) for each in now]
+        with pytest.warns(
+            rfc_fx.UncertainCallWarning, match=r"^Small: a row of a batch does not follow .*model.samples\(names\)|of a call"
+        ):
+            Batch(*now).step(model)
+        kept = [change == "newcomer" and each is second for each in now]
+        for each, plain, is_kept in zip(now, expected, kept, strict=True):
+            full = plain.step(NET)
+            assert torch.equal(each.x, full) is not is_kept
+
+
+def test_rows_that_begin_with_the_same_noise_are_told_apart() -> None:
+    model, requests = per_sample(), [Request(label, 0) for label in range(4)]
+    with model.generation():
+        while not requests[0].is_done:
+            Batch(*requests).step(model)  # warnings are errors
+    assert all(torch.equal(request.x, alone(RFC, label, 0, 0)[-1]) for label, request in enumerate(requests))
+
+
+@pytest.mark.parametrize("opens", [True, False], ids=["opened", "by itself"])
+def test_calls_of_many_other_shapes_take_no_state_of_a_generation_or_that_is_said(opens: bool) -> None:
+    model, request, plain = rfc_fx.transform(NET, LISTED), Request(0, 0), Request(0, 0)
+
+    def others() -> None:
+        for count in range(2, MAX_SIGNATURES + 3):
+            with model.generation() as other:
+                Batch(*[Request(1, 1)] * count).step(other)
+
+    with model.generation() if opens else ExitStack():
+        for _ in range(3):
+            request.step(model)
+        others()
+        if opens:
+            while not request.is_done:
+                request.step(model)
+            assert torch.equal(request.x, alone(LISTED, 0, 0, 0)[-1])
+        else:
+            plain.x, plain.index = request.x, request.index
+            with pytest.warns(rfc_fx.UncertainCallWarning, match=r"^Small: calls of so many other shapes came between"):
+                assert torch.equal(request.step(model), plain.step(NET))
+    others()
+    assert len(model.cache) == MAX_SIGNATURES
 
 
 @pytest.mark.parametrize("names", [["a", "a"], ["a", 1], ["", "b"]])

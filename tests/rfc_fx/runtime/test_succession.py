@@ -40,6 +40,16 @@ def test_what_was_abandoned_leaves_nothing_behind(method: rfc.Method, start: int
         assert torch.equal(quietly(Loop(3, 1, start=start), model), expected)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+def test_the_noise_of_an_abandoned_loop_once_more_is_no_next_step_of_it(steps: int, scale: float) -> None:
+    """A request that is cancelled, and the same one from a lower noise on: no output has a part in its latent, so it begins anew."""
+    model, again = rfc_fx.transform(NET, LISTED), Loop(3, 0, start=4)
+    again.x = again.x * scale
+    Loop(3, 0).run(model, steps)
+    assert torch.equal(again.call(model), again.call(NET))
+
+
 def test_an_abandoned_loop_is_said_before_the_first_result_after_it() -> None:
     model = rfc_fx.transform(NET, LISTED)
     Loop(3, 0).run(model, 5)
