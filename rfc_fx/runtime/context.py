@@ -59,8 +59,6 @@ class Position:
     """Of its latent."""
     index: int | None = None
     """In the timetable of the generation, counted from its first call; None where the timesteps are not known."""
-    moment: int | None = None
-    """Number of the step, by the latents or timesteps so far, where these are not known; None where calls are of no one loop."""
     timestep: float | None = None
     """As the model sees it, by the timetable."""
     ends: tuple[float, float] | None = None

@@ -67,7 +67,7 @@ class Driver:
                     self._learn(generation, context, rule)
                 if context.has_ended:
                     context.begin(Book())
-                place(generation, context, rule, self.warned)
+                place(generation, context, rule)
                 if context.is_cuda:
                     torch.compiler.cudagraph_mark_step_begin()
 

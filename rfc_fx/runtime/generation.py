@@ -51,7 +51,6 @@ class Generation(LaneRecords):
         self.rules: tuple[Method | None, dict[str, Rule]] = None, {}  # for its own steps, by pass, and the method that they were made of
         self.rows: dict[str | None, int] = {}  # samples of the calls of each name, where each has decisions of its own
         self.in_doubt = False  # whether the latest call was in doubt: computed in full, which no timestep called for
-        self._moment: int | None = None  # number of its step, where the timesteps are not known
         self._is_followed = False  # whether the latent of the latest call was held against those before
         self._is_foreign = False  # whether the latent of the latest call does not follow from its lane's calls before
         self._pool, self._known, self._call = pool, known, call
@@ -113,7 +112,7 @@ class Generation(LaneRecords):
                 if self._moments.is_unmoved:  # a step each, of one noise: each begins with empty state
                     context.end()
             context.at = Position(
-                lane[0], shape, self.index, self._moment, self.timestep, self.ends,
+                lane[0], shape, self.index, self.timestep, self.ends,
                 self.in_doubt, self._is_followed, is_evicted, self.is_repeated,
             )  # fmt: skip
         else:
@@ -150,21 +149,18 @@ class Generation(LaneRecords):
 
     def _lane(self, name: str, call: Call, row: str) -> Lane:
         """The lane of a call, by how often its name was called at this moment; notes whether that is in doubt."""
-        lane, self.ends, self.in_doubt, self._is_foreign, self._moment = (name, call.key), None, False, False, None
+        lane, self.ends, self.in_doubt, self._is_foreign = (name, call.key), None, False, False
         if self._is_followed:
             if self.is_opened and call.timestep is not None:
                 lane = self._moments.numbered(lane, calls.moment_of(call.timestep)[0])
             self._is_foreign = self._moments.is_foreign(lane, call, self._value(call), row, is_opened=self.is_opened, sign=self.sign)
             self.in_doubt = self._moments.is_displaced
-            self.is_repeated, self._moment = self._moments.is_repeated and not self.is_opened, self._moments.number
+            self.is_repeated = self._moments.is_repeated and not self.is_opened
             return lane
         if call.timestep is None:
             return lane
         at, self.ends = (self.index, None) if self.index is not None else calls.moment_of(call.timestep)
         if self.is_opened:
-            if self.index is None:
-                self._moments.count(at)
-                self._moment = self._moments.number
             return self._moments.numbered(lane, at)
         self.in_doubt = self._moments.is_doubtful(lane, call, at, self.sign, self._known.repeats(at))
         return lane

@@ -49,10 +49,6 @@ class Moments:
         """Rows whose latents did not, from the beginning of a generation that somebody has opened: a sampler that adds noise."""
         self._runs: dict[Lane, Run] = {}
         """The run that each lane is in."""
-        self.number: int | None = None
-        """Of the step that the latest call belongs to; None where that is not known."""
-        self._way: tuple[Any, int, bool | None] | None = None
-        """The latest timestep of a generation that somebody has opened, its number, and whether timesteps rise."""
         self.is_repeated = False
         """Whether the latest call was made before: the same lane, latent and timestep."""
         self.is_unmoved = False
@@ -69,20 +65,6 @@ class Moments:
         count = before[1] + 1
         self._numbered[lane] = at, count
         return f"{lane[0]} #{count}", lane[1]
-
-    def count(self, at: Any) -> None:
-        """Number a call by the timesteps so far, as long as all of them go one way: those of one loop."""
-        self.number = None
-        if isinstance(at, Tensor) or at is None:
-            return
-        if self._way is None:
-            self._way = at, 0, None
-        last, number, rises = self._way
-        if at != last and (rises is None or rises == (at > last)) and number >= 0:
-            self._way = at, number + 1, at > last
-        elif at != last:
-            self._way = at, -1, rises
-        self.number = self._way[1] if self._way[1] >= 0 else None
 
     def is_doubtful(self, lane: Lane, call: Call, at: Any, sign: int, repeats: bool) -> bool:
         """Whether a call may belong to another run than the one before: twice at one timestep, which the sampler is not known to do.
@@ -106,7 +88,6 @@ class Moments:
         before, self._succession = self._runs.get(lane), self._successions.setdefault(row, Succession())
         last, latent = self._succession.at, self._latent(call)
         run = self._runs[lane] = self._succession.find(latent, at, before)
-        self.number = run[-1].number
         self.is_unmoved = before is not None and run is not before and is_multiple(run[-1].rows, before)
         is_new = len(run) == 1 and not run[-1].lanes
         self.is_repeated = lane in run[-1].lanes

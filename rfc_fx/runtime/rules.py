@@ -105,14 +105,10 @@ class Rules:
         return bound
 
 
-def place(generation: Generation, context: Context, rule: Rule, warned: Warned) -> None:
-    """Hold a context against the steps of its generation: after calls that it was not part of, its step is full."""
+def place(generation: Generation, context: Context, rule: Rule) -> None:
+    """Hold a context against the timetable: after calls that it was not part of, its step is full."""
     at, book, before = context.at, context.book, context.before
     if at.index is None:
-        if at.moment is not None and before is not None and before.moment is not None and at.moment > before.moment + 1:
-            if not at.is_followed:
-                warned.of_left_out()
-            context.book = left_out(book, at.moment if rule.schedule.is_placed else 0)
         return
     is_next = before is None or at.index - 1 == before.index
     if is_next and continues(book, at.timestep, generation.sign) and (not rule.schedule.is_placed or book.number == at.index):

@@ -43,8 +43,8 @@ MAX_RUNS = 64
 class Moment:
     """One latent of a run, and what the model made of it; conditional and unconditional calls are at one moment."""
 
-    def __init__(self, at: Any, latent: Tensor, rows: Rows, number: int = 0) -> None:
-        self.at, self.rows, self.number = at, rows, number
+    def __init__(self, at: Any, latent: Tensor, rows: Rows) -> None:
+        self.at, self.rows = at, rows
         self.latent, self.version = latent, version(latent)
         self.inside: NDArray[np.bool_] | None = None
         """(n,): elements that outputs have too; None where the output has another form than the latent."""
@@ -113,7 +113,7 @@ class Succession:
                 if share <= EXACT:
                     break
         if nearest is not None:
-            nearest.append(Moment(at, latent, rows, nearest[-1].number + 1))
+            nearest.append(Moment(at, latent, rows))
             return self._latest(nearest)
         run = Run([Moment(at, latent, rows)], maxlen=MOMENTS)
         self._runs = [*self._runs[1 - MAX_RUNS :], run]

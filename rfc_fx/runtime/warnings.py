@@ -151,16 +151,6 @@ class Warned:
                 "or say the sampler with model.generation(source=scheduler)",
             )
 
-    def of_left_out(self) -> None:
-        """Warn where steps had no call of a name or conditioning, and nothing says that this is so."""
-        if self.can_skip:
-            self._once(
-                UncertainCallWarning,
-                "a name (or conditioning) has a call again after steps without one: guidance that is off for some steps, or several loops "
-                "in one generation; such a call is computed in full, and its warm-up begins anew; with source= or timesteps= of "
-                "model.generation() the steps are known",
-            )
-
     def of_eviction(self) -> None:
         """Warn where the programs of a run have made room, and its state is gone with them."""
         if self.can_skip:

@@ -212,7 +212,7 @@ class Generations(RuleBasedStateMachine):
         self.patches = ExitStack()
         self.patches.enter_context(mock.patch.object(calls, "on_host", return_value=is_seen))
         # what is in doubt: test_generations.py
-        self.patches.enter_context(mock.patch.multiple(Moments, is_foreign=lambda *_: False, note=lambda *_: None))
+        self.patches.enter_context(mock.patch.multiple(Moments, is_foreign=lambda *_, **__: False, note=lambda *_: None))
         if self.is_blind:
             self.driver._seen_timestep = lambda *_: None  # type: ignore[method-assign]
         self.truths: dict[str, Truth] = {}

@@ -404,29 +404,6 @@ def test_calls_that_were_left_out_are_followed_by_a_full_step() -> None:
     assert "".join(phase[0] for phase in generation.contexts["uncond"].phases) == "FFEEFFE"
 
 
-@pytest.mark.parametrize(("opens", "in_one_batch"), [(True, True), (True, False), (False, False)])
-def test_the_same_where_the_timesteps_are_not_known_and_in_an_opened_generation_that_is_said(opens: bool, in_one_batch: bool) -> None:
-    model, is_full = rfc_fx.transform(NET, rfc.TaylorSeer(interval=4, order=1)), []
-
-    @torch.no_grad()
-    def run() -> None:
-        x = Request(0, 0).x
-        for step in range(10):
-            labels = [torch.tensor([0, 7])] if in_one_batch else [torch.tensor([0]), torch.tensor([7])]
-            for label in [torch.tensor([0])] if 4 <= step < 7 else labels:
-                given = {"timestep": torch.full(label.shape, 1000.0 - 100 * step), "label": label}
-                output = model(hidden_states=x.expand(len(label), -1, -1), **given)
-            is_full.append(torch.equal(output, NET(x.expand(len(label), -1, -1), **given)))
-            x = 0.7 * x + 0.3 * output[:1]
-
-    with ExitStack() as stack:
-        if opens:
-            stack.enter_context(pytest.warns(rfc_fx.UncertainCallWarning, match="has a call again after steps without one"))
-            stack.enter_context(model.generation())
-        run()
-    assert is_full[2:4] + is_full[7:] == [False, False, True, True, False]
-
-
 @pytest.mark.parametrize(("timesteps", "source"), [([], None), ([[1.0]], None), (["late"], None), ([1.0], DDIMScheduler())])
 def test_wrong_arguments_of_a_generation(timesteps: Any, source: Any) -> None:
     with pytest.raises(ValueError, match=r"^generation: "):
