@@ -55,8 +55,6 @@ class Position:
 
     lane: str = ""
     """Name of its lane."""
-    shape: tuple[int, ...] = ()
-    """Of its latent."""
     index: int | None = None
     """In the timetable of the generation, counted from its first call; None where the timesteps are not known."""
     timestep: float | None = None
@@ -92,6 +90,8 @@ class Context:
         """Whether the next call begins a new generation."""
         self.running = ""
         """The program that ran last."""
+        self.shape: tuple[int, ...] = ()
+        """Of the latent; its programs are for that one."""
         self.at = Position()
         """Of the latest call."""
         self.before: Position | None = None

@@ -95,13 +95,15 @@ class Generation(LaneRecords):
             self._is_followed = self.index is None and not (self.is_opened and is_told)
             row = "" if is_told else f"{name or ''}{sample}"
             lane = self._lane((self._group(call, sample) if name is None else name) + sample, call, row)
-        context, is_evicted, shape = self._lanes.get(lane), False, tuple(call.inputs[latent_index(call.compiled)].shape)
+        context, is_evicted = self._lanes.get(lane), False
         if context is None:
             if not self._lanes:
                 self._ended.clear()
+            shape = tuple(call.inputs[latent_index(call.compiled)].shape)
             evicted = self._evicted.pop((lane[0], shape), None)
             is_evicted = evicted is not None and continues(evicted, self._value(call), self.sign)
             context = self._lanes[lane] = self._pool.take(call, lane[0])
+            context.shape = shape
             conditioning, *number = lane[0].partition(" #")
             context.name = "".join((*self._labels.get(conditioning, (conditioning,)), *number))
         if again is None:
@@ -112,9 +114,8 @@ class Generation(LaneRecords):
                 if self._moments.is_unmoved:  # a step each, of one noise: each begins with empty state
                     context.end()
             context.at = Position(
-                lane[0], shape, self.index, self.timestep, self.ends,
-                self.in_doubt, self._is_followed, is_evicted, self.is_repeated,
-            )  # fmt: skip
+                lane[0], self.index, self.timestep, self.ends, self.in_doubt, self._is_followed, is_evicted, self.is_repeated
+            )
         else:
             context.at = again.at
         if context.at.in_doubt:
@@ -233,7 +234,7 @@ class Generation(LaneRecords):
         with self._lock:
             if are_evicted:
                 gone = [context for lane, context in self._lanes.items() if lane[1] in keys and not context.has_ended]
-                self._evicted.update(((context.at.lane, context.at.shape), context.record()) for context in gone)
+                self._evicted.update(((context.at.lane, context.shape), context.record()) for context in gone)
             self._lanes = {lane: context for lane, context in self._lanes.items() if lane[1] not in keys}
             self._moments.drop(keys)
             self._groups = {group: groups for group, groups in self._groups.items() if group[0] not in keys}
