@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -49,8 +48,7 @@ class Bound(NamedTuple):
         return arguments
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     """Where a call stands in its generation: what was found when it came, and holds for this call whatever other threads call meanwhile."""
 
     lane: str = ""
@@ -68,7 +66,7 @@ class Position:
     is_evicted: bool = False
     """Whether it would have gone on with a run whose programs have made room for others."""
     is_repeated: bool = False
-    """Whether the call was made before: its latent and timestep, where nobody opened the generation."""
+    """Whether the call was made before: the same lane, latent and timestep."""
 
 
 class Context:

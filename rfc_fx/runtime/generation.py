@@ -20,7 +20,7 @@ from rfc_fx.runtime import calls
 from rfc_fx.runtime.calls import Call, Key
 from rfc_fx.runtime.context import Context, Position, latent_index
 from rfc_fx.runtime.lane_records import Lane, LaneRecords
-from rfc_fx.runtime.moments import Moments
+from rfc_fx.runtime.moments import Follows, Moments
 from rfc_fx.runtime.pool import StatePool
 from rfc_fx.runtime.sampler import Known
 from rfc_fx.runtime.timestep_check import TimestepCheck
@@ -50,17 +50,12 @@ class Generation(LaneRecords):
         self.has_ended = False
         self.rules: tuple[Method | None, dict[str, Rule]] = None, {}  # for its own steps, by pass, and the method that they were made of
         self.rows: dict[str | None, int] = {}  # samples of the calls of each name, where each has decisions of its own
-        self.in_doubt = False  # whether the latest call was in doubt: computed in full, which no timestep called for
-        self._is_followed = False  # whether the latent of the latest call was held against those before
-        self._is_foreign = False  # whether the latent of the latest call does not follow from its lane's calls before
         self._pool, self._known, self._call = pool, known, call
         self._is_read = False  # whether the timetable has been looked for
-        self.ends: tuple[float, float] | None = None  # of the latest call's timesteps, where the host has looked at them
         self.timestep_check = TimestepCheck(model)
         self._groups: dict[tuple[Key, str], ConditioningGroups] = {}
         self._moments = Moments()
         self._evicted: dict[tuple[str, tuple[int, ...]], Book] = {}  # by lane and latent: books of programs that have made room
-        self.is_repeated = False  # whether the latest call was made before: its latent and timestep, where nobody opened the generation
         self._lock = threading.Lock()  # held while a call's place is found, never while a step runs
         self._labels: dict[str, tuple[str, str]] = {}
         """What a guider calls a conditioning that nobody names, and the sample, by the name of the lane."""
@@ -87,38 +82,34 @@ class Generation(LaneRecords):
             return self._found(call, name, sample, is_told, again)
 
     def _found(self, call: Call, name: str | None, sample: str, is_told: bool, again: Context | None) -> Context:
+        follows = Follows()
         if again is not None:
-            lane = again.at.lane, call.key
+            at, lane = again.at, (again.at.lane, call.key)
         else:
             if not (self.is_opened and self._is_read and self.timetable is None):
                 self._arrive(call.timestep)
-            self._is_followed = self.index is None and not (self.is_opened and is_told)
-            row = "" if is_told else f"{name or ''}{sample}"
-            lane = self._lane((self._group(call, sample) if name is None else name) + sample, call, row)
-        context, is_evicted = self._lanes.get(lane), False
+            row = None if self.index is not None or (self.is_opened and is_told) else "" if is_told else f"{name or ''}{sample}"
+            lane, at, follows = self._lane((self._group(call, sample) if name is None else name) + sample, call, row)
+        context = self._lanes.get(lane)
         if context is None:
             if not self._lanes:
                 self._ended.clear()
             shape = tuple(call.inputs[latent_index(call.compiled)].shape)
             evicted = self._evicted.pop((lane[0], shape), None)
-            is_evicted = evicted is not None and continues(evicted, self._value(call), self.sign)
+            if again is None and evicted is not None and continues(evicted, self._value(call), self.sign):
+                at = at._replace(is_evicted=True)
             context = self._lanes[lane] = self._pool.take(call, lane[0])
             context.shape = shape
             conditioning, *number = lane[0].partition(" #")
             context.name = "".join((*self._labels.get(conditioning, (conditioning,)), *number))
-        if again is None:
-            if self._is_foreign and not context.has_ended:
-                self.in_doubt = not self._moments.is_unmoved and not context.is_over(self._value(call), self.sign)
-                context.complete()
-                context.before = None
-                if self._moments.is_unmoved:  # a step each, of one noise: each begins with empty state
-                    context.end()
-            context.at = Position(
-                lane[0], self.index, self.timestep, self.ends, self.in_doubt, self._is_followed, is_evicted, self.is_repeated
-            )
-        else:
-            context.at = again.at
-        if context.at.in_doubt:
+        if follows.is_foreign and not context.has_ended:
+            at = at._replace(in_doubt=not follows.is_unmoved and not context.is_over(self._value(call), self.sign))
+            context.complete()
+            context.before = None
+            if follows.is_unmoved:  # a step each, of one noise: each begins with empty state
+                context.end()
+        context.at = at
+        if at.in_doubt:
             context.end()
         self._latest = lane
         return context
@@ -148,23 +139,23 @@ class Generation(LaneRecords):
             return
         self.timestep, self.sign = table.timestep, table.sign
 
-    def _lane(self, name: str, call: Call, row: str) -> Lane:
-        """The lane of a call, by how often its name was called at this moment; notes whether that is in doubt."""
-        lane, self.ends, self.in_doubt, self._is_foreign = (name, call.key), None, False, False
-        if self._is_followed:
+    def _lane(self, name: str, call: Call, row: str | None) -> tuple[Lane, Position, Follows]:
+        """The lane of a call, by how often its name was called at this moment, and where it stands there; `row`: as `Moments.follows` has
+        it, None where the latent is not held against those before."""
+        lane, at = (name, call.key), Position(name, self.index, self.timestep, is_followed=row is not None)
+        if row is not None:
             if self.is_opened and call.timestep is not None:
                 lane = self._moments.numbered(lane, calls.moment_of(call.timestep)[0])
-            self._is_foreign = self._moments.is_foreign(lane, call, self._value(call), row, is_opened=self.is_opened, sign=self.sign)
-            self.in_doubt = self._moments.is_displaced
-            self.is_repeated = self._moments.is_repeated and not self.is_opened
-            return lane
+            follows = self._moments.follows(lane, call, self._value(call), row, is_opened=self.is_opened, sign=self.sign)
+            return lane, at._replace(lane=lane[0], in_doubt=follows.is_displaced, is_repeated=follows.is_repeated), follows
         if call.timestep is None:
-            return lane
-        at, self.ends = (self.index, None) if self.index is not None else calls.moment_of(call.timestep)
+            return lane, at, Follows()
+        moment, ends = (self.index, None) if self.index is not None else calls.moment_of(call.timestep)
         if self.is_opened:
-            return self._moments.numbered(lane, at)
-        self.in_doubt = self._moments.is_doubtful(lane, call, at, self.sign, self._known.repeats(at))
-        return lane
+            lane = self._moments.numbered(lane, moment)
+            return lane, at._replace(lane=lane[0], ends=ends), Follows()
+        doubt = self._moments.is_doubtful(lane, call, moment, self.sign, self._known.repeats(moment))
+        return lane, at._replace(ends=ends, in_doubt=doubt), Follows()
 
     def _value(self, call: Call) -> float | None:
         """The timestep of a call as a number."""
@@ -174,14 +165,13 @@ class Generation(LaneRecords):
         """Take in what a call has given, where that tells which calls follow it; RFCError where known timesteps were not those."""
         if self.timetable is not None and at.index == self.timetable.remaining - 1:
             self.timestep_check.verify()
-        if at.is_followed:
+        if at.is_followed and not at.is_repeated:
             for output in [each for each in outputs if isinstance(each, Tensor) and each.is_floating_point()][:1]:
                 self._moments.note(output)
 
     def beside(self, arguments: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Take in what the model gave for a call that is part of no lane, made with the latent of the latest call."""
         if not self.is_opened and self._moments.is_at(arguments):
-            self._moments.is_repeated = False
             self.note(Position(index=self.index, is_followed=self.index is None), outputs)
 
     def _group(self, call: Call, sample: str) -> str:

@@ -23,6 +23,19 @@ class Moment(NamedTuple):
     """What was moved."""
 
 
+class Follows(NamedTuple):
+    """How the latent of a call stands to what its lane was called with before."""
+
+    is_foreign: bool = False
+    """It is no next step of the lane's run."""
+    is_unmoved: bool = False
+    """It is one of its lane's run once more, as it was or times a number."""
+    is_displaced: bool = False
+    """It is the first of its lane and follows from no run of its sample, at a noise that one might be at."""
+    is_repeated: bool = False
+    """The call was made before: the same lane, latent and timestep."""
+
+
 def is_same(then: Any, now: Any) -> bool:
     """Whether two moments are the same step."""
     return then is now if isinstance(now, Tensor) else not isinstance(then, Tensor) and bool(then == now)
@@ -49,12 +62,6 @@ class Moments:
         """Rows whose latents did not, from the beginning of a generation that somebody has opened: a sampler that adds noise."""
         self._runs: dict[Lane, Run] = {}
         """The run that each lane is in."""
-        self.is_repeated = False
-        """Whether the latest call was made before: the same lane, latent and timestep."""
-        self.is_unmoved = False
-        """Whether the latest call has a latent of its lane's run once more, as it was or times a number."""
-        self.is_displaced = False
-        """Whether the latest call is the first of its lane and follows from no run of its sample, at a noise that one might be at."""
 
     def numbered(self, lane: Lane, at: Any) -> Lane:
         """The lane of a call where somebody has opened the generation: the second call of a name at a timestep has a lane of its own."""
@@ -79,8 +86,8 @@ class Moments:
             del self._doubtful[lane]
         return lane in self._doubtful
 
-    def is_foreign(self, lane: Lane, call: Call, at: Any, row: str, *, is_opened: bool, sign: int) -> bool:
-        """Whether a call is no next step of the lane's run: its latent does not follow from that run.
+    def follows(self, lane: Lane, call: Call, at: Any, row: str, *, is_opened: bool, sign: int) -> Follows:
+        """Hold the latent of a call against those before: a next step of the lane's run has one that follows from that run.
 
         `row`: of a batch whose samples decide for themselves and whom nobody names; it has runs of its own. Where somebody has opened the
         generation, what once did not follow may be as it likes. `sign`: which way the timestep goes.
@@ -88,26 +95,25 @@ class Moments:
         before, self._succession = self._runs.get(lane), self._successions.setdefault(row, Succession())
         last, latent = self._succession.at, self._latent(call)
         run = self._runs[lane] = self._succession.find(latent, at, before)
-        self.is_unmoved = before is not None and run is not before and is_multiple(run[-1].rows, before)
+        is_unmoved = before is not None and run is not before and is_multiple(run[-1].rows, before)
         is_new = len(run) == 1 and not run[-1].lanes
-        self.is_repeated = lane in run[-1].lanes
+        is_repeated = lane in run[-1].lanes
         run[-1].lanes.add(lane)
         if is_opened and is_new and last is not None and row not in self._following:
             self._loose.add(row)
         elif not is_new and last != at:
             self._following.add(row)
         may_follow = last is not None and at is not None and sign * at <= sign * last
-        self.is_displaced = bool(row) and before is None and is_new and may_follow and row not in self._loose
-        return before is not None and run is not before and row not in self._loose
+        is_displaced = bool(row) and before is None and is_new and may_follow and row not in self._loose
+        return Follows(before is not None and run is not before and row not in self._loose, is_unmoved, is_displaced, is_repeated)
 
     def is_at(self, arguments: Sequence[Any]) -> bool:
         """Whether the latent of the latest call is among the arguments."""
         return any(self._succession.is_at(argument) for argument in arguments if isinstance(argument, Tensor))
 
     def note(self, output: Tensor) -> None:
-        """Take in what the model made of the latent of the call that `is_foreign` was asked about last."""
-        if not self.is_repeated:
-            self._succession.note(output)
+        """Take in what the model made of the latent of the call that `follows` was asked about last."""
+        self._succession.note(output)
 
     def _latent(self, call: Call) -> Tensor:
         if (index := self._latents.get(call.key)) is None:

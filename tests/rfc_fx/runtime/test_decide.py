@@ -29,7 +29,7 @@ from rfc_fx.runtime.calls import Call
 from rfc_fx.runtime.decide import MAX_RESTARTS, Facts, Reason, Restart, bounded, decide
 from rfc_fx.runtime.driver import Driver
 from rfc_fx.runtime.generations import Generations as Owner
-from rfc_fx.runtime.moments import Moments
+from rfc_fx.runtime.moments import Follows, Moments
 
 # ---- programs that note how they are called --------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class Generations(RuleBasedStateMachine):
         self.patches = ExitStack()
         self.patches.enter_context(mock.patch.object(calls, "on_host", return_value=is_seen))
         # what is in doubt: test_generations.py
-        self.patches.enter_context(mock.patch.multiple(Moments, is_foreign=lambda *_, **__: False, note=lambda *_: None))
+        self.patches.enter_context(mock.patch.multiple(Moments, follows=lambda *_, **__: Follows(), note=lambda *_: None))
         if self.is_blind:
             self.driver._seen_timestep = lambda *_: None  # type: ignore[method-assign]
         self.truths: dict[str, Truth] = {}
