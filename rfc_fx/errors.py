@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 
+import torch
 from torch import nn
 
 from rfc.predictor import PredictorError
@@ -31,9 +33,15 @@ class CaptureError(RFCError):
         """Point at the deepest line of the model's own code that stood in the way."""
         if isinstance(error, NestedGraphError):
             return cls(f"{type(model).__name__}: {error}")
+        for name, module in model.named_modules():
+            if packed := [each for each, value in vars(module).items() if isinstance(value, torch.ScriptObject)]:
+                return cls(
+                    f"{type(model).__name__}: {name}.{packed[0]} is an object of TorchScript (packed weights of torch.ao.quantization), "
+                    "which torch.export does not take; quantise with weights that are tensors, such as torchao's or GGUF's"
+                )
         frames = traceback.extract_tb(error.__traceback__)
         inside = ("/torch/", "/rfc_fx/capture/", "<")
-        own = [frame for frame in frames if not any(part in frame.filename for part in inside)]
+        own = [frame for frame in frames if not any(part in frame.filename for part in inside) and not _is_pythons(frame.filename)]
         where = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else "outside the model's code"
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return cls(
@@ -41,6 +49,11 @@ class CaptureError(RFCError):
             f"  at {where}\n"
             "  check that model(**inputs) runs, and that no Python branch there depends on a tensor's values"
         )
+
+
+def _is_pythons(filename: str) -> bool:
+    """Whether a file belongs to Python itself."""
+    return filename.startswith(sysconfig.get_path("stdlib")) and "site-packages" not in filename
 
 
 class NoSiteError(RFCError):

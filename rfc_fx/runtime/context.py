@@ -53,7 +53,7 @@ class Position(NamedTuple):
 
     lane: str = ""
     """Name of its lane."""
-    index: int | None = None
+    step: int | None = None
     """In the timetable of the generation, counted from its first call; None where the timesteps are not known."""
     timestep: float | None = None
     """As the model sees it, by the timetable."""

@@ -163,7 +163,7 @@ class Generation(LaneRecords):
 
     def note(self, at: Position, outputs: Sequence[Any]) -> None:
         """Take in what a call has given, where that tells which calls follow it; RFCError where known timesteps were not those."""
-        if self.timetable is not None and at.index == self.timetable.remaining - 1:
+        if self.timetable is not None and at.step == self.timetable.remaining - 1:
             self.timestep_check.verify()
         if at.is_followed and not at.is_repeated:
             for output in [each for each in outputs if isinstance(each, Tensor) and each.is_floating_point()][:1]:
@@ -172,7 +172,7 @@ class Generation(LaneRecords):
     def beside(self, arguments: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Take in what the model gave for a call that is part of no lane, made with the latent of the latest call."""
         if not self.is_opened and self._moments.is_at(arguments):
-            self.note(Position(index=self.index, is_followed=self.index is None), outputs)
+            self.note(Position(step=self.index, is_followed=self.index is None), outputs)
 
     def _group(self, call: Call, sample: str) -> str:
         """Name of a call that has none: conditional and unconditional calls get a lane each."""
@@ -196,7 +196,7 @@ class Generation(LaneRecords):
 
     def called(self, at: Position, dtype: torch.dtype) -> Tensor | None:
         """The timesteps that the model is called with, as far as they are certain; None where they are not known."""
-        if (table := self.timetable) is None or at.index is None:
+        if (table := self.timetable) is None or at.step is None:
             return self._known.timesteps
         return table.called(dtype) if table.is_certain else None
 

@@ -107,7 +107,7 @@ class Generations:
         if context.at.in_doubt and not is_told:
             self.warned.of_moved_rows()
         elif context.at.in_doubt:
-            self.warned.of_doubt(is_known=context.at.index is not None)
+            self.warned.of_doubt(is_known=context.at.step is not None)
         return generation, context
 
     def beside(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

@@ -43,7 +43,7 @@ def known_values(
     if ends is not None:
         row = table.row_of.get(ends[1]) if ends[0] == ends[1] else None
         return (None if row is None else table.rows[row]), None
-    if number >= len(table.order) or context.at.index is not None:  # of a known sampler, with a timestep for each token
+    if number >= len(table.order) or context.at.step is not None:  # of a known sampler, with a timestep for each token
         return None, None
     return table.rows[number], table.order[number]  # the timestep comes to the host with the decision, which checks this
 

@@ -62,7 +62,7 @@ class Rules:
         """The rule of a context: for its generation's own number of steps and noise levels where its timesteps are known."""
         timetable, method = generation.timetable, self._method
         name = context.name if self._is_by_pass else ""
-        if timetable is None or context.at.index is None:
+        if timetable is None or context.at.step is None:
             if not self._is_bound:
                 self._warned.of_unknown_levels()
             if name not in self._rules:
@@ -108,9 +108,9 @@ class Rules:
 def place(generation: Generation, context: Context, rule: Rule) -> None:
     """Hold a context against the timetable: after calls that it was not part of, its step is full."""
     at, book, before = context.at, context.book, context.before
-    if at.index is None:
+    if at.step is None:
         return
-    is_next = before is None or at.index - 1 == before.index
-    if is_next and continues(book, at.timestep, generation.sign) and (not rule.schedule.is_placed or book.number == at.index):
+    is_next = before is None or at.step - 1 == before.step
+    if is_next and continues(book, at.timestep, generation.sign) and (not rule.schedule.is_placed or book.number == at.step):
         return
-    context.book = left_out(book, at.index if rule.schedule.is_placed else 0)
+    context.book = left_out(book, at.step if rule.schedule.is_placed else 0)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from sampler_loops import Loop, tiny
 from torch import Tensor, nn
@@ -42,6 +43,37 @@ def quantise(model: nn.Module) -> None:
             module.weight = nn.Parameter(Quantised(bits, scale), requires_grad=False)
 
 
+class Blocks(nn.Parameter):
+    """Bytes and what they stand for, as a GGUF weight: no parts, the layer's forward takes them apart."""
+
+    scale: float
+
+    @classmethod
+    def of(cls, data: Tensor, scale: float) -> Any:
+        weight = Tensor._make_subclass(cls, data, False)
+        weight.scale = scale
+        return weight
+
+
+class BlockLinear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        weight: Any = self.weight
+        return nn.functional.linear(input, Tensor._make_subclass(Tensor, weight).float() * weight.scale, self.bias)
+
+
+def test_weights_in_blocks_of_bytes_are_taken_apart_in_the_graph() -> None:
+    model: Any = tiny()
+    for module in [module for module in model.modules() if isinstance(module, nn.Linear)]:
+        scale = module.weight.detach().abs().amax().item() / 127
+        module.weight = Blocks.of((module.weight.detach() / scale).round().to(torch.int8), scale)
+        module.__class__ = BlockLinear
+    cached = rfc_fx.transform(model, rfc.FullCompute())
+    assert torch.equal(Loop(3, 0).run(cached), Loop(3, 0).run(model))
+    model.transformer_blocks[0].attn1.to_q.weight.scale *= 2  # a constant of the graph, as the type of a GGUF weight is
+    with cached.generation():
+        assert torch.equal(Loop(3, 0).run(cached), Loop(3, 0).run(model))
+
+
 def test_quantised_weights_are_read_by_their_parts_live() -> None:
     model: Any = tiny()
     quantise(model)
@@ -52,6 +84,14 @@ def test_quantised_weights_are_read_by_their_parts_live() -> None:
         model.transformer_blocks[0].attn1.to_q.weight.scale.mul_(1.5)
     assert torch.equal(changed := Loop(3, 0).run(cached), Loop(3, 0).run(model))
     assert not torch.equal(changed, first)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:.*are deprecated:UserWarning")
+def test_packed_weights_are_refused_with_the_way_out() -> None:
+    model: Any = tiny()
+    torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, inplace=True)
+    with pytest.raises(rfc_fx.CaptureError, match=r"_packed_params._packed_params is an object of TorchScript.*torchao's or GGUF's"):
+        Loop(3, 0).run(rfc_fx.transform(model, rfc.FullCompute()))
 
 
 def test_weights_quantised_between_generations_are_seen() -> None:
