@@ -44,6 +44,7 @@ from rfc_fx.runtime.sampler import default_method, for_source
 from rfc_fx.runtime.timestep_check import OtherTimestepsWarning
 from rfc_fx.runtime.warnings import (
     ForeignHooksWarning,
+    LateCallWarning,
     MovedWeightsWarning,
     NothingSkippedWarning,
     RepeatedCallWarning,
@@ -63,6 +64,7 @@ __all__ = [
     "Explanation",
     "ForeignHooksWarning",
     "IllegalGraphError",
+    "LateCallWarning",
     "MovedWeightsWarning",
     "NoSiteError",
     "NothingSkippedWarning",

@@ -65,6 +65,8 @@ class Position(NamedTuple):
     """Whether its latent was held against those before, so that its output is to be noted."""
     is_evicted: bool = False
     """Whether it would have gone on with a run whose programs have made room for others."""
+    is_late: bool = False
+    """Whether steps were made without it since its lane's latest call, which nobody's timetable says."""
     is_repeated: bool = False
     """Whether the call was made before: the same lane, latent and timestep."""
 

@@ -108,9 +108,9 @@ class Generation(LaneRecords):
             context.before = None
             if follows.is_unmoved:  # a step each, of one noise: each begins with empty state
                 context.end()
-        context.at = at
         if at.in_doubt:
             context.end()
+        context.at = at._replace(is_late=at.is_late and not context.is_over(self._value(call), self.sign))
         self._latest = lane
         return context
 
@@ -142,20 +142,19 @@ class Generation(LaneRecords):
     def _lane(self, name: str, call: Call, row: str | None) -> tuple[Lane, Position, Follows]:
         """The lane of a call, by how often its name was called at this moment, and where it stands there; `row`: as `Moments.follows` has
         it, None where the latent is not held against those before."""
-        lane, at = (name, call.key), Position(name, self.index, self.timestep, is_followed=row is not None)
-        if row is not None:
-            if self.is_opened and call.timestep is not None:
-                lane = self._moments.numbered(lane, calls.moment_of(call.timestep)[0])
-            follows = self._moments.follows(lane, call, self._value(call), row, is_opened=self.is_opened, sign=self.sign)
-            return lane, at._replace(lane=lane[0], in_doubt=follows.is_displaced, is_repeated=follows.is_repeated), follows
-        if call.timestep is None:
-            return lane, at, Follows()
-        moment, ends = (self.index, None) if self.index is not None else calls.moment_of(call.timestep)
-        if self.is_opened:
+        lane, at, follows = (name, call.key), Position(name, self.index, self.timestep, is_followed=row is not None), Follows()
+        if call.timestep is None and row is None:
+            return lane, at, follows
+        is_known = self.index is not None or call.timestep is None
+        moment, ends = (self.index, None) if is_known else calls.moment_of(call.timestep)
+        if self.is_opened and call.timestep is not None:
             lane = self._moments.numbered(lane, moment)
-            return lane, at._replace(lane=lane[0], ends=ends), Follows()
-        doubt = self._moments.is_doubtful(lane, call, moment, self.sign, self._known.repeats(moment))
-        return lane, at._replace(ends=ends, in_doubt=doubt), Follows()
+        at = at._replace(lane=lane[0], ends=ends, is_late=not is_known and self._moments.is_late(lane, moment))
+        if row is not None:
+            follows = self._moments.follows(lane, call, self._value(call), row, is_opened=self.is_opened, sign=self.sign)
+            return lane, at._replace(in_doubt=follows.is_displaced, is_repeated=follows.is_repeated), follows
+        doubt = not self.is_opened and self._moments.is_doubtful(lane, call, moment, self.sign, self._known.repeats(moment))
+        return lane, at._replace(in_doubt=doubt), follows
 
     def _value(self, call: Call) -> float | None:
         """The timestep of a call as a number."""

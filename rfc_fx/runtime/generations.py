@@ -102,6 +102,8 @@ class Generations:
         context = generation.context(call, here.name, here.sample, is_told=is_told, again=again)
         if context.at.is_evicted:
             self.warned.of_eviction()
+        if context.at.is_late:
+            self.warned.of_late()
         if context.at.is_repeated and not generation.is_opened and again is None:
             self.warned.of_repeat()
         if context.at.in_doubt and not is_told:

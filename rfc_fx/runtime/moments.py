@@ -23,6 +23,10 @@ class Moment(NamedTuple):
     """What was moved."""
 
 
+LEAP = 1.5
+"""Times the largest step of a lane that its next one is for a leap; a step that was left out makes two of one."""
+
+
 class Follows(NamedTuple):
     """How the latent of a call stands to what its lane was called with before."""
 
@@ -50,6 +54,8 @@ class Moments:
         """What a name was last called with, and how often, where somebody has opened the generation."""
         self._doubtful: dict[Lane, Any] = {}
         """Lanes that had two calls at one timestep with other latents, until a timestep above."""
+        self._paces: dict[Lane, tuple[float, float, float]] = {}
+        """Of each lane the latest two timesteps of its calls, and its largest step so far."""
         self._latents: dict[Key, int] = {}
         """Where the latent is among the inputs."""
         self._successions: dict[str, Succession] = {}
@@ -72,6 +78,20 @@ class Moments:
         count = before[1] + 1
         self._numbered[lane] = at, count
         return f"{lane[0]} #{count}", lane[1]
+
+    def is_late(self, lane: Lane, at: Any) -> bool:
+        """Whether steps were made without the lane: its timestep leaps, and others were called at what lies between.
+
+        Not told where timesteps lie on a device, and before a lane's third call at a timestep of its own.
+        """
+        if at is None or isinstance(at, Tensor):
+            return False
+        before, earlier, largest = self._paces.get(lane, (at, at, 0.0))
+        if step := abs(at - before):
+            earlier = before
+        self._paces[lane] = at, earlier, max(step, largest)
+        low, high = sorted((before, at))
+        return 0 < LEAP * largest < step and any(low < other < high for pace in self._paces.values() for other in pace[:2])
 
     def is_doubtful(self, lane: Lane, call: Call, at: Any, sign: int, repeats: bool) -> bool:
         """Whether a call may belong to another run than the one before: twice at one timestep, which the sampler is not known to do.
@@ -122,7 +142,7 @@ class Moments:
 
     def drop(self, keys: Collection[Key]) -> None:
         """Forget the lanes of program sets that are gone."""
-        for lanes in (self._latest, self._numbered, self._doubtful, self._runs):
+        for lanes in (self._latest, self._numbered, self._doubtful, self._runs, self._paces):
             for lane in [lane for lane in lanes if lane[1] in keys]:
                 del lanes[lane]
         for key in keys:

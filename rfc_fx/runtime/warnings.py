@@ -24,6 +24,10 @@ class UncertainCallWarning(UserWarning):
     """Calls of a model cannot be told apart, so they are computed in full."""
 
 
+class LateCallWarning(UserWarning):
+    """A call comes again after steps that were made without it, and nobody has said the sampler."""
+
+
 class RepeatedCallWarning(UserWarning):
     """The same call comes twice, and nobody has said whether it is another generation's."""
 
@@ -179,6 +183,16 @@ class Warned:
             "order, or a generation that was abandoned; they are computed in full; say which it is: open model.generation() for each "
             "generation, pass source=pipe to rfc_fx.transform, or call reset()",
         )
+
+    def of_late(self) -> None:
+        """Warn where steps were made without a call since it came last, and it goes on with what it held."""
+        if self.can_skip:
+            self._once(
+                LateCallWarning,
+                "a call comes again after steps that were made without it (guidance within an interval), and goes on as if it had been one "
+                "step: estimates are made of older state than the method counts; say the sampler, which has such a step computed in full: "
+                "use rfc_fx.accelerate(pipe), model.generation(source=scheduler), or source=scheduler in rfc_fx.transform",
+            )
 
     def of_repeat(self) -> None:
         """Warn where a call comes twice and both count as steps."""

@@ -101,6 +101,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::rfc_fx.LateCallWarning")
 @pytest.mark.parametrize(("form", "order"), rotating(FORMS, ORDERS, each=2))
 @torch.no_grad()
 def test_two_passes_through_one_model_equal_two_models(form: str, order: str) -> None:

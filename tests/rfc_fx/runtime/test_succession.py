@@ -1,6 +1,7 @@
 """Loops that nobody opens a generation for: a latent that no sampler makes of what was before begins with empty state."""
 
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import diffusers
@@ -67,6 +68,30 @@ def test_the_same_picture_drawn_again_is_the_same_and_nothing_is_said(steps: int
     abandoned.run(model)
     for _ in range(2):
         assert torch.equal(Loop(3, 0).run(model), expected)
+
+
+class Interval(Loop):
+    """Guidance in one batch, at some steps in the middle; without it the batch has one sample."""
+
+    def call(self, model: Any) -> Tensor:
+        if not 4 <= self.step_index < 10:
+            return super().call(model)
+        timestep, labels = self.scheduler.timesteps[self.step_index].expand(2), torch.cat([0 * self.label, self.label])
+        uncond, cond = model(torch.cat([self.x, self.x]), timestep=timestep, class_labels=labels, return_dict=False)[0][:, :4].chunk(2)
+        return uncond + 2 * (cond - uncond)
+
+
+@pytest.mark.parametrize("is_opened", [False, True])
+def test_guidance_within_an_interval_of_an_unknown_sampler_is_said_and_of_a_known_one_goes_on_with_a_full_step(is_opened: bool) -> None:
+    model, loop = rfc_fx.transform(NET, rfc.FORA(interval=3)), Interval(3, 0, 16)
+    said = pytest.warns(rfc_fx.LateCallWarning, match="say the sampler, which has such a step computed in full")
+    with said, model.generation() if is_opened else nullcontext():
+        loop.run(model, 16)
+    model, loop = rfc_fx.transform(NET, rfc.FORA(interval=3)), Interval(3, 0, 16)
+    with model.generation(source=loop.scheduler) as generation:
+        loop.run(model, 10)
+        assert torch.equal(loop.call(model), loop.call(NET))
+    assert generation.stats.phases[-1] == "FULL"
 
 
 def test_a_request_that_is_tried_again_with_the_same_latent_is_said() -> None:
