@@ -19,6 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks import overview
 from benchmarks.coverage import rows as coverage
+from benchmarks.coverage.converters import RECORD as CONVERTERS
+from benchmarks.coverage.converters import with_converters_asked
 from benchmarks.coverage.engines import RECORD as CLASSES
 from benchmarks.coverage.engines import with_engine_classes
 from benchmarks.coverage.rtx import RECORD as RTX
@@ -161,7 +163,8 @@ def main(
     check: Annotated[bool, typer.Option("--check", help="write nothing; exit with 1 where the page differs from the records")] = False,
 ) -> None:
     """Write the page of results and its drawings."""
-    text, engines = page(), with_programs_built(with_engine_classes(ENGINES_PAGE.read_text(), read_json(CLASSES)), read_json(RTX))
+    text, engines = page(), with_engine_classes(ENGINES_PAGE.read_text(), read_json(CLASSES))
+    engines = with_converters_asked(with_programs_built(engines, read_json(RTX)), read_json(CONVERTERS))
     if check:
         raise typer.Exit(int((PAGE.read_text(), ENGINES_PAGE.read_text()) != (text, engines)))
     write_text(PAGE, text)

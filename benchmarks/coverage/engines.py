@@ -82,14 +82,23 @@ ROTATED = (
 """Variants of which a class has one: that which the fewest classes have."""
 
 
-def exported(spec: Spec, variant: Variant, path: Path) -> tuple[rfc_fx.CachedModel, dict[str, Any]]:
-    """The model of an engine that now lies at the path, and the arguments of its call."""
+def captured(spec: Spec, variant: Variant) -> tuple[rfc_fx.CachedModel, dict[str, Any]]:
+    """A small model of a class, transformed, and the arguments of its call."""
     model = spec.model(layers=variant.blocks)
     arguments = spec.arguments(model)
     if variant.dtype is not torch.float32:  # a class may have parts of a type of its own
         model = model.to(variant.dtype)
         arguments = pytree.tree_map_only(Tensor, lambda t: t.to(variant.dtype) if t.is_floating_point() else t, arguments)
-    cached = rfc_fx.transform(model, variant.method(), example_inputs=arguments)
+        try:
+            model(**arguments)
+        except Exception as error:
+            raise ValueError(f"the model itself does not run in {variant.dtype}: {error}") from error
+    return rfc_fx.transform(model, variant.method(), example_inputs=arguments), arguments
+
+
+def exported(spec: Spec, variant: Variant, path: Path) -> tuple[rfc_fx.CachedModel, dict[str, Any]]:
+    """The model of an engine that now lies at the path, and the arguments of its call."""
+    cached, arguments = captured(spec, variant)
     rfc_export.export(cached, path, backend=variant.backend, example_inputs=arguments, config=variant.config)
     return cached, arguments
 

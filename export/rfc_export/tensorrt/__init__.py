@@ -1,7 +1,7 @@
 """TensorRT: an engine for every program, built by torch-tensorrt: state goes in and comes out, in buffers that all engines share.
 
 Not measured: TensorRT cannot be installed from the Python package index alone. What can be checked anywhere is that TensorRT-RTX builds
-the ONNX programs (`rtx.build_with_rtx`).
+the ONNX programs (`rtx.build_with_rtx`), and that torch-tensorrt has a converter for each operation (`benchmarks.coverage.converters`).
 """
 
 from __future__ import annotations
