@@ -21,6 +21,9 @@ from rfc_export.seal import public_key
 from rfc_export.target import check_target
 from rfc_export.weights import weights_of
 
+ABSENT = "(absent)"
+"""What a setting is that one of two configurations does not have."""
+
 
 @dataclass(frozen=True)
 class Existing:
@@ -41,11 +44,8 @@ class Existing:
             "dtype": manifest.model.dtype,
         }
         for name, value in facts.items():
-            if _as_stored(own[name]) != _as_stored(value):
-                raise ExportError(
-                    f"export: {self.path}: its {name} is {_cut(own[name])}, that of the added calls {_cut(value)}; add calls of the "
-                    "same, or export all calls together"
-                )
+            if difference := _difference(name, _as_stored(own[name]), _as_stored(value)):
+                raise ExportError(f"export: {self.path}: its {difference}; add calls of the same, or export all calls together")
 
     def write(self, folder: Path, new: Mapping[str, Tensor], maker: Backend) -> None:
         """Write the files to another folder, with further weights."""
@@ -60,6 +60,10 @@ class Existing:
 
 def check_there(path: Path) -> None:
     """ExportError where there is no folder to which calls could be added."""
+    if path.is_file():
+        raise ExportError(
+            f"export: {path}: is one file, and calls are added to a folder; export to a path without .pt2, all calls or the first"
+        )
     if not path.is_dir():
         raise ExportError(f"export: {path}: calls are added to an engine's folder, and there is none; export without add (--add)")
 
@@ -79,8 +83,18 @@ def existing_engine(path: Path, device: torch.device, key: Path | None) -> Exist
 
 
 def _as_stored(value: Any) -> Any:
-    """As the manifest's file has it: lists for tuples."""
-    return json.loads(json.dumps(value)) if isinstance(value, dict) else value
+    """As the manifest's file has it: lists for tuples; of a model's configuration the settings, without diffusers' own notes."""
+    return {key: json.loads(json.dumps(one)) for key, one in value.items() if key[0] != "_"} if isinstance(value, dict) else value
+
+
+def _difference(name: str, own: Any, other: Any) -> str | None:
+    """In words, where two values differ, and of two mappings in which setting; None where they are equal."""
+    if own == other:
+        return None
+    if isinstance(own, dict) and isinstance(other, dict):
+        key = next(key for key in (*own, *other) if own.get(key, ABSENT) != other.get(key, ABSENT))
+        return _difference(f"{name}.{key}", own.get(key, ABSENT), other.get(key, ABSENT))
+    return f"{name} is {_cut(own)}, that of the added calls {_cut(other)}"
 
 
 def _cut(value: Any) -> str:

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +70,7 @@ class Timed:
 
     def _run(self, generation: RecordedGeneration, *, count: bool) -> None:
         times = []
-        with opened(self.model):
+        with self._opened(generation):
             for arguments in generation.calls:
                 start = time.perf_counter()
                 self.call(**arguments)
@@ -82,10 +83,16 @@ class Timed:
             self.generations_ms.append(sum(times))
             self.nfc = phases.count(FULL.name)
 
+    def _opened(self, generation: RecordedGeneration) -> AbstractContextManager[Any]:
+        """A generation of the model; where the calls do not tell one step from the next, it is told their timesteps."""
+        model = self.model
+        known = generation.repeated(model.timestep_argument) if isinstance(model, StepModel) else None
+        return opened(model) if known is None else model.generation(known)
+
     @torch.no_grad()
     def count_reads(self, generation: RecordedGeneration) -> None:
         """One generation more, in which looks at tensors' values are counted."""
-        with opened(self.model), _Reads(_device(generation.calls[0])) as reads:
+        with self._opened(generation), _Reads(_device(generation.calls[0])) as reads:
             for arguments in generation.calls:
                 self.model(**arguments)
         self.host_reads = sum(reads.counts.values())

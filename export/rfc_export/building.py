@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from safetensors import SafetensorError
 from torch import nn
@@ -14,8 +15,12 @@ from rfc.method import Method
 from rfc.schedules.fixed import Every
 from rfc_export.backends import Report
 from rfc_export.errors import ExportError, short
+from rfc_export.exported_module import ExportedModule
 from rfc_fx.errors import RFCError
 from rfc_fx.ir.config import Config
+
+TRANSFORM = "transform: "
+"""What errors of `rfc_fx.transform` about its arguments begin with."""
 
 EXPLAINED = (RFCError, OSError, SafetensorError, MemoryError)
 """Errors that say themselves what to do, or are told elsewhere: a full disk (`artifact.writing`), memory (`main`)."""
@@ -45,6 +50,42 @@ def explained(model: str, stages: Stages, backend: str, config: Config) -> Itera
             f"export: {model}: {stages.latest} failed with {backend}, nothing was written: {type(error).__name__}: {short(error)}; "
             f"try {' or '.join(_ways_out(backend, config))}"
         ) from error
+
+
+@contextmanager
+def calling(model: str, number: int, count: int) -> Iterator[None]:
+    """What the model itself raises of an example call, or `rfc_fx.transform` of its settings, is an ExportError that names the call."""
+    try:
+        yield
+    except EXPLAINED:
+        raise
+    except Exception as error:
+        if str(error).startswith(TRANSFORM):
+            raise ExportError(f"export: {model}: {str(error).removeprefix(TRANSFORM)}") from error
+        which = "example_inputs" if count == 1 else f"call {number + 1} of the {count} in example_inputs"
+        raise ExportError(
+            f"export: {model} cannot be called with {which}: {type(error).__name__}: {short(error)}; pass the arguments of a call that "
+            "the model answers, as a mapping or a tuple"
+        ) from error
+
+
+def method_of(method: Method | str | Path | None) -> Method | None:
+    """The method, read where it is the path of a method file (.json); errors as of `rfc_fx.read_method`."""
+    return rfc_fx.read_method(method) if isinstance(method, str | Path) and Path(method).suffix == ".json" else method  # type: ignore[return-value]
+
+
+def check_arguments(model: nn.Module, method: Method | None, config: Config | None) -> None:
+    """TypeError for arguments of another type, ExportError for an engine, which has no model."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"export: model must be a torch.nn.Module, got {type(model).__name__}; of a pipeline pass pipe.transformer")
+    if isinstance(model, ExportedModule):
+        raise ExportError(f"export: the model is {model.KIND} already; pass the model that it was exported from")
+    if not isinstance(method, Method | None):
+        raise TypeError(
+            f"export: method must be an rfc method such as rfc.RFC(tau=0.1) or the path of a method file (.json), got {method!r}"
+        )
+    if not isinstance(config, Config | None):
+        raise TypeError(f"export: config must be a rfc_fx.Config such as rfc_fx.Config(granularity='block'), got {config!r}")
 
 
 def _ways_out(backend: str, config: Config) -> list[str]:

@@ -50,6 +50,8 @@ class Exportable:
     calls: list[dict[str, Any]]
     sampler: dict[str, Any] | None
     """None: `rfc-fx run` cannot draw with it."""
+    others: tuple[str, ...] = ()
+    """Further denoisers of the pipeline, which this is no engine of."""
 
 
 def exportable(name: str, dtype: torch.dtype, device: torch.device, wanted: Wanted) -> Exportable:
@@ -62,7 +64,7 @@ def exportable(name: str, dtype: torch.dtype, device: torch.device, wanted: Want
         raise ExportError(f"{name}: --shapes, --prompt, --negative-prompt and --call are for pipelines; call rfc_export.export instead")
     if kind == "pipeline" and (wanted.sizes or wanted.call is not None or not _is_class_conditional(name)):
         model, calls = pipeline_calls(name, dtype, device, wanted)
-        return Exportable(model, calls, None)
+        return Exportable(model, calls, None, tuple(pipeline_folder(name).denoisers[1:]))
     if kind != "digits":
         model, inputs = load_with_inputs(name, dtype, device)
         return Exportable(model, [_repeated(name, inputs, batch) for batch in wanted.batches or [1]], None)

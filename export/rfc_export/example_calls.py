@@ -22,6 +22,9 @@ from rfc_fx.tools.pipeline.folder import pipeline_folder
 from rfc_fx.tools.pipeline.source import PipelineSource, refusing
 
 MOST_BATCH, MOST_PIXELS, MOST_CALLS = 10_000, 65_536, 64
+CLASSES = "class_labels"
+"""The parameter by which a pipeline draws a sample of each of several classes in one call."""
+
 PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 """Parameters by which a pipeline draws several samples of one prompt in one call."""
 
@@ -143,8 +146,12 @@ def pipeline_sources(name: str, dtype: torch.dtype, device: torch.device, wanted
     batches: Sequence[int | None] = wanted.batches or [None]
     for size, batch in product(sizes, batches):
         sized = options if size is None else replace(options, width=size[0], height=size[1])
+        draws_classes = not options.prompts and not options.classes and CLASSES in folder.parameters
+        if draws_classes:
+            count = folder.denoiser_config().get("num_embeds_ada_norm") or 1
+            sized = replace(sized, classes=[i % count for i in range(batch or 1)])
         call = pipeline_call(folder, sized)
-        if batch is not None and batch > 1:
+        if batch is not None and batch > 1 and not draws_classes:
             parameter = next((one for one in PER_PROMPT if one in folder.parameters), None)
             if parameter is None:
                 raise ExportError(

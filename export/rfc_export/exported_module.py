@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rfc_export.manifest import Manifest
 from rfc_export.methods import dtype_of
@@ -49,6 +50,11 @@ class ExportedModule(nn.Module):
 
             self._pipeline_class = pipeline_class(self.manifest.model.model_class)
         return self._pipeline_class
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """`half()`, `cuda()` and the like, as of `to`."""
+        moved = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+        return self.to(moved.device, moved.dtype)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Nothing, where it is there already; SignatureError for another place or type: programs are made for one."""

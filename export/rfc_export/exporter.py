@@ -20,7 +20,7 @@ from rfc_export.added import Existing, existing_engine
 from rfc_export.artifact import check_place, file_spec, write_manifest, writing
 from rfc_export.backends import Backend, Report
 from rfc_export.backends import backend as backend_of
-from rfc_export.building import Stages, check_timestep, explained
+from rfc_export.building import Stages, calling, check_arguments, check_timestep, explained, method_of
 from rfc_export.call_programs import CallPrograms, Example, cached_for
 from rfc_export.errors import ExportError
 from rfc_export.manifest import WEIGHTS, Manifest, call_key
@@ -42,7 +42,7 @@ def export(
     *,
     backend: BackendName,
     example_inputs: Example | list[Example] | None = None,
-    method: Method | None = None,
+    method: Method | str | Path | None = None,
     config: Config | None = None,
     sampler: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -52,17 +52,18 @@ def export(
 ) -> Path:
     """Write an artefact to `path`, a folder or a file that ends in .pt2, and return it.
 
-    `model` is a transformer, which is transformed with `method` and `config` first, or a CachedModel, which has its own (`config` may give
-    its engine another `dispatch` or `hoist`). `example_inputs` are the arguments of one call, as a mapping or a tuple, or a list of calls:
-    the engine has programs for each call's shapes, and the weights once. `add=True` adds them to the engine that lies at `path`, a folder.
-    `config.hoist` None is True with host dispatch. `sampler`: what `rfc-fx run` needs to draw. `report` takes a line at the begin of each
-    stage. `sign`: an Ed25519 private key (PEM), for whoever loads with `trusted=`.
+    `model` is a transformer, which is transformed with `method` (or the path of a method file) and `config` first, or a CachedModel, which
+    has its own (`config` may give its engine another `dispatch` or `hoist`). `example_inputs` are the arguments of one call, as a mapping
+    or a tuple, or a list of calls: the engine has programs for each call's shapes, and the weights once. `add=True` adds them to the engine
+    that lies at `path`, a folder. `config.hoist` None is True with host dispatch. `sampler`: what `rfc-fx run` needs to draw. `report`
+    takes a line at the begin of each stage. `sign`: an Ed25519 private key (PEM), for whoever loads with `trusted=`.
 
     The engine is opened and held against the model over a few steps of each call before anything is there under `path`; what would lose
     or freeze state is refused, and of whatever fails nothing is left. Raises ExportError, BackendError (the back end is not installed, or
     does not compute in the model's type) and all that `rfc_fx.transform` raises.
     """
-    path = Path(path)
+    path, method = Path(path), method_of(method)
+    check_arguments(model, method, config)
     if sign is not None:
         public_key(sign)  # refused before anything is built
     maker = backend_of(backend)
@@ -83,7 +84,8 @@ def export(
         calls: list[CallPrograms] = []
         for number, example in enumerate(examples):
             stages(f"capturing call {number + 1} of {len(examples)}" if len(examples) > 1 else "making programs")
-            cached = cached_for(model, example, method, config, is_first=number == 0)
+            with calling(name, number, len(examples)):
+                cached = cached_for(model, example, method, config, is_first=number == 0)
             begin = 0 if there is None else len(there.manifest.sets)
             calls.append(CallPrograms.of(cached, example, config, maker, weights, begin + number))
         facts = _facts(calls, backend, maker, config)
@@ -140,7 +142,7 @@ def _write(
     known = {call_key(one.call, specs): number for number, one in enumerate(sets)}
     for number, call in enumerate(calls, len(sets)):
         if (same := known.setdefault(call_key(call.call, specs), number)) != number:
-            raise ExportError(f"export: call {number + 1} has the shapes and values of call {same + 1}; pass every call once")
+            raise ExportError(_twice(number, same, 0 if there is None else len(there.manifest.sets)))
     if there is None:
         save_file(new, folder / WEIGHTS)
     else:
@@ -168,6 +170,14 @@ def _write(
         options=options,
     )
     write_manifest(folder, manifest, sign)
+
+
+def _twice(number: int, same: int, there: int) -> str:
+    """What is wrong with a call that has the shapes and values of another, `there` of which the engine had before."""
+    own = f"export: call {number - there + 1}" + (" of those that are added" if there else "")
+    if same < there:
+        return f"{own} has the shapes and values of one that the engine answers already (its call {same + 1}); leave it out"
+    return f"{own} has the shapes and values of call {same - there + 1}; pass every call once"
 
 
 def _config(model: nn.Module, config: Config | None) -> Config:

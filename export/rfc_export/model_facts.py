@@ -21,10 +21,14 @@ def computing_dtypes(model: nn.Module) -> set[torch.dtype]:
     return {weight.dtype for weight in model.parameters() if weight.is_floating_point() and weight.dtype.itemsize > 1}
 
 
+NO_FACTS = ("_name_or_path", "_use_default_values")
+"""What diffusers notes in a configuration beside the model: where it was read, and which settings nobody gave, in any order."""
+
+
 def plain_config(model: nn.Module) -> dict[str, Any]:
     """The model's configuration as far as JSON has words for it."""
     facts = _fields(getattr(model, "config", None))
-    return {key: value for key, value in facts.items() if _is_plain(value) and not key.startswith("_name_or_path")}
+    return {key: value for key, value in facts.items() if _is_plain(value) and key not in NO_FACTS}
 
 
 def _fields(config: Any) -> Mapping[str, Any]:

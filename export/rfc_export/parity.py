@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +64,15 @@ def compare(engine: StepModel, model: StepModel, calls: Sequence[Mapping[str, An
     return Parity(list(record.phases), list(expected_record.phases), _errors(own, expected))
 
 
+def timesteps_of(calls: Sequence[Mapping[str, Any]], name: str | None) -> list[float] | None:
+    """The timestep of each call, in the argument `name`; None without one. Whole numbers may come twice."""
+    return None if name is None else [timestep_value(call[name]) or 0.0 for call in calls]
+
+
 @torch.no_grad()
 def _outputs(runner: StepModel, calls: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], Record]:
     """The first output of each call, in a generation of its own, and its record."""
-    name = runner.timestep_argument
-    timesteps = None if name is None else [timestep_value(call[name]) or 0.0 for call in calls]  # whole numbers may come twice
-    with runner.generation(timesteps) as generation:
+    with runner.generation(timesteps_of(calls, runner.timestep_argument)) as generation:
         outputs = [_first(runner(**call)).detach().clone() for call in calls]
     return outputs, generation.stats
 
@@ -82,19 +86,24 @@ def _first(output: Any) -> Tensor:
     return next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
 
 
-def check_parity(engine: Engine, model: StepModel, arguments: Mapping[str, Any]) -> Parity:
-    """ExportError where the engine does not do in a few forced steps what the model does: the state was lost, frozen or mixed up."""
+@contextmanager
+def exercised(engine: Engine, model: StepModel, arguments: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """Calls of a few steps, in which both take every phase of their method for the time of the block."""
     own = model.method
-    short = own.exercised()
-    steps = steps_to_check(short)
-    calls = [moved(arguments, step, steps, engine.manifest.call.timestep) for step in range(steps)]
+    steps = steps_to_check(short := own.exercised())
     try:
         engine.method = model.method = short
+        yield [moved(arguments, step, steps, engine.manifest.call.timestep) for step in range(steps)]
+    finally:
+        engine.method = model.method = own
+
+
+def check_parity(engine: Engine, model: StepModel, arguments: Mapping[str, Any]) -> Parity:
+    """ExportError where the engine does not do in a few forced steps what the model does: the state was lost, frozen or mixed up."""
+    with exercised(engine, model, arguments) as calls:
         parity = compare(engine, model, calls)
         tolerance = TOLERANCE.get(dtype := engine.manifest.model.dtype, TOLERANCE["float32"])
         change = 0.0 if parity.worst <= tolerance else change_by_rounding(model, calls)
-    finally:
-        engine.method = model.method = own
     if parity.phases != parity.expected_phases:
         raise ExportError(f"export: the engine decided {parity.phases}, the model {parity.expected_phases}; nothing was written")
     if not parity.worst <= tolerance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from rfc_export.held_weights import read_weights
 from rfc_export.loaded import LoadedSet
 from rfc_export.manifest import WEIGHTS, Manifest
 from rfc_export.methods import decode_method, dtype_of
-from rfc_export.parity import TOLERANCE, Parity, compare, moved
+from rfc_export.parity import TOLERANCE, Parity, compare, exercised, moved, timesteps_of
 from rfc_export.reading import read_manifest
 from rfc_export.runtime import Engine, load
 from rfc_export.seal import Key
@@ -30,6 +31,8 @@ from rfc_export.target import built_with, check_target, target_of
 from rfc_fx.capture.export import named_arguments
 from rfc_fx.errors import SignatureError
 from rfc_fx.runtime.summary import mib
+from rfc_fx.runtime.warnings import NothingSkippedWarning
+from rfc_fx.tools.load import LoadError, load_transformer, locate, transformer_class
 
 STEPS = 50
 """Of the generation over which an engine is compared."""
@@ -101,6 +104,11 @@ class RecordedGeneration:
     timesteps: Tensor | None
     description: str
 
+    def repeated(self, name: str | None) -> list[float] | None:
+        """The timesteps, in the argument `name`, where one comes twice; else None."""
+        known = timesteps_of(self.calls, name)
+        return known if known is not None and len({*known}) < len(known) else None
+
     def prepare(self, model: Any) -> None:
         """Tell a model the timesteps, as the sampler does."""
         if self.timesteps is not None and callable(prepare := getattr(model, "prepare", None)):
@@ -108,13 +116,14 @@ class RecordedGeneration:
 
 
 def record_generation(
-    name: str, engine: Engine, model: Any, inputs: dict[str, Any] | None, steps: int = STEPS, number: int = 0
+    name: str, engine: Engine, model: Any, inputs: dict[str, Any] | None, steps: int | None = None, number: int = 0
 ) -> RecordedGeneration:
     """The calls of `steps` steps of the engine's call `number`: of the manifest's sampler, else of inputs that drift.
 
-    ExportError without either.
+    None: as many as its full steps were placed for, else 50. ExportError without either.
     """
-    manifest = engine.manifest
+    manifest, schedule = engine.manifest, engine.method.schedule
+    steps = steps or (schedule.num_steps if schedule.is_placed else None) or STEPS
     if manifest.sampler is not None:
         source = engine_source(name, engine, None, [0], None)
         recorder, size = _CallRecorder(model), source.size_of(number)
@@ -132,9 +141,13 @@ def record_generation(
 def exported_from(name: str, engine: Engine) -> Exportable:
     """The model an engine is held against, with calls for each of the engine's. ExportError for a model of another class."""
     manifest = engine.manifest
-    original = exportable(name, dtype_of("model.dtype", manifest.model.dtype), engine.device, Wanted())
-    if type(original.model).__name__ != manifest.model.model_class:
-        raise ExportError(f"{name}: is a {type(original.model).__name__}, the engine was made from a {manifest.model.model_class}")
+    if (own := transformer_class(locate(name))) != manifest.model.model_class:
+        raise ExportError(f"{name}: is a {own}, the engine was made from a {manifest.model.model_class}")
+    dtype = dtype_of("model.dtype", manifest.model.dtype)
+    try:
+        original = exportable(name, dtype, engine.device, Wanted())
+    except LoadError:  # the pipeline draws with other arguments than its defaults: a picture, say, or a size
+        original = Exportable(load_transformer(locate(name), dtype, engine.device), [], None)
     return replace(original, calls=[_call_for(loaded, original.calls, engine.device) for loaded in engine.sets])
 
 
@@ -173,6 +186,8 @@ class Verdict:
     description: str
     fault: str | None = field(default=None)
     """The first step that differs from the model's; None where all agree."""
+    forced: Parity | None = None
+    """Of a few steps in which every phase was forced, where the generation had none but FULL."""
 
     @property
     def finding(self) -> str:
@@ -183,16 +198,28 @@ class Verdict:
         return (
             f"{self.description}: the same {len(self.parity.phases)} decisions ({full} FULL), largest error {self.parity.worst:.1e} of the "
             f"output, allowed {self.tolerance:g}"
+            + (
+                ""
+                if self.forced is None
+                else f"; none was skipped, so {len(self.forced.phases)} steps were forced: {self.forced.worst:.1e}"
+            )
         )
 
 
 def parity_over(engine: Engine, model: rfc_fx.CachedModel, generation: RecordedGeneration) -> Verdict:
-    """Run both over the same calls and compare decisions and outputs."""
+    """Run both over the same calls and compare decisions and outputs; where no step was skipped, also over a few that are forced."""
     generation.prepare(engine)
     generation.prepare(model)
-    parity = compare(engine, model, generation.calls)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingSkippedWarning)  # the finding says it
+        parity = compare(engine, model, generation.calls)
     tolerance = TOLERANCE.get(engine.manifest.model.dtype, TOLERANCE["float32"])
-    return Verdict(parity, tolerance, generation.description, fault(parity, tolerance))
+    problem, forced = fault(parity, tolerance), None
+    if problem is None and {*parity.phases} == {FULL.name} != {*engine.method.schedule.branches}:
+        with exercised(engine, model, generation.calls[0]) as calls:
+            forced = compare(engine, model, calls)
+        problem = fault(forced, tolerance)
+    return Verdict(parity, tolerance, generation.description, problem, forced)
 
 
 def fault(parity: Parity, tolerance: float) -> str | None:

@@ -70,7 +70,13 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
             f"accelerate: {type(pipe).__name__} denoises with a U-Net, {', '.join(unets)}; rfc-fx caches transformers, whose blocks add to "
             "one stream; use a pipeline with a transformer"
         )
-    found = {name: model for name, model in transformers_of(pipe).items() if not is_engine(model)}
+    transformers = transformers_of(pipe)
+    found = {name: model for name, model in transformers.items() if not is_engine(model)}
+    if transformers and not found:
+        raise ValueError(
+            f"accelerate: {', '.join(transformers)} of {type(pipe).__name__} is an engine, cached already: draw with it as it is; "
+            f"pipe.{next(iter(transformers))}.follow(pipe) tells it the scheduler, summary() what it did"
+        )
     if not found:
         raise ValueError(
             f"accelerate: {type(pipe).__name__} has no transformer that is called with a timestep, among {', '.join(components) or 'none'}"

@@ -13,6 +13,7 @@ from rfc_fx.ir.config import Config
 from rfc_fx.runtime.cached_model import Build, CachedModel
 from rfc_fx.runtime.cond_model import CondModel
 from rfc_fx.runtime.per_sample import PerSampleModel
+from rfc_fx.runtime.step_model import StepModel
 from rfc_fx.sites.granularity import granularities_for
 
 
@@ -27,6 +28,10 @@ def cached_model(model: nn.Module, method: Any, config: Config, build: Build, gr
         raise TypeError(f"transform: model must be a torch.nn.Module, got {type(model).__name__}; for a pipeline pass pipe.transformer")
     if isinstance(model, CachedModel):
         raise TypeError("transform: the model is transformed already; pass its .model to transform it in another way")
+    if isinstance(model, StepModel):
+        raise TypeError(
+            f"transform: the model is an engine of {model.model_name}, cached already; pass the model that it was exported from"
+        )
     if not isinstance(method, Method):
         raise TypeError(
             f"transform: method must be an rfc method such as rfc.RFC(tau=0.1) or the path of a method file (.json), got {method!r}"

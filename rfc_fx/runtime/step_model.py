@@ -152,8 +152,9 @@ class StepModel(nn.Module):
 
     @method.setter
     def method(self, method: Method) -> None:
-        old = self.method
-        new = on_programs_of(old, kept_like(old, method))
+        if not isinstance(method, Method):
+            raise TypeError(f"method: expected an rfc method such as rfc.RFC(tau=0.1), got {method!r}")
+        new = on_programs_of(old := self.method, kept_like(old, method))
         if programs_of(new) != programs_of(old):
             raise RFCError(f"method: {new} needs other programs than {old}; call rfc_fx.transform again")
         for context in self.driver.generations:  # a generation is judged by the schedule it began with

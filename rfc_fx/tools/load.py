@@ -74,6 +74,11 @@ def model_kind(where: Path | str) -> ModelKind:
     if (where / "model_index.json").exists():
         return "pipeline"
     if not (where / "config.json").exists():
+        if (where / "rfc.json").exists():
+            raise LoadError(
+                f"{where}: is an engine, not a model; pass the model that it was exported from, or draw and check with rfc-fx run, verify "
+                "and bench"
+            )
         raise LoadError(f"{where}: expected config.json (a transformer) or model_index.json (a pipeline), found neither")
     return "digits" if (where / "scheduler_config.json").exists() else "transformer"
 
@@ -142,22 +147,26 @@ def loading_options() -> dict[str, Any]:
     return own if find_spec("accelerate") is not None else {**own, "low_cpu_mem_usage": False}  # without accelerate the default warns
 
 
+def transformer_class(where: Path | str) -> Any:
+    """The name of its transformer's class, as a folder of any layout or a pipeline on the Hub says it; LoadError where it has none."""
+    with reading(where):
+        if model_kind(where) != "pipeline":
+            config = read_json(Path(where) / "config.json", finite=False)
+            return config.get("_class_name") if isinstance(config, dict) else None
+        from diffusers import DiffusionPipeline
+
+        index = DiffusionPipeline.load_config(where)
+        if "transformer" not in index:
+            raise LoadError(f"{where}: the pipeline has {', '.join(k for k in index if k[0] != '_')}, but no transformer to cache")
+        return index["transformer"][1]
+
+
 def load_transformer(where: Path | str, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
     """Return the transformer of a folder of any layout, or of a pipeline on the Hub, without its pipeline; `dtype` None: as stored."""
     quiet()
+    name = transformer_class(where)
     with reading(where):
-        inside: dict[str, Any] = {}
-        if model_kind(where) == "pipeline":
-            from diffusers import DiffusionPipeline
-
-            index = DiffusionPipeline.load_config(where)
-            if "transformer" not in index:
-                raise LoadError(f"{where}: the pipeline has {', '.join(k for k in index if k[0] != '_')}, but no transformer to cache")
-            name, inside = index["transformer"][1], {"subfolder": "transformer"}
-        else:
-            assert isinstance(where, Path)
-            config = read_json(where / "config.json", finite=False)
-            name = config.get("_class_name") if isinstance(config, dict) else None
+        inside: dict[str, Any] = {"subfolder": "transformer"} if model_kind(where) == "pipeline" else {}
         if isinstance(where, Path):
             check_sizes(where / inside.get("subfolder", ""))
             dtype = dtype or stored_dtype(where / inside.get("subfolder", ""))

@@ -67,8 +67,8 @@ def test_a_call_is_added_beside_what_was_there_and_the_weights_stay_one_file(onn
 @pytest.mark.parametrize(
     ("rows", "seed", "method", "text"),
     [
-        (4, 0, METHOD, "call 3 has the shapes and values of call 2"),
-        (6, 0, rfc.RFC(tau=0.2), r"its method is .*, that of the added calls"),
+        (4, 0, METHOD, r"call 1 of those that are added has the shapes and values of one that the engine answers already \(its call 2\)"),
+        (6, 0, rfc.RFC(tau=0.2), r"its method.schedule.tau is 0.15, that of the added calls 0.2;"),
         (6, 1, METHOD, "has other values than in the engine; add calls with the weights"),
     ],
 )
@@ -89,13 +89,24 @@ def test_facts_of_a_model_are_compared_as_the_file_has_them() -> None:
     manifest: Any = SimpleNamespace(method={}, backend="onnx", config=None, built_with={}, target=None, model=model)
     there = Existing(Path("e"), manifest, {})
     there.check(facts)
-    with pytest.raises(ExportError, match=r"e: its model_config is .*, that of the added calls"):
+    with pytest.raises(ExportError, match=r"e: its model_config.axes is \[1, 2\], that of the added calls \[1, 3\]"):
         there.check({**facts, "model_config": {"axes": (1, 3)}})
+    with pytest.raises(ExportError, match=r"e: its model_config.depth is '\(absent\)', that of the added calls 3"):
+        there.check({**facts, "model_config": {"axes": (1, 2), "depth": 3}})
+
+
+def test_notes_of_diffusers_in_a_configuration_are_no_facts_of_the_model() -> None:
+    model = SimpleNamespace(model_class="M", config={"axes": [1], "_use_default_values": ["a", "b"]}, dtype="float32")
+    manifest: Any = SimpleNamespace(method={}, backend="onnx", config=None, built_with={}, target=None, model=model)
+    Existing(Path("e"), manifest, {}).check({"model_config": {"axes": (1,), "_use_default_values": ["b", "a"]}})  # a set's order
 
 
 def test_calls_are_added_to_an_engine_alone(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"added to an engine's folder, and there is none"):
         added(tmp_path / "nowhere", call_of(2), small_digits())
+    (tmp_path / "e.pt2").touch()
+    with pytest.raises(ExportError, match=r"e.pt2: is one file, and calls are added to a folder"):
+        added(tmp_path / "e.pt2", call_of(2), small_digits())
 
 
 class Outermost(nn.Module):

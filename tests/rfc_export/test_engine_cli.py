@@ -4,28 +4,31 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import command
 import pytest
 import torch
 from digits_models import digits_folder
+from families import dit
 from PIL import Image
 from safetensors.torch import load_file
 
 import rfc
 import rfc_export
 import rfc_fx
-from rfc_export import ExportError, cli, drawing, engine_source
+from rfc_export import ExportError, cli, drawing, engine_source, verify
+from rfc_export.bench import Timed
 from rfc_export.engine_files import EngineFiles
 from rfc_export.example_calls import Wanted, parse_batches, parse_sizes
 from rfc_export.manifest import MANIFEST
-from rfc_export.parity import TOLERANCE
+from rfc_export.parity import TOLERANCE, moved
 from rfc_export.reading import read_manifest
 from rfc_export.seal import sealed
 from rfc_export.weights import weight_spec
 from rfc_fx.tools.arguments import OptionError
-from rfc_fx.tools.load import load_scheduler, load_transformer
+from rfc_fx.tools.load import LoadError, load_scheduler, load_transformer
 from rfc_fx.zoo import DIGITS, digits_noise, sample
 
 pytestmark = [pytest.mark.onnx, pytest.mark.usefixtures("captured_once")]
@@ -219,6 +222,54 @@ def test_verify_names_the_step_at_which_another_model_differs(engine: Path, tmp_
     result = run("verify", engine, "--model", digits_folder(tmp_path / "other", seed=1, noise=0.1))
     assert result.exit_code == 1
     assert "parity    step 0 (FULL): the output is off by" in result.stderr
+
+
+def test_verify_takes_a_pipeline_that_its_default_call_does_not_draw_with(
+    engine: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any) -> Any:
+        raise LoadError("cannot be called like this")
+
+    monkeypatch.setattr(verify, "exportable", refuses)
+    loaded = rfc_export.load(engine)
+    found = verify.exported_from(str(model), loaded)
+    assert [call["hidden_states"].shape for call in found.calls] == [(4, 1, 8, 8)]
+    assert type(found.model).__name__ == "DiTTransformer2DModel"
+    (tmp_path / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
+    with pytest.raises(ExportError, match="is a FluxTransformer2DModel, the engine was made from a DiTTransformer2DModel"):
+        verify.exported_from(str(tmp_path), loaded)  # before any weights are read
+
+
+def test_where_nothing_is_skipped_estimates_are_forced_and_compared(engine: Path, model: Path) -> None:
+    loaded = rfc_export.load(engine)
+    loaded.method = loaded.method.with_threshold(0)
+    original = verify.exported_from(str(model), loaded)
+    cached = verify.cached_like(loaded, original.model, original.calls[0])
+    generation = verify.record_generation("engine", loaded, cached, original.calls[0], steps=4)
+    verdict = verify.parity_over(loaded, cached, generation)
+    assert {*verdict.parity.phases} == {"FULL"}
+    assert verdict.forced is not None
+    assert "ESTIMATE" in verdict.forced.phases
+    assert f"none was skipped, so {len(verdict.forced.phases)} steps were forced: " in verdict.finding
+
+
+def test_a_generation_of_one_repeated_timestep_is_still_one_generation() -> None:
+    model, call = dit()
+    cached = rfc_fx.transform(model, rfc.FORA(interval=2), example_inputs=call)
+    calls = [moved(call | {"timestep": torch.tensor([0, 0])}, step, 4, "timestep") for step in range(4)]
+    timed = Timed(name="model", call=cached, model=cached)
+    timed.run(verify.RecordedGeneration(calls, None, "drifting"))
+    assert timed.nfc == 2
+    assert len(timed.steps_ms["ESTIMATE"]) == 2
+
+
+def test_a_list_of_full_steps_is_verified_over_the_steps_that_it_is_for() -> None:
+    class Placed:
+        manifest = SimpleNamespace(sampler=None, call=SimpleNamespace(timestep="timestep"))
+        method = rfc.Chebyshev(nfc=3, num_steps=7)
+
+    placed: Any = Placed()
+    assert len(verify.record_generation("e", placed, None, dit()[1]).calls) == 7
 
 
 def test_verify_refuses_what_is_damaged_on_one_line(engine: Path, tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ from typing import Any, cast
 import pytest
 import torch
 from digits_models import small_digits
+from families import dit
 from torch import Tensor, nn
 
 import rfc
 import rfc_export
 import rfc_fx
 from rfc_export import aoti, exporter
-from rfc_export.building import check_timestep
+from rfc_export.building import check_timestep, method_of
 from rfc_export.errors import BackendError, ExportError
 from rfc_export.model_facts import plain_config
 from rfc_export.parity import check_parity
@@ -87,7 +88,7 @@ class _Foreign:
     ("config", "plain"),
     [
         (_Foreign(), {"width": 4}),
-        ({"width": 4, 3: 5, "_name_or_path": "/home"}, {"width": 4}),
+        ({"width": 4, 3: 5, "_name_or_path": "/home", "_use_default_values": ["depth"]}, {"width": 4}),
         (SimpleNamespace(width=4, dtype=torch.float32), {"width": 4}),
         (None, {}),
         (7, {}),
@@ -104,6 +105,46 @@ def test_example_inputs_that_are_no_call_are_refused(inputs: Any, told: str, tmp
     with pytest.raises(ExportError, match=told):
         rfc_export.export(small_digits(), tmp_path / "e", backend="aoti", example_inputs=inputs, method=METHOD)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"example_inputs": 3}, "DiTTransformer2DModel cannot be called with example_inputs: TypeError"),
+        ({"example_inputs": [{"foo": 1}]}, "cannot be called with example_inputs: TypeError: .*missing a required argument"),
+        ({"example_inputs": {"hidden_states": torch.zeros(2, 3, 8, 8)}}, "pass the arguments of a call that the model answers"),
+        ({"config": rfc_fx.Config(granularity="prediction")}, "DiTTransformer2DModel: granularity: RFC estimates .* expected 'output'"),
+    ],
+)
+def test_what_the_model_itself_refuses_names_no_other_back_end(
+    changes: dict[str, Any], told: str, digits_inputs: dict[str, Tensor], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"example_inputs": digits_inputs, "method": METHOD, **changes}
+    model = dit()[0] if "config" in changes else small_digits()  # one that predicts a variance, too
+    if "config" in changes:
+        settings["example_inputs"] = dit()[1]
+    with pytest.raises(ExportError, match=told) as found:
+        rfc_export.export(model, tmp_path / "e", backend="aoti", **settings)
+    assert "backend=" not in str(found.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"method": "rfc"}, "method must be an rfc method .* got 'rfc'"),
+        ({"config": "block"}, "config must be a rfc_fx.Config"),
+        ({"model": 3}, "model must be a torch.nn.Module, got int"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_by_name(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=rf"export: {told}"):
+        rfc_export.export(path=tmp_path / "e", backend="aoti", **{"model": Decoder(), **changes})
+
+
+def test_a_method_file_is_read_as_transform_reads_it(tmp_path: Path) -> None:
+    rfc_fx.write_method(tmp_path / "method.json", rfc.FORA(interval=4), {})
+    assert method_of(tmp_path / "method.json") == method_of(str(tmp_path / "method.json")) == rfc.FORA(interval=4)
 
 
 class Choosing(nn.Module):

@@ -111,3 +111,25 @@ def test_an_engine_is_neither_pickled_nor_copied(engine_folder: Path) -> None:
     for attempt in (pickle.dumps, copy.deepcopy):
         with pytest.raises(RFCError, match="load it again"):
             attempt(engine)
+
+
+def test_an_engine_is_no_model_to_transform_export_or_accelerate(engine_folder: Path, tmp_path: Path) -> None:
+    engine = rfc_export.load(engine_folder)
+    with pytest.raises(TypeError, match="is an engine of DiTTransformer2DModel, cached already; pass the model"):
+        rfc_fx.transform(engine, rfc.RFC())
+    with pytest.raises(RFCError, match="export: the model is an engine already; pass the model that it was exported from"):
+        rfc_export.export(engine, tmp_path / "e", backend="onnx", example_inputs={})
+    pipe = rfc_fx.zoo.digits()
+    pipe.transformer = engine
+    with pytest.raises(ValueError, match=r"transformer of DigitsPipeline is an engine, cached already.*pipe.transformer.follow\(pipe\)"):
+        rfc_fx.accelerate(pipe)
+    with pytest.raises(TypeError, match=r"method: expected an rfc method such as rfc.RFC"):
+        engine.method = "rfc"
+
+
+def test_every_way_to_another_type_or_place_is_refused(engine_folder: Path) -> None:
+    engine = rfc_export.load(engine_folder)
+    assert engine.cpu() is engine.float() is engine
+    for attempt in (engine.half, engine.bfloat16, engine.double, lambda: engine.to_empty(device="meta")):
+        with pytest.raises(RFCError, match=r"an engine stays torch.float32 on cpu; export another for"):
+            attempt()

@@ -5,10 +5,15 @@ from functools import partial
 from pathlib import Path
 
 import command
+import pipeline_folders
 import pytest
+import torch
 
 from rfc_export import cli
+from rfc_export.engine_source import exportable
+from rfc_export.example_calls import Wanted, pipeline_sources
 from rfc_export.plain_component import Outputs
+from rfc_fx.tools.pipeline.call import CallOptions
 
 one_line_error = partial(command.one_line_error, cli.app)
 
@@ -34,6 +39,24 @@ def test_what_is_no_folder_of_a_pipeline_is_refused(
     assert not (tmp_path / "engine").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--tau", "0.1"], "--tau: not a setting of log-snr; rfc, projective, newton have it"),
+        (["--interval", "3"], "--interval: not a setting of log-snr"),
+        (["--preset", "flux.1-dev"], "--preset: log-snr has no published settings"),
+    ],
+)
+def test_settings_of_other_methods_are_refused(arguments: list[str], text: str, tmp_path: Path) -> None:
+    options = ["--whole", "--backend", "onnx", "--method", "log-snr", "--out", tmp_path / "engine"]
+    assert text in one_line_error("export", "emoji", *options, *arguments)
+
+
+def test_an_engine_is_not_taken_for_a_damaged_model(tmp_path: Path) -> None:
+    (tmp_path / "rfc.json").touch()
+    assert "is an engine, not a model; pass the model that it was exported from" in one_line_error("inspect", tmp_path)
+
+
 def test_a_whole_pipeline_takes_no_model_and_needs_its_engines(tmp_path: Path) -> None:
     index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
@@ -49,3 +72,17 @@ def test_outputs_of_an_encoder_are_told_by_name_attribute_and_number() -> None:
     assert (outputs.pooler_output, outputs["last_hidden_state"], outputs[0], outputs[-1]) == (2, 1, 1, 2)
     with pytest.raises(AttributeError, match=r"exported without hidden_states; it has last_hidden_state, pooler_output"):
         _ = outputs.hidden_states
+
+
+@pytest.mark.parametrize(("batches", "samples"), [([], [1]), ([1, 3], [1, 3])])
+def test_a_pipeline_of_classes_is_called_with_as_many_as_the_batches_say(batches: list[int], samples: list[int], tmp_path: Path) -> None:
+    folder = pipeline_folders.dit(tmp_path / "dit")
+    sources = pipeline_sources(str(folder), torch.float32, torch.device("cpu"), Wanted(batches=batches))
+    assert [len(source.groups) for source in sources] == samples
+
+
+def test_of_two_denoisers_the_second_is_named_as_not_exported(tmp_path: Path) -> None:
+    folder = pipeline_folders.wan(tmp_path / "wan", 2)
+    said = CallOptions(prompts=["a"], width=16, height=16, frames=5)
+    found = exportable(str(folder), torch.float32, torch.device("cpu"), Wanted(call=said))
+    assert found.others == ("transformer_2",)

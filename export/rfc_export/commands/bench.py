@@ -38,7 +38,8 @@ def bench(
     ],
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="counted generations of every variant")] = 5,
     steps: Annotated[
-        int | None, typer.Option(min=1, max=10_000, help=f"of a generation (default: the pipeline's own, {STEPS} of an engine)")
+        int | None,
+        typer.Option(min=1, max=10_000, help=f"of a generation (default: the pipeline's own; an engine's that are placed, else {STEPS})"),
     ] = None,
     compile: Annotated[bool, typer.Option(help="torch.compile: the plain and the accelerated pipeline, an engine's CachedModel")] = True,
     device: options.DeviceHere = None,
@@ -94,7 +95,7 @@ def bench(
             [Path(target) for target in targets],
             model,
             rounds,
-            steps or STEPS,
+            steps,
             compile,
             method_classes,
             device or options.CPU,
@@ -143,7 +144,7 @@ def _bench_engines(
     engine: list[Path],
     model: str | None,
     rounds: int,
-    steps: int,
+    steps: int | None,
     compile: bool,
     method_classes: list[type] | None,
     device: torch.device,
@@ -179,7 +180,14 @@ def _bench_engines(
         measure(variants, generation, rounds, describe, advance)
     table = _table(variants, generation.description, rounds)
     if out is not None:
-        settings = {"engines": names, "model": model, "rounds": rounds, "steps": steps, "compile": compile, "device": str(device)}
+        settings = {
+            "engines": names,
+            "model": model,
+            "rounds": rounds,
+            "steps": len(generation.calls),
+            "compile": compile,
+            "device": str(device),
+        }
         record = {"settings": settings, "protocol": PROTOCOL, "versions": versions(), "variants": {v.name: v.record() for v in variants}}
         with whole_files(out) as folder:
             write_json(folder / "bench.json", record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,8 +28,9 @@ from rfc_fx.runtime.summary import mib
 from rfc_fx.tools import options
 from rfc_fx.tools.arguments import OptionError, dtype_named, new_config
 from rfc_fx.tools.load import locate, model_kind
-from rfc_fx.tools.named_methods import MethodArguments, check_granularity, new_methods, taking
+from rfc_fx.tools.named_methods import MethodArguments, check_granularity, check_settings, new_methods, taking
 from rfc_fx.tools.pipeline.call import CallOptions
+from rfc_fx.tools.pipeline.folder import pipeline_folder
 from rfc_fx.tools.terminal import note_progress
 
 
@@ -102,6 +104,9 @@ def export(
         is_digits=model_kind(locate(model)) == "digits",
     )
     if whole and method == "log-snr":
+        check_settings([method], replace(arguments, preset=None))
+        if preset is not None:
+            raise OptionError(f"--preset: {method} has no published settings; leave it out")
         instance = rfc.LogSNR(nfc=nfc, order=2 if order is None else order)  # placed when the pipeline has set its scheduler
     else:
         methods = new_methods([method], arguments)
@@ -130,9 +135,11 @@ def export(
             sign=sign,
             report=report,
         )
-        _print_whole(out, time.perf_counter() - start)
+        _print_whole(model, out, time.perf_counter() - start)
         return
     exported = exportable(model, dtype_named(dtype), device, wanted)
+    if others := exported.others:
+        note_progress(f"note: this engine is of the first denoiser alone; of {', '.join(others)} call rfc_export.export")
     export_model(
         exported.model,
         out,
@@ -167,8 +174,9 @@ def _check_whole(model: str, out: Path, add: bool) -> None:
         raise OptionError(f"--whole: is for pipelines, {model} has no model_index.json; leave it out")
 
 
-def _print_whole(out: Path, seconds: float) -> None:
+def _print_whole(model: str, out: Path, seconds: float) -> None:
     typer.echo(f"{seconds:6.1f} s  done: {out}")
     for part in sorted(entry for entry in out.iterdir() if entry.is_dir()):
         typer.echo(f"  {part.name:<24} {mib(sum(file.stat().st_size for file in part.iterdir())):>12}")
-    typer.echo(f"draw with it:  rfc-fx run {out} --prompt TEXT")
+    subject = "--prompt TEXT" if "prompt" in pipeline_folder(model).parameters else "--classes 3"
+    typer.echo(f"draw with it:  rfc-fx run {out} {subject}")

@@ -12,6 +12,7 @@ from rfc_fx.io.method_file import write_method
 from rfc_fx.tools import options
 from rfc_fx.tools.arguments import MOST_SEED, OptionError, finite, parse_speedup
 from rfc_fx.tools.commands.method_source import SourceOptions, source_for_file
+from rfc_fx.tools.load import one_line
 from rfc_fx.tools.output import whole_files
 from rfc_fx.tools.terminal import progress_terminal, terminal
 from rfc_fx.tools.tune import SamplerChoice, TuningGoal, scheduler_of
@@ -69,13 +70,13 @@ def tune(
 ) -> None:
     """Choose how to draw with a model within a time, by a speed-up or within an error, by what is measured on it."""
     goal = TuningGoal(seconds=None if time is None else parse_time(time), speedup=speedup, error=error)
-    counts, kinds = parse_steps(steps), [_scheduler_class(name) for name in scheduler or []]
+    counts, kinds = parse_steps(steps), [scheduler_class(name) for name in scheduler or []]
     if out.suffix != ".json" or out.is_dir():
         raise OptionError(f"--out {out}: expected a file that ends in .json; its picture stands beside it")
     drawn = SourceOptions(classes=classes, prompts=prompt, first_seed=seed, seeds=seeds, cfg=cfg, dtype=dtype, device=device, call=call)
     source = source_for_file(model, drawn, out)
     own = scheduler_of(source)
-    schedulers = [("", own), *((kind.__name__, kind.from_config(own.config)) for kind in kinds)]
+    schedulers = [("", own), *((kind.__name__, made_like(own, kind)) for kind in kinds)]
     samplers = [SamplerChoice(name=name, scheduler=each, steps=count) for name, each in schedulers for count in counts]
     with progress_terminal().status("tuning") as status:
 
@@ -99,7 +100,15 @@ def tune(
         typer.echo(f"draw with it: pipe.scheduler = diffusers.{chosen.sampler.name}.from_config(pipe.scheduler.config)")
 
 
-def _scheduler_class(name: str) -> Any:
+def made_like(own: Any, kind: Any) -> Any:
+    """A scheduler of that class with the model's settings; OptionError where it cannot be made of them or is not installed."""
+    try:
+        return kind.from_config(own.config)
+    except Exception as error:  # each class raises what it likes of another's settings
+        raise OptionError(f"--scheduler {kind.__name__}: cannot be made of the model's {type(own).__name__}: {one_line(error)}") from error
+
+
+def scheduler_class(name: str) -> Any:
     """The class of diffusers of that name; OptionError for any other name."""
     import diffusers
 

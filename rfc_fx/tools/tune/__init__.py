@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rfc_fx.tools.calibrate.laboratory import Report
 from rfc_fx.tools.sources import Source
-from rfc_fx.tools.tune.bench import Bench, Point, SamplerChoice, scheduler_of, with_other_seeds
+from rfc_fx.tools.tune.bench import Bench, Point, SamplerChoice, most_steps, scheduler_of, with_other_seeds
 from rfc_fx.tools.tune.record import TuningError, every_step_full
 
 __all__ = ["Point", "SamplerChoice", "Tuned", "TuningGoal", "most_full_steps", "scheduler_of", "tune"]
@@ -75,12 +75,14 @@ def tune(
     ||x - x_ref|| / ||x_ref||: x_ref is full computation by the sampler, where there is one; of several the first with four times the most
     steps. Raises TuningError for a goal that nothing reaches.
     """
+    _check(source, samplers)
     for sampler in samplers:
         if sampler.name:
             Bench(source, sampler, None, False, report).try_out()
     reference, named = None, f"all steps of {samplers[0]}"
     if len(samplers) > 1:
-        longest = replace(samplers[0], steps=REFERENCE * max(sampler.steps for sampler in samplers))
+        most = REFERENCE * max(sampler.steps for sampler in samplers)
+        longest = replace(samplers[0], steps=min(most, most_steps(samplers[0].scheduler) or most))
         report(f"{longest} in full, as the reference")
         reference, named = Bench(source, longest, None, False, report).whole(), f"all steps of {longest}"
     benches = [Bench(source, sampler, reference, compile, report) for sampler in samplers]
@@ -109,6 +111,13 @@ def tune(
         reference=benches[0].whole() if reference is None else reference,
         reference_is=named,
     )
+
+
+def _check(source: Source, samplers: Sequence[SamplerChoice]) -> None:
+    """TuningError for what no list can be fitted to, before anything is drawn."""
+    for sampler in samplers:
+        if (most := most_steps(sampler.scheduler)) is not None and sampler.steps > most:
+            raise TuningError(f"tune: --steps must be at most {most}, the steps the model was trained on, got {sampler.steps}")
 
 
 def most_full_steps(whole: Point, estimated: Point, seconds: float) -> int:

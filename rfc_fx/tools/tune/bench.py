@@ -21,6 +21,9 @@ from rfc_fx.tools.load import one_line
 from rfc_fx.tools.sources import DigitsSource, Source
 from rfc_fx.tools.tune.record import TuningError, recorded
 
+TRIED = 2
+"""Steps in which an exchanged scheduler is tried out."""
+
 CORRECTIONS = (0.6, 0.3, 0.0)
 """How much of the fitted correction is tried, the first everywhere."""
 
@@ -73,13 +76,17 @@ class Bench:
         return self.laboratory.whole()
 
     def try_out(self) -> None:
-        """Two steps in full; TuningError for a scheduler that the pipeline cannot draw with."""
+        """Two steps in full; TuningError for a scheduler that the pipeline cannot draw with, or with other calls than steps."""
         self._put()
         try:
-            self.source.draw(self.source.model, self.source.seeds[0], 2, lambda: None)
+            self.source.draw(self.source.model, self.source.seeds[0], TRIED, lambda: None)
         except Exception as error:
             what = f"{self.source.name} cannot draw with {self.sampler}: {type(error).__name__}: {one_line(error)}"
             raise TuningError(f"tune: {what}; leave it out of --scheduler") from error
+        if (taken := len(self.sampler.scheduler.timesteps)) != TRIED:
+            raise TuningError(
+                f"tune: {self.sampler} calls the model {taken} times in {TRIED} steps; expected one a step: leave it out of --scheduler"
+            )
 
     @property
     def recorded(self) -> Recorded:
@@ -180,3 +187,9 @@ def _put(source: Source, scheduler: Any) -> None:
 def scheduler_of(source: Source) -> Any:
     """The scheduler that a source draws with."""
     return source.scheduler if isinstance(source, DigitsSource) else source.pipe.scheduler  # type: ignore[attr-defined]
+
+
+def most_steps(scheduler: Any) -> int | None:
+    """The steps that the model was trained on, more of which a scheduler does not take; None where it does not say."""
+    most = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+    return most if isinstance(most, int) else None

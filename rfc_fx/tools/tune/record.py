@@ -59,9 +59,11 @@ def recorded(source: Source, scheduler: Any, steps: int) -> Recorded:
     except ValueError as error:
         raise TuningError(f"tune: {error}") from error
     if taken.generations == 0 or len(gains) != steps:
+        calls = len(gains) if len(gains) != steps else taken.most
+        what = f"calls {cached.model_name} {calls} times in {steps} steps" if calls != steps else "begins anew within a generation"
         raise TuningError(
-            f"tune: {type(scheduler).__name__} calls {cached.model_name} {max(taken.most, len(gains))} times in {steps} steps; expected "
-            "one call a step: pass --steps as the pipeline takes them, or another --scheduler"
+            f"tune: {type(scheduler).__name__} {what}; expected one call a step: pass --steps as the pipeline takes them, or another "
+            "--scheduler"
         )
     return Recorded(taken.gram, gains, levels, taken.predictions)
 

@@ -199,3 +199,13 @@ def test_bench_refuses_what_is_for_the_other_kind(flux, tmp_path):
     assert "one pipeline, or engines" in one_line_error("bench", flux, flux)
     assert "no such artefact, folder or model; bench takes digits, emoji" in one_line_error("bench", tmp_path / "nowhere")
     assert "--steps must be at least 2" in one_line_error("bench", "emoji", "--prompt", "a", "--steps", 1)
+
+
+@pytest.mark.parametrize("kind", ["tune", "calibrate"])
+def test_what_a_pipeline_refuses_is_one_line_before_a_method_file_is_fitted(wan, tmp_path, kind):
+    options = {"tune": ["--error", 0.1], "calibrate": ["--nfc", 3, "--method", "chebyshev"]}[kind]
+    options = ["--prompt", "a", "--steps", 6, "--seeds", 1, "--out", tmp_path / "method.json", *options]
+    text = one_line_error(kind, wan, *options)
+    assert "has 2 denoisers (transformer, transformer_2), and a method file is for the steps of one" in text
+    edit = pipeline_folders.flux(tmp_path / "edit", "FluxImg2ImgPipeline")
+    assert "FluxImg2ImgPipeline cannot be called like this: ValueError" in one_line_error(kind, edit, *options)

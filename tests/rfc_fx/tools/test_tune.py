@@ -14,7 +14,9 @@ import rfc
 import rfc_fx
 from rfc_fx import zoo
 from rfc_fx.io.method_file import read_method
+from rfc_fx.tools.arguments import OptionError
 from rfc_fx.tools.cli import app
+from rfc_fx.tools.commands.tune import made_like, scheduler_class
 from rfc_fx.tools.sources import DigitsSource, load_source
 from rfc_fx.tools.tune import Point, SamplerChoice, Tuned, TuningGoal, most_full_steps, tune
 from rfc_fx.tools.tune.bench import Bench, with_other_seeds
@@ -89,6 +91,45 @@ def test_a_sampler_that_calls_twice_a_step_is_refused_by_name() -> None:
     heun = HeunDiscreteScheduler.from_config(of.scheduler.config)
     with pytest.raises(TuningError, match=r"HeunDiscreteScheduler calls .* 7 times in 4 steps"):
         recorded(DigitsSource(**{**vars(of), "scheduler": heun}), heun, 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("HeunDiscreteScheduler", "calls the model 3 times in 2 steps; expected one a step: leave it out of --scheduler"),
+        ("RePaintScheduler", "cannot draw with RePaintScheduler, 4 steps: TypeError"),
+    ],
+)
+def test_a_scheduler_that_no_list_can_be_fitted_to_is_refused_before_the_others_are_drawn(kind: str, told: str) -> None:
+    import diffusers
+
+    of = source()
+    other = SamplerChoice(name=kind, scheduler=getattr(diffusers, kind).from_config(of.scheduler.config), steps=4)
+    said: list[str] = []
+    with pytest.raises(TuningError, match=told):
+        tune(of, [sampler(of), other], TuningGoal(error=0.3), report=said.append)
+    assert not said
+
+
+def test_no_more_steps_are_drawn_than_the_model_was_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = source()
+    with pytest.raises(TuningError, match="--steps must be at most 1000, the steps the model was trained on, got 1001"):
+        tune(of, [sampler(of), sampler(of, 1001)], TuningGoal(error=0.3))
+    drawn: list[int] = []
+
+    def whole(self: Bench) -> Any:
+        drawn.append(self.sampler.steps)
+        raise TuningError("enough")
+
+    monkeypatch.setattr(Bench, "whole", whole)
+    with pytest.raises(TuningError, match="enough"):
+        tune(of, [sampler(of), sampler(of, 300)], TuningGoal(error=0.3))
+    assert drawn == [1000]  # and not 4 * 300
+
+
+def test_a_scheduler_that_cannot_be_made_is_refused_on_one_line() -> None:
+    with pytest.raises(OptionError, match="--scheduler VQDiffusionScheduler: cannot be made of the model's DDIMScheduler: "):
+        made_like(source().scheduler, scheduler_class("VQDiffusionScheduler"))  # it has settings of its own
 
 
 def test_the_record_is_the_gram_matrix_of_the_blocks_residuals() -> None:
