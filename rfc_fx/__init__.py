@@ -16,6 +16,7 @@ from torch import nn
 
 from rfc.method import Method
 from rfc.placement.log_snr import LogSNR
+from rfc.schedules.base import Schedule
 from rfc_fx.capture.export import args_and_kwargs
 from rfc_fx.errors import (
     CaptureError,
@@ -112,7 +113,7 @@ def accelerate(
 
     Every call of the pipeline is a generation of its own: it owns its state, reads the scheduler as it stands, and places the full steps
     for its own noise levels, so that steps, strength, shift and size may change from call to call. Calls of several threads and tasks may
-    run at once. Called again it changes the settings.
+    run at once, of pipelines that share the model and have a scheduler each. Called again it changes the settings.
 
     `method`: an rfc method or the path of a method file, None: `rfc.LogSNR`. `nfc`: its full steps, as a number or a share (None: 28 %).
     `speedup`, in its place: how many times faster than full computation a generation is to be; the first one measures full and estimated
@@ -125,13 +126,13 @@ def accelerate(
     """
     chosen = LogSNR() if method is None else _method(method)
     if nfc is not None:
-        chosen = chosen.with_nfc(nfc)
+        chosen = _counted("nfc", chosen, nfc)
     if speedup is not None:
         if nfc is not None:
             raise ValueError("accelerate: pass nfc or speedup, not both: the speed-up says how many steps are full")
         if isinstance(speedup, bool) or not isinstance(speedup, int | float) or not 1 < speedup < float("inf"):
             raise ValueError(f"accelerate: speedup must be a number above 1, got {speedup!r}")
-        chosen.with_nfc(None)  # ValueError where the method does not place a number of full steps
+        _counted("speedup", chosen, None)
     if not isinstance(compile, bool | Mapping):
         raise TypeError(f"accelerate: compile must be True, False or arguments of torch.compile such as {{'mode': ...}}, got {compile!r}")
     options: dict[str, Any] | None = None
@@ -144,6 +145,18 @@ def accelerate(
 def summary(pipe: Any) -> PipelineSummary:
     """What the latest generation of an accelerated pipeline computed and skipped, for each denoiser, and what was chosen; print it."""
     return PipelineSummary(pipe)
+
+
+def _counted(setting: str, method: Any, nfc: int | float | None) -> Any:
+    """The method with that many full steps; ValueError for a number that cannot be, or a method that places none."""
+    if not isinstance(method, Method):
+        return method  # refused by name where it is used
+    if type(method.schedule).with_nfc is Schedule.with_nfc:
+        raise ValueError(
+            f"accelerate: {setting} is for methods like rfc.LogSNR, rfc.Chebyshev and rfc.Spectrum; {type(method.schedule).__name__} of "
+            f"{method.name} does not place a number of full steps; leave {setting} out"
+        )
+    return method.with_nfc(nfc)
 
 
 def _method(method: Method | str | Path) -> Method:

@@ -43,7 +43,8 @@ def draw_all(source: EngineSource | EngineInPipeline, steps: int, tick: Tick, wa
     variant = Variant(method=ENGINE, side="engine", call=engine, cache=engine, warmup_steps=steps_to_warm_up(engine.method, steps))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingSkippedWarning)  # the summary says how many steps were full
-        warnings.simplefilter("ignore", StepsMismatchWarning)  # the command says it
+        if misplaced(engine.method, steps) is not None:
+            warnings.simplefilter("ignore", StepsMismatchWarning)  # the command says it
         variant.warm_up(source, engine.device)
         warmed()
         for seed in source.seeds:

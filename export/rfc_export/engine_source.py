@@ -149,9 +149,9 @@ class EngineSource:
         """One sample of every class, a generation for every batch: pixels in [-1, 1], float32 on the CPU."""
         images, self.generations = [], {}
         for batch in self.batches:
-            self.model.reset()
-            images.append(self.draw_batch(model, batch, seed, steps, tick)[: len(batch)].float().cpu())
-            self.generations[f"classes {', '.join(map(str, batch))}"] = self.model.stats
+            with self.model.generation(source=self.scheduler) as generation:  # a list that was fitted to other levels says so
+                images.append(self.draw_batch(model, batch, seed, steps, tick)[: len(batch)].float().cpu())
+            self.generations[f"classes {', '.join(map(str, batch))}"] = generation.stats
         return torch.cat(images)
 
     def draw_batch(self, model: Callable[..., Any], classes: list[int], seed: int, steps: int, tick: Tick) -> Float[Tensor, "N C H W"]:

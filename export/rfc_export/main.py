@@ -32,9 +32,17 @@ def main() -> None:
     _at_once()
     for category in (FutureWarning, DeprecationWarning):
         warnings.simplefilter("ignore", category)
+    warnings.formatwarning = _as_line
     from rfc_export.cli import app
 
     raise SystemExit(run(app))
+
+
+def _as_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning of this package on one line for users; others' with the place in their code."""
+    if category.__module__.split(".")[0] in ("rfc", "rfc_fx", "rfc_export"):
+        return f"rfc-fx: warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def run(app: Callable[[], Any]) -> int:

@@ -18,6 +18,8 @@ import pytest
 from forked_commands import SIGNALS, Ended, ended, signalled, touches
 
 import rfc
+import rfc_fx
+from rfc_export import main
 from rfc_export.artifact import writing
 from rfc_export.cli import app
 from rfc_export.commands import export as export_command
@@ -54,7 +56,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     source = SimpleNamespace(name="digits", seeds=[0], groups=["3"])
     monkeypatch.setattr(method_source, "load_source", lambda *_, **__: source)
     monkeypatch.setattr(calibrate_command, "search", lambda *_, **__: found)
-    monkeypatch.setattr(export_command, "exportable", lambda *_, **__: SimpleNamespace(model=None, calls=[], sampler=None))
+    monkeypatch.setattr(export_command, "exportable", lambda *_, **__: SimpleNamespace(model=None, calls=[], sampler=None, others=()))
     monkeypatch.setattr(export_command, "export_model", _written_engine)
     monkeypatch.setattr(export_command, "opened", lambda _: pytest.MonkeyPatch().context())
     monkeypatch.setattr(export_command, "read_manifest", lambda _: None)
@@ -243,3 +245,8 @@ def test_a_record_that_json_has_no_words_for_is_refused_and_the_old_one_stays(tm
         write_method(tmp_path / "m.json", rfc.RFC(tau=0.1), {"psnr": float("nan")})
     assert content(tmp_path) == before
     assert json.loads(before["m.json"])
+
+
+def test_a_warning_of_this_package_is_one_line_without_its_code() -> None:
+    assert main._as_line("no levels", rfc_fx.UnknownLevelsWarning, "driver.py", 7, "self.warn()") == "rfc-fx: warning: no levels\n"
+    assert main._as_line("old", UserWarning, "other.py", 7) == "other.py:7: UserWarning: old\n"

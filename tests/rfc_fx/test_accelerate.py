@@ -273,7 +273,12 @@ def test_what_cannot_be_accelerated_is_refused_by_name(make: Callable[[], Any], 
     [
         ({"nfc": 0}, ValueError, "nfc must be an integer of at least 1, got 0"),
         ({"nfc": 1.5}, ValueError, "nfc must be a number of full steps, or a share"),
-        ({"method": rfc.RFC(), "nfc": 5}, ValueError, "does not place a number of full steps"),
+        (
+            {"method": rfc.RFC(), "nfc": 5},
+            ValueError,
+            "accelerate: nfc is for .* RCS of RFC does not place a number of full steps; leave nfc",
+        ),
+        ({"method": "log-snr", "nfc": 5}, TypeError, "method must be an rfc method"),
         ({"method": "rfc"}, TypeError, "method must be an rfc method"),
         ({"config": {"hoist": True}}, TypeError, "config must be a rfc_fx.Config"),
         ({"compile": 3}, TypeError, "^accelerate: compile must be True, False or arguments of torch.compile"),
