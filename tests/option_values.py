@@ -97,15 +97,15 @@ def commands() -> dict[str, Any]:
 
 
 def cases(engine: Path, out: Path, each: int, seed: int = 0) -> Iterator[list[str]]:
-    """Command lines: every option with `each` odd values of its own choice."""
+    """Command lines: every option with `each` odd values of its own choice, beside one of its command's calls, or all where it has more."""
     generator, own = random.Random(seed), calls(engine, out)
     values = list(ODD.values())
     for name, command in commands().items():
-        for parameter in command.params:
+        for number, parameter in enumerate(command.params):
             options = [option for option in parameter.opts if option.startswith("-")]
             if not options or parameter.name == "help":
                 continue
-            for call in own[name]:
+            for call in own[name] if each > 1 else [own[name][number % len(own[name])]]:
                 if getattr(parameter, "is_flag", False):
                     yield [name, *call, options[0]]
                     yield [name, *call, f"{options[0]}=x"]

@@ -51,6 +51,9 @@ METHODS: dict[str, rfc.Method] = {
 FAST = ("duca",)
 """More than two phases, some of them for some tokens; a list is in the tests of sets, a rule that remembers every step in one below."""
 
+ONE_BLOCK = (*FAST, "easycache")
+"""Methods of which a block is as good as two."""
+
 by_method = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in METHODS]
 
 
@@ -61,7 +64,7 @@ def check(
     config: rfc_fx.Config = rfc_fx.Config(hoist=False),
 ) -> rfc_export.Engine:
     """Export, and run two generations beside the model; the second begins with what the first left in the state."""
-    model, kwargs = shared_model("dit")
+    model, kwargs = shared_model("dit", layers=1 if name in ONE_BLOCK else 2)
     path = rfc_export.export(model, folder / name, backend=backend, example_inputs=kwargs, method=METHODS[name], config=config)
     engine = rfc_export.load(path)
     cached = rfc_fx.transform(model, METHODS[name], example_inputs=kwargs)

@@ -126,10 +126,9 @@ def test_every_method_compiles_one_frame_per_program_without_a_graph_break(metho
     torch._dynamo.reset()
 
 
+@pytest.mark.slow  # law 2 of test_compile has Inductor, the test above has the frames
 @pytest.mark.compile
-@pytest.mark.parametrize(
-    "method", [pytest.param("teacache", marks=pytest.mark.slow), "dicache", pytest.param("speca", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("method", ["teacache", "dicache", "speca"])
 def test_compiled_by_inductor_the_new_phases_are_the_same(method: str) -> None:
     torch._dynamo.reset()
     model, kwargs = MADE["dit"]()

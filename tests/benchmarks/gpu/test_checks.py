@@ -13,6 +13,8 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.workloads import TINY_DIT, built
 from benchmarks.latency.workloads import calls_of
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 
 def test_checks_compare_every_way_and_a_wrong_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     case = replace_case(checks.CASES[1])
