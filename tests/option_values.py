@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import typer
-from typer.testing import CliRunner
+from click.testing import CliRunner
+from command import made
 
 from rfc_export.cli import app
 
@@ -93,7 +93,7 @@ def calls(engine: Path, out: Path) -> dict[str, list[list[str]]]:
 
 def commands() -> dict[str, Any]:
     """The parser's commands by name."""
-    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    return dict(made(app).commands)  # type: ignore[attr-defined]
 
 
 def cases(engine: Path, out: Path, each: int, seed: int = 0) -> Iterator[list[str]]:
@@ -117,7 +117,7 @@ def cases(engine: Path, out: Path, each: int, seed: int = 0) -> Iterator[list[st
 def outcome(arguments: list[str]) -> str:
     """loaded, refused, or what else happened."""
     try:
-        result = CliRunner().invoke(app, arguments)
+        result = CliRunner().invoke(made(app), arguments)
     except Loaded:
         return "loaded"
     lines = result.stderr.splitlines()
