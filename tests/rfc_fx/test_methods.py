@@ -56,6 +56,7 @@ METHODS: dict[str, rfc.Method] = {
 TWO_PHASES = [name for name, method in METHODS.items() if len(method.schedule.branches) == 2]
 
 BLOCKS = 3
+"""Where ranges of blocks are the subject."""
 
 STRUCTURAL = ("taylorseer-lite", "first-block", "dicache", "speca", "log-snr-flow")
 """Methods whose graphs differ in more than numbers from those of other methods: one for each granularity, probe and phase."""
@@ -77,6 +78,11 @@ MADE = {name: partial(shared_model, name, layers=BLOCKS) for name in FAMILIES}
 """One model of each family: no test here changes it."""
 
 
+def made(family: str, method: str) -> Any:
+    """That model with as many blocks as the method needs."""
+    return shared_model(family, layers=BLOCKS if method == "dbcache" else 2)
+
+
 def close(a: list[float | None], b: list[float | None]) -> bool:
     """The same numbers up to rounding (of differences of numbers near 1, too), None where the other has None."""
     near = [x is y if x is None or y is None else abs(x - y) <= SAME_GRAPH * (1 + abs(y)) for x, y in zip(a, b, strict=True)]
@@ -85,7 +91,7 @@ def close(a: list[float | None], b: list[float | None]) -> bool:
 
 @pytest.mark.parametrize(("family", "method"), pairs(FAMILIES, METHODS, METHODS, partners=2))
 def test_every_method_takes_the_decisions_and_has_the_outputs_of_its_twin(family: str, method: str) -> None:
-    model, kwargs = MADE[family]()
+    model, kwargs = made(family, method)
     twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, METHODS[method])
     for _ in range(2):  # the second begins with what the first left in the state
         expected, got = generation(twin, kwargs), generation(graph, kwargs)
@@ -97,7 +103,7 @@ def test_every_method_takes_the_decisions_and_has_the_outputs_of_its_twin(family
 
 @pytest.mark.parametrize(("family", "method"), pairs(["dit", "flux"], TWO_PHASES, [name for name in TWO_PHASES if name in DECIDED]))
 def test_every_method_of_two_phases_is_the_same_as_one_graph_with_its_decision(family: str, method: str) -> None:
-    model, kwargs = MADE[family]()
+    model, kwargs = made(family, method)
     host, cond = (rfc_fx.transform(model, METHODS[method], config=rfc_fx.Config(dispatch=dispatch)) for dispatch in ("host", "cond"))
     assert difference(generation(cond, kwargs), generation(host, kwargs)) <= SAME_GRAPH
     assert cond.stats.phases == host.stats.phases
@@ -114,7 +120,7 @@ def test_every_method_of_two_phases_is_the_same_as_one_graph_with_its_decision(f
 def test_every_method_compiles_one_frame_per_program_without_a_graph_break(method: str) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model, kwargs = MADE["dit"]()
+    model, kwargs = made("dit", method)
     cached, plain = (rfc_fx.transform(model, METHODS[method]) for _ in range(2))
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
@@ -131,7 +137,7 @@ def test_every_method_compiles_one_frame_per_program_without_a_graph_break(metho
 @pytest.mark.parametrize("method", ["teacache", "dicache", "speca"])
 def test_compiled_by_inductor_the_new_phases_are_the_same(method: str) -> None:
     torch._dynamo.reset()
-    model, kwargs = MADE["dit"]()
+    model, kwargs = made("dit", method)
     cached, plain = (rfc_fx.transform(model, METHODS[method], config=rfc_fx.Config(hoist=True)) for _ in range(2))
     got = generation(torch.compile(cached, fullgraph=True), kwargs)
     assert difference(got, generation(plain, kwargs)) <= INDUCTOR
@@ -144,7 +150,7 @@ NEVER = {"teacache": rfc.TeaCache(threshold=0.0), "first-block": rfc.FirstBlockC
 
 @pytest.mark.parametrize(("family", "method"), turns(FAMILIES, NEVER))
 def test_law_1_all_full_is_the_model_bit_for_bit_behind_probes_and_ranges(family: str, method: str) -> None:
-    model, kwargs = MADE[family]()
+    model, kwargs = made(family, method)
     cached = rfc_fx.transform(model, NEVER[method])
     assert torch.equal(generation(cached, kwargs, 4), generation(model, kwargs, 4))
     assert cached.stats.phases == ["FULL"] * 4
@@ -153,7 +159,7 @@ def test_law_1_all_full_is_the_model_bit_for_bit_behind_probes_and_ranges(family
 @pytest.mark.filterwarnings("ignore::rfc_fx.NothingSkippedWarning")
 @pytest.mark.parametrize("family", ["dit", *(pytest.param(family, marks=pytest.mark.slow) for family in ("sd3", "flux"))])
 def test_law_9_what_a_schedule_remembers_of_all_steps_is_not_seen_by_the_next_generation(family: str) -> None:
-    model, kwargs = MADE[family]()
+    model, kwargs = shared_model(family)
     for method in (METHODS["teacache"], METHODS["easycache"], METHODS["seacache"], METHODS["dicache"], METHODS["speca"]):
         expected = generation(rfc_fx.transform(model, method), kwargs)
         used = rfc_fx.transform(model, method)

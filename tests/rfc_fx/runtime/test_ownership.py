@@ -3,6 +3,7 @@
 import asyncio
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from rfc_fx.runtime.dynamo import capturing
 NET = tiny()
 
 
+@cache
 def alone(label: int, seed: int) -> Tensor:
     return Loop(label, seed).run(rfc_fx.transform(NET, LISTED))
 
