@@ -29,11 +29,14 @@ settings.register_profile(
 )
 settings.load_profile("specification")
 
+LONGEST = ("rfc_export/test_aoti.py", "test_readme.py", "rfc_fx/test_pipelines.py", "rfc_fx/test_methods.py", "rfc_fx/zoo/test_emoji.py")
+"""Files of 15 seconds and more; a file's tests stay on one worker."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the pages: the longest file among the last ones, for which one worker would wait at the end."""
-    pages = Path(HERE) / "test_readme.py"
-    items.sort(key=lambda item: item.path != pages)
+    """Begin with the longest files, for which one worker would wait at the end."""
+    longest = [Path(HERE) / name for name in LONGEST]
+    items.sort(key=lambda item: longest.index(item.path) if item.path in longest else len(longest))
 
 
 def pytest_collection_finish() -> None:

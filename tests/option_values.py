@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import typer
-from typer.testing import CliRunner
+from click.testing import CliRunner
+from command import made
 
 from rfc_export.cli import app
 
@@ -93,19 +93,19 @@ def calls(engine: Path, out: Path) -> dict[str, list[list[str]]]:
 
 def commands() -> dict[str, Any]:
     """The parser's commands by name."""
-    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    return dict(made(app).commands)  # type: ignore[attr-defined]
 
 
 def cases(engine: Path, out: Path, each: int, seed: int = 0) -> Iterator[list[str]]:
-    """Command lines: every option with `each` odd values of its own choice."""
+    """Command lines: every option with `each` odd values of its own choice, beside one of its command's calls, or all where it has more."""
     generator, own = random.Random(seed), calls(engine, out)
     values = list(ODD.values())
     for name, command in commands().items():
-        for parameter in command.params:
+        for number, parameter in enumerate(command.params):
             options = [option for option in parameter.opts if option.startswith("-")]
             if not options or parameter.name == "help":
                 continue
-            for call in own[name]:
+            for call in own[name] if each > 1 else [own[name][number % len(own[name])]]:
                 if getattr(parameter, "is_flag", False):
                     yield [name, *call, options[0]]
                     yield [name, *call, f"{options[0]}=x"]
@@ -117,7 +117,7 @@ def cases(engine: Path, out: Path, each: int, seed: int = 0) -> Iterator[list[st
 def outcome(arguments: list[str]) -> str:
     """loaded, refused, or what else happened."""
     try:
-        result = CliRunner().invoke(app, arguments)
+        result = CliRunner().invoke(made(app), arguments)
     except Loaded:
         return "loaded"
     lines = result.stderr.splitlines()

@@ -72,6 +72,7 @@ def test_the_source_distribution_has_what_the_wheel_is_built_from_and_no_records
     assert not [name for name in names if name.startswith(("benchmarks/results", "out/", ".venv"))]
 
 
+@pytest.mark.slow  # what the wheel holds and that its command runs are below, what verify does in test_engine_cli
 def test_with_extras_the_installed_command_verifies_an_engine_elsewhere(
     installed: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, onnx_small: Path
 ) -> None:

@@ -28,7 +28,7 @@ def test_the_python_of_the_page_runs(
     monkeypatch.chdir(tmp_path)  # some write engines
     monkeypatch.setattr(CompiledRuns, "of", lambda runs, run: run)  # other tests compile
     if not whole:
-        monkeypatch.setattr(zoo, "load_digits", lambda dtype=torch.float32: first_blocks(2))
+        monkeypatch.setattr(zoo, "load_digits", lambda dtype=torch.float32: first_blocks(1))
     examples = list(Sybil(parsers=[PythonCodeBlockParser()]).parse(ROOT / page).examples())
     assert examples
     for number, example in enumerate(examples):

@@ -21,7 +21,7 @@ from rfc_fx.capture.export import MODEL, Captured, capture
 from rfc_fx.errors import PredictorMismatchError
 from rfc_fx.ir.ops import closure, recall, select, shape, value
 from rfc_fx.passes.guard import Guarded
-from rfc_fx.passes.outline import graph_module
+from rfc_fx.passes.outline import CodeLater, graph_module
 from rfc_fx.passes.pair_complex import pair_complex
 from rfc_fx.sites.residual import Site
 
@@ -103,7 +103,7 @@ def graft(guarded: Guarded, skipped: Skipped) -> Guarded:
     return replace(
         guarded,
         outlined=replace(guarded.outlined, captured=captured),
-        module=graph_module(captured, work.graph, captured.constants, guarded.outlined.regions, "Guarded"),
+        module=graph_module(captured, work.graph, captured.constants, guarded.outlined.regions, "Guarded", CodeLater),
         sites=[site.moved(env) for site in guarded.sites],
         watched=guarded.watched.moved(env),
     )

@@ -14,7 +14,7 @@ from rfc.method import Method
 from rfc.phase import phase_named
 from rfc.state import Clock, SlotSpec
 from rfc_fx.ir.ops import aten, recall, select, value
-from rfc_fx.passes.outline import Outlined, graph_module
+from rfc_fx.passes.outline import CodeLater, Outlined, graph_module
 from rfc_fx.sites.residual import Rejected, Site
 from rfc_fx.sites.state import site_values, state_slots, tokens_of_sites
 from rfc_fx.sites.token_wise import TokenSite, last_stream
@@ -68,7 +68,7 @@ def guard(outlined: Outlined, watched: Site, method: Method) -> Guarded:
     sites = [replace(site.moved(env), I=inputs[site.I, site.origin], output=full[site.name], origin=None) for site in outlined.sites]
     first = next(site for site in sites if site.name == watched.name)
     captured = outlined.captured
-    module = graph_module(captured, graph, captured.constants, outlined.regions, "Guarded")
+    module = graph_module(captured, graph, captured.constants, outlined.regions, "Guarded", CodeLater)
     tokens, reused = tokens_of_sites(sites, first, method)
     return Guarded(outlined, module, sites, first, method, state_slots(sites, first, method), tokens, reused)
 

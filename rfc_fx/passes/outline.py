@@ -7,6 +7,7 @@ import operator
 from collections.abc import Container, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -26,8 +27,36 @@ class Outlined:
     regions: dict[str, fx.GraphModule]
 
 
+class CodeLater(fx.GraphModule):
+    """A graph module whose code is generated with that of a program that calls it, or else by its first call.
+
+    Passes read the guarded graph and nothing runs it; a region has code from the program that computes it: half the code is never needed.
+    """
+
+    is_made = True
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str) -> None:
+        self.__dict__["is_made"] = False
+        super().__init__(root, graph, class_name)
+        self.is_made = True
+
+    def recompile(self) -> Any:
+        """Generate the code, but not on the way through `__init__`."""
+        return super().recompile() if self.is_made else None
+
+    def forward(self, *inputs: Any) -> Any:
+        """Generate the code, which takes this method's place, and run it."""
+        self.recompile()
+        return type(self).forward(self, *inputs)
+
+
 def graph_module(
-    captured: Captured, graph: fx.Graph, constants: Mapping[str, Tensor], regions: Mapping[str, nn.Module], name: str
+    captured: Captured,
+    graph: fx.Graph,
+    constants: Mapping[str, Tensor],
+    regions: Mapping[str, nn.Module],
+    name: str,
+    made_as: type[fx.GraphModule] = fx.GraphModule,
 ) -> fx.GraphModule:
     """Make a graph executable with the model attached live: weights that change or move are seen, none is copied."""
     root = nn.Module()
@@ -38,7 +67,7 @@ def graph_module(
         root.register_buffer(target, tensor, persistent=False)
     for target, region in regions.items():
         root.add_module(target, region)
-    module = fx.GraphModule(root, graph, class_name=name)
+    module = made_as(root, graph, class_name=name)
     for held, owner in live.items():
         if hasattr(module, held):  # fx made empty copies of the containers on the way to each weight
             module.add_module(held, owner)
@@ -177,7 +206,7 @@ def _region(
     graph.output(results[0] if len(results) == 1 else results)
     used = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
     constants = {target: tensor for target, tensor in captured.constants.items() if target in used}
-    return graph_module(captured, graph, constants, {}, name), inputs
+    return graph_module(captured, graph, constants, {}, name, CodeLater), inputs
 
 
 def _identifier(site: str, taken: Mapping[str, object]) -> str:

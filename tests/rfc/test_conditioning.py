@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from choosing import rotating
+from choosing import turns
 from families import moved, sample, shared_model
 from torch import Tensor
 
@@ -102,7 +102,7 @@ ORDERS = {
 
 
 @pytest.mark.filterwarnings("ignore::rfc_fx.LateCallWarning")
-@pytest.mark.parametrize(("form", "order"), rotating(FORMS, ORDERS, each=2))
+@pytest.mark.parametrize(("form", "order"), turns(FORMS, ORDERS))
 @torch.no_grad()
 def test_two_passes_through_one_model_equal_two_models(form: str, order: str) -> None:
     made = FORMS[form]

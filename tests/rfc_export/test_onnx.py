@@ -400,6 +400,7 @@ def halved(dtype: torch.dtype) -> Any:
     return model.to(dtype), given
 
 
+@pytest.mark.slow  # the next has the type that the provider computes less of
 def test_float16_runs_on_the_cpu_provider(tmp_path: Path) -> None:
     model, inputs = halved(torch.float16)
     engine = exported_and_compared(

@@ -38,7 +38,7 @@ def phases(model: Any) -> dict[str, str]:
     return {name: "".join(phase[0] for phase in record.phases) for name, record in model.contexts.items()}
 
 
-@pytest.mark.parametrize("name", SHOWN)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name == "wan" else ()) for name in SHOWN])
 def test_every_call_has_full_steps_for_its_own_levels_and_restore_leaves_no_trace(name: str) -> None:
     pipe, prompt = PIPELINES[name]()
     plain = run(pipe, prompt())

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from choosing import pairwise, rotating
+from choosing import turns
 from drawing import difference, generation
 from families import FAMILIES, moved, sample, shared_model
 from tolerances import ROUNDED_STATE, SAME_GRAPH
@@ -37,6 +37,9 @@ pytestmark = pytest.mark.usefixtures("captured_once")
 MADE = {name: partial(shared_model, name) for name in FAMILIES}
 """One model of each family: no test here changes it."""
 
+SOME = [pytest.param(family, marks=() if family in ("dit", "flux") else pytest.mark.slow) for family in FAMILIES]
+"""Families with one and with two streams; the others differ in what they are given."""
+
 
 def listed(estimator: rfc.Estimator, phases: str) -> rfc.Method:
     return rfc.Method(estimator=estimator, schedule=rfc.Listed(full_steps=[i for i, phase in enumerate(phases) if phase == "F"]))
@@ -65,7 +68,7 @@ def reference(cached: rfc_fx.CachedModel, kwargs: dict[str, Any], phases: str) -
     return torch.stack(outputs)
 
 
-@pytest.mark.parametrize(("family", "dispatch", "granularity"), pairwise(FAMILIES, ["host", "cond"], ["module", "block", "stack"]))
+@pytest.mark.parametrize(("family", "dispatch", "granularity"), turns(FAMILIES, ["host", "cond"], ["module", "block", "stack"]))
 def test_law_1_all_full_is_the_model_bit_for_bit(family: str, dispatch: Any, granularity: Any) -> None:
     model, kwargs = MADE[family]()
     cached = rfc_fx.transform(model, rfc.RFC(tau=0.0), config=rfc_fx.Config(granularity=granularity, dispatch=dispatch))
@@ -73,7 +76,7 @@ def test_law_1_all_full_is_the_model_bit_for_bit(family: str, dispatch: Any, gra
     assert cached.stats.phases == ["FULL"] * 4
 
 
-@pytest.mark.parametrize(("family", "estimator"), rotating(FAMILIES, ESTIMATORS, each=4))
+@pytest.mark.parametrize(("family", "estimator"), turns(FAMILIES, ESTIMATORS))
 def test_law_2_twin_guarded_and_programs_agree_for_random_phases(family: str, estimator: str) -> None:
     model, kwargs = MADE[family]()
     method = ESTIMATORS[estimator]
@@ -86,8 +89,7 @@ def test_law_2_twin_guarded_and_programs_agree_for_random_phases(family: str, es
         assert difference(got, reference(cached, kwargs, phases)) <= SAME_GRAPH
 
 
-@pytest.mark.parametrize("granularity", ["module", "block", "stack"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "granularity"), turns(FAMILIES, ["stack", "module", "block"]))
 def test_law_2_guarded_host_and_cond_agree_at_every_granularity(family: str, granularity: Any) -> None:
     model, kwargs = MADE[family]()
     method = rfc.RFE(order=2)
@@ -108,7 +110,7 @@ def test_law_2_guarded_host_and_cond_agree_at_every_granularity(family: str, gra
         assert host.stats.phases == cond.stats.phases
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME)
 def test_law_2_data_driven_decisions_are_the_same_in_twin_host_and_cond(family: str) -> None:
     model, kwargs = MADE[family]()
     forms: list[nn.Module] = [rfc.eager.cached(model, rfc.RFC(tau=0.3, order=2))]
@@ -122,8 +124,7 @@ def test_law_2_data_driven_decisions_are_the_same_in_twin_host_and_cond(family: 
     assert difference(cond[0], host[0]) <= SAME_GRAPH
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("family", ["dit", "flux"])
+@pytest.mark.parametrize(("family", "estimator"), turns(["dit", "flux"], ESTIMATORS))
 def test_law_3_an_estimate_with_unchanged_inputs_is_the_full_output(family: str, estimator: str) -> None:
     model, kwargs = MADE[family]()
     cached = rfc_fx.transform(model, listed(ESTIMATORS[estimator], "FFE"))
@@ -137,7 +138,7 @@ def test_law_3_an_estimate_with_unchanged_inputs_is_the_full_output(family: str,
         assert 0 < difference(third, second) <= ROUNDED_STATE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME)
 def test_law_4_tau_zero_is_always_full_and_tau_infinite_never_after_warm_up(family: str) -> None:
     model, kwargs = MADE[family]()
     cached = rfc_fx.transform(model, rfc.RFC(tau=0.0))
@@ -148,8 +149,7 @@ def test_law_4_tau_zero_is_always_full_and_tau_infinite_never_after_warm_up(fami
     assert cached.stats.phases == ["FULL"] * 3 + ["ESTIMATE"] * 3
 
 
-@pytest.mark.parametrize("dispatch", ["host", "cond"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "dispatch"), turns(FAMILIES, ["host", "cond"]))
 def test_law_7_weights_are_shared_and_state_is_what_the_plan_announced(family: str, dispatch: Any) -> None:
     model, kwargs = MADE[family]()
     before = {id(parameter) for parameter in model.parameters()}
@@ -164,7 +164,7 @@ def test_law_7_weights_are_shared_and_state_is_what_the_plan_announced(family: s
     assert {name: (tuple(t.shape), t.dtype) for name, t in context.state.items()} == {r.name: (r.shape, r.dtype) for r in announced.slots}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME)
 def test_state_keeps_its_addresses_over_generations(family: str) -> None:
     model, kwargs = MADE[family]()
     cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), example_inputs=moved(kwargs, 0))
@@ -176,8 +176,7 @@ def test_state_keeps_its_addresses_over_generations(family: str) -> None:
     assert {name: tensor.data_ptr() for name, tensor in context.state.items()} == before
 
 
-@pytest.mark.parametrize("dispatch", ["host", "cond"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "dispatch"), turns(FAMILIES, ["cond", "host"]))
 def test_law_9_a_result_never_depends_on_an_earlier_generation(family: str, dispatch: Any) -> None:
     model, kwargs = MADE[family]()
     method = rfc.RFC(tau=0.3, order=2)

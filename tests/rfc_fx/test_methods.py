@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.testing
-from choosing import rotated
+from choosing import rotated, turns
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from drawing import difference, generation
 from families import FAMILIES, shared_model
@@ -56,19 +56,20 @@ METHODS: dict[str, rfc.Method] = {
 TWO_PHASES = [name for name, method in METHODS.items() if len(method.schedule.branches) == 2]
 
 BLOCKS = 3
+"""Where ranges of blocks are the subject."""
 
 STRUCTURAL = ("taylorseer-lite", "first-block", "dicache", "speca", "log-snr-flow")
 """Methods whose graphs differ in more than numbers from those of other methods: one for each granularity, probe and phase."""
 
 
-COMPILED = (*STRUCTURAL, "dbcache", "newton", "log-snr", "weighted")
+DECIDED = (*STRUCTURAL, "teacache", "easycache", "seacache", "magcache", "newton", "weighted")
+"""Of two phases those whose decisions differ; the others share theirs with one of these and differ in their estimators."""
 
 
-def pairs(families: Iterable[str], methods: Iterable[str]) -> list[Any]:
-    """Structural methods with every family, every other method with one family in turn; the other pairs run with the slow tests."""
-    names = list(methods)
-    tested = {(family, name) for family in families for name in STRUCTURAL}
-    tested |= {*rotated(families, [name for name in names if name not in STRUCTURAL])}
+def pairs(families: Iterable[str], methods: Iterable[str], always: Iterable[str], partners: int = 1) -> list[Any]:
+    """Each method of `always` with one family in turn, structural ones with `partners`; the other pairs run with the slow tests."""
+    names, few = list(methods), list(always)
+    tested = {*rotated(families, few), *rotated(families, [name for name in few if name in STRUCTURAL], partners)}
     product = [(family, name) for family in families for name in names]
     return [pytest.param(*pair, marks=() if pair in tested else pytest.mark.slow) for pair in product]
 
@@ -77,15 +78,20 @@ MADE = {name: partial(shared_model, name, layers=BLOCKS) for name in FAMILIES}
 """One model of each family: no test here changes it."""
 
 
+def made(family: str, method: str) -> Any:
+    """That model with as many blocks as the method needs."""
+    return shared_model(family, layers=BLOCKS if method == "dbcache" else 2)
+
+
 def close(a: list[float | None], b: list[float | None]) -> bool:
     """The same numbers up to rounding (of differences of numbers near 1, too), None where the other has None."""
     near = [x is y if x is None or y is None else abs(x - y) <= SAME_GRAPH * (1 + abs(y)) for x, y in zip(a, b, strict=True)]
     return all(near)
 
 
-@pytest.mark.parametrize(("family", "method"), pairs(FAMILIES, METHODS))
+@pytest.mark.parametrize(("family", "method"), pairs(FAMILIES, METHODS, METHODS, partners=2))
 def test_every_method_takes_the_decisions_and_has_the_outputs_of_its_twin(family: str, method: str) -> None:
-    model, kwargs = MADE[family]()
+    model, kwargs = made(family, method)
     twin, graph = rfc.eager.cached(model, METHODS[method]), rfc_fx.transform(model, METHODS[method])
     for _ in range(2):  # the second begins with what the first left in the state
         expected, got = generation(twin, kwargs), generation(graph, kwargs)
@@ -95,9 +101,9 @@ def test_every_method_takes_the_decisions_and_has_the_outputs_of_its_twin(family
         assert difference(got, expected) <= SAME_GRAPH
 
 
-@pytest.mark.parametrize(("family", "method"), pairs(["dit", "flux"], TWO_PHASES))
+@pytest.mark.parametrize(("family", "method"), pairs(["dit", "flux"], TWO_PHASES, [name for name in TWO_PHASES if name in DECIDED]))
 def test_every_method_of_two_phases_is_the_same_as_one_graph_with_its_decision(family: str, method: str) -> None:
-    model, kwargs = MADE[family]()
+    model, kwargs = made(family, method)
     host, cond = (rfc_fx.transform(model, METHODS[method], config=rfc_fx.Config(dispatch=dispatch)) for dispatch in ("host", "cond"))
     assert difference(generation(cond, kwargs), generation(host, kwargs)) <= SAME_GRAPH
     assert cond.stats.phases == host.stats.phases
@@ -109,12 +115,12 @@ def test_every_method_of_two_phases_is_the_same_as_one_graph_with_its_decision(f
 @pytest.mark.usefixtures("no_recompiles")
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(name, marks=() if name in (*STRUCTURAL, "dbcache", "newton", "log-snr") else pytest.mark.slow) for name in METHODS],
+    [pytest.param(name, marks=() if name in ("taylorseer-lite", "dicache", "speca") else pytest.mark.slow) for name in METHODS],
 )
 def test_every_method_compiles_one_frame_per_program_without_a_graph_break(method: str) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model, kwargs = MADE["dit"]()
+    model, kwargs = made("dit", method)
     cached, plain = (rfc_fx.transform(model, METHODS[method]) for _ in range(2))
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     compiled = torch.compile(cached, fullgraph=True, backend=counter)
@@ -126,13 +132,12 @@ def test_every_method_compiles_one_frame_per_program_without_a_graph_break(metho
     torch._dynamo.reset()
 
 
+@pytest.mark.slow  # law 2 of test_compile has Inductor, the test above has the frames
 @pytest.mark.compile
-@pytest.mark.parametrize(
-    "method", [pytest.param("teacache", marks=pytest.mark.slow), "dicache", pytest.param("speca", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("method", ["teacache", "dicache", "speca"])
 def test_compiled_by_inductor_the_new_phases_are_the_same(method: str) -> None:
     torch._dynamo.reset()
-    model, kwargs = MADE["dit"]()
+    model, kwargs = made("dit", method)
     cached, plain = (rfc_fx.transform(model, METHODS[method], config=rfc_fx.Config(hoist=True)) for _ in range(2))
     got = generation(torch.compile(cached, fullgraph=True), kwargs)
     assert difference(got, generation(plain, kwargs)) <= INDUCTOR
@@ -140,20 +145,21 @@ def test_compiled_by_inductor_the_new_phases_are_the_same(method: str) -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_law_1_all_full_is_the_model_bit_for_bit_behind_probes_and_ranges(family: str) -> None:
-    model, kwargs = MADE[family]()
-    expected = generation(model, kwargs, 4)
-    for method in (rfc.TeaCache(threshold=0.0), rfc.FirstBlockCache(threshold=0.0), rfc.DiCache(threshold=0.0)):
-        cached = rfc_fx.transform(model, method)
-        assert torch.equal(generation(cached, kwargs, 4), expected)
-        assert cached.stats.phases == ["FULL"] * 4
+NEVER = {"teacache": rfc.TeaCache(threshold=0.0), "first-block": rfc.FirstBlockCache(threshold=0.0), "dicache": rfc.DiCache(threshold=0.0)}
+
+
+@pytest.mark.parametrize(("family", "method"), turns(FAMILIES, NEVER))
+def test_law_1_all_full_is_the_model_bit_for_bit_behind_probes_and_ranges(family: str, method: str) -> None:
+    model, kwargs = made(family, method)
+    cached = rfc_fx.transform(model, NEVER[method])
+    assert torch.equal(generation(cached, kwargs, 4), generation(model, kwargs, 4))
+    assert cached.stats.phases == ["FULL"] * 4
 
 
 @pytest.mark.filterwarnings("ignore::rfc_fx.NothingSkippedWarning")
 @pytest.mark.parametrize("family", ["dit", *(pytest.param(family, marks=pytest.mark.slow) for family in ("sd3", "flux"))])
 def test_law_9_what_a_schedule_remembers_of_all_steps_is_not_seen_by_the_next_generation(family: str) -> None:
-    model, kwargs = MADE[family]()
+    model, kwargs = shared_model(family)
     for method in (METHODS["teacache"], METHODS["easycache"], METHODS["seacache"], METHODS["dicache"], METHODS["speca"]):
         expected = generation(rfc_fx.transform(model, method), kwargs)
         used = rfc_fx.transform(model, method)

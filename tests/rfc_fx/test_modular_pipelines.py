@@ -30,7 +30,7 @@ def trace(pipe: Any) -> Any:
     return specs, dict(pipe.config), {name: id(value) for name, value in vars(pipe).items()}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("sd3", "qwen_image") else pytest.mark.slow) for name in MODULAR])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "sd3" else pytest.mark.slow) for name in MODULAR])
 def test_every_call_is_a_generation_and_restore_leaves_no_trace(name: str) -> None:
     pipe, prompt = MODULAR[name]()
     plain, model, before = run(pipe, prompt()), pipe.transformer, trace(pipe)

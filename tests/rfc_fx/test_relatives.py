@@ -40,7 +40,7 @@ FAMILIES: dict[str, tuple[Callable[[], tuple[Any, Prompt]], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param(name, marks=pytest.mark.slow if name == "wan 2.2" else ()) for name in FAMILIES])
 def test_the_lines_of_the_readme(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CompiledRuns, "of", lambda runs, run: run)  # other tests compile
     build, contexts = FAMILIES[family]

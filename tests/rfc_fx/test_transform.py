@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import rfc
 import rfc.eager
 import rfc_fx
+from rfc_fx.runtime import program_cache
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 
@@ -180,17 +181,16 @@ def test_reset_begins_a_new_generation_and_keeps_the_record_until_then(dispatch:
     assert torch.equal(generation(cached, kwargs), expected)
 
 
-def test_a_new_shape_gets_programs_of_its_own_and_the_oldest_go_first() -> None:
-    from rfc_fx.runtime.program_cache import MAX_SIGNATURES
-
+def test_a_new_shape_gets_programs_of_its_own_and_the_oldest_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program_cache, "MAX_SIGNATURES", 3)
     _, cached, kwargs = dit(method=rfc.FullCompute())
-    for rows in range(1, MAX_SIGNATURES + 2):
+    for rows in range(1, 5):
         with torch.no_grad():
             out = cached(
                 torch.randn(rows, 4, 8, 8), timestep=torch.full((rows,), 5), class_labels=torch.zeros(rows, dtype=torch.long)
             ).sample
         assert out.shape[0] == rows
-    assert len(cached.cache) == len(cached.driver.generations) == MAX_SIGNATURES
+    assert len(cached.cache) == len(cached.driver.generations) == 3
     assert kwargs["hidden_states"].shape[0] == 2
 
 

@@ -20,6 +20,8 @@ from benchmarks.latency.methods import equal_gaps, full_steps
 from benchmarks.latency.rivals import table
 from benchmarks.latency.rivals.rival import Attached, RivalError
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 
 def test_a_tiny_section_writes_its_rows_as_they_come_and_what_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = (Row(way="compiled", expected_s=1), Row(expected_s=1), Row(method="RFE m=1", way="compiled", expected_s=1))
@@ -113,6 +115,7 @@ def test_rivals_are_timed_against_full_computation_and_what_they_computed_is_sai
     planned = full_steps(equal_gaps(10, 4), 10)
     ways = {"obeys": attached({*planned}), "never skips": attached({*range(10)}), "fails": fails, "absent": absent}
     monkeypatch.setattr(table, "RIVALS", ways)
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     monkeypatch.setitem(LARGE, "rivals", replace(LARGE["rivals"], tiny=ONE_BLOCK))
     section = run_section(bench(), "rivals")
     assert section["status"] == "done"

@@ -28,7 +28,7 @@ def loop(model: Any, kwargs: dict[str, Any], scales: list[float]) -> list[Tensor
 
 @pytest.fixture(scope="module")
 def adapted() -> tuple[Any, dict[str, Any]]:
-    model, kwargs = FAMILIES["flux"]()
+    model, kwargs = FAMILIES["flux"](layers=1)
     torch.manual_seed(0)
     model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), "style")  # type: ignore[operator]
     return model.eval(), kwargs

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from choosing import turns
 from families import moved, shared_model
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.utils import remove_unaligned_input_idxs
@@ -30,9 +31,8 @@ def method(name: str) -> rfc.Method:
     return rfc.Method(estimator=ESTIMATORS[name], schedule=rfc.RCS(tau=float("inf"), warmup=3))
 
 
-@pytest.mark.parametrize("family", ["dit", "flux"])
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_every_slot_begins_at_a_multiple_of_16_bytes(name: str, family: str) -> None:
+@pytest.mark.parametrize(("family", "name"), turns(["dit", "flux"], ESTIMATORS))
+def test_every_slot_begins_at_a_multiple_of_16_bytes(family: str, name: str) -> None:
     model, kwargs = shared_model(family)
     cached = rfc_fx.transform(model, method(name), example_inputs=moved(kwargs, 0))
     slots, pools = cached.compiled.layout.allocate(torch.device("cpu"))
@@ -76,7 +76,7 @@ def test_no_program_is_left_out_of_cuda_graphs_for_what_it_writes(name: str) -> 
     assert all(not lost for _, lost in asked)
 
 
-@pytest.mark.parametrize("hoist", [False, True])
+@pytest.mark.parametrize("hoist", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_only_what_a_step_brings_moves_in_programs_compiled_in_place(hoist: bool) -> None:
     """Weights, state and clock keep their addresses, so that no CUDA graph copies them: Inductor is told so, program by program."""
     model, kwargs = shared_model("dit")

@@ -34,7 +34,7 @@ def timesteps(kwargs: dict[str, Any], steps: int = STEPS) -> torch.Tensor:
     return torch.stack([moved(kwargs, i, steps)["timestep"].flatten()[0] for i in range(steps)])
 
 
-@pytest.mark.parametrize("family", ["dit", "sd3", pytest.param("wan", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["dit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd3", "wan"))])
 def test_hoisted_programs_give_the_same_bits_and_prepared_ones_the_same_numbers(family: str) -> None:
     model, kwargs = shared_model(family)
     plain = rfc_fx.transform(model, METHODS[family])
@@ -220,7 +220,7 @@ FOLLOWED = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("dit", "flux") else pytest.mark.slow) for name in FOLLOWED])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "dit" else pytest.mark.slow) for name in FOLLOWED])
 def test_a_model_that_follows_its_pipeline_computes_modulation_for_all_steps_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the pipeline makes of the scheduler's timesteps; the second generation is the first one, bit for bit."""
     pipe, arguments = PIPELINES[name]()

@@ -164,7 +164,7 @@ class Scaled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner, _ = FAMILIES["dit"]()
+        self.inner, _ = FAMILIES["dit"](layers=1)
 
     def forward(self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor, scale: float = 1.0) -> tuple[Tensor]:
         return (scale * self.inner(hidden_states, timestep, class_labels, return_dict=False)[0],)

@@ -151,16 +151,30 @@ def slots(method: rfc.Method) -> Iterator[list[Slot]]:
             slot.close()
 
 
-@settings(max_examples=500, deadline=None, phases=[Phase.generate])
-@given(
-    method=st.sampled_from([LISTED, RFC]),
-    order=st.lists(st.tuples(st.integers(0, len(KINDS) - 1), st.integers(0, 11)), min_size=4, max_size=16),
-)
-def test_o1_in_any_interleaving_each_gives_what_it_gives_alone(method: rfc.Method, order: list[tuple[int, int]]) -> None:
+def interleaved(method: rfc.Method, order: list[tuple[int, int]]) -> None:
     """Steps of up to six generations in any order; one in twelve is cancelled instead."""
     with slots(method) as made:
         for number, action in order:
             made[number].end() if action == 0 else made[number].step()
+
+
+ORDERS = given(
+    method=st.sampled_from([LISTED, RFC]),
+    order=st.lists(st.tuples(st.integers(0, len(KINDS) - 1), st.integers(0, 11)), min_size=4, max_size=16),
+)
+
+
+@settings(max_examples=100, deadline=None, phases=[Phase.generate])
+@ORDERS
+def test_o1_in_any_interleaving_each_gives_what_it_gives_alone(method: rfc.Method, order: list[tuple[int, int]]) -> None:
+    interleaved(method, order)
+
+
+@pytest.mark.slow  # more of the same
+@settings(max_examples=2000, deadline=None, phases=[Phase.generate])
+@ORDERS
+def test_o1_in_thousands_of_interleavings(method: rfc.Method, order: list[tuple[int, int]]) -> None:
+    interleaved(method, order)
 
 
 def test_what_is_compared_with_is_no_full_computation() -> None:

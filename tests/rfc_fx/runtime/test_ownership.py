@@ -3,6 +3,7 @@
 import asyncio
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import pytest
@@ -17,10 +18,12 @@ from rfc_fx.runtime.dynamo import capturing
 NET = tiny()
 
 
+@cache
 def alone(label: int, seed: int) -> Tensor:
     return Loop(label, seed).run(rfc_fx.transform(NET, LISTED))
 
 
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("in_thread", [False, True])
 def test_names_belong_to_tasks_and_go_with_to_thread(in_thread: bool) -> None:
     model = rfc_fx.transform(NET, LISTED)
@@ -63,6 +66,7 @@ def test_several_threads_make_the_first_call_and_one_captures() -> None:
     assert all(torch.equal(x, alone(3, seed)) for seed, x in enumerate(results))
 
 
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("first", [True, False])
 def test_autocast_is_part_of_what_programs_are_made_for(first: bool) -> None:
     model = rfc_fx.transform(NET, rfc.FullCompute())

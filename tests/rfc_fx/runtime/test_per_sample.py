@@ -34,7 +34,7 @@ def rows(kwargs: dict[str, Any], chosen: list[int]) -> dict[str, Any]:
     return {key: value[chosen] if isinstance(value, torch.Tensor) and len(value) == 2 else value for key, value in kwargs.items()}
 
 
-@pytest.mark.parametrize("family", ["dit", "flux"])
+@pytest.mark.parametrize("family", ["dit", pytest.param("flux", marks=pytest.mark.slow)])
 def test_a_sample_is_the_same_to_the_last_bit_with_any_batch_mates(family: str) -> None:
     model, kwargs = shared_model(family)
     if kwargs["hidden_states"].shape[0] != 2:

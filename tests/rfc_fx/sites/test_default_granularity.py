@@ -16,6 +16,8 @@ import rfc_fx
 from rfc.encoding import decode_method, encode_method
 from rfc_fx.sites.granularity import granularities_for
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 METHOD = rfc.Method(estimator=rfc.Taylor(order=1), schedule=rfc.Listed(full_steps=(0, 1, 4)), default_granularity="stack")
 
 

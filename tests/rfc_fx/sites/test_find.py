@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from families import FAMILIES, wan_image
+from families import FAMILIES, shared_model, wan_image
 from torch import nn
 
 import rfc
@@ -30,7 +30,7 @@ BLOCK_SITES = {"dit": 2, "pixart": 2, "sd3": 4, "flux": 6, "wan": 2}
 
 @cache
 def captured_family(name: str) -> Captured:
-    return capture(*FAMILIES[name]())
+    return capture(*shared_model(name))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("captured_once")
 METHOD = rfc.RFC(tau=float("inf"))
 
 
-@pytest.mark.parametrize("family", ["dit", "flux"])
+@pytest.mark.parametrize("family", ["dit", pytest.param("flux", marks=pytest.mark.slow)])
 def test_the_plan_says_what_every_granularity_and_type_would_take(family: str) -> None:
     model, kwargs = shared_model(family)
     sizes = rfc_fx.transform(model, METHOD, example_inputs=kwargs).plan().alternatives

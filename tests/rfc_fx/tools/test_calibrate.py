@@ -34,7 +34,7 @@ class Tiny:
     made: Any = None
 
     def __post_init__(self) -> None:
-        self.made = shared_model("dit")
+        self.made = shared_model("dit", layers=1)
 
     @property
     def model(self) -> nn.Module:

