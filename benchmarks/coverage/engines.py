@@ -89,6 +89,10 @@ def exported(spec: Spec, variant: Variant, path: Path) -> tuple[rfc_fx.CachedMod
     if variant.dtype is not torch.float32:  # a class may have parts of a type of its own
         model = model.to(variant.dtype)
         arguments = pytree.tree_map_only(Tensor, lambda t: t.to(variant.dtype) if t.is_floating_point() else t, arguments)
+        try:
+            model(**arguments)
+        except Exception as error:
+            raise ValueError(f"the model itself does not run in {variant.dtype}: {error}") from error
     cached = rfc_fx.transform(model, variant.method(), example_inputs=arguments)
     rfc_export.export(cached, path, backend=variant.backend, example_inputs=arguments, config=variant.config)
     return cached, arguments
