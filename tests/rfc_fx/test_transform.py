@@ -97,7 +97,7 @@ def test_contexts_keep_separate_state() -> None:
     other = {**kwargs, "class_labels": torch.tensor([3, 4])}
     expected = [generation(rfc_fx.transform(model, rfc.RFC(tau=0.3)), inputs) for inputs in (kwargs, other)]
     got: list[list[Tensor]] = [[], []]
-    with torch.no_grad():
+    with torch.no_grad(), pytest.warns(rfc_fx.LateCallWarning, match="made without it"):
         for i in range(8):
             for stream, (name, inputs) in enumerate((("cond", kwargs), ("uncond", other))):
                 if name == "uncond" and i == 5:
