@@ -149,7 +149,7 @@ def load(
     Engines of one process that are loaded from the same weights share one set of tensors in any case.
     Manifest, files, weights, versions and device are checked before any program is opened. Raises ArtifactError for what is damaged,
     TrustError for what nobody signed who is trusted, TargetError for what was built for another machine, BackendError where its back end
-    is not installed.
+    is not installed, ValueError for a device that is none.
     """
     sets, method = loaded_sets(path, device=device, classes=classes, trusted=trusted, trust=trust, mapped=mapped, report=report)
     return Engine(sets, method, Path(path))
@@ -166,7 +166,10 @@ def loaded_sets(
     report: Callable[[str], object] = lambda line: None,
 ) -> tuple[list[LoadedSet], Method]:
     """The programs of an artefact for each call, and its method; arguments and errors as of `load`."""
-    path, device = Path(path), numbered(torch.device(device))
+    try:
+        path, device = Path(path), numbered(torch.device(device))
+    except RuntimeError as error:  # torch lists its kinds of devices at length
+        raise ValueError(f"load: device must be one of torch's, such as 'cpu' or 'cuda:1', got {device!r}") from error
     with opened(path) as files:
         manifest = read_manifest(files, trusted)
         method = decode_method(manifest.method, classes)

@@ -92,6 +92,12 @@ def test_a_device_is_compared_with_its_number(device: torch.device, wanted: torc
     assert is_on(device, wanted) is fits
 
 
+@pytest.mark.parametrize("device", ["foo", "cuda:", "cpu:one"])
+def test_a_device_that_is_none_is_named(device: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^load: device must be one of torch's, such as 'cpu' or 'cuda:1', got '{device}'$"):
+        rfc_export.load(tmp_path, device=device)
+
+
 def test_an_engine_stays_on_the_device_that_was_current(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)

@@ -64,7 +64,7 @@ def drawing_table(of: Drawing) -> Table:
         error = "-" if row.method == FULL else f"{median(of.errors[row.method]):.2g}"
         then = "-" if later is None else f"{later:.2f}"
         table.add_row(
-            name, f"{comparison.nfc(row):.4g}", f"{first:.2f}", then, f"{row.psnr_db:.1f}", error, f"{row.state_bytes / 2**20:.1f}"
+            name, f"{round(comparison.nfc(row), 1):g}", f"{first:.2f}", then, f"{row.psnr_db:.1f}", error, f"{row.state_bytes / 2**20:.1f}"
         )
     return table
 
