@@ -193,7 +193,7 @@ def _notes(of: PipelineBench) -> Iterator[str]:
         plain = "compiled" if len(of.variants) == 3 and of.variants[1].failure is None else "eager"
         reached = of.speedup(last, plain) or 0.0
         yield (
-            f"accelerated: asked to be {of.asked:g} times as fast as all steps in full; with {round(last.full_steps, 1):g} of {last.steps} "
+            f"accelerated: asked to be {of.asked:g} times as fast as all steps in full; with {last.full_steps:.4g} of {last.steps} "
             f"steps full a whole call is {reached:.2f} times as fast as {plain}"
         )
     if of.rounds < 3:

@@ -38,7 +38,7 @@ def _cells(of: PipelineBench, variant: PipelineVariant) -> list[str]:
     error = "-" if variant.name == "eager" else _cell(spread(variant.errors), lambda value: f"{value:.2g}")
     peak = "-" if variant.peak_bytes is None else f"{variant.peak_bytes / 2**20:.0f}"
     time = _cell(spread(variant.times_ms), lambda value: f"{value:.0f}")
-    return [variant.name, f"{round(variant.full_steps, 1):g}", time, *ratios, error, f"{variant.state_bytes / 2**20:.1f}", peak]
+    return [variant.name, f"{variant.full_steps:.4g}", time, *ratios, error, f"{variant.state_bytes / 2**20:.1f}", peak]
 
 
 def _cell(values: Spread, text: Callable[[float], str]) -> str:
