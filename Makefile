@@ -50,9 +50,14 @@ demo-web: .venv/.installed  ## build the page that draws in a browser into out/w
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory out/web
 
 # One thread for each worker: two workers with a thread pool each fight over the same cores. A file's tests stay on one worker: what they
-# share, engines above all, is made once.
-test: lint  ## lint, types, layers, then the tests that need neither a GPU nor minutes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+# share, engines above all, is made once. Types are checked meanwhile: mypy works on one core.
+test: .venv/.installed  ## lint, layers, types, and the tests that need neither a GPU nor minutes
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	@$(BIN)/mypy & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder; tests=$$?; \
+	wait $$types || { echo "mypy: errors, see above" >&2; exit 1; }; exit $$tests
 
 test-oldest: .environments/oldest/.installed  ## the tests on the oldest supported torch with Python 3.12; OLDEST= another version
 	$(call tests_in,oldest)
