@@ -28,7 +28,7 @@ from rfc_fx.errors import (
     SignatureError,
     StateBudgetError,
 )
-from rfc_fx.io.method_file import read_method, write_method
+from rfc_fx.io.method_file import method_of, read_method, write_method
 from rfc_fx.io.predictor import write_predictor
 from rfc_fx.ir.config import Config
 from rfc_fx.ir.plan import Plan
@@ -124,7 +124,7 @@ def accelerate(
     Raises TypeError for what is no pipeline, ValueError for a pipeline without a transformer and for settings that cannot be, and in the
     first call CaptureError, NoSiteError and StateBudgetError, after which the pipeline is as it was.
     """
-    chosen = LogSNR() if method is None else _method(method)
+    chosen = LogSNR() if method is None else method_of(method)
     if nfc is not None:
         chosen = _counted("nfc", chosen, nfc)
     if speedup is not None:
@@ -159,12 +159,6 @@ def _counted(setting: str, method: Any, nfc: int | float | None) -> Any:
     return method.with_nfc(nfc)
 
 
-def _method(method: Method | str | Path) -> Method:
-    if isinstance(method, str | Path) and Path(method).suffix == ".json":
-        return read_method(method)
-    return method  # type: ignore[return-value]  # of another type: refused by name where it is used
-
-
 def transform(
     model: nn.Module,
     method: Method | str | Path | None = None,
@@ -185,7 +179,7 @@ def transform(
     Raises TypeError or ValueError for wrong arguments, and, now or in the first call, CaptureError, NoSiteError, StateBudgetError and
     RanksError.
     """
-    chosen = for_source(default_method(source) if method is None else _method(method), source)
+    chosen = for_source(default_method(source) if method is None else method_of(method), source)
     cached = cached_model(model, chosen, config, build, group)
     if source is not None:
         cached.follow(source)

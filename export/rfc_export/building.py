@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from safetensors import SafetensorError
 from torch import nn
@@ -67,11 +66,6 @@ def calling(model: str, number: int, count: int) -> Iterator[None]:
             f"export: {model} cannot be called with {which}: {type(error).__name__}: {short(error)}; pass the arguments of a call that "
             "the model answers, as a mapping or a tuple"
         ) from error
-
-
-def method_of(method: Method | str | Path | None) -> Method | None:
-    """The method, read where it is the path of a method file (.json); errors as of `rfc_fx.read_method`."""
-    return rfc_fx.read_method(method) if isinstance(method, str | Path) and Path(method).suffix == ".json" else method  # type: ignore[return-value]
 
 
 def check_arguments(model: nn.Module, method: Method | None, config: Config | None) -> None:

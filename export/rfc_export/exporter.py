@@ -20,7 +20,7 @@ from rfc_export.added import Existing, existing_engine
 from rfc_export.artifact import check_place, file_spec, write_manifest, writing
 from rfc_export.backends import Backend, Report
 from rfc_export.backends import backend as backend_of
-from rfc_export.building import Stages, calling, check_arguments, check_timestep, explained, method_of
+from rfc_export.building import Stages, calling, check_arguments, check_timestep, explained
 from rfc_export.call_programs import CallPrograms, Example, cached_for
 from rfc_export.errors import ExportError
 from rfc_export.manifest import WEIGHTS, Manifest, call_key
@@ -33,6 +33,7 @@ from rfc_export.specs import BackendName, ModelSpec
 from rfc_export.target import built_with, target_of
 from rfc_export.weight_names import Weights
 from rfc_export.weights import weight_spec
+from rfc_fx.io.method_file import method_of
 from rfc_fx.ir.config import Config
 
 
@@ -62,16 +63,16 @@ def export(
     or freeze state is refused, and of whatever fails nothing is left. Raises ExportError, BackendError (the back end is not installed, or
     does not compute in the model's type) and all that `rfc_fx.transform` raises.
     """
-    path, method = Path(path), method_of(method)
-    check_arguments(model, method, config)
+    path, chosen = Path(path), method_of(method)
+    check_arguments(model, chosen, config)
     if sign is not None:
         public_key(sign)  # refused before anything is built
     maker = backend_of(backend)
     config = _config(model, config)
-    own = model.method if isinstance(model, rfc_fx.CachedModel) else method or rfc.RFC()
+    own = model.method if isinstance(model, rfc_fx.CachedModel) else chosen or rfc.RFC()
     check_method(own, config.dispatch)
     check_timestep(model, own)
-    examples = _examples(model, example_inputs, method)
+    examples = _examples(model, example_inputs, chosen)
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     maker.check(device)
     maker.check_types(device, computing_dtypes(model))
@@ -85,7 +86,7 @@ def export(
         for number, example in enumerate(examples):
             stages(f"capturing call {number + 1} of {len(examples)}" if len(examples) > 1 else "making programs")
             with calling(name, number, len(examples)):
-                cached = cached_for(model, example, method, config, is_first=number == 0)
+                cached = cached_for(model, example, chosen, config, is_first=number == 0)
             begin = 0 if there is None else len(there.manifest.sets)
             calls.append(CallPrograms.of(cached, example, config, maker, weights, begin + number))
         facts = _facts(calls, backend, maker, config)

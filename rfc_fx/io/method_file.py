@@ -56,3 +56,10 @@ def read_method(path: str | Path, classes: Iterable[type] = ()) -> Method:
         return decode_method(record["method"], classes)
     except EncodingError as error:
         raise MethodFileError(f"{path}: {error}") from error
+
+
+def method_of(method: Any) -> Any:
+    """The method, read where it is the path of a method file (.json); what is neither is returned, to be refused where it is used."""
+    if isinstance(method, str | Path) and Path(method).suffix == ".json":
+        return read_method(method)
+    return method

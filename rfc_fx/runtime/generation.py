@@ -149,7 +149,7 @@ class Generation(LaneRecords):
         moment, ends = (self.index, None) if is_known else calls.moment_of(call.timestep)
         if self.is_opened and call.timestep is not None:
             lane = self._moments.numbered(lane, moment)
-        at = at._replace(lane=lane[0], ends=ends, is_late=not is_known and self._moments.is_late(lane, moment))
+        at = at._replace(lane=lane[0], ends=ends, is_late=not is_known and self._moments.is_late(lane, moment, self.sign))
         if row is not None:
             follows = self._moments.follows(lane, call, self._value(call), row, is_opened=self.is_opened, sign=self.sign)
             return lane, at._replace(in_doubt=follows.is_displaced, is_repeated=follows.is_repeated), follows

@@ -79,14 +79,18 @@ class Moments:
         self._numbered[lane] = at, count
         return f"{lane[0]} #{count}", lane[1]
 
-    def is_late(self, lane: Lane, at: Any) -> bool:
+    def is_late(self, lane: Lane, at: Any, sign: int) -> bool:
         """Whether steps were made without the lane: its timestep leaps, and others were called at what lies between.
 
-        Not told where timesteps lie on a device, and before a lane's third call at a timestep of its own.
+        Not told where timesteps lie on a device, and before a lane's third call at a timestep of its own. `sign`: which way the timestep
+        goes; where it moves back, another run begins.
         """
         if at is None or isinstance(at, Tensor):
             return False
         before, earlier, largest = self._paces.get(lane, (at, at, 0.0))
+        if sign * at > sign * before:
+            self._paces[lane] = at, at, 0.0
+            return False
         if step := abs(at - before):
             earlier = before
         self._paces[lane] = at, earlier, max(step, largest)

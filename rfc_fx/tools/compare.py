@@ -74,6 +74,10 @@ class Comparison:
         counts = [record.nfc for contexts in row.best.records.values() for record in contexts.values()]
         return statistics.fmean(counts) if counts else self.settings.steps
 
+    def nfc_text(self, row: Row) -> str:
+        """The same with at most one decimal."""
+        return f"{round(self.nfc(row), 1):g}"
+
     def phases(self, row: Row) -> list[str]:
         """For each seed, one character a step: # full, . estimated."""
         return [pattern(record) for record in row.records] or ["#" * self.settings.steps] * len(self.source.seeds)

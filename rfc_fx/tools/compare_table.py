@@ -73,7 +73,7 @@ def _cells(comparison: Comparison, row: Row) -> list[str]:
     speedups = [next((f"{v:.2f}" for k, v in ratios.items() if k.endswith(end)), "-") for end in ("vs_compiled_full", "vs_eager_twin")]
     times = [time_cell(row.eager.timing), "-" if row.graph is None else time_cell(row.graph.timing)]
     name = FULL if row.method == FULL else pictures.label_of(row.method)  # 80 columns have to do
-    return [name, f"{round(comparison.nfc(row), 1):g}", *times, *speedups, f"{row.psnr_db:.1f}", f"{row.state_bytes / 2**20:.1f}"]
+    return [name, comparison.nfc_text(row), *times, *speedups, f"{row.psnr_db:.1f}", f"{row.state_bytes / 2**20:.1f}"]
 
 
 def _caption(comparison: Comparison) -> str:

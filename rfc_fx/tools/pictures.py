@@ -133,7 +133,7 @@ def save_images(of: Comparison, path: Path) -> None:
             draw.text((middle, header - GAP / 2 - line * (len(title) - number + 0.5)), text, fill="black", font=bold, anchor="mm")
     for band, (row, blocks_of_row) in enumerate(zip(of.rows, blocks, strict=True)):
         top = header + band * (height + GAP)
-        lines = [f"{round(of.nfc(row), 1):g} of {of.settings.steps} steps full"]
+        lines = [f"{of.nfc_text(row)} of {of.settings.steps} steps full"]
         lines += [] if row.method in (FULL, ENGINE) else [f"PSNR {decibel(row.psnr_db)}"]
         draw.text((8, top + height / 2 - 20), label_of(row.method), fill=color_of(row.method), font=bold, anchor="lm")
         draw.multiline_text((8, top + height / 2 - 9), "\n".join(lines), fill="black", font=font)
@@ -194,7 +194,7 @@ def save_schedule(of: Comparison, path: Path) -> None:
             for step, phase in enumerate(phases):
                 color = "#e8e8e8" if phase in NOTHING else to_rgba(color_of(row.method), 1.0 if phase == "#" else PART)
                 axes[0].broken_barh([(step - 0.42, 0.84)], place, facecolors=color)
-    axes[0].set_yticks(range(rows), [f"{label_of(row.method)}, NFC {round(of.nfc(row), 1):g}" for row in of.rows])
+    axes[0].set_yticks(range(rows), [f"{label_of(row.method)}, NFC {of.nfc_text(row)}" for row in of.rows])
     axes[0].set_ylim(rows - 0.5, -0.5)
     axes[0].set_xlim(-0.7, steps - 0.3)
     axes[0].set_title(

@@ -63,9 +63,7 @@ def drawing_table(of: Drawing) -> Table:
         name = FULL if row.method == FULL else pictures.label_of(row.method)
         error = "-" if row.method == FULL else f"{median(of.errors[row.method]):.2g}"
         then = "-" if later is None else f"{later:.2f}"
-        table.add_row(
-            name, f"{round(comparison.nfc(row), 1):g}", f"{first:.2f}", then, f"{row.psnr_db:.1f}", error, f"{row.state_bytes / 2**20:.1f}"
-        )
+        table.add_row(name, comparison.nfc_text(row), f"{first:.2f}", then, f"{row.psnr_db:.1f}", error, f"{row.state_bytes / 2**20:.1f}")
     return table
 
 
