@@ -15,10 +15,11 @@ import rfc
 import rfc_export
 import rfc_fx
 from rfc_export import aoti, exporter
-from rfc_export.building import check_timestep, method_of
+from rfc_export.building import check_timestep
 from rfc_export.errors import BackendError, ExportError
 from rfc_export.model_facts import plain_config
 from rfc_export.parity import check_parity
+from rfc_fx.io.method_file import method_of
 
 METHOD = rfc.RFC(tau=0.15)
 
