@@ -9,6 +9,9 @@ from torch import nn
 
 GranularityName = Literal["module", "block", "stack"]
 
+WITHIN_BLOCKS: tuple[GranularityName, ...] = ("module", "block")
+"""A block has one or more of these."""
+
 WHOLE = ("output", "prediction")
 """One estimate for an output itself, that of all blocks or that of the model, in the place of a residual."""
 

@@ -85,13 +85,16 @@ def _opened(cached: Any) -> contextlib.AbstractContextManager[Any]:
 
 
 def ways(interval: int) -> dict[str, dict[str, Any]]:
-    """How the model is transformed, by what the row is called."""
+    """How the model is transformed, by what the row is called; the last is what `rfc_fx.accelerate` chooses."""
     taylor = rfc.Method(estimator=rfc.Taylor(order=1), schedule=rfc.Every(interval=interval))
     relational = rfc.Method(estimator=rfc.RFE(order=1), schedule=rfc.RCS(tau=0.3))
+    listed = rfc.Listed(full_steps=list(range(0, 1000, interval)))
+    placed = rfc.Method(estimator=rfc.LogSNR().estimator, schedule=listed, granularity="stack")
     return {
         "Taylor": {"method": taylor},
         "Taylor, hoisted and prepared": {"method": taylor, "hoist": True},
         "RFC": {"method": relational},
+        "LogSNR, stack, hoisted and prepared": {"method": placed, "hoist": True},
     }
 
 

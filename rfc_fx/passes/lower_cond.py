@@ -54,8 +54,8 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
     outputs = sum(name.startswith("output:") for name in full.results)
     aliases = {program.phase: _aliases(program) for program in (full, estimate)}
 
-    def arguments(program: Program, values: dict[Argument, Tensor]) -> list[Tensor]:
-        return [values[key] for key in program.arguments]
+    def arguments(program: Program, values: dict[Argument, Tensor], shapes: dict[Argument, torch.Size]) -> list[Tensor]:
+        return [values[key].view(shapes[key]) if key in shapes else values[key] for key in program.arguments]
 
     def step(inputs: Sequence[Tensor], state: dict[str, Tensor], progress: Tensor, log: Tensor, numbers: Numbers) -> tuple[Tensor, ...]:
         values: dict[Argument, Tensor] = {("input", name): inputs[i] for i, name in enumerate(places)}
@@ -70,22 +70,24 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
         values[CLOCK] = clock_at(schedule, numbers, before.step, k, counts.gap, counts.anchors).packed()
         known = counts.anchors > 0
         eps = torch.zeros_like(k)
+        shapes: dict[Argument, torch.Size] = {}
         if first is not None:
-            shared = first.module(*arguments(first, values))
+            shared = first.module(*arguments(first, values, shapes))
             eps = torch.where(known, shared[0][0], eps)
-            for name, tensor in zip(first.results[1:], shared[1:], strict=True):
-                # contiguous: Inductor may lay an operand of torch.cond out otherwise than it told the branches
-                values["carry", name.removeprefix("carry:")] = tensor.contiguous()
+            carried = dict(zip((("carry", name.removeprefix("carry:")) for name in first.results[1:]), shared[1:], strict=True))
+            shapes = {key: tensor.shape for key, tensor in carried.items()}
+            # flat: Inductor may lay an operand of torch.cond out otherwise than it told the branches, but not one of a single dimension
+            values |= {key: tensor.contiguous().flatten() for key, tensor in carried.items()}
         observed = observe(counts, eps, accumulates=schedule.accumulates)
         weighed = counts.total if schedule.is_lagged else observed.total
         is_full = decide(numbers, before.step, k, weighed)
 
         def compute() -> tuple[Tensor, ...]:
-            results = full.module(*arguments(full, values))
+            results = full.module(*arguments(full, values, shapes))
             return tuple(r.contiguous().clone() if a else r.contiguous() for r, a in zip(results, aliases[full.phase], strict=True))
 
         def skip() -> tuple[Tensor, ...]:
-            results = estimate.module(*arguments(estimate, values))
+            results = estimate.module(*arguments(estimate, values, shapes))
             outcome = [r.contiguous().clone() if a else r.contiguous() for r, a in zip(results, aliases[estimate.phase], strict=True)]
             new = dict(zip(estimate.results[outputs:], outcome[outputs:], strict=True))
             kept = [new[f"state:{slot}"] if f"state:{slot}" in new else state[slot].clone() for slot in slots]
@@ -97,7 +99,7 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
                 state[slot].copy_(new)
         else:  # uncompiled, torch.cond would compile its branches: branch in Python
             program = full if bool(is_full) else estimate
-            results = program.module(*arguments(program, values))
+            results = program.module(*arguments(program, values, shapes))
             for name, new in zip(program.results[outputs:], results[outputs:], strict=True):
                 state[name.removeprefix("state:")].copy_(new)
         row = torch.stack([is_full.to(torch.float32), torch.where(known, eps, torch.full_like(eps, float("nan"))), weighed]).reshape(1, 3)

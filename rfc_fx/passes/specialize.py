@@ -217,11 +217,11 @@ class _Step:
 def _verified(build: Builder, guarded: Guarded) -> fx.Node:
     """err = mean(|x - x'| / (|x'| + 1e-10)), x the latent's stream that leaves the last block by estimates, x' as computed from its entry.
 
-    Raises RFCError where the sites are coarser than blocks.
+    Raises RFCError where the last site lies in no block.
     """
     last = guarded.sites[-1]
     if not block_of(last.name):
-        raise RFCError(f"VERIFY computes the last block, but {last.name} lies in none; choose granularity 'module' or 'block'")
+        raise RFCError(f"VERIFY computes the last block, but the last estimate is that of {last.name}, which lies in none")
     mine = {site.name for site in last_sites(guarded.sites)}
     affected: set[fx.Node] = set()
     for node in guarded.module.graph.nodes:

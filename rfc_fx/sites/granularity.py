@@ -8,7 +8,7 @@ from typing import get_args
 
 import torch
 
-from rfc.granularity import WHOLE, GranularityName
+from rfc.granularity import WHOLE, WITHIN_BLOCKS, GranularityName
 from rfc.method import Method
 from rfc.phase import phase_named
 from rfc.state import SlotSpec
@@ -66,7 +66,8 @@ def granularities_for(config: Config, method: Method) -> tuple[str, ...]:
     site the next finer; else with a state budget all, finest first, and without "module".
 
     Raises ValueError where method and configuration differ; for an estimator that corrects full steps: what it hands on must be what the
-    sampler adds up, not what other blocks read; and for a prediction that would be estimated from the input of the blocks.
+    sampler adds up, not what other blocks read; for a prediction that would be estimated from the input of the blocks; and for a method
+    that verifies with anything coarser than a block.
     """
     fixed, default = method.granularity, method.default_granularity
     if fixed is not None and config.granularity not in (None, fixed):
@@ -83,9 +84,15 @@ def granularities_for(config: Config, method: Method) -> tuple[str, ...]:
             f"granularity: {method.name} estimates outputs from the input of the blocks, which has another shape than the model's "
             "prediction; got 'prediction', expected 'output' or a finer one"
         )
+    verifies = any(phase_named(name).verifies for name in method.schedule.branches)
+    if verifies and (own := chosen or default) not in (None, *WITHIN_BLOCKS):
+        raise ValueError(
+            f"granularity: {method.name} computes the last block once more to verify its estimate, so every block has estimates of its own; "
+            f"got {own!r}, expected 'module' or 'block'"
+        )
     if granularity := chosen or ("stack" if corrects and default is None else None):
         return (granularity,)
-    named = get_args(GranularityName)
+    named = WITHIN_BLOCKS if verifies else get_args(GranularityName)
     if default is not None:
         finer = named[: named.index(default)] if default in named else named
         return (default, *reversed(finer))

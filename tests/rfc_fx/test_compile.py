@@ -11,6 +11,7 @@ from tolerances import INDUCTOR
 
 import rfc
 import rfc_fx
+from benchmarks.coverage.specs import all_specs
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 
@@ -67,6 +68,33 @@ def test_law_5_cond_dispatch_is_one_frame(family: str) -> None:
     assert use_in_every_way(cached, torch.compile(cached, fullgraph=True, backend=counter), plain, kwargs) == 0
     assert counter.frame_count == 1
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_what_cond_dispatch_hands_to_both_branches_has_no_layout() -> None:
+    """Inductor gave what a convolution made another layout than it told the branches."""
+    model, kwargs = shared_model("dit")
+    cached = rfc_fx.transform(model, rfc.RFC(tau=0.3), config=rfc_fx.Config(dispatch="cond"))
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph.graph)
+        return graph.forward
+
+    predictions(torch.compile(cached, fullgraph=True, backend=keep), kwargs, 2)
+    [cond] = [node for node in graphs[0].nodes if node.target is torch.ops.higher_order.cond]
+    operands = [node.meta["example_value"] for node in cond.args[3] if node.op == "call_method" or node.op == "call_function"]
+    assert {len(tensor.shape) for tensor in operands} <= {0, 1}
+    assert max(tensor.numel() for tensor in operands) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+def test_law_2_cond_dispatch_of_what_a_convolution_made() -> None:
+    spec = all_specs()["HunyuanDiT2DModel"]
+    model = spec.model(layers=1)
+    kwargs = spec.arguments(model)
+    cached, plain = (rfc_fx.transform(model, rfc.RFC(tau=0.15), config=rfc_fx.Config(dispatch="cond")) for _ in range(2))
+    assert largest_difference(predictions(torch.compile(cached), kwargs, 9), predictions(plain, kwargs, 9)) <= INDUCTOR
 
 
 def test_cond_dispatch_works_inside_a_larger_compiled_function() -> None:

@@ -260,8 +260,6 @@ def test_more_than_two_phases_are_refused_as_one_cond() -> None:
     model, kwargs = MADE["dit"]()
     with pytest.raises(RFCError, match=r"Verified has the phases FULL, ESTIMATE, VERIFY, a torch\.cond has two; use dispatch='host'"):
         rfc_fx.transform(model, rfc.SpeCa(), example_inputs=kwargs, config=rfc_fx.Config(dispatch="cond"))
-    with pytest.raises(RFCError, match="VERIFY computes the last block, but stack lies in none"):
-        rfc_fx.transform(model, rfc.SpeCa(), example_inputs=kwargs, config=rfc_fx.Config(granularity="stack"))
 
 
 def test_every_method_of_the_package_is_tested_here() -> None:

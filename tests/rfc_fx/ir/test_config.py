@@ -94,3 +94,9 @@ def test_a_configuration_does_not_change() -> None:
 def test_a_granularity_that_is_not_the_methods_own_is_refused() -> None:
     with pytest.raises(ValueError, match="transform: granularity: TeaCache works on 'stack', got 'module'; leave granularity out"):
         rfc_fx.transform(nn.Linear(2, 2), rfc.TeaCache(), config=rfc_fx.Config(granularity="module"))
+
+
+@pytest.mark.parametrize("granularity", ["stack", "output", "prediction", "blocks[1:]"])
+def test_a_method_that_verifies_a_block_is_refused_what_is_coarser(granularity: str) -> None:
+    with pytest.raises(ValueError, match=f"transform: granularity: SpeCa .* got '{re.escape(granularity)}', expected 'module' or 'block'"):
+        rfc_fx.transform(nn.Linear(2, 2), rfc.SpeCa(), config=rfc_fx.Config(granularity=granularity))
