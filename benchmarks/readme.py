@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from benchmarks import overview
+from benchmarks import engine_speed, overview
 from benchmarks.coverage import rows as coverage
 from benchmarks.coverage.converters import RECORD as CONVERTERS
 from benchmarks.coverage.converters import with_converters_asked
@@ -165,6 +165,7 @@ def main(
     """Write the page of results and its drawings."""
     text, engines = page(), with_engine_classes(ENGINES_PAGE.read_text(), read_json(CLASSES))
     engines = with_converters_asked(with_programs_built(engines, read_json(RTX)), read_json(CONVERTERS))
+    engines = engine_speed.with_speeds(engines, read_json(engine_speed.RECORD))
     if check:
         raise typer.Exit(int((PAGE.read_text(), ENGINES_PAGE.read_text()) != (text, engines)))
     write_text(PAGE, text)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rfc_fx.zoo import load_digits
+from rfc_fx.zoo import emoji, load_digits
 
 Calls = list[dict[str, Tensor]]
 
@@ -88,6 +88,11 @@ def _digits() -> nn.Module:
     return model
 
 
+def _emoji() -> nn.Module:
+    model: nn.Module = emoji().transformer
+    return model
+
+
 def filled(model: nn.Module) -> nn.Module:
     """The model in eval mode, with small values in gates and heads that start at zero: every output would be zero."""
     for parameter in model.parameters():
@@ -126,7 +131,7 @@ def _sd3_calls(model: Any, samples: int, steps: int) -> Calls:
 
 
 def flux_calls(side: int, words: int) -> Callable[[Any, int, int], Calls]:
-    """A square of side x side packed patches and a text; guidance is an argument, timesteps fall from 1."""
+    """A square of side x side packed patches and a text; guidance is an argument where the model takes it, timesteps fall from 1."""
 
     def calls(model: Any, samples: int, steps: int) -> Calls:
         draw = torch.Generator().manual_seed(1)
@@ -137,8 +142,9 @@ def flux_calls(side: int, words: int) -> Callable[[Any, int, int], Calls]:
             "pooled_projections": torch.randn(samples, model.config.pooled_projection_dim, generator=draw),
             "img_ids": positions,
             "txt_ids": torch.zeros(words, 3),
-            "guidance": torch.full((samples,), 3.5),
         }
+        if model.config.guidance_embeds:
+            same["guidance"] = torch.full((samples,), 3.5)
         return [
             {"hidden_states": at, "timestep": t.expand(samples).contiguous(), **same}
             for at, t in zip(drifting(steps, samples, side**2, model.config.in_channels), _falling(steps), strict=True)
@@ -176,6 +182,13 @@ WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload(name="digits", what="the shipped digits model, 8 blocks of 128, 64 tokens", model=_digits, calls=_class_calls),
+        Workload(
+            name="emoji",
+            what="the shipped emoji model, 4 double and 8 single blocks of 192, 64 + 12 tokens",
+            guidance="conditional pass alone",
+            model=_emoji,
+            calls=flux_calls(8, 12),
+        ),
         Workload(name="dit-s", what="DiT-S/2, 12 blocks of 384, 256 tokens", model=dit(12, 6, 384), calls=_class_calls),
         Workload(name="dit-b", what="DiT-B/2, 12 blocks of 768, 256 tokens", model=dit(12, 12, 768), calls=_class_calls),
         Workload(name="dit-xl", what="DiT-XL/2, 28 blocks of 1152, 256 tokens", model=dit(28, 16, 1152), calls=_class_calls),
@@ -194,4 +207,4 @@ WORKLOADS = {
         ),
     )
 }
-"""By name; random weights but for the digits model."""
+"""By name; random weights but for the shipped models."""

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from benchmarks import engine_speed
 from benchmarks.coverage import converters, rtx
 from benchmarks.coverage.engines import RECORD, VARIANTS, missing, with_engine_classes
 from benchmarks.coverage.specs import all_specs
@@ -14,6 +15,11 @@ README = Path(__file__).parents[2] / "export" / "README.md"
 def test_the_times_of_the_readme_are_those_of_the_record() -> None:
     written = README.read_text().partition("<!-- engines: begin -->\n")[2].partition("<!-- engines: end -->")[0]
     assert written.strip() == engine_table(read_json(RESULTS / "engines" / "bench.json")).strip()
+
+
+def test_the_speeds_of_the_readme_are_those_of_the_record() -> None:
+    text = README.read_text()
+    assert engine_speed.with_speeds(text, read_json(engine_speed.RECORD)) == text
 
 
 def test_the_classes_of_the_readme_are_those_of_the_record() -> None:
