@@ -17,7 +17,6 @@ from rfc_export.errors import ArtifactError, ExportError
 from rfc_export.example_calls import Wanted, pipeline_calls
 from rfc_export.manifest import Manifest
 from rfc_export.runtime import Engine
-from rfc_export.specs import CallSpec
 from rfc_fx.tools.inputs import NEEDED, load_with_inputs
 from rfc_fx.tools.load import locate, model_kind
 from rfc_fx.tools.pipeline.folder import pipeline_folder
@@ -123,11 +122,11 @@ class EngineSource:
     @property
     def sizes(self) -> list[int]:
         """Samples in the engine's calls, which guidance doubles; from few to many."""
-        return sorted({_latent(one.call)[0] // 2 for one in self.model.manifest.sets})
+        return sorted({one.call.latent_shape[0] // 2 for one in self.model.manifest.sets})
 
     def size_of(self, number: int) -> int:
         """Samples in one of the engine's calls."""
-        return _latent(self.model.manifest.sets[number].call)[0] // 2
+        return self.model.manifest.sets[number].call.latent_shape[0] // 2
 
     @property
     def size(self) -> int:
@@ -163,10 +162,6 @@ class EngineSource:
         return sample(model, self.scheduler, labels, noise, steps=steps, cfg=self.cfg, null_class=self.facts.null_class, progress=tick)
 
 
-def _latent(call: CallSpec) -> list[int]:
-    return next((leaf.shape for leaf in call.leaves if leaf.argument == call.latent and leaf.shape), [])
-
-
 def engine_source(name: str, engine: Engine, classes: list[int] | None, seeds: list[int], cfg: float | None) -> EngineSource:
     """How to draw with an engine; `classes` None is all of them.
 
@@ -179,7 +174,7 @@ def engine_source(name: str, engine: Engine, classes: list[int] | None, seeds: l
             f"pipe.transformer = rfc_export.load({name!r})"
         )
     facts, scheduler = _facts(name, manifest)
-    for shape in (_latent(one.call) for one in manifest.sets):
+    for shape in (one.call.latent_shape for one in manifest.sets):
         if len(shape) != 4 or shape[0] < 2 or shape[0] % 2 or shape[1:] != [1, 8, 8]:
             raise ArtifactError(
                 f"{name}: sampler.kind is digits, which needs a latent of shape (2 N, 1, 8, 8), got {tuple(shape)}; export again"

@@ -20,6 +20,7 @@ import rfc_export
 import rfc_fx
 from rfc_export import ExportError, cli, drawing, engine_source, verify
 from rfc_export.bench import Timed
+from rfc_export.commands import run as run_command
 from rfc_export.engine_files import EngineFiles
 from rfc_export.example_calls import Wanted, parse_batches, parse_sizes
 from rfc_export.manifest import MANIFEST
@@ -29,6 +30,7 @@ from rfc_export.seal import sealed
 from rfc_export.weights import weight_spec
 from rfc_fx.tools.arguments import OptionError
 from rfc_fx.tools.load import LoadError, load_scheduler, load_transformer
+from rfc_fx.tools.pipeline.call import CallOptions
 from rfc_fx.zoo import DIGITS, digits_noise, sample
 
 pytestmark = [pytest.mark.onnx, pytest.mark.usefixtures("captured_once")]
@@ -201,6 +203,25 @@ def test_what_cannot_be_drawn_is_refused_on_one_line(engine: Path, onnx_small: P
     assert "no such artefact" in one_line_error("run", tmp_path / "nowhere", "--out", out)
     (tmp_path / "file").touch()
     assert "cannot be written" in one_line_error("run", engine, "--out", tmp_path / "file" / "out")
+
+
+def test_run_takes_the_options_of_generate_for_the_call_of_a_pipeline(
+    onnx_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Called(Exception):  # noqa: N818
+        pass
+
+    def call(name: str, engine: Any, model: str, options: CallOptions, seeds: list[int]) -> Any:
+        raise Called(options.by_option())
+
+    monkeypatch.setattr(run_command, "engine_in_pipeline", call)
+    options = ["--width", "16", "--height", "24", "--frames", "5", "--image", "a.png", "--negative-prompt", "b", "--cfg", "2"]
+    with pytest.raises(Called) as called:
+        run("run", onnx_small, "--model", "emoji", "--prompt", "a", *options, "--out", tmp_path)
+    expected = {"--width": 16, "--height": 24, "--frames": 5, "--image": [Path("a.png")], "--negative-prompt": "b", "--cfg": 2.0}
+    assert called.value.args == (expected,)
+    for option, value in (("--width", "16"), ("--height", "16"), ("--frames", "5"), ("--image", "a.png")):
+        assert f"{option}: is for pipelines; pass --model too" in one_line_error("run", onnx_small, option, value, "--out", tmp_path)
 
 
 @pytest.mark.parametrize(
