@@ -51,19 +51,22 @@ class Exportable:
     """None: `rfc-fx run` cannot draw with it."""
     others: tuple[str, ...] = ()
     """Further denoisers of the pipeline, which this is no engine of."""
+    scheduler: Any = None
+    """As it stands in a generation of the first of a pipeline's calls."""
 
 
-def exportable(name: str, dtype: torch.dtype, device: torch.device, wanted: Wanted) -> Exportable:
+def exportable(name: str, dtype: torch.dtype, device: torch.device, wanted: Wanted, steps: int | None = None) -> Exportable:
     """Load a model for calls of every wanted batch, with guidance: of digits ten samples where nothing is said, of others one.
 
+    `steps`: of a pipeline's generation (None: its own number).
     LoadError for what cannot be loaded, ExportError where such calls cannot be made.
     """
     kind = model_kind(locate(name))
     if kind != "pipeline" and (wanted.sizes or wanted.call is not None):
         raise ExportError(f"{name}: --shapes, --prompt, --negative-prompt and --call are for pipelines; call rfc_export.export instead")
-    if kind == "pipeline" and (wanted.sizes or wanted.call is not None or not _is_class_conditional(name)):
-        model, calls = pipeline_calls(name, dtype, device, wanted)
-        return Exportable(model, calls, None, tuple(pipeline_folder(name).denoisers[1:]))
+    if is_called(name, wanted):
+        model, calls, scheduler = pipeline_calls(name, dtype, device, wanted, steps)
+        return Exportable(model, calls, None, tuple(pipeline_folder(name).denoisers[1:]), scheduler)
     if kind != "digits":
         model, inputs = load_with_inputs(name, dtype, device)
         return Exportable(model, [_repeated(name, inputs, batch) for batch in wanted.batches or [1]], None)
@@ -72,6 +75,12 @@ def exportable(name: str, dtype: torch.dtype, device: torch.device, wanted: Want
     facts = DigitsFacts(kind="digits", scheduler=json.loads(source.scheduler.to_json_string()), cfg=CFG, null_class=NULL_CLASS)
     calls = [_digits_call(count, dtype, device) for count in wanted.batches or [NULL_CLASS]]
     return Exportable(source.model, calls, facts.model_dump())
+
+
+def is_called(name: str, wanted: Wanted) -> bool:
+    """Whether the calls are those that a pipeline makes in its first step, and no model's that is loaded alone."""
+    said = bool(wanted.sizes) or wanted.call is not None
+    return model_kind(locate(name)) == "pipeline" and (said or not _is_class_conditional(name))
 
 
 def _digits_call(count: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
