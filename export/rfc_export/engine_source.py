@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from rfc.record import Record
 from rfc_export.errors import ArtifactError, ExportError
-from rfc_export.example_calls import Wanted, pipeline_calls
+from rfc_export.example_calls import Wanted, pipeline_calls, pipeline_sources
 from rfc_export.manifest import Manifest
 from rfc_export.runtime import Engine
-from rfc_fx.tools.inputs import NEEDED, load_with_inputs
+from rfc_fx.tools.inputs import NEEDED, load_with_inputs, pipeline_inputs
 from rfc_fx.tools.load import locate, model_kind
 from rfc_fx.tools.pipeline.folder import pipeline_folder
+from rfc_fx.tools.pipeline.source import refusing
 from rfc_fx.tools.sources import DigitsSource, Tick, load_source
 from rfc_fx.zoo import NULL_CLASS, digits_noise, sample
 
@@ -75,6 +76,15 @@ def exportable(name: str, dtype: torch.dtype, device: torch.device, wanted: Want
     facts = DigitsFacts(kind="digits", scheduler=json.loads(source.scheduler.to_json_string()), cfg=CFG, null_class=NULL_CLASS)
     calls = [_digits_call(count, dtype, device) for count in wanted.batches or [NULL_CLASS]]
     return Exportable(source.model, calls, facts.model_dump())
+
+
+def with_first_call(name: str, dtype: torch.dtype, device: torch.device) -> Exportable:
+    """Load a model with one call by default arguments, for which nothing of the model runs; errors as of `exportable`."""
+    if not is_called(name, Wanted()):
+        return exportable(name, dtype, device, Wanted())
+    source = next(pipeline_sources(name, dtype, device, Wanted()))
+    with refusing(source):
+        return Exportable(source.model, [pipeline_inputs(source)], None)
 
 
 def is_called(name: str, wanted: Wanted) -> bool:
