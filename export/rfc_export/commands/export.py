@@ -107,7 +107,7 @@ def export(
         check_settings([method], replace(arguments, preset=None))
         if preset is not None:
             raise OptionError(f"--preset: {method} has no published settings; leave it out")
-        if steps is not None and isinstance(nfc, int) and nfc > steps:
+        if steps is not None and isinstance(arguments.nfc, int) and arguments.nfc > steps:
             raise OptionError(f"--nfc must be from 1 to {steps}, the steps of a generation, got {nfc}")
         instance = rfc.LogSNR(nfc=nfc, order=2 if order is None else order)  # placed when the pipeline has set its scheduler
     else:
