@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from rfc.record import Record
 from rfc_export.errors import ArtifactError, ExportError
-from rfc_export.example_calls import Wanted, pipeline_calls
+from rfc_export.example_calls import Wanted, pipeline_calls, pipeline_sources
 from rfc_export.manifest import Manifest
 from rfc_export.runtime import Engine
-from rfc_export.specs import CallSpec
-from rfc_fx.tools.inputs import NEEDED, load_with_inputs
+from rfc_fx.tools.inputs import NEEDED, load_with_inputs, pipeline_inputs
 from rfc_fx.tools.load import locate, model_kind
 from rfc_fx.tools.pipeline.folder import pipeline_folder
+from rfc_fx.tools.pipeline.source import refusing
 from rfc_fx.tools.sources import DigitsSource, Tick, load_source
 from rfc_fx.zoo import NULL_CLASS, digits_noise, sample
 
@@ -52,19 +52,22 @@ class Exportable:
     """None: `rfc-fx run` cannot draw with it."""
     others: tuple[str, ...] = ()
     """Further denoisers of the pipeline, which this is no engine of."""
+    scheduler: Any = None
+    """As it stands in a generation of the first of a pipeline's calls."""
 
 
-def exportable(name: str, dtype: torch.dtype, device: torch.device, wanted: Wanted) -> Exportable:
+def exportable(name: str, dtype: torch.dtype, device: torch.device, wanted: Wanted, steps: int | None = None) -> Exportable:
     """Load a model for calls of every wanted batch, with guidance: of digits ten samples where nothing is said, of others one.
 
+    `steps`: of a pipeline's generation (None: its own number).
     LoadError for what cannot be loaded, ExportError where such calls cannot be made.
     """
     kind = model_kind(locate(name))
     if kind != "pipeline" and (wanted.sizes or wanted.call is not None):
         raise ExportError(f"{name}: --shapes, --prompt, --negative-prompt and --call are for pipelines; call rfc_export.export instead")
-    if kind == "pipeline" and (wanted.sizes or wanted.call is not None or not _is_class_conditional(name)):
-        model, calls = pipeline_calls(name, dtype, device, wanted)
-        return Exportable(model, calls, None, tuple(pipeline_folder(name).denoisers[1:]))
+    if is_called(name, wanted):
+        model, calls, scheduler = pipeline_calls(name, dtype, device, wanted, steps)
+        return Exportable(model, calls, None, tuple(pipeline_folder(name).denoisers[1:]), scheduler)
     if kind != "digits":
         model, inputs = load_with_inputs(name, dtype, device)
         return Exportable(model, [_repeated(name, inputs, batch) for batch in wanted.batches or [1]], None)
@@ -73,6 +76,21 @@ def exportable(name: str, dtype: torch.dtype, device: torch.device, wanted: Want
     facts = DigitsFacts(kind="digits", scheduler=json.loads(source.scheduler.to_json_string()), cfg=CFG, null_class=NULL_CLASS)
     calls = [_digits_call(count, dtype, device) for count in wanted.batches or [NULL_CLASS]]
     return Exportable(source.model, calls, facts.model_dump())
+
+
+def with_first_call(name: str, dtype: torch.dtype, device: torch.device) -> Exportable:
+    """Load a model with one call by default arguments, for which nothing of the model runs; errors as of `exportable`."""
+    if not is_called(name, Wanted()):
+        return exportable(name, dtype, device, Wanted())
+    source = next(pipeline_sources(name, dtype, device, Wanted()))
+    with refusing(source):
+        return Exportable(source.model, [pipeline_inputs(source)], None)
+
+
+def is_called(name: str, wanted: Wanted) -> bool:
+    """Whether the calls are those that a pipeline makes in its first step, and no model's that is loaded alone."""
+    said = bool(wanted.sizes) or wanted.call is not None
+    return model_kind(locate(name)) == "pipeline" and (said or not _is_class_conditional(name))
 
 
 def _digits_call(count: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -123,11 +141,11 @@ class EngineSource:
     @property
     def sizes(self) -> list[int]:
         """Samples in the engine's calls, which guidance doubles; from few to many."""
-        return sorted({_latent(one.call)[0] // 2 for one in self.model.manifest.sets})
+        return sorted({one.call.latent_shape[0] // 2 for one in self.model.manifest.sets})
 
     def size_of(self, number: int) -> int:
         """Samples in one of the engine's calls."""
-        return _latent(self.model.manifest.sets[number].call)[0] // 2
+        return self.model.manifest.sets[number].call.latent_shape[0] // 2
 
     @property
     def size(self) -> int:
@@ -163,10 +181,6 @@ class EngineSource:
         return sample(model, self.scheduler, labels, noise, steps=steps, cfg=self.cfg, null_class=self.facts.null_class, progress=tick)
 
 
-def _latent(call: CallSpec) -> list[int]:
-    return next((leaf.shape for leaf in call.leaves if leaf.argument == call.latent and leaf.shape), [])
-
-
 def engine_source(name: str, engine: Engine, classes: list[int] | None, seeds: list[int], cfg: float | None) -> EngineSource:
     """How to draw with an engine; `classes` None is all of them.
 
@@ -179,7 +193,7 @@ def engine_source(name: str, engine: Engine, classes: list[int] | None, seeds: l
             f"pipe.transformer = rfc_export.load({name!r})"
         )
     facts, scheduler = _facts(name, manifest)
-    for shape in (_latent(one.call) for one in manifest.sets):
+    for shape in (one.call.latent_shape for one in manifest.sets):
         if len(shape) != 4 or shape[0] < 2 or shape[0] % 2 or shape[1:] != [1, 8, 8]:
             raise ArtifactError(
                 f"{name}: sampler.kind is digits, which needs a latent of shape (2 N, 1, 8, 8), got {tuple(shape)}; export again"

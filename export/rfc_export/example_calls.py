@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -12,9 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from rfc.method import Method
+from rfc.placement.noise_levels import noise_levels
 from rfc_export.errors import ExportError
 from rfc_fx.capture.export import named_arguments
 from rfc_fx.runtime.calls import signature
+from rfc_fx.runtime.sampler import for_source
 from rfc_fx.tools.arguments import OptionError
 from rfc_fx.tools.load import load_transformer, locate
 from rfc_fx.tools.pipeline.call import CallOptions, pipeline_call
@@ -124,12 +128,30 @@ def distinct(calls: Sequence[dict[str, Any]], model: nn.Module) -> list[dict[str
     return [call for _, call in kept]
 
 
-def pipeline_calls(name: str, dtype: torch.dtype, device: torch.device, wanted: Wanted) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """The transformer of a pipeline, and its calls at every size and batch; errors as of `pipeline_sources`."""
-    sources = list(pipeline_sources(name, dtype, device, wanted))
-    calls = [call for source in sources for call in calls_of_first_step(source)]
-    model = sources[0].model
-    return model, distinct(calls, model)
+def pipeline_calls(
+    name: str, dtype: torch.dtype, device: torch.device, wanted: Wanted, steps: int | None = None
+) -> tuple[nn.Module, list[dict[str, Any]], Any]:
+    """The transformer of a pipeline, its calls at every size and batch, and the scheduler as it stands for `steps` steps of the first.
+
+    `steps` None: the pipeline's own number. Errors as of `pipeline_sources`.
+    """
+    calls, scheduler = list[dict[str, Any]](), None
+    for source in pipeline_sources(name, dtype, device, wanted):
+        calls += calls_of_first_step(source, steps or source.call.steps)
+        if scheduler is None:
+            scheduler = copy.deepcopy(getattr(source.pipe, "scheduler", None))
+    model = source.model
+    return model, distinct(calls, model), scheduler
+
+
+def placed(name: str, method: Method, scheduler: Any) -> Method:
+    """The method for the noise levels of a scheduler as it stands; ExportError for one that has none."""
+    try:
+        method = for_source(method, scheduler)
+        levels = noise_levels(scheduler)
+        return method.with_schedule(method.schedule.bound(len(levels.lambdas), levels))
+    except ValueError as error:
+        raise ExportError(f"export: {name}: {method.name}: {error}; take chebyshev, which needs no scheduler") from error
 
 
 def pipeline_sources(name: str, dtype: torch.dtype, device: torch.device, wanted: Wanted) -> Iterator[PipelineSource]:

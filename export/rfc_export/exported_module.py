@@ -13,6 +13,7 @@ from rfc_export.manifest import Manifest
 from rfc_export.methods import dtype_of
 from rfc_export.target import is_on
 from rfc_fx.errors import SignatureError
+from rfc_fx.runtime.dynamo import left_alone
 
 
 class ExportedModule(nn.Module):
@@ -50,6 +51,14 @@ class ExportedModule(nn.Module):
 
             self._pipeline_class = pipeline_class(self.manifest.model.model_class)
         return self._pipeline_class
+
+    @left_alone
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As of every module; torch.compile leaves it as it is: what it would compile is compiled already."""
+        return super().__call__(*args, **kwargs)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: its programs are compiled already."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """`half()`, `cuda()` and the like, as of `to`."""

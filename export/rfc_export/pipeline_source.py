@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from rfc_export.manifest import Manifest
 from rfc_export.methods import dtype_of
 from rfc_export.runtime import Engine
 from rfc_export.whole import WholeFolder
-from rfc_fx.tools.pipeline.call import CallOptions, pipeline_call
-from rfc_fx.tools.pipeline.folder import pipeline_folder
+from rfc_fx.tools.pipeline.call import CallOptions, PipelineCall, pipeline_call
+from rfc_fx.tools.pipeline.folder import PipelineFolder, pipeline_folder
 from rfc_fx.tools.pipeline.source import PipelineSource, generation
 from rfc_fx.tools.sources import Tick
 
@@ -77,6 +77,7 @@ def whole_pipeline(
     whole, folder = WholeFolder.read(path), pipeline_folder(str(path))
     options = pipeline_call(folder, call)
     engine, parts = loaded(whole)
+    options = _with_samples_of(engine, folder, call, options)
     pipe = folder.load(engine.dtype, engine.device, **{whole.denoiser: engine}, **parts)
     return EngineInPipeline(name=str(path), model=engine, pipeline=PipelineSource(name=str(path), pipe=pipe, call=options, seeds=seeds))
 
@@ -85,9 +86,20 @@ def engine_in_pipeline(name: str, engine: Engine, model: str, call: CallOptions,
     """The pipeline `model` with an engine for its denoiser; ExportError where that denoiser is of another class."""
     manifest: Manifest = engine.manifest
     folder = pipeline_folder(model)
-    options = pipeline_call(folder, call)
+    options = _with_samples_of(engine, folder, call, pipeline_call(folder, call))
     pipe = folder.load(dtype_of("model.dtype", manifest.model.dtype), engine.device)
     source = PipelineSource(name=model, pipe=pipe, call=options, seeds=seeds)
     if (own := type(source.model).__name__) != manifest.model.model_class:
         raise ExportError(f"{model}: has a {own}, the engine was made from a {manifest.model.model_class}; pass --model of that pipeline")
     return EngineInPipeline(name=name, model=engine, pipeline=source)
+
+
+def _with_samples_of(engine: Engine, folder: PipelineFolder, call: CallOptions, options: PipelineCall) -> PipelineCall:
+    """The call with as many classes, where none were said, as the engine's first call has samples; guidance doubles its rows."""
+    shape = engine.manifest.call.latent_shape
+    if call.classes is not None or not options.classes or not shape:
+        return options
+    guidance = options.value("guidance_scale")
+    is_guided = guidance is not None and guidance > 1 and shape[0] % 2 == 0
+    samples, count = shape[0] // (1 + is_guided), folder.denoiser_config().get("num_embeds_ada_norm") or 1
+    return replace(options, classes=[i % count for i in range(samples)])

@@ -139,6 +139,11 @@ class CallSpec(Part):
     timestep: str | None
     """Argument that carries the timestep."""
 
+    @property
+    def latent_shape(self) -> list[int]:
+        """Of the argument `latent`; empty where that is no tensor."""
+        return next((leaf.shape for leaf in self.leaves if leaf.argument == self.latent and leaf.shape), [])
+
 
 class ModelSpec(Part):
     """What was exported."""

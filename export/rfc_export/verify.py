@@ -16,9 +16,8 @@ from torch import Tensor, nn
 import rfc_fx
 from rfc.phase import FULL
 from rfc_export.engine_files import opened
-from rfc_export.engine_source import Exportable, engine_source, exportable
+from rfc_export.engine_source import Exportable, engine_source, with_first_call
 from rfc_export.errors import ExportError
-from rfc_export.example_calls import Wanted
 from rfc_export.held_weights import read_weights
 from rfc_export.loaded import LoadedSet
 from rfc_export.manifest import WEIGHTS, Manifest
@@ -32,6 +31,7 @@ from rfc_fx.capture.export import named_arguments
 from rfc_fx.errors import SignatureError
 from rfc_fx.runtime.summary import mib
 from rfc_fx.runtime.warnings import NothingSkippedWarning
+from rfc_fx.tools.arguments import OptionError
 from rfc_fx.tools.load import LoadError, load_transformer, locate, transformer_class
 
 STEPS = 50
@@ -145,31 +145,48 @@ def exported_from(name: str, engine: Engine) -> Exportable:
         raise ExportError(f"{name}: is a {own}, the engine was made from a {manifest.model.model_class}")
     dtype = dtype_of("model.dtype", manifest.model.dtype)
     try:
-        original = exportable(name, dtype, engine.device, Wanted())
-    except LoadError:  # the pipeline draws with other arguments than its defaults: a picture, say, or a size
+        original = with_first_call(name, dtype, engine.device)
+    except (LoadError, OptionError):  # the pipeline draws with other arguments than its defaults: a picture, say
         original = Exportable(load_transformer(locate(name), dtype, engine.device), [], None)
     return replace(original, calls=[_call_for(loaded, original.calls, engine.device) for loaded in engine.sets])
 
 
 def _call_for(loaded: LoadedSet, known: Sequence[dict[str, Any]], device: torch.device) -> dict[str, Any]:
-    """A call with the types and shapes of an engine's: one that is known, else made of random numbers and, for whole ones, of ones."""
+    """A call with the types and shapes of an engine's: one that is known, else one whose tensors are cut or repeated to those shapes.
+
+    What no known call has is made of random numbers and, for whole ones, of ones.
+    """
     for call in known:
         with suppress(SignatureError):
             loaded.expected.match((), call, device)
             return call
     generator, leaves = torch.Generator().manual_seed(0), list[Any]()
+    like = {name: iter(pytree.tree_leaves(value)) for name, value in (known[0] if known else {}).items()}
     for leaf in loaded.spec.call.leaves:
+        other, shape = next(like.get(leaf.argument, iter(())), None), leaf.shape or []
         if leaf.dtype is None:
             leaves.append(leaf.value)
         elif leaf.fixed is not None:
             leaves.append(loaded.expected.fixed[leaf.fixed])
         else:
             dtype = dtype_of(leaf.argument, leaf.dtype)
-            value = torch.randn(leaf.shape or [], generator=generator) if dtype.is_floating_point else torch.ones(leaf.shape or [])
-            if leaf.argument == loaded.spec.call.timestep:
-                value = torch.full(leaf.shape or [], 1.0 if dtype.is_floating_point else 500.0)
+            is_timestep = leaf.argument == loaded.spec.call.timestep
+            value = torch.randn(shape, generator=generator) if dtype.is_floating_point else torch.ones(shape)
+            if is_timestep:
+                value = torch.full(shape, 1.0 if dtype.is_floating_point else 500.0)
+            if isinstance(other, Tensor) and other.dtype is dtype and (other.any() or not is_timestep):
+                value = _fitted(other, shape, value)
             leaves.append(value.to(device, dtype))
     return dict(pytree.tree_unflatten(leaves, loaded.expected.tree))
+
+
+def _fitted(x: Tensor, shape: Sequence[int], otherwise: Tensor) -> Tensor:
+    """The tensor, cut or repeated along its axes; `otherwise` where it has others."""
+    if x.dim() != len(shape) or not x.numel():
+        return otherwise
+    for axis, size in enumerate(shape):
+        x = x.index_select(axis, torch.arange(size, device=x.device) % x.shape[axis])
+    return x
 
 
 def cached_like(engine: Engine, model: nn.Module, inputs: dict[str, Any]) -> rfc_fx.CachedModel:

@@ -16,13 +16,12 @@ from torch import nn
 
 from rfc.files import FileError, read_json
 from rfc.method import Method
-from rfc.placement.noise_levels import noise_levels
 from rfc_export.artifact import writing
 from rfc_export.backends import Report
 from rfc_export.backends import backend as backend_of
 from rfc_export.building import Stages
 from rfc_export.errors import ArtifactError, ExportError
-from rfc_export.example_calls import Wanted, calls_of_first_step, distinct, pipeline_sources
+from rfc_export.example_calls import Wanted, calls_of_first_step, distinct, pipeline_sources, placed
 from rfc_export.exporter import export
 from rfc_export.parity import TOLERANCE
 from rfc_export.plain import Part, export_plain
@@ -33,7 +32,6 @@ from rfc_export.specs import BackendName
 from rfc_fx.capture.export import named_arguments
 from rfc_fx.ir.config import Config
 from rfc_fx.pipelines.accelerated import transformers_of
-from rfc_fx.runtime.sampler import for_source
 from rfc_fx.tools.load import path_problem
 from rfc_fx.tools.pipeline.folder import DENOISER
 from rfc_fx.tools.pipeline.source import refusing
@@ -83,7 +81,7 @@ def export_whole(
     for source in sources:
         calls += calls_of_first_step(source, steps or source.call.steps)
         if not method.schedule.is_bound:
-            method = _placed(name, method, pipe, steps or source.call.steps)
+            method = placed(name, method, pipe.scheduler)
         with _recording(pipe, denoiser, parts), refusing(source):
             source.draw(model, 0, 1, lambda: None)
     if encoding := [part for part, function in parts if function == "encode"]:
@@ -105,15 +103,6 @@ def export_whole(
             _export_part(pipe, part, function, recorded, folder / part, backend, sign, stages)
         exported = {denoiser, *(part for part, _ in parts)}
         _write_rest(pipe, folder, exported)
-
-
-def _placed(name: str, method: Method, pipe: Any, steps: int) -> Method:
-    """The method for the noise levels of the scheduler as it stands; ExportError for one that has none."""
-    try:
-        method = for_source(method, pipe)
-        return method.with_schedule(method.schedule.bound(steps, noise_levels(pipe.scheduler)))
-    except ValueError as error:
-        raise ExportError(f"export: {name}: {method.name}: {error}; take chebyshev, which needs no scheduler") from error
 
 
 def _export_part(

@@ -35,7 +35,7 @@ def _parts(model: nn.Module) -> Iterator[Any]:
             yield tuple(repr(getattr(module, name, None)) for name in settings)
         if module._forward_hooks or module._forward_pre_hooks:
             yield tuple(map(id, (*module._forward_hooks.values(), *module._forward_pre_hooks.values())))
-        if "_hf_hook" in vars(module) or "_diffusers_hook" in vars(module):
+        if "_hf_hook" in vars(module) or ("_diffusers_hook" in vars(module) and hooks_of_diffusers(module)):
             yield hasattr(module, "_hf_hook"), tuple((name, id(hook)) for name, hook in hooks_of_diffusers(module))
 
 

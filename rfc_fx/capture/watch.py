@@ -30,6 +30,7 @@ class Watch:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        _add_registry(model)
         seen: set[int] = set()
         modules = list(model.modules())
         leaves = [module for module in modules if _is_leaf_of_torch(module)]
@@ -94,6 +95,13 @@ def _differ(live: list[Any], copies: list[Any]) -> bool:
         return True
 
 
+def _add_registry(model: nn.Module) -> None:
+    """Give a model of diffusers the empty registry of hooks that its first `cache_context` adds: the plain model drawing is no change."""
+    if "_diffusers_hook" not in vars(model) and callable(context := getattr(model, "cache_context", None)):
+        with context("cond"):
+            pass
+
+
 def _is_leaf_of_torch(module: nn.Module) -> bool:
     return not module._modules and type(module).__module__.startswith("torch.nn.") and "_diffusers_hook" not in vars(module)
 
@@ -102,7 +110,8 @@ def _own(module: nn.Module, seen: set[int]) -> Iterator[Any]:
     """The containers below the attributes that a class of modules gives itself."""
     for name, value in vars(module).items():
         if name not in OF_MODULES and not _is_leaf_of_torch(module):
-            yield from _inside(value, seen, DEPTH)
+            # of a registry of diffusers what it calls: the rest is its own bookkeeping, which a first `cache_context` fills in
+            yield from _inside(getattr(value, "hooks", value) if name == "_diffusers_hook" else value, seen, DEPTH)
 
 
 def _inside(value: Any, seen: set[int], depth: int) -> Iterator[Any]:

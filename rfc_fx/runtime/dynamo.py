@@ -24,6 +24,30 @@ def passed_over(function: Callable[P, R]) -> Callable[P, R]:
     return function
 
 
+def left_alone(function: Callable[P, R]) -> Callable[P, R]:
+    """Have torch.compile leave this function and all that it calls as they stand, with `fullgraph=True` too."""
+
+    def counted(*args: P.args, **kwargs: P.kwargs) -> R:
+        _count_frame()
+        return function(*args, **kwargs)
+
+    disabled: Callable[P, R] = torch.compiler.disable(counted)
+
+    @passed_over  # torch.compile puts a frame of its own around a function that is disabled itself, and finds a break in that
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        return disabled(*args, **kwargs)
+
+    return run
+
+
+def _count_frame() -> None:
+    """Count a frame as compiled: newer torch refuses calls without any where the caller has passed `fullgraph=True`."""
+    exchange: Callable[[int], int] | None = getattr(torch._C._dynamo.eval_frame, "set_fullgraph_compiled_frame_count", None)
+    if exchange is not None and (count := exchange(-1)) >= 0:  # below 0: nobody counts
+        exchange(count + 1)
+
+
 def skip_own_frame(function: Callable[P, R]) -> Callable[P, R]:
     """Run this function's own lines as they stand, and let torch.compile take what it calls.
 

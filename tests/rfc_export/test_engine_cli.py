@@ -1,15 +1,19 @@
 """The commands for engines: what export builds, what run draws, what verify and bench find, and every error on one line."""
 
+import inspect
 import json
 import shutil
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import command
+import diffusers
+import pipeline_folders
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from digits_models import digits_folder
 from families import dit
 from PIL import Image
@@ -20,15 +24,19 @@ import rfc_export
 import rfc_fx
 from rfc_export import ExportError, cli, drawing, engine_source, verify
 from rfc_export.bench import Timed
+from rfc_export.calls import ExpectedCall, dumped
+from rfc_export.commands import run as run_command
 from rfc_export.engine_files import EngineFiles
 from rfc_export.example_calls import Wanted, parse_batches, parse_sizes
 from rfc_export.manifest import MANIFEST
 from rfc_export.parity import TOLERANCE, moved
 from rfc_export.reading import read_manifest
 from rfc_export.seal import sealed
+from rfc_export.specs import CallSpec, LeafSpec
 from rfc_export.weights import weight_spec
 from rfc_fx.tools.arguments import OptionError
 from rfc_fx.tools.load import LoadError, load_scheduler, load_transformer
+from rfc_fx.tools.pipeline.call import CallOptions
 from rfc_fx.zoo import DIGITS, digits_noise, sample
 
 pytestmark = [pytest.mark.onnx, pytest.mark.usefixtures("captured_once")]
@@ -203,6 +211,25 @@ def test_what_cannot_be_drawn_is_refused_on_one_line(engine: Path, onnx_small: P
     assert "cannot be written" in one_line_error("run", engine, "--out", tmp_path / "file" / "out")
 
 
+def test_run_takes_the_options_of_generate_for_the_call_of_a_pipeline(
+    onnx_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Called(Exception):  # noqa: N818
+        pass
+
+    def call(name: str, engine: Any, model: str, options: CallOptions, seeds: list[int]) -> Any:
+        raise Called(options.by_option())
+
+    monkeypatch.setattr(run_command, "engine_in_pipeline", call)
+    options = ["--width", "16", "--height", "24", "--frames", "5", "--image", "a.png", "--negative-prompt", "b", "--cfg", "2"]
+    with pytest.raises(Called) as called:
+        run("run", onnx_small, "--model", "emoji", "--prompt", "a", *options, "--out", tmp_path)
+    expected = {"--width": 16, "--height": 24, "--frames": 5, "--image": [Path("a.png")], "--negative-prompt": "b", "--cfg": 2.0}
+    assert called.value.args == (expected,)
+    for option, value in (("--width", "16"), ("--height", "16"), ("--frames", "5"), ("--image", "a.png")):
+        assert f"{option}: is for pipelines; pass --model too" in one_line_error("run", onnx_small, option, value, "--out", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("sampler", "text"),
     [
@@ -245,7 +272,7 @@ def test_verify_takes_a_pipeline_that_its_default_call_does_not_draw_with(
     def refuses(*_: Any) -> Any:
         raise LoadError("cannot be called like this")
 
-    monkeypatch.setattr(verify, "exportable", refuses)
+    monkeypatch.setattr(verify, "with_first_call", refuses)
     loaded = rfc_export.load(engine)
     found = verify.exported_from(str(model), loaded)
     assert [call["hidden_states"].shape for call in found.calls] == [(4, 1, 8, 8)]
@@ -253,6 +280,37 @@ def test_verify_takes_a_pipeline_that_its_default_call_does_not_draw_with(
     (tmp_path / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
     with pytest.raises(ExportError, match="is a FluxTransformer2DModel, the engine was made from a DiTTransformer2DModel"):
         verify.exported_from(str(tmp_path), loaded)  # before any weights are read
+
+
+def test_a_pipeline_is_compared_over_the_engine_s_calls_and_never_drawn_at_its_own_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pipeline_folders.flux(tmp_path / "flux")
+    shapes = {"hidden_states": [1, 16, 16], "encoder_hidden_states": [2, 700, 32], "img_ids": [16, 3], "txt_ids": [700, 3], "timestep": [1]}
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    tree, outputs = (dumped("call", pytree.tree_flatten(value)[1]) for value in (tensors, (0,)))
+    leaves = [
+        LeafSpec(argument=name, dtype="float32", shape=shape, value=None, fixed=None, placeholder=None) for name, shape in shapes.items()
+    ]
+    parameters = [name for name in inspect.signature(diffusers.FluxTransformer2DModel.forward).parameters if name != "self"]
+    call = CallSpec(
+        parameters=parameters, defaults={}, tree=tree, leaves=leaves, outputs=outputs, latent="hidden_states", timestep="timestep"
+    )
+    loaded = SimpleNamespace(spec=SimpleNamespace(call=call), expected=ExpectedCall(call, "flux", {}))
+    model = SimpleNamespace(model_class="FluxTransformer2DModel", dtype="float32")
+    engine: Any = SimpleNamespace(manifest=SimpleNamespace(model=model), device=torch.device("cpu"), sets=[loaded])
+
+    @wraps(diffusers.FluxTransformer2DModel.forward)  # its signature is read
+    def ran(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the pipeline's own size is 4096 tokens")
+
+    monkeypatch.setattr(diffusers.FluxTransformer2DModel, "forward", ran)
+    (found,) = verify.exported_from(str(folder), engine).calls
+    assert {name: list(value.shape) for name, value in found.items()} == shapes
+    assert found["img_ids"][:, 1:].tolist() == [[0.0, float(column)] for column in range(16)]  # places of pixels, as the pipeline's
+    assert not found["txt_ids"].any()
+    assert found["timestep"].tolist() == [1.0]
+    assert torch.equal(found["encoder_hidden_states"][0, :188], found["encoder_hidden_states"][1, 512:])  # repeated
 
 
 def test_where_nothing_is_skipped_estimates_are_forced_and_compared(engine: Path, model: Path) -> None:

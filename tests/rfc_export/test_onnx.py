@@ -109,6 +109,24 @@ def run(engine: Any, inputs: list[dict[str, Any]], name: str) -> list[Tensor]:
         return [sample(engine(**call)) for call in inputs]
 
 
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_torch_compile_leaves_an_engine_as_it_is(
+    fullgraph: bool, engine: rfc_export.Engine, draw: Draw, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch._dynamo.utils.counters.clear()
+    drawn, phases = [], []
+    for model in (engine, torch.compile(engine, fullgraph=fullgraph)):
+        with engine.generation():
+            drawn.append(draw(model, 0))
+        phases.append(engine.stats.phases)
+    assert torch.equal(*drawn)
+    assert phases[0] == phases[1]
+    assert not torch._dynamo.utils.counters["frames"]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]  # such as that of the limit of recompiles
+    engine.compile()
+    assert engine.compile_settings is None
+
+
 def test_interleaved_contexts_engines_and_a_thread_do_not_touch_each_other(onnx_digits: Path, digits_inputs: dict[str, Tensor]) -> None:
     engine, other = loose(onnx_digits), loose(onnx_digits)
     a, b = calls(digits_inputs), calls(digits_inputs, shift=1.0)

@@ -16,8 +16,10 @@ import rfc
 import rfc_export
 import rfc_fx
 from rfc_export.errors import ArtifactError
+from rfc_export.pipeline_source import engine_in_pipeline
 from rfc_fx.errors import RFCError, SignatureError
 from rfc_fx.tools.inputs import pipeline_inputs
+from rfc_fx.tools.pipeline.call import CallOptions
 
 pytest.importorskip("onnxruntime", reason="pip install 'rfc-fx[onnx]'")
 pytestmark = [pytest.mark.onnx, pytest.mark.usefixtures("captured_once")]
@@ -95,6 +97,17 @@ def test_a_saved_pipeline_holds_a_copy_of_the_engine_and_loads_again(
     (copied / "full.onnx").write_bytes(b"changed")
     with pytest.raises(ArtifactError, match=r"full\.onnx"):
         diffusers.DiTPipeline.from_pretrained(tmp_path / "whole")
+
+
+def test_a_pipeline_of_classes_draws_as_many_as_its_engine_has_samples_where_none_are_said(saved: Path, engine_folder: Path) -> None:
+    source = engine_in_pipeline("engine", rfc_export.load(engine_folder), str(saved), CallOptions(), [0])
+    assert source.groups == ["0"]  # of two rows, which guidance has doubled
+    assert len(source.draw(source.model, 0, 2, lambda: None)) == 1
+    unguided = engine_in_pipeline("engine", source.model, str(saved), CallOptions(cfg=1.0), [0])
+    assert unguided.groups == ["0", "1"]
+    assert len(unguided.draw(source.model, 0, 2, lambda: None)) == 2
+    said = engine_in_pipeline("engine", source.model, str(saved), CallOptions(classes=[5, 6, 7]), [0])
+    assert said.groups == ["5", "6", "7"]
 
 
 def test_an_artefact_that_was_changed_after_loading_is_not_saved(engine_folder: Path, tmp_path: Path) -> None:

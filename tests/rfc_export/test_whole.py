@@ -108,6 +108,15 @@ def test_a_call_of_another_size_is_refused_with_what_was_exported(exported: tupl
         whole.draw(whole.model, 0, STEPS, lambda: None)
 
 
+def test_without_classes_a_folder_draws_as_many_as_it_was_exported_for(exported: tuple[str, Path, Path]) -> None:
+    kind, _, path = exported
+    if kind != "dit":
+        pytest.skip("takes prompts")
+    whole = whole_pipeline(path, CallOptions(), [0], lambda folder: folder.load(torch.device("cpu")))
+    assert whole.groups == ["0"]
+    assert len(whole.draw(whole.model, 0, 2, lambda: None)) == 1
+
+
 def test_machine_code_is_warned_of_once_for_the_folder(exported: tuple[str, Path, Path]) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MachineCodeWarning)

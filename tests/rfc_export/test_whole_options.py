@@ -3,17 +3,21 @@
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import command
 import pipeline_folders
 import pytest
 import torch
 
+import rfc
 from rfc_export import cli
+from rfc_export.commands import export as export_command
 from rfc_export.engine_source import exportable
 from rfc_export.example_calls import Wanted, pipeline_sources
 from rfc_export.plain_component import Outputs
 from rfc_fx.tools.pipeline.call import CallOptions
+from rfc_fx.tools.pipeline.folder import pipeline_folder
 
 one_line_error = partial(command.one_line_error, cli.app)
 
@@ -86,3 +90,28 @@ def test_of_two_denoisers_the_second_is_named_as_not_exported(tmp_path: Path) ->
     said = CallOptions(prompts=["a"], width=16, height=16, frames=5)
     found = exportable(str(folder), torch.float32, torch.device("cpu"), Wanted(call=said))
     assert found.others == ("transformer_2",)
+
+
+def test_log_snr_is_placed_for_the_levels_of_the_pipelines_own_first_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = pipeline_folders.flux(tmp_path / "flux")  # its scheduler is shifted by the size of the picture
+    exported: dict[str, Any] = {}
+
+    class Called(Exception):  # noqa: N818
+        pass
+
+    def export(model: Any, out: Path, **settings: Any) -> None:
+        exported.update(settings)
+        raise Called
+
+    monkeypatch.setattr(export_command, "export_model", export)
+    options = ["--backend", "onnx", "--method", "log-snr", "--nfc", "3", "--steps", "6", "--shapes", "16x16,32x32"]
+    with pytest.raises(Called):
+        command.run(cli.app, "export", folder, *options, "--call", "max_sequence_length=5", "--prompt", "abc", "--out", tmp_path / "e")
+    pipe = pipeline_folder(str(folder)).load(torch.float32, torch.device("cpu"))
+    pipe("abc", width=16, height=16, num_inference_steps=6, max_sequence_length=5, output_type="latent")
+    levels = rfc.noise_levels(pipe.scheduler)
+    schedule = exported["method"].schedule
+    assert (schedule.lambdas, schedule.nfc, schedule.is_flow) == (levels.lambdas, 3, True)
+    assert [call["hidden_states"].shape[1] for call in exported["example_inputs"]] == [16, 64]
+    text = one_line_error("export", folder, *options, "--nfc", "7", "--out", tmp_path / "e")
+    assert "--nfc must be from 1 to 6, the steps of a generation, got 7" in text

@@ -15,8 +15,8 @@ from rfc_export.artifact import check_place
 from rfc_export.backends import backend as backend_of
 from rfc_export.drawing import sizes
 from rfc_export.engine_files import opened
-from rfc_export.engine_source import exportable
-from rfc_export.example_calls import Wanted, parse_batches, parse_sizes
+from rfc_export.engine_source import exportable, is_called
+from rfc_export.example_calls import Wanted, parse_batches, parse_sizes, placed
 from rfc_export.exporter import export as export_model
 from rfc_export.manifest import MANIFEST
 from rfc_export.methods import check_method
@@ -103,15 +103,16 @@ def export(
         model=model,
         is_digits=model_kind(locate(model)) == "digits",
     )
-    if whole and method == "log-snr":
+    if method == "log-snr" and (whole or is_called(model, wanted)):
         check_settings([method], replace(arguments, preset=None))
         if preset is not None:
             raise OptionError(f"--preset: {method} has no published settings; leave it out")
+        if steps is not None and isinstance(arguments.nfc, int) and arguments.nfc > steps:
+            raise OptionError(f"--nfc must be from 1 to {steps}, the steps of a generation, got {nfc}")
         instance = rfc.LogSNR(nfc=nfc, order=2 if order is None else order)  # placed when the pipeline has set its scheduler
     else:
-        methods = new_methods([method], arguments)
-        check_granularity(methods, config)
-        (instance,) = methods.values()
+        (instance,) = new_methods([method], arguments).values()
+    check_granularity({method: instance}, config)
     check_method(instance, config.dispatch)
     signer = None if sign is None else public_key(sign)
     backend_of(backend).check(device)  # before anything is loaded
@@ -137,7 +138,9 @@ def export(
         )
         _print_whole(model, out, time.perf_counter() - start)
         return
-    exported = exportable(model, dtype_named(dtype), device, wanted)
+    exported = exportable(model, dtype_named(dtype), device, wanted, steps)
+    if not instance.schedule.is_bound:
+        instance = placed(model, instance, exported.scheduler)
     if others := exported.others:
         note_progress(f"note: this engine is of the first denoiser alone; of {', '.join(others)} call rfc_export.export")
     export_model(

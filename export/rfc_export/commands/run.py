@@ -31,6 +31,10 @@ def run(
     ] = None,
     prompt: options.Prompts = None,
     negative_prompt: options.NegativePrompt = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    frames: options.Frames = None,
+    image: options.Images = None,
     allow_pickle: options.AllowPickle = False,
     call: options.Call = None,
     seed: options.Seed = 0,
@@ -49,20 +53,31 @@ def run(
 ) -> None:
     """Draw with an engine, without the model's Python."""
     labels = parse_classes(classes)
+    said = CallOptions(
+        prompts=prompt or [],
+        classes=labels,
+        negative_prompt=negative_prompt,
+        cfg=cfg,
+        width=width,
+        height=height,
+        frames=frames,
+        images=image or [],
+        steps=steps,
+        assignments=call or [],
+    )
     whole = is_whole(engine)
     if whole and model is not None:
         raise OptionError(f"--model: {engine} is a whole pipeline, which needs no other; leave it out")
     if whole:
         model_kind(locate(str(engine)))
     elif model is None:
-        for option, value in (("--prompt", prompt), ("--negative-prompt", negative_prompt), ("--call", call)):
-            if value:
+        for option, value in {"--prompt": prompt, **said.by_option(), "--call": call}.items():
+            if value and option != "--cfg":
                 raise OptionError(f"{option}: is for pipelines; pass --model too")
     else:
         model_kind(locate(model))
     check_writable(out)  # all that can be refused is refused before anything is loaded
     numbers = list(range(seed, seed + (seeds or (1 if whole or model is not None else 4))))
-    said = CallOptions(prompts=prompt or [], classes=labels, negative_prompt=negative_prompt, cfg=cfg, steps=steps, assignments=call or [])
     settings: dict[str, Any] = {"device": device, "classes": method_classes or (), "trusted": trusted, "trust": trust}
     source: EngineSource | EngineInPipeline
     if whole:

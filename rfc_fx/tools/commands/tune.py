@@ -13,9 +13,9 @@ from rfc_fx.tools import options
 from rfc_fx.tools.arguments import MOST_SEED, OptionError, finite, parse_speedup
 from rfc_fx.tools.commands.method_source import SourceOptions, source_for_file
 from rfc_fx.tools.load import one_line
-from rfc_fx.tools.output import whole_files
-from rfc_fx.tools.terminal import progress_terminal, terminal
-from rfc_fx.tools.tune import SamplerChoice, TuningGoal, scheduler_of
+from rfc_fx.tools.output import progress_bar, whole_files
+from rfc_fx.tools.terminal import note_progress, terminal
+from rfc_fx.tools.tune import SamplerChoice, TuningGoal, scheduler_of, ways
 from rfc_fx.tools.tune import tune as search
 from rfc_fx.tools.tune.report import front_table, measured_of, save_front
 
@@ -78,10 +78,15 @@ def tune(
     own = scheduler_of(source)
     schedulers = [("", own), *((kind.__name__, made_like(own, kind)) for kind in kinds)]
     samplers = [SamplerChoice(name=name, scheduler=each, steps=count) for name, each in schedulers for count in counts]
-    with progress_terminal().status("tuning") as status:
+    count = ways(samplers, goal)
+    more = (", compiled first" if compile else "") + (f"; {refine} rounds of refining come on top" if refine else "")
+    note_progress(f"tuning: up to about {count} ways to draw, {len(source.seeds) + 1} generations of {steps} steps each{more}")
+    with progress_bar("tuning", count) as (advance, describe):
 
         def report(text: str) -> None:
-            status.update(f"tuning: {text}")
+            describe(f"tuning: {text}")
+            if not text.startswith("refining"):
+                advance()
 
         tuned = search(source, samplers, goal, rounds=refine, compile=compile, report=report)
     chosen = tuned.chosen

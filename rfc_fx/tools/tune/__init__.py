@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from math import log2
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,10 +14,13 @@ from rfc_fx.tools.sources import Source
 from rfc_fx.tools.tune.bench import Bench, Point, SamplerChoice, most_steps, scheduler_of, with_other_seeds
 from rfc_fx.tools.tune.record import TuningError, every_step_full
 
-__all__ = ["Point", "SamplerChoice", "Tuned", "TuningGoal", "most_full_steps", "scheduler_of", "tune"]
+__all__ = ["Point", "SamplerChoice", "Tuned", "TuningGoal", "most_full_steps", "scheduler_of", "tune", "ways"]
 
 SHARES = (0.12, 0.16, 0.2, 0.28, 0.4)
 """Of the steps that are full, that are tried whatever the goal is."""
+
+THOROUGH = 6
+"""Ways to draw with one number of full steps where every way is tried, about (`Bench.at`)."""
 
 REFERENCE = 4
 """Times the most steps that are tried: what samples are measured against where several samplers are."""
@@ -98,8 +102,7 @@ def tune(
         points.append(whole)
         limit = limit or goal.seconds or (None if goal.speedup is None else points[0].seconds / goal.speedup)
         steps = bench.sampler.steps
-        budgets = {min(max(2, round(share * steps)), steps) for share in SHARES}
-        tried = [point for budget in sorted(budgets) for point in bench.at(budget)]
+        tried = [point for budget in _budgets(steps) for point in bench.at(budget)]
         if limit is not None and 1 <= (most := most_full_steps(whole, tried[0], limit)) < steps:
             tried += bench.at(most, is_thorough=True)
         if goal.error is not None:
@@ -111,6 +114,17 @@ def tune(
         reference=benches[0].whole() if reference is None else reference,
         reference_is=named,
     )
+
+
+def ways(samplers: Sequence[SamplerChoice], goal: TuningGoal) -> int:
+    """How many ways to draw are measured, about; refining draws other seeds beside them."""
+    numbers = [1.0 if goal.error is None else log2(sampler.steps) for sampler in samplers]  # of full steps tried in every way
+    few = sum(2 + 2 * len(_budgets(sampler.steps)) for sampler in samplers)  # all steps full, recording, and two ways for each number
+    return few + round(sum(numbers) * THOROUGH) + (len(samplers) > 1)
+
+
+def _budgets(steps: int) -> list[int]:
+    return sorted({min(max(2, round(share * steps)), steps) for share in SHARES})
 
 
 def _check(source: Source, samplers: Sequence[SamplerChoice]) -> None:

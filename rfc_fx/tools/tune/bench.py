@@ -19,7 +19,7 @@ from rfc.placement.refined import refined
 from rfc_fx.tools.calibrate.laboratory import Laboratory, Report
 from rfc_fx.tools.load import one_line
 from rfc_fx.tools.sources import DigitsSource, Source
-from rfc_fx.tools.tune.record import TuningError, recorded
+from rfc_fx.tools.tune.record import TuningError, gains_and_levels, recorded, timesteps_asked
 
 TRIED = 2
 """Steps in which an exchanged scheduler is tried out."""
@@ -76,17 +76,25 @@ class Bench:
         return self.laboratory.whole()
 
     def try_out(self) -> None:
-        """Two steps in full; TuningError for a scheduler that the pipeline cannot draw with, or with other calls than steps."""
+        """Two steps in full; TuningError for a scheduler that the pipeline cannot draw with, or that no list can be fitted to."""
         self._put()
+        scheduler = self.sampler.scheduler
         try:
-            self.source.draw(self.source.model, self.source.seeds[0], TRIED, lambda: None)
+            with timesteps_asked(scheduler) as asked:
+                self.source.draw(self.source.model, self.source.seeds[0], TRIED, lambda: None)
         except Exception as error:
             what = f"{self.source.name} cannot draw with {self.sampler}: {type(error).__name__}: {one_line(error)}"
             raise TuningError(f"tune: {what}; leave it out of --scheduler") from error
-        if (taken := len(self.sampler.scheduler.timesteps)) != TRIED:
+        if (taken := len(scheduler.timesteps)) != TRIED:
             raise TuningError(
                 f"tune: {self.sampler} calls the model {taken} times in {TRIED} steps; expected one a step: leave it out of --scheduler"
             )
+        try:
+            _, levels = gains_and_levels(scheduler, asked[-1] if asked else {"num_inference_steps": TRIED})
+        except TuningError as error:
+            raise TuningError(f"{error}; leave it out of --scheduler") from error
+        if levels.lambdas[0] > levels.lambdas[-1]:
+            raise TuningError(f"tune: {self.sampler} makes noise of pictures; expected pictures of noise: leave it out of --scheduler")
 
     @property
     def recorded(self) -> Recorded:

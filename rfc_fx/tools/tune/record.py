@@ -20,6 +20,7 @@ from rfc.placement.fitted import Recorded
 from rfc.placement.noise_levels import noise_levels
 from rfc.placement.output_gains import output_gains
 from rfc.placement.weighted import Weighted
+from rfc.schedules.base import NoiseLevels
 from rfc_fx.errors import RFCError
 from rfc_fx.runtime.warnings import NothingSkippedWarning, StepsMismatchWarning
 from rfc_fx.tools.sources import Source
@@ -52,12 +53,7 @@ def recorded(source: Source, scheduler: Any, steps: int) -> Recorded:
                     source.draw(cached, seed, steps, lambda: None)
     finally:
         hook.remove()
-    arguments = asked[-1] if asked else {"num_inference_steps": steps}
-    count = arguments.pop("num_inference_steps", None)
-    try:
-        gains, levels = output_gains(scheduler, count, **arguments), noise_levels(scheduler, count, **arguments)
-    except ValueError as error:
-        raise TuningError(f"tune: {error}") from error
+    gains, levels = gains_and_levels(scheduler, asked[-1] if asked else {"num_inference_steps": steps})
     if taken.generations == 0 or len(gains) != steps:
         calls = len(gains) if len(gains) != steps else taken.most
         what = f"calls {cached.model_name} {calls} times in {steps} steps" if calls != steps else "begins anew within a generation"
@@ -66,6 +62,16 @@ def recorded(source: Source, scheduler: Any, steps: int) -> Recorded:
             "--scheduler"
         )
     return Recorded(taken.gram, gains, levels, taken.predictions)
+
+
+def gains_and_levels(scheduler: Any, asked: dict[str, Any]) -> tuple[tuple[float, ...], NoiseLevels]:
+    """Those of a generation for which `set_timesteps` was called with these arguments; TuningError where they cannot be had."""
+    others = {name: value for name, value in asked.items() if name != "num_inference_steps"}
+    count = asked.get("num_inference_steps")
+    try:
+        return output_gains(scheduler, count, **others), noise_levels(scheduler, count, **others)
+    except ValueError as error:
+        raise TuningError(f"tune: {error}") from error
 
 
 class Outputs:

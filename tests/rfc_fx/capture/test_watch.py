@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from families import FAMILIES
 from peft import LoraConfig
@@ -90,6 +91,19 @@ def test_what_stays_equal_is_no_change() -> None:
             processor(model).scales = [1.0]
             model.eval()
     assert generation.stats.phases == ["FULL", "FULL", "ESTIMATE", "ESTIMATE"]
+
+
+def test_the_plain_model_drawing_in_a_context_of_diffusers_is_no_change(caplog: pytest.LogCaptureFixture) -> None:
+    model, kwargs = FAMILIES["flux"](layers=1)
+    cached = rfc_fx.transform(model, rfc.FORA(interval=4))
+    for _ in range(2):
+        with torch.no_grad(), cached.generation():
+            cached(**kwargs)
+        programs = cached.programs
+        with torch.no_grad(), model.cache_context("cond"):
+            model(**kwargs)
+    assert cached.programs is programs
+    assert not [record for record in caplog.records if "was changed" in record.getMessage()]
 
 
 def test_an_array_in_the_place_of_another_is_a_change_and_no_error() -> None:

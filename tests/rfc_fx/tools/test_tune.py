@@ -18,7 +18,7 @@ from rfc_fx.tools.arguments import OptionError
 from rfc_fx.tools.cli import app
 from rfc_fx.tools.commands.tune import made_like, scheduler_class
 from rfc_fx.tools.sources import DigitsSource, load_source
-from rfc_fx.tools.tune import Point, SamplerChoice, Tuned, TuningGoal, most_full_steps, tune
+from rfc_fx.tools.tune import Point, SamplerChoice, Tuned, TuningGoal, most_full_steps, tune, ways
 from rfc_fx.tools.tune.bench import Bench, with_other_seeds
 from rfc_fx.tools.tune.record import TuningError, recorded
 
@@ -98,6 +98,9 @@ def test_a_sampler_that_calls_twice_a_step_is_refused_by_name() -> None:
     [
         ("HeunDiscreteScheduler", "calls the model 3 times in 2 steps; expected one a step: leave it out of --scheduler"),
         ("RePaintScheduler", "cannot draw with RePaintScheduler, 4 steps: TypeError"),
+        ("DDIMInverseScheduler", "DDIMInverseScheduler, 4 steps makes noise of pictures; expected pictures of noise: leave it out of"),
+        ("DPMSolverMultistepInverseScheduler", "DPMSolverMultistepInverseScheduler, 4 steps makes noise of pictures"),
+        ("IPNDMScheduler", "noise levels: IPNDMScheduler has neither alphas_cumprod nor .*; leave it out of --scheduler"),
     ],
 )
 def test_a_scheduler_that_no_list_can_be_fitted_to_is_refused_before_the_others_are_drawn(kind: str, told: str) -> None:
@@ -109,6 +112,14 @@ def test_a_scheduler_that_no_list_can_be_fitted_to_is_refused_before_the_others_
     with pytest.raises(TuningError, match=told):
         tune(of, [sampler(of), other], TuningGoal(error=0.3), report=said.append)
     assert not said
+
+
+@pytest.mark.parametrize("goal", [TuningGoal(error=0.3), TuningGoal(speedup=1.05)], ids=["error", "speedup"])
+def test_as_many_ways_are_measured_as_are_announced(goal: TuningGoal) -> None:
+    of, said = source(), list[str]()
+    samplers = [sampler(of, 6), sampler(of)]
+    tune(of, samplers, goal, report=said.append)
+    assert 0.6 <= len(said) / ways(samplers, goal) <= 1.1  # where few steps are tried, some ways are the same
 
 
 def test_no_more_steps_are_drawn_than_the_model_was_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +171,8 @@ def test_the_command_writes_a_method_that_generate_and_accelerate_take(tmp_path:
     ran = CliRunner().invoke(app, ["tune", "digits", "--error", "0.5", "--steps", "6", "--refine", "1", *common, "--out", str(out)])
     assert ran.exit_code == 0, ran.output
     assert "chosen" in ran.stdout
+    (announced,) = [line for line in ran.stderr.splitlines() if line.startswith("tuning: up to about ")]
+    assert announced.endswith(" ways to draw, 2 generations of 6 steps each; 1 rounds of refining come on top")
     assert str(out) in ran.stdout
     measured = json.loads(out.read_text())["measured"]
     assert measured["error"] <= 0.5
