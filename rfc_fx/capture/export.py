@@ -23,6 +23,7 @@ from rfc_fx.capture.first_run import each_its_own, run_once
 from rfc_fx.capture.lifted import Answer, Lifted, NotLiftedError
 from rfc_fx.capture.parallel import Parallel, parallel_of
 from rfc_fx.capture.subclasses import path_of
+from rfc_fx.capture.twin import twin_of
 from rfc_fx.capture.with_values import Concrete, trace
 from rfc_fx.errors import CaptureError, NestedGraphError
 from rfc_fx.ir.ops import FLOPS, has_known_shape, is_mutable
@@ -111,7 +112,7 @@ def capture(model: nn.Module, arguments: Mapping[str, Any]) -> Captured:
     lifted = {position for position, leaf in enumerate(pytree.tree_leaves(kwargs)) if isinstance(leaf, Lifted)}
     run_once(model, kwargs, parallel)
     try:
-        captured = _with_values(model, kwargs, None) if lifted else _captured(model, _exported(model, (), kwargs), kwargs)
+        captured = _with_values(model, kwargs, None) if lifted else _captured(model, _exported(twin_of(model), (), kwargs), kwargs)
         if lifted & captured.decided:
             raise NotLiftedError(sorted(lifted & captured.decided))
     except (CaptureError, NotLiftedError):

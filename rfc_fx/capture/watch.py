@@ -17,6 +17,9 @@ from rfc_fx.capture.dict_tags import ARE_READABLE, Tags
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 """Of nn.Module's own containers those whose content forward calls; weights and buffers are looked at by the fingerprint."""
 
+REGISTRY = "_diffusers_hook"
+"""Where diffusers keeps the registry of a module's hooks."""
+
 DEPTH = 4
 """Of containers and objects inside one module."""
 
@@ -30,7 +33,6 @@ class Watch:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        _add_registry(model)
         seen: set[int] = set()
         modules = list(model.modules())
         leaves = [module for module in modules if _is_leaf_of_torch(module)]
@@ -72,7 +74,7 @@ class _Versions:
 
     def __init__(self, dicts: list[dict[Any, Any]]) -> None:
         self._dicts = dicts
-        self._copies = [each.copy() for each in dicts]
+        self._copies = list(map(_held, dicts))
         self._versions = list(map(dict_version, dicts))
         self._sum = sum(self._versions)
 
@@ -82,7 +84,7 @@ class _Versions:
             return False
         versions = list(map(dict_version, self._dicts))
         written = [index for index, (now, then) in enumerate(zip(versions, self._versions, strict=True)) if now != then]
-        if _differ([self._dicts[index] for index in written], [self._copies[index] for index in written]):
+        if _differ([_held(self._dicts[index]) for index in written], [self._copies[index] for index in written]):
             return True
         self._versions, self._sum = versions, sum(versions)
         return False
@@ -95,15 +97,16 @@ def _differ(live: list[Any], copies: list[Any]) -> bool:
         return True
 
 
-def _add_registry(model: nn.Module) -> None:
-    """Give a model of diffusers the empty registry of hooks that its first `cache_context` adds: the plain model drawing is no change."""
-    if "_diffusers_hook" not in vars(model) and callable(context := getattr(model, "cache_context", None)):
-        with context("cond"):
-            pass
+def _held(attributes: dict[Any, Any]) -> dict[Any, Any]:
+    """What is compared, a copy: all but a registry of diffusers without a hook, which the first `cache_context` of a model adds."""
+    held = attributes.copy()
+    if not getattr(held.get(REGISTRY), "hooks", True):
+        del held[REGISTRY]
+    return held
 
 
 def _is_leaf_of_torch(module: nn.Module) -> bool:
-    return not module._modules and type(module).__module__.startswith("torch.nn.") and "_diffusers_hook" not in vars(module)
+    return not module._modules and type(module).__module__.startswith("torch.nn.") and REGISTRY not in vars(module)
 
 
 def _own(module: nn.Module, seen: set[int]) -> Iterator[Any]:
@@ -111,7 +114,7 @@ def _own(module: nn.Module, seen: set[int]) -> Iterator[Any]:
     for name, value in vars(module).items():
         if name not in OF_MODULES and not _is_leaf_of_torch(module):
             # of a registry of diffusers what it calls: the rest is its own bookkeeping, which a first `cache_context` fills in
-            yield from _inside(getattr(value, "hooks", value) if name == "_diffusers_hook" else value, seen, DEPTH)
+            yield from _inside(getattr(value, "hooks", value) if name == REGISTRY else value, seen, DEPTH)
 
 
 def _inside(value: Any, seen: set[int], depth: int) -> Iterator[Any]:

@@ -74,10 +74,10 @@ def lower_cond(guarded: Guarded, timestep: str | None, finish: Callable[[Program
         if first is not None:
             shared = first.module(*arguments(first, values, shapes))
             eps = torch.where(known, shared[0][0], eps)
-            carried = dict(zip((("carry", name.removeprefix("carry:")) for name in first.results[1:]), shared[1:], strict=True))
-            shapes = {key: tensor.shape for key, tensor in carried.items()}
-            # flat: Inductor may lay an operand of torch.cond out otherwise than it told the branches, but not one of a single dimension
-            values |= {key: tensor.contiguous().flatten() for key, tensor in carried.items()}
+            for name, tensor in zip(first.results[1:], shared[1:], strict=True):
+                key: Argument = ("carry", name.removeprefix("carry:"))
+                # flat: Inductor may lay an operand of torch.cond out otherwise than it told the branches, but not one of a single dimension
+                shapes[key], values[key] = tensor.shape, tensor.contiguous().flatten()
         observed = observe(counts, eps, accumulates=schedule.accumulates)
         weighed = counts.total if schedule.is_lagged else observed.total
         is_full = decide(numbers, before.step, k, weighed)

@@ -182,6 +182,7 @@ def _opening(kind: type) -> type:
                 if state.graphs and state.compiled is not None:
                     settle_graphs(self, name, model, state.compiled)
                 known = Known()
+                known.keeps_rows = True
                 known.passes = functools.partial(guidance_pass, self, name)
                 if _follow(self, model):
                     known.follow(self, stages(self).get(name))

@@ -53,7 +53,12 @@ class CondModel(CachedModel):
             names = tuple(self.call_signature.parameters)
             arguments = dict(zip(names, args, strict=False)) | kwargs
             leaves = pytree.tree_leaves({name: arguments[name] for name in names if name in arguments})
-            outputs = compiled.step(compiled.inputs(leaves), state, state["progress"], state["log"], thresholds)
+            try:
+                outputs = compiled.step(compiled.inputs(leaves), state, state["progress"], state["log"], thresholds)
+            except BaseException:
+                if generation is not None:
+                    generation.failed(context)
+                raise
             if generation is not None:
                 generation.note(context.at, outputs)
             return pytree.tree_unflatten(list(outputs), compiled.outputs)
@@ -67,6 +72,7 @@ class CondModel(CachedModel):
         assert isinstance(context, CondContext)
         thresholds = context.numbers_of(self.driver.rules.of(generation, context))
         self._prepared, self._thresholds = context, thresholds
+        context.has_ended = False  # from this call on
         return None, generation, context, thresholds
 
     def compile(self, *args: Any, **kwargs: Any) -> None:

@@ -17,6 +17,7 @@ from rfc_fx.ir.program import CLOCK, Argument, ProgramSet
 from rfc_fx.ir.progress import is_over, mark_restart, read_book
 from rfc_fx.runtime.hoisted import HoistedValues, conditioning_inputs
 from rfc_fx.runtime.picking import picker
+from rfc_fx.runtime.position import Position
 from rfc_fx.runtime.readback import Readback
 
 
@@ -46,29 +47,6 @@ class Bound(NamedTuple):
         for index, name in self.carries:
             arguments[index] = carries[name]
         return arguments
-
-
-class Position(NamedTuple):
-    """Where a call stands in its generation: what was found when it came, and holds for this call whatever other threads call meanwhile."""
-
-    lane: str = ""
-    """Name of its lane."""
-    step: int | None = None
-    """In the timetable of the generation, counted from its first call; None where the timesteps are not known."""
-    timestep: float | None = None
-    """As the model sees it, by the timetable."""
-    ends: tuple[float, float] | None = None
-    """Smallest and largest timestep of the batch, where the host has looked at them."""
-    in_doubt: bool = False
-    """Whether it is computed in full, which no timestep calls for."""
-    is_followed: bool = False
-    """Whether its latent was held against those before, so that its output is to be noted."""
-    is_evicted: bool = False
-    """Whether it would have gone on with a run whose programs have made room for others."""
-    is_late: bool = False
-    """Whether steps were made without it since its lane's latest call, which nobody's timetable says."""
-    is_repeated: bool = False
-    """Whether the call was made before: the same lane, latent and timestep."""
 
 
 class Context:
@@ -206,10 +184,11 @@ class CondContext(Context):
         return read_book(self.state["progress"], self.state["log"])
 
     def end(self) -> None:
+        self.has_ended = True
         mark_restart(self.state["progress"])
 
     def is_over(self, timestep: float | None, sign: int) -> bool:
-        return is_over(self.state["progress"], timestep)
+        return self.has_ended or is_over(self.state["progress"], timestep)
 
 
 def new_context(compiled: ProgramSet) -> Context:

@@ -127,7 +127,7 @@ class Driver:
         except BaseException as error:
             where = "its first step" if context is None else f"step {len(context.book.phases) + due} ({context.running})"
             if context is not None:
-                context.end()  # the step counted, but some of its sites may not be refreshed
+                generation.failed(context)  # the step counted, but some of its sites may not be refreshed
             raise_named(self.ranks, error, where)
             raise
 

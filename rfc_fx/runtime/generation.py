@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,11 @@ from rfc.method import Method
 from rfc_fx.errors import RFCError
 from rfc_fx.runtime import calls
 from rfc_fx.runtime.calls import Call, Key
-from rfc_fx.runtime.context import Context, Position, latent_index
+from rfc_fx.runtime.context import Context, latent_index
 from rfc_fx.runtime.lane_records import Lane, LaneRecords
 from rfc_fx.runtime.moments import Follows, Moments
 from rfc_fx.runtime.pool import StatePool
+from rfc_fx.runtime.position import Position
 from rfc_fx.runtime.sampler import Known
 from rfc_fx.runtime.timestep_check import TimestepCheck
 from rfc_fx.runtime.timetable import Timetable
@@ -40,7 +41,16 @@ class Generation(LaneRecords):
     back begins a new run, and so does a latent that no sampler makes of the latents and outputs before (`succession`).
     """
 
-    def __init__(self, model: str, pool: StatePool, known: Known, call: Callable[..., Any], *, is_opened: bool) -> None:
+    def __init__(
+        self,
+        model: str,
+        pool: StatePool,
+        known: Known,
+        call: Callable[..., Any],
+        elsewhere: Callable[[], Iterable[Moments]],
+        *,
+        is_opened: bool,
+    ) -> None:
         super().__init__()
         self.model, self.is_opened = model, is_opened
         self.timetable: Timetable | None = None
@@ -50,15 +60,13 @@ class Generation(LaneRecords):
         self.has_ended = False
         self.rules: tuple[Method | None, dict[str, Rule]] = None, {}  # for its own steps, by pass, and the method that they were made of
         self.rows: dict[str | None, int] = {}  # samples of the calls of each name, where each has decisions of its own
-        self._pool, self._known, self._call = pool, known, call
+        self._pool, self._known, self._call, self._elsewhere = pool, known, call, elsewhere
         self._is_read = False  # whether the timetable has been looked for
         self.timestep_check = TimestepCheck(model)
         self._groups: dict[tuple[Key, str], ConditioningGroups] = {}
-        self._moments = Moments()
+        self.moments = Moments(self._elsewhere)
         self._evicted: dict[tuple[str, tuple[int, ...]], Book] = {}  # by lane and latent: books of programs that have made room
         self._lock = threading.Lock()  # held while a call's place is found, never while a step runs
-        self._labels: dict[str, tuple[str, str]] = {}
-        """What a guider calls a conditioning that nobody names, and the sample, by the name of the lane."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model in this generation, from wherever; RFCError where it has ended."""
@@ -88,7 +96,8 @@ class Generation(LaneRecords):
         else:
             if not (self.is_opened and self._is_read and self.timetable is None):
                 self._arrive(call.timestep)
-            row = None if self.index is not None or (self.is_opened and is_told) else "" if is_told else f"{name or ''}{sample}"
+            is_certain = (is_told or self._known.keeps_rows) and (self.is_opened or self.index is not None)
+            row = None if is_certain else "" if is_told else f"{name or ''}{sample}"
             lane, at, follows = self._lane((self._group(call, sample) if name is None else name) + sample, call, row)
         context = self._lanes.get(lane)
         if context is None:
@@ -98,10 +107,13 @@ class Generation(LaneRecords):
             evicted = self._evicted.pop((lane[0], shape), None)
             if again is None and evicted is not None and continues(evicted, self._value(call), self.sign):
                 at = at._replace(is_evicted=True)
-            context = self._lanes[lane] = self._pool.take(call, lane[0])
+            try:
+                context = self._lanes[lane] = self._pool.take(call, lane[0])
+            except BaseException:
+                self.moments.give_back(lane)
+                raise
             context.shape = shape
-            conditioning, *number = lane[0].partition(" #")
-            context.name = "".join((*self._labels.get(conditioning, (conditioning,)), *number))
+            context.name = self._labelled(lane[0])
         if follows.is_foreign and not context.has_ended:
             at = at._replace(in_doubt=not follows.is_unmoved and not context.is_over(self._value(call), self.sign))
             context.complete()
@@ -113,6 +125,13 @@ class Generation(LaneRecords):
         context.at = at._replace(is_late=at.is_late and not context.is_over(self._value(call), self.sign))
         self._latest = lane
         return context
+
+    def failed(self, context: Context) -> None:
+        """The call of a context has failed: tried again, it is the same call of its step, not the next window's."""
+        context.end()
+        with self._lock:
+            for lane in [lane for lane, each in self._lanes.items() if each is context]:
+                self.moments.give_back(lane)
 
     def _arrive(self, timestep: Any) -> None:
         """Find the call in the timetable, which is looked for at the first one."""
@@ -148,13 +167,14 @@ class Generation(LaneRecords):
         is_known = self.index is not None or call.timestep is None
         moment, ends = (self.index, None) if is_known else calls.moment_of(call.timestep)
         if self.is_opened and call.timestep is not None:
-            lane = self._moments.numbered(lane, moment)
-        at = at._replace(lane=lane[0], ends=ends, is_late=not is_known and self._moments.is_late(lane, moment, self.sign))
+            lane, is_other = self.moments.numbered(lane, moment)
+            at = at._replace(is_recounted=is_other)
+        at = at._replace(lane=lane[0], ends=ends, is_late=not is_known and self.moments.is_late(lane, moment, self.sign))
         if row is not None:
-            follows = self._moments.follows(lane, call, self._value(call), row, is_opened=self.is_opened, sign=self.sign)
+            follows = self.moments.follows(lane, call, self._value(call), row, is_opened=self.is_opened, sign=self.sign)
             return lane, at._replace(in_doubt=follows.is_displaced, is_repeated=follows.is_repeated), follows
-        doubt = not self.is_opened and self._moments.is_doubtful(lane, call, moment, self.sign, self._known.repeats(moment))
-        return lane, at._replace(in_doubt=doubt), follows
+        doubt = not self.is_opened and self.moments.is_doubtful(lane, call, moment, self.sign, self._known.repeats(moment))
+        return lane, at._replace(in_doubt=doubt or at.is_recounted), follows
 
     def _value(self, call: Call) -> float | None:
         """The timestep of a call as a number."""
@@ -166,11 +186,11 @@ class Generation(LaneRecords):
             self.timestep_check.verify()
         if at.is_followed and not at.is_repeated:
             for output in [each for each in outputs if isinstance(each, Tensor) and each.is_floating_point()][:1]:
-                self._moments.note(output)
+                self.moments.note(output)
 
     def beside(self, arguments: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Take in what the model gave for a call that is part of no lane, made with the latent of the latest call."""
-        if not self.is_opened and self._moments.is_at(arguments):
+        if not self.is_opened and self.moments.is_at(arguments):
             self.note(Position(step=self.index, is_followed=self.index is None), outputs)
 
     def _group(self, call: Call, sample: str) -> str:
@@ -182,8 +202,7 @@ class Generation(LaneRecords):
             index = groups.add(call.conditioning, lambda index: not keeps and self._is_free(index, sample, call))
         name = group_name(index)
         if self._known.passes is not None and name + sample not in self._labels and (label := self._known.passes()) is not None:
-            taken = sum((each.partition("/")[0], of) == (label, sample) for each, of in self._labels.values())
-            self._labels[name + sample] = label if not taken else f"{label}/{taken + 1}", sample
+            self._label(name + sample, sample, label)
         if groups.made_room and (context := self._lanes.get((name + sample, call.key))) is not None:
             context.end()  # what another conditioning left is no beginning of this one
         return name
@@ -204,6 +223,7 @@ class Generation(LaneRecords):
     def restart(self) -> None:
         """Begin another run: nothing is known of it, and all contexts are given back."""
         self.end()
+        self.sign = 1
         self.timetable, self.index, self.timestep, self._is_read, self.rows, self._evicted = None, None, None, False, {}, {}
 
     def end(self) -> None:
@@ -216,7 +236,7 @@ class Generation(LaneRecords):
         self._latest_book = self.latest_book
         for (name, key), context in self._lanes.items():
             self._pool.give(key, name, context)
-        self._lanes, self._moments, self._groups = {}, Moments(), {}
+        self._lanes, self.moments, self._groups = {}, Moments(self._elsewhere), {}
 
     def drop(self, keys: Collection[Key], *, are_evicted: bool = False) -> None:
         """Forget the lanes of program sets that are gone; `are_evicted`: for want of room, so that a run may come back to them."""
@@ -225,5 +245,5 @@ class Generation(LaneRecords):
                 gone = [context for lane, context in self._lanes.items() if lane[1] in keys and not context.has_ended]
                 self._evicted.update(((context.at.lane, context.shape), context.record()) for context in gone)
             self._lanes = {lane: context for lane, context in self._lanes.items() if lane[1] not in keys}
-            self._moments.drop(keys)
+            self.moments.drop(keys)
             self._groups = {group: groups for group, groups in self._groups.items() if group[0] not in keys}

@@ -17,6 +17,7 @@ from rfc_fx.ir.program import ProgramSet
 from rfc_fx.runtime.calls import Call
 from rfc_fx.runtime.context import Context, new_context
 from rfc_fx.runtime.generation import Generation
+from rfc_fx.runtime.moments import Moments
 from rfc_fx.runtime.pool import StatePool
 from rfc_fx.runtime.sampler import Known
 from rfc_fx.runtime.warnings import Warned
@@ -100,16 +101,9 @@ class Generations:
                 del self._recent[owner]
         is_told = here.rows is not None or not here.is_row
         context = generation.context(call, here.name, here.sample, is_told=is_told, again=again)
-        if context.at.is_evicted:
-            self.warned.of_eviction()
-        if context.at.is_late:
-            self.warned.of_late()
         if context.at.is_repeated and not generation.is_opened and again is None:
             self.warned.of_repeat()
-        if context.at.in_doubt and not is_told:
-            self.warned.of_moved_rows()
-        elif context.at.in_doubt:
-            self.warned.of_doubt(is_known=context.at.step is not None)
+        self.warned.of_place(context.at, is_told=is_told)
         return generation, context
 
     def beside(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -126,7 +120,9 @@ class Generations:
         return own
 
     def _new(self, *, is_opened: bool, known: Known | None = None) -> Generation:
-        generation = Generation(self._model, self.pool, known or self.known, self._call_in, is_opened=is_opened)
+        generation = Generation(
+            self._model, self.pool, known or self.known, self._call_in, tuple if is_opened else self._elsewhere, is_opened=is_opened
+        )
         self._live.add(generation)
         return generation
 
@@ -212,11 +208,18 @@ class Generations:
         used = self._recent.get(owner)
         return self._own_of(owner) if used is None else used
 
+    def _generations(self) -> list[Generation]:
+        """Those that there are."""
+        with self._lock:
+            return list(self._live)
+
+    def _elsewhere(self) -> list[Moments]:
+        """Where the threads and tasks are that have opened no generation."""
+        return [generation.moments for generation in self._generations() if not generation.is_opened]
+
     def __iter__(self) -> Iterator[Context]:
         """Every context there is: in use, then in the pool."""
-        with self._lock:
-            live = list(self._live)
-        for generation in live:
+        for generation in self._generations():
             yield from generation
         yield from self.pool
 
@@ -225,16 +228,17 @@ class Generations:
 
     def in_use(self) -> set[Any]:
         """The program sets of the generations that somebody has opened and not left."""
-        with self._lock:
-            live = list(self._live)
-        return {key for generation in live if generation.is_opened and not generation.has_ended for key in generation.program_sets()}
+        return {
+            key
+            for generation in self._generations()
+            if generation.is_opened and not generation.has_ended
+            for key in generation.program_sets()
+        }
 
     def drop(self, keys: Collection[Any], *, are_evicted: bool = False) -> None:
         """Drop the state that belongs to these program sets; `are_evicted`: they have made room for others."""
         self.pool.drop(keys)
-        with self._lock:
-            live = list(self._live)
-        for generation in live:
+        for generation in self._generations():
             generation.drop(keys, are_evicted=are_evicted)
 
 

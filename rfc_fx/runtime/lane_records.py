@@ -23,6 +23,8 @@ class LaneRecords:
         self._ended: dict[str, Book] = {}
         """Of the lanes that were given back."""
         self._latest_book: Book | None = None
+        self._labels: dict[str, tuple[str, str]] = {}
+        """What a guider calls a conditioning that nobody names, and the sample, by the name of the lane."""
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -38,6 +40,16 @@ class LaneRecords:
     def latest(self) -> Context | None:
         """The context that was used last; None where it was given back."""
         return None if self._latest is None else self._lanes.get(self._latest)
+
+    def _label(self, name: str, sample: str, label: str) -> None:
+        """Note what a guider calls the conditioning of a lane."""
+        taken = sum((each.partition("/")[0], of) == (label, sample) for each, of in self._labels.values())
+        self._labels[name] = label if not taken else f"{label}/{taken + 1}", sample
+
+    def _labelled(self, name: str) -> str:
+        """What a lane is called in records."""
+        conditioning, *number = name.partition(" #")
+        return "".join((*self._labels.get(conditioning, (conditioning,)), *number))
 
     def books(self) -> dict[str, Book]:
         """What each lane did, by its name; "cond (2)" is the second set of programs that ran as "cond"."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from rfc.conditioning import Seen
 from rfc_fx.runtime.calls import Call, Key
 from rfc_fx.runtime.context import latent_index
 from rfc_fx.runtime.lane_records import Lane
-from rfc_fx.runtime.succession import Run, Succession, is_multiple
+from rfc_fx.runtime.succession import Rows, Run, Succession, is_multiple
 
 
 class Moment(NamedTuple):
@@ -21,6 +22,17 @@ class Moment(NamedTuple):
     """The index in the timetable, else the timestep: as a number, or the tensor where it lies on a device."""
     latent: Seen
     """What was moved."""
+
+
+class Numbered(NamedTuple):
+    """How often a name was called at its latest moment."""
+
+    at: Any
+    times: int
+    usual: int = 0
+    """At the moment before; 0 at the first."""
+    is_other: bool = False
+    """Whether the number has changed, so that lanes may have been others'."""
 
 
 LEAP = 1.5
@@ -46,12 +58,14 @@ def is_same(then: Any, now: Any) -> bool:
 
 
 class Moments:
-    """The latest moments of a generation's lanes."""
+    """The latest moments of a generation's lanes. `elsewhere`: those of other threads and tasks, one of whose calls might come here."""
 
-    def __init__(self) -> None:
+    def __init__(self, elsewhere: Callable[[], Iterable[Moments]] = tuple) -> None:
+        self._elsewhere = elsewhere
+        self._lock = threading.Lock()  # of the successions, which calls of other threads look at
         self._latest: dict[Lane, Moment] = {}
-        self._numbered: dict[Lane, tuple[Any, int]] = {}
-        """What a name was last called with, and how often, where somebody has opened the generation."""
+        self._numbered: dict[Lane, Numbered] = {}
+        """By name, where somebody has opened the generation."""
         self._doubtful: dict[Lane, Any] = {}
         """Lanes that had two calls at one timestep with other latents, until a timestep above."""
         self._paces: dict[Lane, tuple[float, float, float]] = {}
@@ -69,15 +83,29 @@ class Moments:
         self._runs: dict[Lane, Run] = {}
         """The run that each lane is in."""
 
-    def numbered(self, lane: Lane, at: Any) -> Lane:
-        """The lane of a call where somebody has opened the generation: the second call of a name at a timestep has a lane of its own."""
+    def numbered(self, lane: Lane, at: Any) -> tuple[Lane, bool]:
+        """The lane of a call where somebody has opened the generation: the second call of a name at a timestep has a lane of its own.
+
+        And whether there are more or fewer calls of the name than at the timestep before, of which fewer are seen at the next one. Two in
+        the place of one are no more: samplers of second order have them.
+        """
         before = self._numbered.get(lane)
-        if before is None or not is_same(before[0], at):
-            self._numbered[lane] = at, 1
-            return lane
-        count = before[1] + 1
-        self._numbered[lane] = at, count
-        return f"{lane[0]} #{count}", lane[1]
+        if before is None:
+            now = Numbered(at, 1)
+        elif is_same(before.at, at):
+            count = before.times + 1
+            now = before._replace(times=count, is_other=before.is_other or 1 < before.usual < count)
+        else:
+            now = Numbered(at, 1, before.times, 1 < before.usual != before.times)
+        self._numbered[lane] = now
+        return (lane if now.times == 1 else (f"{lane[0]} #{now.times}", lane[1])), now.is_other
+
+    def give_back(self, lane: Lane) -> None:
+        """The latest call of a numbered lane has failed: the next one of its name has its number."""
+        name, _, number = lane[0].rpartition(" #") if lane not in self._numbered else (lane[0], "", "1")
+        latest = self._numbered.get((name, lane[1]))
+        if latest is not None and str(latest.times) == number:
+            self._numbered[name, lane[1]] = latest._replace(times=latest.times - 1)
 
     def is_late(self, lane: Lane, at: Any, sign: int) -> bool:
         """Whether steps were made without the lane: its timestep leaps, and others were called at what lies between.
@@ -116,9 +144,14 @@ class Moments:
         `row`: of a batch whose samples decide for themselves and whom nobody names; it has runs of its own. Where somebody has opened the
         generation, what once did not follow may be as it likes. `sign`: which way the timestep goes.
         """
+
+        def is_elsewhere(rows: Rows) -> bool:
+            return any(other.explains(row, rows) for other in self._elsewhere() if other is not self)
+
         before, self._succession = self._runs.get(lane), self._successions.setdefault(row, Succession())
         last, latent = self._succession.at, self._latent(call)
-        run = self._runs[lane] = self._succession.find(latent, at, before)
+        with self._lock:
+            run = self._runs[lane] = self._succession.find(latent, at, before, is_elsewhere)
         is_unmoved = before is not None and run is not before and is_multiple(run[-1].rows, before)
         is_new = len(run) == 1 and not run[-1].lanes
         is_repeated = lane in run[-1].lanes
@@ -131,13 +164,23 @@ class Moments:
         is_displaced = bool(row) and before is None and is_new and may_follow and row not in self._loose
         return Follows(before is not None and run is not before and row not in self._loose, is_unmoved, is_displaced, is_repeated)
 
+    def explains(self, row: str, rows: Rows) -> bool:
+        """Whether a latent follows from what was drawn here; no while a call here finds its place: two that wait would wait for ever."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            return row in self._successions and self._successions[row].explains(rows)
+        finally:
+            self._lock.release()
+
     def is_at(self, arguments: Sequence[Any]) -> bool:
         """Whether the latent of the latest call is among the arguments."""
         return any(self._succession.is_at(argument) for argument in arguments if isinstance(argument, Tensor))
 
     def note(self, output: Tensor) -> None:
         """Take in what the model made of the latent of the call that `follows` was asked about last."""
-        self._succession.note(output)
+        with self._lock:
+            self._succession.note(output)
 
     def _latent(self, call: Call) -> Tensor:
         if (index := self._latents.get(call.key)) is None:

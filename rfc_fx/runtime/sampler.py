@@ -57,6 +57,8 @@ class Known:
     def __init__(self) -> None:
         self.timesteps: Tensor | None = None
         """As they were prepared."""
+        self.keeps_rows = False
+        """Whether the rows of a batch stay where they are until a generation ends, as a pipeline's do."""
         self._repeated: frozenset[float] = frozenset()
         self._source: weakref.ref[Any] | None = None
         self._said: tuple[Tensor, Tensor | None] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ class Moment:
         """What the model made of the latent; one transfer where it lies on a device."""
         if self._unread:
             self._outputs += list(_read(torch.stack(self._unread)))
-            self._unread = []
+            self._unread.clear()
         return self._outputs
 
 
@@ -87,10 +88,11 @@ class Succession:
         self._places: dict[Any, Places] = {}
         """By shapes of latent and output, and device."""
 
-    def find(self, latent: Tensor, at: Any, expected: Run | None) -> Run:
+    def find(self, latent: Tensor, at: Any, expected: Run | None, is_elsewhere: Callable[[Rows], bool] = lambda _: False) -> Run:
         """The run of a call: the one that is at this latent, the one that the latent follows from, or a new one.
 
-        `expected`: the run that the call's lane is in. Reads `ELEMENTS` of the latent, and none where the latent is the object of the call
+        `expected`: the run that the call's lane is in. `is_elsewhere`: whether what was drawn in another place explains a latent exactly;
+        asked where nothing here does. Reads `ELEMENTS` of the latent, and none where the latent is the object of the call
         before.
         """
         for run in reversed(self._runs):
@@ -112,12 +114,16 @@ class Succession:
                     share, nearest = own, known
                 if share <= EXACT:
                     break
-        if nearest is not None:
+        if nearest is not None and not (share > EXACT and is_elsewhere(rows)):
             nearest.append(Moment(at, latent, rows))
             return self._latest(nearest)
         run = Run([Moment(at, latent, rows)], maxlen=MOMENTS)
         self._runs = [*self._runs[1 - MAX_RUNS :], run]
         return run
+
+    def explains(self, rows: Rows) -> bool:
+        """Whether one of the latest runs leads to a latent, with nothing left over."""
+        return any(outside(rows, run) <= EXACT for run in self._runs[: -COMPARED - 1 : -1])
 
     @property
     def at(self) -> Any:
@@ -189,7 +195,7 @@ def outside(rows: Rows, run: Run) -> float:
         size = int(moved.sum())
         if not size:
             continue
-        mates = [mate for mate in range(len(rows)) if len(rows) <= FEW or np.array_equal(before.rows[mate], before.rows[sample])]
+        mates = [mate for mate in range(len(rows)) if np.array_equal(before.rows[mate, moved], before.rows[sample, moved])]
         span: list[Rows] = []
         for moment in moments:
             vectors = [moment.rows[sample], *(output[mate] for output in moment.outputs() for mate in mates)]
@@ -218,9 +224,6 @@ def is_multiple(rows: Rows, run: Run) -> bool:
 
 ROUNDING = 1e-6
 """Largest difference of two latents in float32 that are the same, as a share."""
-
-FEW = 4
-"""Samples of a batch whose outputs are all taken for every sample."""
 
 
 def _outside(vector: Rows, span: Rows) -> float:

@@ -6,6 +6,7 @@ import warnings
 
 from rfc.bookkeeping import Book, never_skipped
 from rfc.schedules.base import Schedule
+from rfc_fx.runtime.position import Position
 
 
 class NothingSkippedWarning(UserWarning):
@@ -164,6 +165,19 @@ class Warned:
                 "a full step; open model.generation() for each generation, which holds its own",
             )
 
+    def of_place(self, at: Position, *, is_told: bool) -> None:
+        """Warn of what is not certain of a call's place in its generation; `is_told`: it is known who its sample is."""
+        if at.is_evicted:
+            self.of_eviction()
+        if at.is_late:
+            self.of_late()
+        if at.is_recounted:
+            self.of_recount()
+        elif at.in_doubt and not is_told:
+            self.of_moved_rows()
+        elif at.in_doubt:
+            self.of_doubt(is_known=at.step is not None)
+
     def of_doubt(self, *, is_known: bool) -> None:
         """Warn where a call may be no next step of the one before; `is_known`: its timesteps are."""
         if not self.can_skip:
@@ -192,6 +206,16 @@ class Warned:
                 "a call comes again after steps that were made without it (guidance within an interval), and goes on as if it had been one "
                 "step: estimates are made of older state than the method counts; say the sampler, which has such a step computed in full: "
                 "use rfc_fx.accelerate(pipe), model.generation(source=scheduler), or source=scheduler in rfc_fx.transform",
+            )
+
+    def of_recount(self) -> None:
+        """Warn where a name is called another number of times a step than before, in a generation that somebody has opened."""
+        if self.can_skip:
+            self._once(
+                UncertainCallWarning,
+                "one name (or one conditioning) is called another number of times at a timestep than at the one before: calls of one name "
+                "(windows, tiles) are told apart by their order within the step, so the latest may have gone on from another one's state; "
+                "from here on they are computed in full until their number stays; give each a name with model.cache_context(name)",
             )
 
     def of_repeat(self) -> None:

@@ -85,10 +85,10 @@ def granularities_for(config: Config, method: Method) -> tuple[str, ...]:
             "prediction; got 'prediction', expected 'output' or a finer one"
         )
     verifies = any(phase_named(name).verifies for name in method.schedule.branches)
-    if verifies and (own := chosen or default) not in (None, *WITHIN_BLOCKS):
+    if verifies and (coarse := chosen or default) is not None and coarse not in WITHIN_BLOCKS:
         raise ValueError(
-            f"granularity: {method.name} computes the last block once more to verify its estimate, so every block has estimates of its own; "
-            f"got {own!r}, expected 'module' or 'block'"
+            f"granularity: {method.name} computes the last block once more to verify its estimate, so blocks have estimates of their own; "
+            f"got {coarse!r}, expected 'module' or 'block'"
         )
     if granularity := chosen or ("stack" if corrects and default is None else None):
         return (granularity,)

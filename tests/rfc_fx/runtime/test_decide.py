@@ -243,7 +243,8 @@ class Generations(RuleBasedStateMachine):
     def steps(self, errors: list[float], guidance: bool, repeats: bool) -> None:
         """Steps of the sampler; guidance may be off after the leading ones; a sampler of second order calls twice at a timestep."""
         for eps in errors:
-            for name in ("cond", "uncond") if guidance or self.distinct < LEAST else ("cond",):
+            is_guided = guidance or self.distinct < LEAST or self.needs_reset  # a prepared step that was left out raises, one step late
+            for name in ("cond", "uncond") if is_guided else ("cond",):
                 for _ in range(1 + (repeats and self.distinct > 0 and not self.needs_reset)):
                     self._call(name, eps)
             self.position, self.distinct = self.position + 1, self.distinct + 1
@@ -258,6 +259,7 @@ class Generations(RuleBasedStateMachine):
             self.world.fails_at = None
         self.driver.generations.current().restart()
         self.driver.may_have_changed = True
+        self.direction_is_known = False
         self._new_loop()
 
     @precondition(lambda self: self.distinct >= LEAST and not self.needs_reset)
