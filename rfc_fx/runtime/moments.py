@@ -145,8 +145,8 @@ class Moments:
         generation, what once did not follow may be as it likes. `sign`: which way the timestep goes.
         """
 
-        def is_elsewhere(rows: Rows) -> bool:
-            return any(other.explains(row, rows) for other in self._elsewhere() if other is not self)
+        def is_elsewhere(rows: Rows, share: float) -> bool:
+            return any(other.explains(row, rows, share) for other in self._elsewhere() if other is not self)
 
         before, self._succession = self._runs.get(lane), self._successions.setdefault(row, Succession())
         last, latent = self._succession.at, self._latent(call)
@@ -164,12 +164,12 @@ class Moments:
         is_displaced = bool(row) and before is None and is_new and may_follow and row not in self._loose
         return Follows(before is not None and run is not before and row not in self._loose, is_unmoved, is_displaced, is_repeated)
 
-    def explains(self, row: str, rows: Rows) -> bool:
+    def explains(self, row: str, rows: Rows, share: float) -> bool:
         """Whether a latent follows from what was drawn here; no while a call here finds its place: two that wait would wait for ever."""
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            return row in self._successions and self._successions[row].explains(rows)
+            return row in self._successions and self._successions[row].explains(rows, share)
         finally:
             self._lock.release()
 

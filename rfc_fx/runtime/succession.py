@@ -29,6 +29,9 @@ Measured with 20 steps of 12 deterministic samplers of diffusers: at most 0.001 
 Where the sampler clips outputs: 0.002 with the digits model, 0.8 with a random one under strong guidance, which is then computed in full.
 """
 
+ROUNDED = 0.001
+"""The largest that rounding was measured to leave."""
+
 EXACT = 0.01
 """The same for two calls at one timestep, which solvers of higher order make: their latents are sums."""
 
@@ -88,11 +91,11 @@ class Succession:
         self._places: dict[Any, Places] = {}
         """By shapes of latent and output, and device."""
 
-    def find(self, latent: Tensor, at: Any, expected: Run | None, is_elsewhere: Callable[[Rows], bool] = lambda _: False) -> Run:
+    def find(self, latent: Tensor, at: Any, expected: Run | None, is_elsewhere: Callable[[Rows, float], bool] = lambda *_: False) -> Run:
         """The run of a call: the one that is at this latent, the one that the latent follows from, or a new one.
 
-        `expected`: the run that the call's lane is in. `is_elsewhere`: whether what was drawn in another place explains a latent exactly;
-        asked where nothing here does. Reads `ELEMENTS` of the latent, and none where the latent is the object of the call
+        `expected`: the run that the call's lane is in. `is_elsewhere`: whether less than a share of a latent lies outside what was drawn in
+        another place; asked where more than rounding lies outside what was drawn here. Reads `ELEMENTS` of the latent, and none where the latent is the object of the call
         before.
         """
         for run in reversed(self._runs):
@@ -114,16 +117,16 @@ class Succession:
                     share, nearest = own, known
                 if share <= EXACT:
                     break
-        if nearest is not None and not (share > EXACT and is_elsewhere(rows)):
+        if nearest is not None and not (share > ROUNDED and is_elsewhere(rows, CLEARLY * share)):
             nearest.append(Moment(at, latent, rows))
             return self._latest(nearest)
         run = Run([Moment(at, latent, rows)], maxlen=MOMENTS)
         self._runs = [*self._runs[1 - MAX_RUNS :], run]
         return run
 
-    def explains(self, rows: Rows) -> bool:
-        """Whether one of the latest runs leads to a latent, with nothing left over."""
-        return any(outside(rows, run) <= EXACT for run in self._runs[: -COMPARED - 1 : -1])
+    def explains(self, rows: Rows, share: float) -> bool:
+        """Whether less than that share of a latent lies outside one of the latest runs."""
+        return any(outside(rows, run) < share for run in self._runs[: -COMPARED - 1 : -1])
 
     @property
     def at(self) -> Any:
