@@ -61,10 +61,8 @@ def speeds(record: Record) -> str:
     for name in [name for name in MODELS if name in models]:
         row = models[name]
         nfc = row["variants"]["compiled"]["nfc"]
-        parts += [
-            f"{row['what'][:1].upper()}{row['what'][1:]}; {nfc} of {row['steps']} steps full, {row['rounds']} generations of each in turns:",
-            engine_table(row),
-        ]
+        what = f"{row['what'][:1].upper()}{row['what'][1:]}"
+        parts += [f"{what}; {nfc} of {row['steps']} steps full, {row['rounds']} generations of each in turns:", engine_table(row)]
     return "\n\n".join(part.strip() for part in parts)
 
 

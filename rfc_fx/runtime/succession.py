@@ -95,8 +95,8 @@ class Succession:
         """The run of a call: the one that is at this latent, the one that the latent follows from, or a new one.
 
         `expected`: the run that the call's lane is in. `is_elsewhere`: whether less than a share of a latent lies outside what was drawn in
-        another place; asked where more than rounding lies outside what was drawn here. Reads `ELEMENTS` of the latent, and none where the latent is the object of the call
-        before.
+        another place; asked where more than rounding lies outside what was drawn here. Reads `ELEMENTS` of the latent, and none where the
+        latent is the object of the call before.
         """
         for run in reversed(self._runs):
             if run[-1].is_same(at, latent):
