@@ -1,4 +1,4 @@
-"""Tags: many dictionaries looked at in one read. CPython keeps in each a number that every write changes, and how many keys it has.
+"""Tags: many dictionaries looked at in one read. CPython keeps in each a number that every write changes.
 
 `dict_version` of torch returns that number for one dictionary by a call; a model of 57 blocks has a thousand. Here they are gathered at
 once, which is possible where the numbers stand at a fixed place of the object. Whether they do is tried when this module is loaded.
@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 WORD = 8
-USED, VERSION = object.__basicsize__, object.__basicsize__ + WORD
-"""Bytes from the beginning of a dictionary to the number of its keys, and to that of its writes."""
+VERSION = object.__basicsize__ + WORD
+"""Bytes from the beginning of a dictionary to the number of its writes."""
 
 
 class Tags:
-    """One number of each dictionary: its version, or for those in `counted` the number of its keys. Holds no reference to them."""
+    """The version of each dictionary. Holds no reference to them."""
 
-    def __init__(self, versioned: Sequence[dict[Any, Any]], counted: Sequence[dict[Any, Any]]) -> None:
-        addresses = [id(each) + VERSION for each in versioned] + [id(each) + USED for each in counted]
+    def __init__(self, dicts: Sequence[dict[Any, Any]]) -> None:
+        addresses = [id(each) + VERSION for each in dicts]
         first = min(addresses, default=0)
         words = (max(addresses, default=0) - first) // WORD + 1 if addresses else 0
         self._memory = np.ctypeslib.as_array((ctypes.c_uint64 * words).from_address(first)) if words else np.zeros(0, np.uint64)
@@ -38,7 +38,7 @@ def _are_readable() -> bool:
     if sys.implementation.name != "cpython" or sys.version_info >= (3, 13):  # later ones keep no version
         return False
     probe, other = {"key": 1}, {"key": 1, "another": 2}
-    tags = Tags([probe], [other])
+    tags = Tags([probe, other])
     first, second = tags.read(), tags.read()
     probe["key"] = 2
     third = tags.read()

@@ -28,8 +28,9 @@ class Watch:
     """What the modules of a model held when it was captured.
 
     Looked at in every step, between programs that have driven all of it out of the processor's caches, so what counts is how many objects
-    are touched. Dictionaries are compared where their version is another. Modules of torch without children, most of all modules, are
-    looked at for new attributes alone, and hooks where some were registered anywhere: the rest is left to `has_changed_at_all`.
+    are touched. Dictionaries are compared where their version is another, hooks where some were registered anywhere. Where versions cannot
+    be read at once, modules of torch without children, most of all modules, are looked at for new attributes alone: their settings, as
+    hooks that nobody registered, are left to `has_changed_at_all`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,7 +43,7 @@ class Watch:
         dicts += [module._modules for module in modules if module._modules]
         dicts += [each for each in own if isinstance(each, dict)] + [each for each in hooks if each]
         self._leaves = [vars(module) for module in leaves]
-        self._tags = Tags(dicts, self._leaves) if ARE_READABLE else None
+        self._tags = Tags([*dicts, *self._leaves]) if ARE_READABLE else None
         self._then = None if self._tags is None else self._tags.read()  # before what it stands for: a write meanwhile is seen
         self._dicts = _Versions(dicts)
         self._lengths = list(map(len, self._leaves))
@@ -59,7 +60,7 @@ class Watch:
             self._registered = RemovableHandle.next_id
         now = None if self._tags is None else self._tags.read()
         if now is None or now != self._then:
-            if self._dicts.differ() or list(map(len, self._leaves)) != self._lengths:
+            if self._dicts.differ() or list(map(len, self._leaves)) != self._lengths or (now is not None and self._rest.differ()):
                 return True
             self._then = now
         return bool(self._others) and _differ(self._others, self._other_copies)
