@@ -13,6 +13,8 @@ from torch import Tensor
 
 import rfc
 import rfc_export
+import rfc_fx
+from rfc_fx.ir.progress import LOG_STEPS
 from rfc_fx.zoo import digits_noise, sample
 
 pytestmark = [*NEEDS, BUILT]
@@ -29,9 +31,11 @@ def folder(digits_inputs: dict[str, Tensor], tmp_path_factory: pytest.TempPathFa
     site = tmp_path_factory.mktemp("web") / "site"
     subprocess.run(["node", str(SOURCE / "build.js"), str(site)], check=True)
     model, scheduler = first_blocks(2)
-    for name, method in {"digits": rfc.LogSNR(scheduler, num_steps=STEPS, nfc=6), "measured": rfc.RFC(tau=0.15)}.items():
+    methods = {"digits": rfc.LogSNR(scheduler, num_steps=STEPS, nfc=6), "measured": rfc.RFC(tau=0.15), "cond": rfc.RFC(tau=0.15)}
+    for name, method in methods.items():
         facts = {"example_inputs": digits_inputs, "method": method, "sampler": digits_sampler()}
-        rfc_export.export(model, site / "engines" / name, backend="onnx", **facts)
+        config = rfc_fx.Config(dispatch="cond") if name == "cond" else None
+        rfc_export.export(model, site / "engines" / name, backend="onnx", config=config, **facts)
     return site
 
 
@@ -45,7 +49,7 @@ def page(folder: Path) -> Iterator[Any]:
         yield page
 
 
-@pytest.mark.parametrize("engine", ["digits", "measured"])
+@pytest.mark.parametrize("engine", ["digits", "measured", "cond"])
 def test_webgpu_takes_the_decisions_of_the_engine_and_keeps_the_state_on_the_device(page: Any, folder: Path, engine: str) -> None:
     own = rfc_export.load(folder / "engines" / engine)
     expected = sample(own, first_blocks(1)[1], torch.tensor([3]), digits_noise([0]), steps=STEPS)
@@ -56,9 +60,13 @@ def test_webgpu_takes_the_decisions_of_the_engine_and_keeps_the_state_on_the_dev
     for step in noted["locations"]:
         kept = {key: where for key, where in step if key.startswith(("state:", "carry:"))}
         assert {slot.name for slot in own.manifest.sets[0].state} == {key[6:] for key in kept if key.startswith("state:")}
-        assert set(kept.values()) == {"gpu-buffer"}
+        assert {key for key, where in kept.items() if where != "gpu-buffer"} == (
+            {"state:progress", "state:log"} if engine == "cond" else set()
+        )
     decision = 16 if "PREFIX" in own.programs else 0  # one float32, in WebGPU's smallest copy
-    assert set(noted["bytesRead"]) == {OUTPUT_BYTES + decision}
+    progress = 4 * LOG_STEPS * 3 if engine == "cond" else 0  # decided on the host: what was decided so far travels
+    assert [read - OUTPUT_BYTES - decision - progress in range(4 * 64) for read in noted["bytesRead"]] == [True] * STEPS
+    assert engine == "cond" or set(noted["bytesRead"]) == {OUTPUT_BYTES + decision}
 
 
 def test_the_page_draws_on_the_graphics_card(page: Any) -> None:
