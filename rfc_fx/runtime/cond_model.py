@@ -64,11 +64,11 @@ class CondModel(CachedModel):
             return pytree.tree_unflatten(list(outputs), compiled.outputs)
 
     @torch.compiler.disable
-    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
-        """Have programs and state for this call ready; torch.compile calls it through the lazy-module protocol."""
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_noted: bool = True) -> Prepared:
+        """Have programs and state for this call ready; torch.compile calls it through the lazy-module protocol, and hands on no results."""
         if (plain := self.driver.look_at_the_model()) is not None:
             return plain, None, None, {}
-        generation, context = self.driver.generations.of(self.cache.recognise(args, kwargs))
+        generation, context = self.driver.generations.of(self.cache.recognise(args, kwargs), is_noted=is_noted)
         assert isinstance(context, CondContext)
         thresholds = context.numbers_of(self.driver.rules.of(generation, context))
         self._prepared, self._thresholds = context, thresholds
@@ -94,4 +94,4 @@ class CondModel(CachedModel):
         """Marks a module that has to see arguments before it is compiled (torch's lazy-module protocol)."""
 
     def _infer_parameters(self, _: nn.Module, args: Any, kwargs: Any = None) -> None:
-        self._prepare(tuple(args), dict(kwargs or {}))
+        self._prepare(tuple(args), dict(kwargs or {}), is_noted=False)

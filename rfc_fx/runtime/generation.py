@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from rfc_fx.runtime import calls
 from rfc_fx.runtime.calls import Call, Key
 from rfc_fx.runtime.context import Context, latent_index
 from rfc_fx.runtime.lane_records import Lane, LaneRecords
-from rfc_fx.runtime.moments import Follows, Moments
+from rfc_fx.runtime.moments import Elsewhere, Follows, Moments
 from rfc_fx.runtime.pool import StatePool
 from rfc_fx.runtime.position import Position
 from rfc_fx.runtime.sampler import Known
@@ -42,14 +42,7 @@ class Generation(LaneRecords):
     """
 
     def __init__(
-        self,
-        model: str,
-        pool: StatePool,
-        known: Known,
-        call: Callable[..., Any],
-        elsewhere: Callable[[], Iterable[Moments]],
-        *,
-        is_opened: bool,
+        self, model: str, pool: StatePool, known: Known, call: Callable[..., Any], elsewhere: Elsewhere, *, is_opened: bool
     ) -> None:
         super().__init__()
         self.model, self.is_opened = model, is_opened
@@ -79,24 +72,27 @@ class Generation(LaneRecords):
 
     # ---- lanes -------------------------------------------------------------------------------------------------------
 
-    def context(self, call: Call, name: str | None, sample: str = "", *, is_told: bool = True, again: Context | None = None) -> Context:
+    def context(
+        self, call: Call, name: str | None, sample: str = "", *, is_told: bool = True, is_noted: bool = True, again: Context | None = None
+    ) -> Context:
         """The context of a call; it is taken from the pool at its lane's first. `again`: the one it had, where its step begins anew.
 
         `is_told`: whether it is known who the sample is; otherwise it is the one in that row of the batch, as long as its latent says so.
+        `is_noted`: whether `note` will hear what comes of the call; else its latent is not held against those before.
 
         Calls of several threads find theirs one after the other: what is known of each stands in `Context.at`.
         """
         with self._lock:
-            return self._found(call, name, sample, is_told, again)
+            return self._found(call, name, sample, is_told, is_noted, again)
 
-    def _found(self, call: Call, name: str | None, sample: str, is_told: bool, again: Context | None) -> Context:
+    def _found(self, call: Call, name: str | None, sample: str, is_told: bool, is_noted: bool, again: Context | None) -> Context:
         follows = Follows()
         if again is not None:
             at, lane = again.at, (again.at.lane, call.key)
         else:
             if not (self.is_opened and self._is_read and self.timetable is None):
                 self._arrive(call.timestep)
-            is_certain = (is_told or self._known.keeps_rows) and (self.is_opened or self.index is not None)
+            is_certain = not is_noted or ((is_told or self._known.keeps_rows) and (self.is_opened or self.index is not None))
             row = None if is_certain else "" if is_told else f"{name or ''}{sample}"
             lane, at, follows = self._lane((self._group(call, sample) if name is None else name) + sample, call, row)
         context = self._lanes.get(lane)

@@ -88,7 +88,7 @@ class Generations:
         generation = self._where().generation
         return self._own_of(caller()) if generation is None else generation
 
-    def of(self, call: Call, *, again: Context | None = None) -> tuple[Generation, Context]:
+    def of(self, call: Call, *, is_noted: bool = True, again: Context | None = None) -> tuple[Generation, Context]:
         """The generation of a call, and its context; `again`: the one that it had, where its step begins anew."""
         here = self._here.get()
         generation = here.generation
@@ -100,7 +100,7 @@ class Generations:
             if owner in self._recent:
                 del self._recent[owner]
         is_told = here.rows is not None or not here.is_row
-        context = generation.context(call, here.name, here.sample, is_told=is_told, again=again)
+        context = generation.context(call, here.name, here.sample, is_told=is_told, is_noted=is_noted, again=again)
         if context.at.is_repeated and not generation.is_opened and again is None:
             self.warned.of_repeat()
         self.warned.of_place(context.at, is_told=is_told)

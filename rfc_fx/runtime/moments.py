@@ -60,7 +60,7 @@ def is_same(then: Any, now: Any) -> bool:
 class Moments:
     """The latest moments of a generation's lanes. `elsewhere`: those of other threads and tasks, one of whose calls might come here."""
 
-    def __init__(self, elsewhere: Callable[[], Iterable[Moments]] = tuple) -> None:
+    def __init__(self, elsewhere: Elsewhere = tuple) -> None:
         self._elsewhere = elsewhere
         self._lock = threading.Lock()  # of the successions, which calls of other threads look at
         self._latest: dict[Lane, Moment] = {}
@@ -194,3 +194,7 @@ class Moments:
                 del lanes[lane]
         for key in keys:
             self._latents.pop(key, None)
+
+
+Elsewhere = Callable[[], Iterable[Moments]]
+"""The moments of other threads and tasks, as they are now."""

@@ -55,7 +55,7 @@ def inspect_model(
                 by_granularity[other] = rfc_fx.transform(
                     model, method, example_inputs=inputs, config=replace(config, granularity=other, state_budget=None)
                 )
-            except RFCError as error:
+            except (RFCError, ValueError) as error:  # none here, or none that the method could use
                 reasons[other] = one_line(error)
     yield _sites(transformed, granularity)
     yield _rejections(transformed)
