@@ -20,6 +20,7 @@ from benchmarks.latency.methods import WHOLE, equal_gaps
 from benchmarks.latency.workloads import WORKLOADS
 from benchmarks.tool_tables import engine_table
 from rfc_export.bench import PROTOCOL, engine_variant, measure, model_variants
+from rfc_export.specs import BackendName
 from rfc_export.verify import RecordedGeneration
 from rfc_fx.tools.summary_json import versions
 
@@ -28,7 +29,7 @@ RECORD = RESULTS / "engines" / "speed.json"
 MODELS = {"digits": (50, 14), "flux-thin": (50, 14), "emoji": (28, 8)}
 """Workloads, their steps, and how many of them are full."""
 
-BACKENDS = ("aoti", "onnx")
+BACKENDS: tuple[BackendName, ...] = ("aoti", "onnx")
 
 
 def measured(name: str, rounds: int) -> Record:
