@@ -60,7 +60,7 @@ class Watch:
             self._registered = RemovableHandle.next_id
         now = None if self._tags is None else self._tags.read()
         if now is None or now != self._then:
-            if self._dicts.differ() or list(map(len, self._leaves)) != self._lengths or (now is not None and self._rest.differ()):
+            if self._dicts.differ() or (list(map(len, self._leaves)) != self._lengths if now is None else self._rest.differ()):
                 return True
             self._then = now
         return bool(self._others) and _differ(self._others, self._other_copies)

@@ -168,7 +168,7 @@ class Generation(LaneRecords):
         at = at._replace(lane=lane[0], ends=ends, is_late=not is_known and self.moments.is_late(lane, moment, self.sign))
         if row is not None:
             follows = self.moments.follows(lane, call, self._value(call), row, is_opened=self.is_opened, sign=self.sign)
-            return lane, at._replace(in_doubt=follows.is_displaced, is_repeated=follows.is_repeated), follows
+            return lane, at._replace(in_doubt=follows.is_displaced or at.is_recounted, is_repeated=follows.is_repeated), follows
         doubt = not self.is_opened and self.moments.is_doubtful(lane, call, moment, self.sign, self._known.repeats(moment))
         return lane, at._replace(in_doubt=doubt or at.is_recounted), follows
 

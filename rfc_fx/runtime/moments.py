@@ -96,7 +96,7 @@ class Moments:
             count = before.times + 1
             now = before._replace(times=count, is_other=before.is_other or 1 < before.usual < count)
         else:
-            now = Numbered(at, 1, before.times, 1 < before.usual != before.times)
+            now = Numbered(at, 1, before.times, before.usual > 1 and before.usual != before.times)
         self._numbered[lane] = now
         return (lane if now.times == 1 else (f"{lane[0]} #{now.times}", lane[1])), now.is_other
 
