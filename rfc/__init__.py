@@ -4,6 +4,7 @@ Estimators forecast a site's output, schedules decide which steps are full, meth
 """
 
 from rfc.eager.recording import magnitude_ratios
+from rfc.estimators.adaptive import AdaptiveNewton
 from rfc.estimators.aligned import Aligned
 from rfc.estimators.base import Estimator, combine
 from rfc.estimators.linear_prediction import LinearPrediction
@@ -62,6 +63,7 @@ __all__ = [
     "RCS",
     "RFC",
     "RFE",
+    "AdaptiveNewton",
     "Aligned",
     "AnchorChange",
     "Chebyshev",

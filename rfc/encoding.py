@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rfc.estimators.adaptive import AdaptiveNewton
 from rfc.estimators.aligned import Aligned
 from rfc.estimators.base import Estimator
 from rfc.estimators.linear_prediction import LinearPrediction
@@ -43,6 +44,7 @@ ESTIMATORS = (
     Taylor,
     Hermite,
     Newton,
+    AdaptiveNewton,
     LinearPrediction,
     RFE,
     Projective,

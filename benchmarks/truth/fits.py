@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import rfc
 from rfc.method import Method
 from rfc.placement.fitted import Recorded
-from rfc.placement.log_snr import full_steps_at
+from rfc.placement.nearest import full_steps_at
 
 
 @dataclass(frozen=True)

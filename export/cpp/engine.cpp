@@ -56,19 +56,19 @@ bool Schedule::full(float step, float k, float total) const {
 
 std::vector<float> Schedule::clock(float step, const Counts& counts) const {
   const float k = counts.since + 1;
+  std::vector<float> clock = {k, counts.gap, counts.anchors};
+  if (const auto times = numbers_.find("times"); times != numbers_.end()) {
+    const float now = row(times->second, step), last = row(times->second, step - k), before = row(times->second, step - k - counts.gap);
+    clock = {now - last, last - before, counts.anchors};
+  }
   if (numbers_.count("weights")) {
     const auto& weights = numbers_.at("weights");
     const auto& since = numbers_.at("since");
     const size_t count = weights.size() / since.size();
     const auto at = static_cast<size_t>(std::clamp(step, 0.0f, static_cast<float>(since.size()) - 1));
-    std::vector<float> clock = {k, counts.gap, counts.anchors};
     for (size_t i = 0; i < count; ++i) clock.push_back(since[at] == k ? weights[at * count + i] : 0.0f);
-    return clock;
   }
-  const auto times = numbers_.find("times");
-  if (times == numbers_.end()) return {k, counts.gap, counts.anchors};
-  const float now = row(times->second, step), last = row(times->second, step - k), before = row(times->second, step - k - counts.gap);
-  return {now - last, last - before, counts.anchors};
+  return clock;
 }
 
 bool Generation::decide(const Schedule& schedule, float eps) {

@@ -40,14 +40,15 @@ export class Schedule {
   clock(step, { since, gap, anchors }) {
     const k = since + 1;
     const { times, weights, since: planned } = this.numbers;
+    const own = [];
     if (weights) {
       const count = weights.length / planned.length;
       const at = Math.min(Math.max(step, 0), planned.length - 1);
-      return [k, gap, anchors, ...weights.slice(at * count, (at + 1) * count).map((one) => (planned[at] === k ? one : 0))];
+      own.push(...weights.slice(at * count, (at + 1) * count).map((one) => (planned[at] === k ? one : 0)));
     }
-    if (!times) return [k, gap, anchors];
+    if (!times) return [k, gap, anchors, ...own];
     const [now, last, before] = [step, step - k, step - k - gap].map((at) => row(times, at));
-    return [Math.fround(now - last), Math.fround(last - before), anchors];
+    return [Math.fround(now - last), Math.fround(last - before), anchors, ...own];
   }
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from rfc.estimators.linear_prediction import LinearPrediction
 from rfc.method import Method
-from rfc.placement.log_snr import CLOSEST
+from rfc.placement.nearest import CLOSEST
 from rfc.placement.weighted import polynomial
 from rfc.schedules.base import NoiseLevels
 
@@ -21,7 +21,7 @@ ORDERS = (0, 1, 2)
 """Of the polynomials. A guided model with few full steps may be nearest with the outputs as they are, as Euler's solver has them."""
 
 CLOCK = 3.0
-"""L of the clock L tanh(lambda / L), in which the forecasts are polynomials (`rfc.placement.log_snr.flow_times`)."""
+"""L of the clock L tanh(lambda / L), in which the forecasts are polynomials (`rfc.placement.nearest.flow_times`)."""
 
 
 def even_lists(levels: NoiseLevels, nfc: int, granularity: str) -> Iterator[Method]:

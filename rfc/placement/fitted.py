@@ -16,7 +16,7 @@ from torch import Tensor
 from rfc.estimators.linear_prediction import LinearPrediction
 from rfc.method import Method
 from rfc.placement.base import check_nfc
-from rfc.placement.log_snr import full_steps_at, turned
+from rfc.placement.nearest import full_steps_at, turned
 from rfc.placement.weighted import Weighted
 from rfc.schedules.base import NoiseLevels
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rfc.placement.log_snr import full_steps_at
+from rfc.placement.nearest import full_steps_at
 from rfc.schedules.base import NoiseLevels, Numbers, Schedule
 from rfc.schedules.fixed import Placed
 

@@ -102,7 +102,7 @@ def test_the_list_is_at_least_as_good_as_log_snrs_and_near_the_best_of_all(seed:
 
     def left(full_steps: tuple[int, ...]) -> float:
         from rfc.placement.fitted import _Fit
-        from rfc.placement.log_snr import turned
+        from rfc.placement.nearest import turned
 
         return _Fit(record, turned(record.levels), 2, 1.0).cost(full_steps)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import rfc
 from rfc.encoding import decode_method, encode_method
-from rfc.placement.log_snr import LIMIT, Weight, full_steps_at, nearest_steps
+from rfc.placement.nearest import LIMIT, Weight, full_steps_at, nearest_steps
 from rfc.placement.noise_levels import noise_levels
 
 BETAS = st.sampled_from(["linear", "squaredcos_cap_v2"])
@@ -30,6 +30,8 @@ def reach(lambdas: list[float], end: float | None, full: tuple[int, ...], weight
     lambdas = [max(-limit, min(limit, level)) for level in lambdas]
     for step in range(1, len(turned)):
         turned[step] = turned[step] or turned[step - 1]
+    if weight == "share":
+        turned = [turn * (1 - share) for turn, share in zip(turned, moved, strict=False)]
     return sum(turned[j] * (level - lambdas[max(a for a in full if a <= j)]) ** 2 for j, level in enumerate(lambdas))
 
 
@@ -86,7 +88,8 @@ def test_a_flow_says_so_and_more_full_steps_reach_further() -> None:
         assert full_steps_at(levels, nfc) == nearest_steps(levels.lambdas, levels.end, nfc, weight="share", limit=limit)
         own = rfc.LogSNR(lambdas=levels.lambdas, end=levels.end, is_flow=True, nfc=nfc)
         assert own.schedule.full_steps == full_steps_at(levels, nfc)
-        assert rfc.LogSNR(nfc=nfc).schedule.bound(28, levels) == own.schedule
+        assert rfc.LogSNR(nfc=nfc, is_flow=True).schedule.bound(28, levels) == own.schedule
+        assert rfc.LogSNR(nfc=nfc).schedule.bound(28, levels).full_steps == own.schedule.full_steps
 
 
 def test_of_two_calls_at_one_level_the_second_is_the_near_one() -> None:
