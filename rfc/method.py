@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from rfc.estimators.base import Estimator
-from rfc.granularity import parse_granularity
+from rfc.granularity import WHOLE, parse_granularity
 from rfc.schedules.base import Schedule, checked_count
 from rfc.token_selection import Tokens, check_tokens
 
@@ -61,6 +61,15 @@ class Method:
         schedule, estimator = (text.partition("(")[2].removesuffix(")") for text in parts)
         settings = [schedule] if estimator in schedule else [schedule, estimator]  # RFC: both have one order
         return f"{self.name}({', '.join(text if len(text) <= 90 else '...' for text in settings if text)})"
+
+    def within(self, granularity: str) -> Method:
+        """The method where one estimate stands for so much: full steps correct what leaves all blocks, not what other blocks read.
+
+        ValueError for less than all blocks and an estimator that is nothing without its corrections.
+        """
+        if granularity in ("stack", *WHOLE) or not self.estimator.corrects:
+            return self
+        return replace(self, estimator=self.estimator.uncorrected())
 
     def with_schedule(self, schedule: Schedule) -> Method:
         """The method with another schedule."""

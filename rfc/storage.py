@@ -91,6 +91,9 @@ class Stored(Estimator):
     def corrects(self) -> bool:
         return self.estimator.corrects
 
+    def uncorrected(self) -> Stored:
+        return replace(self, estimator=self.estimator.uncorrected())
+
     def correction(self, old: State, I: Float[Tensor, "N *S D"], O: Float[Tensor, "N *S D"], clock: Clock) -> Float[Tensor, "N *S D"]:
         return self.estimator.correction(_decoded(old), I, O, clock)
 

@@ -6,7 +6,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -152,12 +152,12 @@ class Loop:
 
         def error(estimator: rfc.Estimator, steps: Steps) -> float:
             self.told(f"{entry.name}: {named(estimator)} at full steps {' '.join(map(str, steps))}")
-            drawn = self.draw(at(method, estimator, replace(placed, full_steps=steps)), sampler, self.calibrated_on).samples
+            drawn = self.draw(at(method, estimator, placed, steps), sampler, self.calibrated_on).samples
             return float(relative_l2(drawn, whole).log().mean().exp())
 
         begin = starts(len(placed.full_steps), sampler.steps, placed.full_steps)
         best = best_placed(error, entry.forecasts or [method.estimator], begin, sampler.steps, most=entry.moved)
-        return at(method, best.forecast, replace(placed, full_steps=best.steps))
+        return at(method, best.forecast, placed, best.steps)
 
     def _full(self, sampler: Sampler) -> Images:
         """The calibration samples in full computation, drawn once."""

@@ -67,7 +67,7 @@ def _planned(name: str, where: Literal["first", "all"]) -> Entry:
 
 def _beforehand(name: str, make: Callable[[int, Facts], Method]) -> tuple[Entry, Entry]:
     """A method that places its full steps itself, and the best of some forecasts at full steps moved from there."""
-    tried = forecasts(rfc.Chebyshev().estimator)
+    tried = forecasts(rfc.Chebyshev())
     note = f"the best of {len(tried)} forecasts, at the best of {MOVED} lists of full steps on the seeds that thresholds are found with"
     own = Entry(name=name, kind="ours", placed=make)
     return own, Entry(name=f"{name}, calibrated", kind="ours", placed=make, moved=MOVED, forecasts=tried, note=note)

@@ -53,13 +53,13 @@ class CachedEager(nn.Module):
     def __init__(self, model: nn.Module, method: Method, granularity: str) -> None:
         super().__init__()
         self.model = model
-        self.method = method
+        self.method = method.within(granularity)
         self.granularity = granularity
         self._name: str | None = None
         self._runs: dict[str, Run] = {}
         self._streams = ConditioningGroups()
         self._direction = Direction()
-        self._now = Now(Run(method, method.schedule.numbers()))
+        self._now = Now(Run(self.method, method.schedule.numbers()))
         grain = parse_granularity(granularity)
         tokens = method.tokens if any(map(is_partial, method.schedule.branches)) else None
         if tokens is not None and grain.kind != "module":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,8 @@ class AdaptiveNewton(Newton):
     """
 
     damping: float = 0.35
+    corrected: bool = True
+    """Whether full steps are corrected: where one estimate stands for less than all blocks they are not (`rfc.Method.within`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,7 +49,10 @@ class AdaptiveNewton(Newton):
 
     @property
     def corrects(self) -> bool:
-        return True
+        return self.corrected
+
+    def uncorrected(self) -> AdaptiveNewton:
+        return replace(self, corrected=False)
 
     def slots(self, I: SlotSpec, O: SlotSpec) -> dict[str, SlotSpec]:
         product = SlotSpec(scalar_shape(O.shape, "sample"), torch.float32)

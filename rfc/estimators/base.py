@@ -74,6 +74,12 @@ class Estimator(ABC):
         """Whether a full step hands on its output with a correction."""
         return False
 
+    def uncorrected(self) -> Estimator:
+        """The same forecast, where a full step hands on its output as it is; ValueError if it is nothing without its corrections."""
+        if self.corrects:
+            raise ValueError(f"{type(self).__name__} is nothing without its corrections")
+        return self
+
     def correction(self, old: State, I: Float[Tensor, "N *S D"], O: Float[Tensor, "N *S D"], clock: Clock) -> Float[Tensor, "N *S D"]:
         """What a full step adds to its output O before it hands it on; `old` is the state before it."""
         return torch.zeros_like(O)

@@ -76,19 +76,20 @@ class LogSNRPlaced(PlacedByCount):
     @cached_property
     def placed(self) -> Placed:
         """The list; while the levels are not known, every step."""
-        if not self.is_bound:
-            return self._listed(range(Listed.TABLE), None, None)
-        assert self.lambdas is not None
-        levels, full_steps = NoiseLevels(self.lambdas, self.end, self.is_flow), self.place()
-        times = flow_times(levels, self.nfc or 1) if self.is_flow else None
-        return self._listed(full_steps, times, None if times is None else corrections(levels, full_steps, times))
+        return self.at(self.place() if self.is_bound else range(Listed.TABLE))
 
-    def _listed(self, full_steps: Sequence[int], times: Sequence[float] | None, weights: Sequence[tuple[float, float]] | None) -> Placed:
-        num_steps = Listed.TABLE if self.lambdas is None else self.length
+    def at(self, full_steps: Sequence[int]) -> Placed:
+        """A list of other full steps, with the clock and the corrections that belong to these levels."""
+        num_steps, times, weights = Listed.TABLE, None, None
+        if self.lambdas is not None:
+            levels, num_steps = NoiseLevels(self.lambdas, self.end, self.is_flow), self.length
+            times = flow_times(levels, len(full_steps)) if self.is_flow else None
+            weights = None if times is None else corrections(levels, full_steps, times)
         if not self.corrects:
             return Placed(full_steps=full_steps, num_steps=num_steps, unit=self.unit, times=times)
         rows = [(0.0, 0.0)] * num_steps if weights is None else weights
-        return Weighted(full_steps=full_steps, num_steps=num_steps, unit=self.unit, times=times, weights=rows)
+        known = {"times": times, "lambdas": self.lambdas, "end": self.end}
+        return Weighted(full_steps=full_steps, num_steps=num_steps, unit=self.unit, weights=rows, **known)  # type: ignore[arg-type]
 
     @property
     def num_weights(self) -> int:

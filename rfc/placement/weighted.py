@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -97,7 +97,7 @@ class Weighted(Placed):
     def bound(self, num_steps: int, levels: NoiseLevels | None = None) -> Schedule:
         if self.fits(num_steps, levels) or levels is None:
             return self
-        return unfitted(levels, max(1, round(self.nfc * num_steps / self.num_steps)), self.num_weights)
+        return replace(unfitted(levels, max(1, round(self.nfc * num_steps / self.num_steps)), self.num_weights), unit=self._clock)
 
     def exercised(self) -> Weighted:
         row = (0.5,) * self.num_weights

@@ -157,6 +157,7 @@ def build(
     refuse_methods(captured, method)
     refuse_silent_attention(captured)
     analysis = sites_within(captured, config, method)
+    method = method.within(analysis.granularity)
     outlined = outline(captured, analysis.sites)
     guarded = guard(outlined, watched(analysis.sites, captured), method)
     if predictor is not None:

@@ -8,7 +8,7 @@ from typing import get_args
 
 import torch
 
-from rfc.granularity import WHOLE, WITHIN_BLOCKS, GranularityName
+from rfc.granularity import WITHIN_BLOCKS, GranularityName
 from rfc.method import Method
 from rfc.phase import phase_named
 from rfc.state import SlotSpec
@@ -74,11 +74,14 @@ def granularities_for(config: Config, method: Method) -> tuple[str, ...]:
         raise ValueError(f"granularity: {method.name} works on {fixed!r}, got {config.granularity!r}; leave granularity out")
     chosen = fixed or config.granularity
     corrects = method.estimator.corrects
-    if corrects and (own := chosen or default or "stack") not in ("stack", *WHOLE):
+    own = chosen or default or "stack"
+    try:
+        method.within(own)
+    except ValueError:
         raise ValueError(
             f"granularity: {method.name} corrects what leaves the last block, so one estimate stands for all blocks; got {own!r}, "
             "expected 'stack', 'output' or 'prediction'"
-        )
+        ) from None
     if chosen == "prediction" and (method.estimator.needs_input or method.probe):
         raise ValueError(
             f"granularity: {method.name} estimates outputs from the input of the blocks, which has another shape than the model's "

@@ -92,7 +92,7 @@ def _seacache(*, threshold: float = 0.25, num_steps: int | None = None, model: s
     return rfc.SeaCache(scheduler, threshold=threshold, num_steps=num_steps)
 
 
-def _log_snr(*, model: str | None = None, num_steps: int = 50, nfc: int | float | None = None, order: int = 2) -> Method:
+def _log_snr(*, model: str | None = None, num_steps: int = 50, nfc: int | float | None = None, order: int | None = None) -> Method:
     if model is None:
         raise OptionError("--method log-snr: it places full steps by a sampler's noise levels, and nothing is drawn here; take chebyshev")
     try:

@@ -58,6 +58,7 @@ NAMED = [rfc.RFC(tau=0.2), rfc.FORA(interval=3), rfc.TaylorSeer(interval=5), rfc
 NAMED += [rfc.DeltaDiT(), rfc.TeaCache(num_steps=28), rfc.FirstBlockCache(tail=1), rfc.DiCache(depth=2), rfc.MagCache(ratios=[1.0, 0.9])]
 NAMED += [rfc.ToCa(), rfc.DuCa(grid=(4, 8)), rfc.Chebyshev(nfc=4), rfc.LogSNR(lambdas=(-math.inf, 0.0, 2.0)), rfc.NewtonRCS()]
 NAMED += [rfc.EasyCache(num_steps=28), rfc.Spectrum(growth=3), rfc.FoCa(interval=5), rfc.SeaCache(grid=(4, 8))]
+NAMED += [rfc.LogSNR(nfc=5, is_flow=True), rfc.LogSNR(lambdas=(-math.inf, 0.0, 2.0), is_flow=True)]
 
 
 @pytest.mark.parametrize("method", NAMED, ids=repr)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -45,6 +46,7 @@ METHODS: dict[str, rfc.Method] = {
     "chebyshev": rfc.Chebyshev(nfc=5, num_steps=STEPS),
     "log-snr": rfc.LogSNR(DDIMScheduler(), STEPS, 5),
     "log-snr-flow": rfc.LogSNR(FlowMatchEulerDiscreteScheduler(shift=3.0), STEPS, 5),
+    "log-snr-flow-blocks": replace(rfc.LogSNR(FlowMatchEulerDiscreteScheduler(), STEPS, 5), granularity="blocks[1:]"),
     "weighted": rfc.Method(
         estimator=rfc.LinearPrediction(order=3),
         schedule=rfc.Weighted(full_steps=[0, 1, 4, 7], num_steps=STEPS, weights=[(0.3 + 0.05 * i, -0.1, 0.4) for i in range(STEPS)]),

@@ -7,6 +7,7 @@ themselves and the forecast.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from rfc.estimators.newton import Newton
 from rfc.estimators.relational import RFE
 from rfc.method import Method
 from rfc.phase import FULL
+from rfc.placement.log_snr import LogSNRPlaced
 from rfc.record import Record
 from rfc.schedules.base import Schedule
 from rfc.schedules.fixed import Placed
@@ -33,9 +35,14 @@ LISTS = 60
 """Lists of full steps that are drawn at most to find the best of them."""
 
 
-def forecasts(estimator: Estimator) -> tuple[Estimator, ...]:
-    """A placed method's own forecast, and those that are better at such steps on some models (README, "How good")."""
-    return tuple(dict.fromkeys((estimator, Newton(order=2), RFE(order=1), RFE(order=2))))
+def forecasts(method: Method) -> tuple[Estimator, ...]:
+    """A placed method's own forecast, and those that are better at such steps on some models (README, "How good").
+
+    What the model returns is forecast from itself: the blocks' input has another shape (`rfc.Method.default_granularity`).
+    """
+    has_input = "prediction" not in (method.granularity, method.default_granularity)
+    others = (Newton(order=2), RFE(order=1), RFE(order=2)) if has_input else (Newton(order=2), Newton(order=1))
+    return tuple(dict.fromkeys((method.estimator, *others)))
 
 
 class CalibrationError(RFCError):
@@ -160,11 +167,11 @@ def _placed(laboratory: Laboratory, method: Method, goal: Goal, lists: int) -> C
 
         def loss(estimator: Estimator, full_steps: Steps) -> float:
             what = f"{named(estimator)} at full steps {' '.join(map(str, full_steps))}"
-            return goal.loss(laboratory.measure(at(method, estimator, replace(own, full_steps=full_steps)), what))
+            return goal.loss(laboratory.measure(at(method, estimator, own, full_steps), what))
 
-        tried = forecasts(method.estimator)
+        tried = forecasts(method)
         best = best_placed(loss, tried, starts(nfc, steps, own.full_steps), steps, most=lists, enough=goal.bound)
-        return at(method, best.forecast, replace(own, full_steps=best.steps))
+        return at(method, best.forecast, own, best.steps)
 
     if goal.nfc is not None:
         best = moved(int(goal.nfc))
@@ -173,7 +180,7 @@ def _placed(laboratory: Laboratory, method: Method, goal: Goal, lists: int) -> C
         raise _unreached(goal, "with every step full", measured(steps), steps)
     fewest = bisect_left(range(1, steps), True, key=lambda nfc: goal.is_met(measured(nfc))) + 1
     own = listed(method.with_nfc(fewest).schedule, steps)
-    best = at(method, method.estimator, own)
+    best = at(method, method.estimator, own, own.full_steps)
     while fewest > 1 and goal.is_met(laboratory.measure(fewer := moved(fewest - 1), "")):
         best, fewest = fewer, fewest - 1
     return Calibrated(best, None, laboratory.measure(best, ""), len(laboratory.seen))
@@ -193,9 +200,11 @@ def named(estimator: Estimator) -> str:
     return f"{type(estimator).__name__} m={estimator.orders}{damped}"
 
 
-def at(method: Method, estimator: Estimator, schedule: Placed) -> Method:
-    """The method with another forecast and other full steps."""
-    return replace(method, estimator=estimator, schedule=schedule)
+def at(method: Method, estimator: Estimator, own: Placed, full_steps: Sequence[int]) -> Method:
+    """The method with another forecast and other full steps; a forecast that is told more than the time has a list that tells it."""
+    if estimator.num_weights and isinstance(method.schedule, LogSNRPlaced):
+        return replace(method, estimator=estimator, schedule=method.schedule.at(full_steps))
+    return replace(method, estimator=estimator, schedule=replace(own, full_steps=full_steps))
 
 
 def _unreached(goal: Goal, where: str, best: Measured, steps: int) -> CalibrationError:

@@ -66,6 +66,20 @@ def test_the_default_of_log_snr_for_a_flow_is_one_estimate_for_what_the_model_re
     assert rfc.LogSNR(FlowMatchEulerDiscreteScheduler(), 8, 4).default_granularity == "prediction"
 
 
+@pytest.mark.parametrize("granularity", ["module", "block", "blocks[1:]"])
+def test_what_other_blocks_read_is_not_corrected(granularity: str) -> None:
+    method = rfc.LogSNR(FlowMatchEulerDiscreteScheduler(), 8, 4)
+    assert method.within("stack") == method.within("prediction") == method
+    assert not method.within(granularity).estimator.corrects
+    assert rfc.eager.cached(shared_model("dit")[0], method, granularity).method == method.within(granularity)
+    model, kwargs = shared_model("dit")
+    cached = rfc_fx.transform(model, method, example_inputs=kwargs, config=rfc_fx.Config(granularity=granularity))
+    assert cached.compiled.guarded.method == method.within(granularity)
+    weighted = rfc.Weighted(full_steps=[0, 2], num_steps=4, weights=[(0.1,)] * 4)
+    with pytest.raises(ValueError, match="LinearPrediction is nothing without its corrections"):
+        rfc.eager.cached(model, rfc.Method(estimator=rfc.LinearPrediction(order=1), schedule=weighted), granularity)
+
+
 @pytest.mark.parametrize("method", [rfc.RFC(tau=0.1), rfc.Method(estimator=rfc.Taylor(), schedule=rfc.Every(interval=2), probe=1)])
 def test_a_prediction_is_not_estimated_from_the_input_of_the_blocks(method: rfc.Method) -> None:
     model, kwargs = shared_model("dit")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from families import moved, sample, shared_model
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -116,6 +117,20 @@ def test_a_method_that_knows_the_noise_levels_begins_with_its_own_full_steps() -
     found = calibrate(Tiny(), method, Goal(nfc=5), STEPS, lists=1)
     assert (found.method.estimator, found.method.schedule) == (method.estimator, method.schedule.placed)
     assert calibrate(Tiny(), method, Goal(nfc=5), STEPS, lists=20).measured.error <= found.measured.error
+
+
+def test_a_flow_keeps_its_corrections_where_full_steps_move(tmp_path: Path) -> None:
+    method = rfc.LogSNR(lambdas=tuple(-4 + 0.6 * step for step in range(STEPS)), nfc=5, is_flow=True)
+    found = calibrate(Tiny(), method, Goal(nfc=5), STEPS, lists=12).method
+    assert found.estimator.num_weights == found.schedule.num_weights
+    if found.estimator == method.estimator:
+        assert found.schedule == method.schedule.at(found.schedule.full_steps)  # type: ignore[attr-defined]
+    own = calibrate(Tiny(), method, Goal(nfc=5), STEPS, lists=1).method
+    assert (own.estimator, own.schedule) == (method.estimator, method.schedule.placed)  # type: ignore[attr-defined]
+    write_method(tmp_path / "own.json", own, {})
+    assert read_method(tmp_path / "own.json") == own
+    longer = own.schedule.bound(20, rfc.noise_levels(FlowMatchEulerDiscreteScheduler(), 20))
+    assert longer.in_graph == own.schedule.in_graph
 
 
 @pytest.mark.parametrize(
