@@ -78,7 +78,11 @@ def nearest(make: Callable[[int], Method], steps: int, nfc: int) -> Method:
 
 def _listed(estimator: rfc.Estimator, granularity: str) -> Callable[[rfc.RCS, int], Method]:
     def make(plan: rfc.RCS, steps: int) -> Method:
-        return rfc.Method(estimator=estimator, schedule=rfc.Listed(full_steps=full_steps(plan, steps)), granularity=granularity)
+        full = full_steps(plan, steps)
+        schedule = rfc.Listed(full_steps=full)
+        if estimator.num_weights:  # any weights are the same work
+            schedule = rfc.Weighted(full_steps=full, num_steps=steps, weights=[(0.1,) * estimator.num_weights] * steps)
+        return rfc.Method(estimator=estimator, schedule=schedule, granularity=granularity)
 
     return make
 
