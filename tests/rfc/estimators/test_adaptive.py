@@ -100,14 +100,17 @@ def test_each_sample_is_weighed_by_its_own_slopes() -> None:
 @given(st.sampled_from([1.0, 3.0]), st.sampled_from([12, 28, 50]), st.integers(3, 12))
 def test_a_full_step_takes_back_what_the_forecasts_before_it_did(shift: float, steps: int, nfc: int) -> None:
     """Where nothing is undone by the model (all is kept), a parabola's sum over a whole interval is that of full computation."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nearest, "KEPT", 1.0)
-        method = flow(shift, steps, nfc)
-        times, levels = flow_of(method)
-        O = polynomial(times, 1.0, -0.5, 0.3)
-        handed_on, _ = drawn(method, O)
+    own = flow(shift, steps, nfc)
+    times, levels = flow_of(own)
+    full_steps = own.schedule.full_steps  # type: ignore[attr-defined]
+    share, weights = nearest.shares(levels).tolist(), corrections(levels, full_steps, times)
+    for step, after in itertools.pairwise((*full_steps[1:], steps)):
+        left = share[after] / share[step]
+        weights[step] = tuple(weight / (left + nearest.KEPT * (1 - left)) for weight in weights[step])
+    schedule = rfc.Weighted(full_steps=full_steps, num_steps=steps, unit="interval", times=times, weights=weights)
+    O = polynomial(times, 1.0, -0.5, 0.3)
+    handed_on, _ = drawn(rfc.Method(estimator=rfc.AdaptiveNewton(), schedule=schedule), O)
     gains = nearest.turned(levels, "share").tolist()
-    full_steps = method.schedule.full_steps  # type: ignore[attr-defined]
     for before, step in itertools.pairwise(full_steps[1:]):
         interval = range(before + 1, step + 1)
         got, wanted = (sum(gains[k] * made[k] for k in interval) for made in (handed_on, O))
