@@ -42,7 +42,7 @@ class Method:
             raise ValueError(
                 f"Method: {type(self.estimator).__name__} needs {self.estimator.num_weights} weights for each step, and "
                 f"{type(self.schedule).__name__} has {self.schedule.num_weights}; rfc.LinearPrediction(order=m) goes with a rfc.Weighted "
-                "schedule of m numbers a step"
+                "schedule of m numbers a step, rfc.AdaptiveNewton with rfc.LogSNR of a flow"
             )
         for granularity in (self.granularity, self.default_granularity):
             if granularity is not None:

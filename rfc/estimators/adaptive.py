@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rfc.estimators.base import Coefficients, combine
+from rfc.estimators.base import Coefficients, check_order, combine
 from rfc.estimators.newton import Newton
 from rfc.state import Clock, SlotSpec, State, inners, scalar_shape
 
@@ -39,9 +39,10 @@ class AdaptiveNewton(Newton):
     """Whether full steps are corrected: where one estimate stands for less than all blocks they are not (`rfc.Method.within`)."""
 
     def __post_init__(self) -> None:
+        check_order("AdaptiveNewton", self.order, 2, 2)
         super().__post_init__()
-        if self.order != 2:
-            raise ValueError(f"AdaptiveNewton: order must be 2, got {self.order!r}")
+        if not isinstance(self.corrected, bool):
+            raise ValueError(f"AdaptiveNewton: corrected must be True or False, got {self.corrected!r}")
 
     @property
     def num_weights(self) -> int:

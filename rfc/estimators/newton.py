@@ -25,9 +25,10 @@ class Newton(Estimator):
     damping: float = 1.0
 
     def __post_init__(self) -> None:
-        check_order("Newton", self.order, 1, 4)
+        where = type(self).__name__
+        check_order(where, self.order, 1, 4)
         if isinstance(self.damping, bool) or not isinstance(self.damping, int | float) or not 0 <= self.damping <= 1:
-            raise ValueError(f"Newton: damping must be from 0 (a line) to 1 (the polynomial), got {self.damping!r}")
+            raise ValueError(f"{where}: damping must be from 0 (a line) to 1 (the polynomial), got {self.damping!r}")
 
     @property
     def orders(self) -> int:

@@ -21,8 +21,8 @@ from rfc.placement.weighted import Weighted
 from rfc.schedules.base import NoiseLevels, Numbers
 from rfc.schedules.fixed import Listed, Placed
 
-DAMPING = 0.5
-"""Of the forecast (`rfc.Newton`)."""
+DAMPING, FLOW_DAMPING = 0.5, 0.35
+"""Of the forecast (`rfc.Newton`); of flows that of `rfc.AdaptiveNewton`, too."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -152,7 +152,7 @@ def LogSNR(
     `nfc`: how many of the calls are full, or which share of them (None: 28 %); `uncond_nfc`: of guidance's calls without a condition,
     where those are calls of their own, in contexts named "uncond" (None: as `nfc`). The forecast's clock is the placing's: full steps are
     equidistant, or of flows `flow_times`. The forecast of flows is `rfc.AdaptiveNewton`, which corrects full steps, unless `order` (None:
-    2) or `damping` (None: 0.5) are said; they are those of `rfc.Newton`, which all others have.
+    2) or `damping` (None: 0.5, of flows 0.35) are said; they are those of `rfc.Newton`, which all others have.
 
     One estimate stands for the residual of all blocks (`Method.default_granularity`), and of flows for what the model returns, unless a
     `rfc_fx.Config` says otherwise: estimates per module have many times the state and no less error (benchmarks/README.md, "Truth").
@@ -179,10 +179,10 @@ def LogSNR(
     )
     granularity = "prediction" if is_flow else "stack"
     if corrects:
-        return Method(estimator=AdaptiveNewton(), schedule=schedule, default_granularity=granularity, name="LogSNR")
-    return forecast_at(
-        schedule, "LogSNR", 2 if order is None else order, DAMPING if damping is None else damping, default_granularity=granularity
-    )
+        return Method(estimator=AdaptiveNewton(damping=FLOW_DAMPING), schedule=schedule, default_granularity=granularity, name="LogSNR")
+    if damping is None:
+        damping = FLOW_DAMPING if is_flow else DAMPING
+    return forecast_at(schedule, "LogSNR", 2 if order is None else order, damping, default_granularity=granularity)
 
 
 def for_flow(method: Method) -> Method:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_flows_have_it_unless_another_forecast_is_said() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler()
     assert flow(3.0, 20, 6).estimator == rfc.AdaptiveNewton()
     assert rfc.LogSNR(scheduler, 20, 6, damping=0.5).estimator == rfc.Newton(order=2, damping=0.5)
-    assert rfc.LogSNR(scheduler, 20, 6, order=1).estimator == rfc.Newton(order=1, damping=0.5)
+    assert rfc.LogSNR(scheduler, 20, 6, order=1).estimator == rfc.Newton(order=1, damping=0.35)
     assert rfc.LogSNR(nfc=6).estimator == rfc.Newton(order=2, damping=0.5)
 
 
@@ -160,9 +161,23 @@ def test_a_step_that_was_full_for_another_reason_takes_nothing_back() -> None:
     assert not told[1].any()
 
 
-def test_only_the_second_order_is_known() -> None:
-    with pytest.raises(ValueError, match="AdaptiveNewton: order must be 2, got 3"):
-        rfc.AdaptiveNewton(order=3)
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"order": 3}, "order must be an integer from 2 to 2, got 3"),
+        ({"order": True}, "order must be an integer from 2 to 2, got True"),
+        ({"damping": 1.5}, r"damping must be from 0 \(a line\) to 1 \(the polynomial\), got 1.5"),
+        ({"corrected": "yes"}, "corrected must be True or False, got 'yes'"),
+    ],
+)
+def test_wrong_settings_are_named(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=f"AdaptiveNewton: {said}"):
+        rfc.AdaptiveNewton(**settings)
+
+
+def test_a_list_that_tells_it_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"AdaptiveNewton needs 2 weights for each step, and Listed has 0; .*with rfc\.LogSNR of a flow"):
+        rfc.Method(estimator=rfc.AdaptiveNewton(), schedule=rfc.Listed(full_steps=[0, 2]))
 
 
 def test_its_state_begins_with_nothing() -> None:
