@@ -34,8 +34,9 @@ class Refined:
     size: int = 8
     small: int = 8
     """Samples that it draws again and again, of those seeds; `small` of pictures of 8 x 8."""
+    rounds: int = 1
     again: int = 0
-    """Full steps up to which it has two rounds instead of one."""
+    """Full steps up to which it has one more."""
     is_solver: bool = False
     """All steps of the sampler are full: the weights make another solver of it, and nothing is cached."""
 
@@ -50,7 +51,7 @@ FITTED: dict[str, Fitted | Refined] = {
 """What `rfc-fx tune` tries, by name."""
 
 TO_TRUTH = {
-    "refined to the truth": Refined(to_truth=True, size=12, small=22, again=8),
-    "trained solver": Refined(to_truth=True, size=12, small=22, again=8, is_solver=True),
+    "refined to the truth": Refined(to_truth=True, size=22, small=44, rounds=2, again=8),
+    "trained solver": Refined(to_truth=True, size=22, small=44, rounds=2, again=8, is_solver=True),
 }
 """By name."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import rfc
 import rfc_fx
+from benchmarks.latency.timing import compiled_alone
 from benchmarks.quality.entry import uniform_steps
 from benchmarks.quality.similarity import relative_l2
 from benchmarks.quality.workloads import CALIBRATED, CLASSES, EVALUATED, GROUP
@@ -89,13 +90,13 @@ METHODS: dict[str, Placing] = {
 class Lab:
     """A loaded model and groups of seeds. What was drawn in full is kept while the object lives."""
 
-    def __init__(self, name: str, size: int) -> None:
-        self.model, self.size = MODELS[name], size
-        """`size`: samples of a group."""
+    def __init__(self, name: str, size: int, compiled: Callable[[Any], Any] = lambda model: model) -> None:
+        self.model, self.size, self.compiled = MODELS[name], size, compiled
+        """`size`: samples of a group; `compiled`: makes a faster callable of a cached model."""
         self.transformer, self.scheduler = self.model.load()
         self.levels = Levels.of(self.scheduler)
         self.labels = torch.arange(size) % CLASSES
-        self._held: tuple[Any, rfc_fx.CachedModel] | None = None
+        self._held: dict[Any, tuple[rfc_fx.CachedModel, Any]] = {}
         self._whole: dict[tuple[str, Any], Images] = {}
         self._recorded: dict[Sampler, Recorded] = {}
         self._kept: dict[tuple[Refined, Sampler, int], Method] = {}
@@ -125,7 +126,7 @@ class Lab:
     def recorded(self, sampler: Sampler) -> Recorded:
         """Full computation by a sampler on the seeds for choosing, as weights are fitted to it."""
         if sampler not in self._recorded:
-            model = self._transformed(every_step_full(sampler.steps))
+            model, _ = self._transformed(every_step_full(sampler.steps))
             taken = Outputs(model, sampler.steps)
             hook = model.register_forward_hook(taken.take)
             with model.generation():
@@ -149,19 +150,21 @@ class Lab:
     def _refined(self, kind: Refined, sampler: Sampler, n: int) -> Method:
         if (kind, sampler, n) not in self._kept:
             is_small = self.noise(CHOOSE)[0].numel() <= 64
-            few = Lab(self.model.name, kind.small if is_small else kind.size)
+            few = Lab(self.model.name, kind.small if is_small else kind.size, compiled_alone)
             begin = [every_step_full(n, min(n, MOST_ORDER), "prediction")] if kind.is_solver else beginnings(self.recorded(sampler), n)
-            target, rounds = few.truth(CHOOSE) if kind.to_truth else few.full(CHOOSE, sampler), 2 if n <= kind.again else 1
-            self._kept[kind, sampler, n] = rfc.refined(begin, lambda method: few.drawn(CHOOSE, sampler, method, n), target, rounds=rounds)
+            target = few.truth(CHOOSE) if kind.to_truth else few.full(CHOOSE, sampler)
+            self._kept[kind, sampler, n] = rfc.refined(
+                begin, lambda method: few.drawn(CHOOSE, sampler, method, n), target, rounds=kind.rounds + (n <= kind.again)
+            )
         return self._kept[kind, sampler, n]
 
     def drawn(self, group: str, sampler: Sampler, method: Method, n: int) -> Images:
         """Samples by a method that computes n steps in full."""
-        model = self._transformed(method)
+        model, call = self._transformed(method)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingSkippedWarning)
             with model.generation():
-                samples = self._draw(self.model.labelled(model), group, sampler)
+                samples = self._draw(self.model.labelled(call), group, sampler)
         if model.stats.nfc != n:
             raise AssertionError(f"{self.model.name}: {method} computed {model.stats.nfc} of {sampler.steps} steps in full, expected {n}")
         return samples
@@ -198,12 +201,15 @@ class Lab:
     def _predict(self, labelled: Labelled) -> Callable[[Images, float], Images]:
         return guided(labelled, self.labels, self.model.guidance)
 
-    def _transformed(self, method: Method) -> rfc_fx.CachedModel:
+    def _transformed(self, method: Method) -> tuple[rfc_fx.CachedModel, Any]:
+        """The cached model, and what is called in its place."""
         key = programs_of(method)
-        if self._held is None or self._held[0] != key:
-            self._held = key, rfc_fx.transform(self.transformer, method)
-        self._held[1].method = method
-        return self._held[1]
+        if key not in self._held:
+            model = rfc_fx.transform(self.transformer, method)
+            self._held[key] = model, self.compiled(model)
+        model, call = self._held[key]
+        model.method = method
+        return model, call
 
 
 def _errors(samples: Images, reference: Images) -> list[float]:

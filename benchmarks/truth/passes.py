@@ -58,7 +58,7 @@ class Passes(Lab):
         return rfc.LogSNR(lambdas=self.lambdas(sampler), is_flow=self.model.is_flow, nfc=n + shift, uncond_nfc=n - shift)
 
     def drawn(self, group: str, sampler: Sampler, method: Method, n: int) -> Images:
-        model = self._transformed(method)
+        model, _ = self._transformed(method)
         scheduler, more = self.scheduler_of(sampler)
         with torch.no_grad(), model.generation(source=scheduler):
             samples = draw(self._apart(model), scheduler, self.noise(group), sampler.steps, **more)

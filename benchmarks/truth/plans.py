@@ -48,7 +48,7 @@ TRAINED = "trained solver"
 """A sampler of n steps with weights of its own, found by the same search: no cache."""
 
 FINE = tuple(Sampler(BASES[0], spacing, LENGTHS[0]) for spacing in ("Karras", "log-SNR within 3"))
-"""Samplers that lists are refined on; the second, whose levels are those that few evaluations are best spent on, at `FEW` or fewer."""
+"""Samplers that lists are refined on: the second, whose levels are those that few evaluations are best spent on, at `FEW` or fewer."""
 
 FEW = 8
 """Of full steps."""
@@ -151,7 +151,7 @@ def judged(model: str, rows: Rows, n: int) -> dict[str, Cell]:
 
 def refined_at(n: int) -> list[Cell]:
     """Lists with n full steps, refined by the converged solution."""
-    return [_cell(sampler, n, REFINED) for sampler in (FINE if n <= FEW else FINE[:1])]
+    return [_cell(FINE[n <= FEW], n, REFINED)]
 
 
 def refining(model: str, rows: Rows) -> Iterator[Cell]:

@@ -54,7 +54,9 @@ def tune(
     ] = None,
     refine: Annotated[
         int,
-        typer.Option(metavar="ROUNDS", min=0, max=20, help="refine weights by other seeds, about n^2 / 2 draws a round (rfc.refined)"),
+        typer.Option(
+            metavar="ROUNDS", min=0, max=20, help="refine full steps and weights by other seeds, about n^2 / 2 draws a round (rfc.refined)"
+        ),
     ] = 0,
     cfg: options.Guidance = None,
     classes: options.Classes = None,

@@ -10,6 +10,8 @@ from torch import Tensor
 
 import rfc
 from rfc.bookkeeping import clock_tensors
+from rfc.placement.gauss_newton import System
+from rfc.placement.moved_steps import Curve, in_order, intervals
 from rfc.state import spec_of
 
 STEPS, CPU = 8, torch.device("cpu")
@@ -74,34 +76,90 @@ def test_rounds_bring_samples_nearer_and_other_seeds_too() -> None:
     assert error(other(found), judged) < error(other(start()), judged)
 
 
-def test_it_draws_once_for_each_number_and_five_times_a_round() -> None:
+def test_it_draws_once_for_each_number_and_full_step_and_for_five_dampings_with_moved_steps_and_without() -> None:
     drawn: list[rfc.Method] = []
     said: list[str] = []
     draw = sampler(curved, NOISE, drawn=drawn)
     rfc.refined(start(), draw, draw(None), rounds=1, report=said.append)
-    assert len(drawn) == 1 + 6 + 5  # three full steps: 1 + 2 + 3 numbers
-    assert said[-1] == "refining, round 1 of 1: 6 of 6"
+    assert said == [f"refining, round 1 of 1: {number} of 8" for number in range(1, 9)]  # 1 + 2 + 3 numbers, and two full steps that move
+    assert 1 + 8 + 5 <= len(drawn) <= 1 + 8 + 3 * 10
     assert drawn[0].estimator == rfc.LinearPrediction(order=3)
+    assert [method.schedule.full_steps for method in drawn[7:9]] == [(0, 3, 5), (0, 2, 6)]  # type: ignore[attr-defined]
     drawn.clear()
-    rfc.refined(start(), draw, draw(None), rounds=1, order=2)
-    assert len(drawn) == 1 + 5 + 5
+    rfc.refined(start(), draw, draw(None), rounds=1, order=2, moves=False, report=said.append)
+    assert said[-1] == "refining, round 1 of 1: 5 of 5"
+    assert {method.schedule.full_steps for method in drawn} == {(0, 2, 5)}  # type: ignore[attr-defined]
 
 
 def test_the_nearest_beginning_is_refined_and_one_of_another_granularity_that_is_almost_as_near() -> None:
     drawn: list[rfc.Method] = []
+    said: list[str] = []
     draw = sampler(curved, NOISE, drawn=drawn)
     near, far = start((0, 2, 5)), start((0, 6, 7))
-    found = rfc.refined([far, near], draw, draw(None), rounds=1)
+    found = rfc.refined([far, near], draw, draw(None), rounds=1, moves=False, report=said.append)
     assert found.schedule.full_steps == (0, 2, 5)  # type: ignore[attr-defined]
-    assert len(drawn) == 2 + 6 + 5
-    drawn.clear()
-    rfc.refined([far, near, replace(near, granularity="output")], draw, draw(None), rounds=1)
-    assert len(drawn) == 3 + 2 * (6 + 5)
-    drawn.clear()
-    rfc.refined([far, near, replace(near, granularity="output")], draw, draw(None), rounds=2)
-    assert len(drawn) == 3 + 3 * (6 + 5)  # the second round with the nearest alone
+    assert len(said) == 6
+    assert [method.schedule.full_steps for method in drawn].count((0, 6, 7)) == 1  # type: ignore[attr-defined]
+    said.clear()
+    rfc.refined([far, near, replace(near, granularity="output")], draw, draw(None), rounds=1, moves=False, report=said.append)
+    assert len(said) == 2 * 6
+    said.clear()
+    rfc.refined([far, near, replace(near, granularity="output")], draw, draw(None), rounds=2, moves=False, report=said.append)
+    assert len(said) == 3 * 6  # the second round with the nearest alone
     with pytest.raises(ValueError, match="at least one method"):
         rfc.refined([], draw, draw(None))
+
+
+def test_full_steps_move_to_where_the_model_changes_and_their_weights_are_stretched() -> None:
+    def bent(x: Tensor, step: int) -> Tensor:  # the same up to step 4, and another from there
+        return NOISE if step < 4 else torch.sin(3 * NOISE) * 2
+
+    draw = sampler(bent, NOISE)
+    reference = draw(None)
+    found = rfc.refined(start((0, 3)), draw, reference, rounds=1, order=1)
+    assert found.schedule.full_steps[1] >= 4  # type: ignore[attr-defined]
+    assert (
+        error(draw(found), reference)
+        < 1e-2
+        < error(draw(rfc.refined(start((0, 3)), draw, reference, rounds=1, order=1, moves=False)), reference)
+    )
+
+
+def test_each_sample_counts_alike_however_far_it_is_off() -> None:
+    reference = torch.eye(6)
+    side = reference.roll(1, 0)
+
+    def draw(method: rfc.Method) -> Tensor:  # five want the weight 1; the last, a hundred times as far off and never near, 0
+        w = method.schedule.weights[1][0]  # type: ignore[attr-defined]
+        return reference + torch.tensor([0.01 * (w - 1)] * 5 + [w])[:, None] * reference + torch.tensor([0.0] * 5 + [0.3])[:, None] * side
+
+    half = rfc.Weighted(full_steps=(0,), num_steps=2, weights=[(0.0,), (0.5,)])
+    begin = rfc.Method(estimator=rfc.LinearPrediction(order=1), schedule=half)
+    found = rfc.refined(begin, draw, reference, rounds=3)
+    assert 0.9 < found.schedule.weights[1][0] < 1.1  # type: ignore[attr-defined]
+
+
+def test_what_came_of_a_step_is_told_by_the_jacobian_after_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    jacobian, before, after = (torch.randn(*shape, generator=generator) for shape in ((3, 4, 5), (3, 4), (3, 4)))
+    moved = torch.randn(5, generator=generator)
+    known = jacobian.clone()
+    system = System(jacobian, before.double(), torch.ones(3, dtype=torch.float64))
+    system.learn(moved, after.double())
+    torch.testing.assert_close(system.jacobian @ moved, after - before)
+    across = torch.linalg.svd((system.scale.float() * moved)[None])[2][1]  # in the measure of the system, at right angles
+    torch.testing.assert_close(system.jacobian @ across, known @ across, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(system.jacobian @ moved, known @ moved)
+
+
+def test_between_the_steps_that_an_interval_had_its_weights_are_interpolated() -> None:
+    schedule = rfc.Weighted(full_steps=(0, 4), num_steps=8, weights=[(0.0,), (1.0,), (2.0,), (3.0,), (0.5,), (2.0,), (4.0,), (6.0,)])
+    first, second = (Curve(schedule, *ends) for ends in intervals(schedule.full_steps, schedule.num_steps))
+    assert [float(second.at(share)[0]) for share in (0, 0.25, 0.5, 0.75)] == [0.5, 2.0, 4.0, 6.0]
+    assert [float(first.at(share)[0]) for share in (0.125, 0.375, 0.875)] == pytest.approx([0.5, 1.5, 3.5])
+    assert float(Curve(schedule, 4, 5).at(0.5)[0]) == 0.0  # nothing was skipped there
+    assert in_order([0, 9, 3, 3], 8) == (0, 5, 6, 7)
+    assert in_order([0, 0, -2], 8) == (0, 1, 2)
 
 
 def test_a_beginning_that_nothing_is_nearer_than_stays() -> None:
