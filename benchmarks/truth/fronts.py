@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,8 @@ def front(points: Sequence[Point], cost: Cost) -> list[Point]:
 
 def points(model: str, rows: Rows, measured: Record) -> list[Point]:
     """The contenders that were timed, with their errors on the groups of seeds that all have."""
-    timed = {Cell(**row["cell"]): row for row in measured["rows"]}
-    cells = {cell: name for cell, name in all_contenders(model, rows).items() if cell in timed}
+    timed = {_work(Cell(**row["cell"])): row for row in measured["rows"]}
+    cells = {cell: name for cell, name in all_contenders(model, rows).items() if _work(cell) in timed}
     groups = rows.judged_groups(*cells)
     errors = {cell: rows.geometric_mean(cell, groups, "truth") for cell in cells}
     return [
@@ -80,14 +80,19 @@ def points(model: str, rows: Rows, measured: Record) -> list[Point]:
             contender=name,
             n=cell.n,
             error=error,
-            flops=timed[cell]["flops_full_steps"],
-            ms=timed[cell]["median_ms"],
-            p10_ms=timed[cell]["p10_ms"],
-            p90_ms=timed[cell]["p90_ms"],
+            flops=timed[_work(cell)]["flops_full_steps"],
+            ms=timed[_work(cell)]["median_ms"],
+            p10_ms=timed[_work(cell)]["p10_ms"],
+            p90_ms=timed[_work(cell)]["p90_ms"],
         )
         for cell, name in cells.items()
         if (error := errors[cell]) is not None
     ]
+
+
+def _work(cell: Cell) -> Cell:
+    """What is timed: it does not depend on where a sampler's levels are."""
+    return replace(cell, spacing="")
 
 
 def fronts_table(fronts: Fronts) -> str:

@@ -28,6 +28,7 @@ from rfc.placement.fitted import Recorded
 from rfc.placement.noise_levels import noise_levels
 from rfc.placement.output_gains import output_gains
 from rfc.schedules.base import NoiseLevels
+from rfc_fx.runtime.recall import Recall
 from rfc_fx.runtime.warnings import NothingSkippedWarning
 from rfc_fx.tools.tune.bench import beginnings
 from rfc_fx.tools.tune.record import Outputs, every_step_full
@@ -90,9 +91,9 @@ METHODS: dict[str, Placing] = {
 class Lab:
     """A loaded model and groups of seeds. What was drawn in full is kept while the object lives."""
 
-    def __init__(self, name: str, size: int, compiled: Callable[[Any], Any] = lambda model: model) -> None:
-        self.model, self.size, self.compiled = MODELS[name], size, compiled
-        """`size`: samples of a group; `compiled`: makes a faster callable of a cached model."""
+    def __init__(self, name: str, size: int, *, is_drawn_often: bool = False) -> None:
+        self.model, self.size, self.is_drawn_often = MODELS[name], size, is_drawn_often
+        """`size`: samples of a group; `is_drawn_often`: cached models are compiled, and full steps that were computed are recalled."""
         self.transformer, self.scheduler = self.model.load()
         self.levels = Levels.of(self.scheduler)
         self.labels = torch.arange(size) % CLASSES
@@ -150,7 +151,7 @@ class Lab:
     def _refined(self, kind: Refined, sampler: Sampler, n: int) -> Method:
         if (kind, sampler, n) not in self._kept:
             is_small = self.noise(CHOOSE)[0].numel() <= 64
-            few = Lab(self.model.name, kind.small if is_small else kind.size, compiled_alone)
+            few = Lab(self.model.name, kind.small if is_small else kind.size, is_drawn_often=True)
             begin = [every_step_full(n, min(n, MOST_ORDER), "prediction")] if kind.is_solver else beginnings(self.recorded(sampler), n)
             target = few.truth(CHOOSE) if kind.to_truth else few.full(CHOOSE, sampler)
             self._kept[kind, sampler, n] = rfc.refined(
@@ -206,7 +207,9 @@ class Lab:
         key = programs_of(method)
         if key not in self._held:
             model = rfc_fx.transform(self.transformer, method)
-            self._held[key] = model, self.compiled(model)
+            if self.is_drawn_often:
+                model.driver.recall = Recall()
+            self._held[key] = model, compiled_alone(model) if self.is_drawn_often else model
         model, call = self._held[key]
         model.method = method
         return model, call

@@ -23,14 +23,13 @@ from rfc_fx.runtime.hoisted import carry_names
 from rfc_fx.runtime.hoisting import known_values
 from rfc_fx.runtime.program_cache import ProgramSource
 from rfc_fx.runtime.ranks import Ranks, raise_named
+from rfc_fx.runtime.recall import Recall
 from rfc_fx.runtime.rules import Rules, place
 
 log = logging.getLogger("rfc_fx")
 
-
 SPECULATION_LIMIT = 512 << 20
 """Largest state per context for which a discarded speculative ESTIMATE is cheaper than a device-to-host sync."""
-
 
 Run = tuple[Callable[..., Any], list[Tensor]]
 """A program to run, and its arguments."""
@@ -47,8 +46,8 @@ class Driver:
         self.may_have_changed = False
         """Whether the next step looks at the model first: a generation has been ended from outside."""
         self._speculate = speculate
-        self.ranks: tuple[Ranks, ...] = ()
-        """The groups that steps are shared with."""
+        self.ranks: tuple[Ranks, ...] = ()  # the groups that steps are shared with
+        self.recall: Recall | None = None  # hands out full steps again, where one is set
 
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[Run, Any, Any]:
         """One step of a call: yields every program with its arguments, is sent its results, and returns the model's output."""
@@ -116,7 +115,10 @@ class Driver:
                 results = draft
             else:
                 del draft
-                results = yield self._call(context, phase, inputs, carries)
+                known = None if self.recall is None else self.recall.results(context, phase, inputs)
+                results = (yield self._call(context, phase, inputs, carries)) if known is None else known
+                if self.recall is not None and known is None:
+                    self.recall.keep(context, phase, results)
             if rule.is_lagged and context.prefix is None:  # the phase's own error, of the step after this one
                 results = self._with_error(context, phase, results)
             outputs = context.owned(results)

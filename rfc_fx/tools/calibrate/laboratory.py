@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import inf
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import rfc_fx
 from rfc.estimators.base import Estimator
 from rfc.method import Method, programs_of
 from rfc.schedules.base import Schedule
+from rfc_fx.runtime.recall import Recall
 from rfc_fx.runtime.warnings import NothingSkippedWarning
 from rfc_fx.tools.compare import psnr
 from rfc_fx.tools.sources import Source
@@ -56,8 +58,20 @@ class Laboratory:
         self._whole = reference
         """What samples are measured against: full computation of the same steps, unless something else was passed."""
         self.seen: dict[tuple[Estimator, Schedule, str | None], Measured] = {}
+        self._recall: Recall | None = None
         self.samples: Float[Tensor, "N C H W"] | None = None
         """Of the latest measurement."""
+
+    @contextmanager
+    def recalling(self) -> Iterator[Recall]:
+        """Inside, full steps of a seed that were drawn before are not computed again (`Recall`); for forecasts that read no data."""
+        self._recall = Recall()
+        try:
+            yield self._recall
+        finally:
+            self._recall = None
+            for cached, _ in self._made.values():
+                cached.driver.recall = None
 
     def _transformed(self, method: Method) -> tuple[rfc_fx.CachedModel, Any]:
         """The model with that forecast, captured once, and what calls it."""
@@ -70,7 +84,7 @@ class Laboratory:
             cached.method = method.exercised()
             with cached.generation():
                 self.source.draw(call, self.source.seeds[0], self.steps, lambda: None)
-        cached.method = method
+        cached.method, cached.driver.recall = method, self._recall
         return cached, call
 
     def whole(self) -> Float[Tensor, "N C H W"]:

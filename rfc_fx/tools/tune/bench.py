@@ -133,7 +133,8 @@ class Bench:
             return other.laboratory.samples
 
         starts = beginnings(self.recorded, nfc)
-        return refined(starts, draw, target, rounds=self.rounds, delta=delta, report=self.laboratory.report)
+        with other.laboratory.recalling():
+            return refined(starts, draw, target, rounds=self.rounds, delta=delta, report=self.laboratory.report)
 
     def fewest(self, error: float) -> Iterator[Point]:
         """Numbers of full steps around the fewest that keep an error."""
