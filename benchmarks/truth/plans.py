@@ -48,7 +48,7 @@ TRAINED = "trained solver"
 """A sampler of n steps with weights of its own, found by the same search: no cache."""
 
 FINE = tuple(Sampler(BASES[0], spacing, LENGTHS[0]) for spacing in ("Karras", "log-SNR within 3"))
-"""Samplers that lists are refined on: the second, whose levels are those that few evaluations are best spent on, at `FEW` or fewer."""
+"""Samplers that lists are refined on; of flows the second at `FEW` or fewer, with the levels that few evaluations are best spent on."""
 
 FEW = 8
 """Of full steps."""
@@ -143,21 +143,20 @@ def judged(model: str, rows: Rows, n: int) -> dict[str, Cell]:
     solvers = {name: cell for name, cells in tried_solvers(model).items() if (cell := best(cells, rows, n)) is not None}
     ranked = sorted(solvers, key=lambda name: rows.geometric_mean(solvers[name], [CHOOSE], "truth") or 0.0)
     shown = {name: solvers[name] for name in dict.fromkeys((*ranked[:SHOWN], *(name for name in solvers if name.startswith("DDIM"))))}
-    refined = best(refined_at(n), rows, n)
+    refined = best([refined_at(model, n)], rows, n)
     known = {} if refined is None else {"refined": refined}
     caches = {"LogSNR": best(tried_caches(model, [own_rule(model)]), rows, n), "fitted": best(tried_caches(model, CORRECTED), rows, n)}
     return shown | {name: cell for name, cell in caches.items() if cell is not None} | known
 
 
-def refined_at(n: int) -> list[Cell]:
-    """Lists with n full steps, refined by the converged solution."""
-    return [_cell(FINE[n <= FEW], n, REFINED)]
+def refined_at(model: str, n: int) -> Cell:
+    """The list with n full steps that is refined by the converged solution."""
+    return _cell(FINE[model in FLOWS and n <= FEW], n, REFINED)
 
 
 def refining(model: str, rows: Rows) -> Iterator[Cell]:
     """Lists refined by the converged solution, the fewest full steps first."""
-    for n in reversed(BUDGETS):
-        yield from refined_at(n)
+    yield from (refined_at(model, n) for n in reversed(BUDGETS))
 
 
 def trained_at(n: int) -> Cell:

@@ -21,8 +21,9 @@ from rfc.schedules.base import checked_count
 Draw = Callable[[Method], Float[Tensor, "N ..."]]
 """Draws the samples of fixed seeds by a method."""
 
-WORTH = 1.2
-"""Times the error of the nearest beginning, up to which the nearest of another granularity is refined as well."""
+WORTH = 2.0
+"""Times the error of the nearest beginning, up to which the nearest of another granularity is refined as well: what began further off may
+end nearer, as behind a norm of the model's a forecast cannot grow, and the model's prediction can."""
 
 DAMPINGS = (1e-2, 1e-1, 1.0, 1e1, 1e2)
 """Of the latest damping, that are tried in a round."""
@@ -49,7 +50,7 @@ def refined(
 
     Nearest is the least geometric mean of ||x - x_ref|| / ||x_ref|| over the samples.
     `methods` have lists of full steps with weights (`rfc.fitted`), where the search begins: with the nearest, and with the nearest of
-    another granularity if that is almost as near; after the first round only the nearest goes on. What it began with is returned if
+    another granularity if that is not twice as far; after the first round only the nearest goes on. What it began with is returned if
     nothing is nearer.
     From each full step to the next, what is handed on moves by one more combination of the `order` latest changes between full steps
     (None: of all of them, at most 16), the first output counting as one: a non-stationary solver on the sampler's own steps
@@ -140,11 +141,10 @@ class _Search:
             *((self.at.weight_moved(interval, change, self.delta), self.delta) for interval, change in numbers.weights),
             *((self.at.step_moved(number, by), float(by)) for number, by in numbers.steps),
         ]
-        columns = []
+        jacobian = torch.empty(*self.residual.shape, len(tried))
         for number, (point, by) in enumerate(tried):
             report(f"{label}: {number + 1} of {len(tried)}")
-            columns.append(((self.residual_at(point) - self.residual) / by).float())
-        jacobian = torch.stack(columns, 2)
+            jacobian[..., number] = (self.residual_at(point) - self.residual) / by
         if not jacobian.isfinite().all():
             raise ValueError(f"refined: weights moved by {self.delta:g} draw samples that are no numbers; pass a smaller delta")
         for taken in range(STEPS):

@@ -110,6 +110,13 @@ def test_the_nearest_beginning_is_refined_and_one_of_another_granularity_that_is
         rfc.refined([], draw, draw(None))
 
 
+def test_samples_that_no_weight_and_no_step_changes_leave_the_beginning() -> None:
+    reference = NOISE + 1
+    found = rfc.refined(start(), lambda method: NOISE, reference)
+    assert found.schedule == replace(start(order=3), name="refined").schedule
+    assert found.schedule.full_steps == (0, 2, 5)  # type: ignore[attr-defined]
+
+
 def test_full_steps_move_to_where_the_model_changes_and_their_weights_are_stretched() -> None:
     def bent(x: Tensor, step: int) -> Tensor:  # the same up to step 4, and another from there
         return NOISE if step < 4 else torch.sin(3 * NOISE) * 2
