@@ -60,10 +60,14 @@ def refined(
     its error): for n full steps about n^2 / 2 + 2 n + 20 draws. No gradient is asked of the model. Judge the result by other
     seeds: those it draws fit better, the fewer they are (with n = 8, 44 of 8 x 8 pixels by 5 %, 12 by a third).
 
-    Raises ValueError for a method without such a list, and for samples of another shape than the reference or that are no numbers.
+    Raises ValueError for a method without such a list, and for samples of another shape than the reference or that are no numbers by any
+    beginning.
     """
     checked_count("refined", "rounds", rounds, 1)
-    starts = [_Search(_start(method, order), draw, reference, delta, moves) for method in _as_sequence(methods)]
+    begun = [_Search(_start(method, order), draw, reference, delta, moves) for method in _as_sequence(methods)]
+    starts = [search for search in begun if search.residual.isfinite().all()]
+    if not starts:
+        raise ValueError(f"refined: the samples of {begun[0].start} are no numbers; begin with another method")
     nearest: dict[str | None, _Search] = {}
     for search in starts:
         known = nearest.setdefault(search.start.granularity, search)
@@ -127,8 +131,6 @@ class _Search:
         self.at = _Point(self.schedule.full_steps, torch.zeros(self.schedule.nfc, self.schedule.num_weights, dtype=torch.float64))
         self.damping = 1e-2
         self.residual = self.residual_at(self.at)
-        if not self.residual.isfinite().all():
-            raise ValueError(f"refined: the samples of {start} are no numbers; begin with another method")
 
     @property
     def error(self) -> float:

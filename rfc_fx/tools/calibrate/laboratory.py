@@ -35,7 +35,7 @@ class Measured(NamedTuple):
     psnr_db: float
     """Against full computation of the same seeds; inf where nothing was skipped."""
     error: float
-    """Geometric mean over the samples of ||x - x_full|| / ||x_full||."""
+    """Geometric mean over the samples of ||x - x_full|| / ||x_full||; inf where one is no number."""
     seconds: float = 0.0
     """Median of a draw, after one on the same programs that is not counted; 0 where that was not asked for."""
 
@@ -112,6 +112,8 @@ class Laboratory:
         self.samples = torch.cat(samples)
         taken = statistics.median(seconds) if self.timed else 0.0
         psnr_db, error = self._quality(self.samples) if quality else (inf, 0.0)
+        if error == inf:
+            self.report(f"{what}: samples are no numbers; left out")
         result = Measured(statistics.fmean(counts), psnr_db, error, taken)
         if quality:
             self.seen[key] = result
@@ -121,5 +123,7 @@ class Laboratory:
         whole = self.whole()
         lengths = whole.flatten(1).norm(dim=1)
         errors = (drawn - whole).flatten(1).norm(dim=1) / lengths
+        if not errors.isfinite().all():
+            return -inf, inf
         error = float(errors.clamp(min=1e-12).log().mean().exp()) if errors.any() else 0.0
         return psnr(drawn, whole), error

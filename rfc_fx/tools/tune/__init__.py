@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from math import log2
+from math import isfinite, log2
 
 from jaxtyping import Float
 from torch import Tensor
@@ -107,7 +107,7 @@ def tune(
             tried += bench.at(most, is_thorough=True)
         if goal.error is not None:
             tried += bench.fewest(goal.error)
-        points += dict.fromkeys(tried)
+        points += dict.fromkeys(point for point in tried if isfinite(point.error))
     return Tuned(
         points=points,
         chosen=_chosen(points, goal, limit),

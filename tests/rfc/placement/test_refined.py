@@ -106,6 +106,9 @@ def test_the_nearest_beginning_is_refined_and_one_of_another_granularity_that_is
     said.clear()
     rfc.refined([far, near, replace(near, granularity="output")], draw, draw(None), rounds=2, moves=False, report=said.append)
     assert len(said) == 3 * 6  # the second round with the nearest alone
+    broken = [far, near, replace(near, granularity="output")]
+    kept = rfc.refined(broken, lambda method: draw(method) * (torch.nan if method.granularity == "output" else 1), draw(None), rounds=1)
+    assert kept.granularity == "stack"  # a beginning that draws no numbers is left out
     with pytest.raises(ValueError, match="at least one method"):
         rfc.refined([], draw, draw(None))
 

@@ -75,6 +75,21 @@ def test_a_refined_list_is_fitted_to_other_seeds_and_judged_by_these() -> None:
     torch.testing.assert_close(alone, refined.samples)
 
 
+def test_a_way_that_draws_no_numbers_is_said_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = DigitsSource.draw
+
+    def draw(self: DigitsSource, model: Any, *rest: Any) -> torch.Tensor:
+        granularity = getattr(getattr(model, "method", None), "granularity", None)
+        return own(self, model, *rest) * (torch.nan if granularity == "module" else 1.0)
+
+    monkeypatch.setattr(DigitsSource, "draw", draw)
+    of, said = source(), list[str]()
+    tuned = tune(of, [sampler(of)], TuningGoal(error=0.3), report=said.append)
+    assert any(line.endswith("samples are no numbers; left out") and "LogSNR by modules" in line for line in said)
+    assert "LogSNR by modules" not in {each.what for each in tuned.points}
+    assert all(each.samples.isfinite().all() for each in tuned.points)
+
+
 def test_what_no_error_and_no_time_reaches_is_said() -> None:
     of = source()
     with pytest.raises(TuningError, match=r"a speed-up of 1e\+06 .* is not reached; the fastest takes"):
