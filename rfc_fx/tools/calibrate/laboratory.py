@@ -78,7 +78,8 @@ class Laboratory:
         key = programs_of(method)
         if is_new := key not in self._made:
             cached = rfc_fx.transform(self.source.model, method)
-            self._made[key] = cached, torch.compile(cached, fullgraph=True) if self.compile else cached
+            fullgraph = self._recall is None  # a step that is recalled runs no frame, which fullgraph takes for a failure
+            self._made[key] = cached, torch.compile(cached, fullgraph=fullgraph) if self.compile else cached
         cached, call = self._made[key]
         if is_new and self.timed:
             cached.method = method.exercised()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import rfc_fx
 from rfc_fx import zoo
 from rfc_fx.io.method_file import read_method
 from rfc_fx.tools.arguments import OptionError
+from rfc_fx.tools.calibrate.laboratory import Laboratory
 from rfc_fx.tools.cli import app
 from rfc_fx.tools.commands.tune import made_like, scheduler_class
 from rfc_fx.tools.sources import DigitsSource, load_source
@@ -88,6 +90,25 @@ def test_a_way_that_draws_no_numbers_is_said_and_left_out(monkeypatch: pytest.Mo
     assert any(line.endswith("samples are no numbers; left out") and "LogSNR by modules" in line for line in said)
     assert "LogSNR by modules" not in {each.what for each in tuned.points}
     assert all(each.samples.isfinite().all() for each in tuned.points)
+
+
+def test_a_compiled_model_hands_out_steps_again_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    laboratory = Laboratory(source(), 4, compile=True)
+
+    def drawn(weight: float) -> torch.Tensor:
+        schedule = rfc.Weighted(full_steps=(0, 2), num_steps=4, weights=[(0.1,)] * 3 + [(weight,)])
+        laboratory.measure(rfc.Method(estimator=rfc.LinearPrediction(order=1), schedule=schedule), "", quality=False)
+        assert laboratory.samples is not None
+        return laboratory.samples
+
+    with laboratory.recalling() as recall:
+        first, *again = [drawn(0.1) for _ in range(3)]
+        other = drawn(0.2)
+    assert recall.hits == 2 * 2 * 2  # two seeds, two full steps, twice
+    assert all(torch.equal(each, first) for each in (*again, drawn(0.1)))
+    assert torch.equal(other, drawn(0.2))
+    assert not torch.equal(other, first)
 
 
 def test_what_no_error_and_no_time_reaches_is_said() -> None:
