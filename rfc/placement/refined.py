@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -64,6 +65,10 @@ def refined(
     beginning.
     """
     checked_count("refined", "rounds", rounds, 1)
+    if order is not None:
+        checked_count("refined", "order", order, 1)
+    if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 < delta < math.inf:
+        raise ValueError(f"refined: delta must be a number above 0, got {delta!r}")
     begun = [_Search(_start(method, order), draw, reference, delta, moves) for method in _as_sequence(methods)]
     starts = [search for search in begun if search.residual.isfinite().all()]
     if not starts:

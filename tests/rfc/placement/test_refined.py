@@ -183,6 +183,9 @@ def test_a_beginning_that_nothing_is_nearer_than_stays() -> None:
     [
         (rfc.FORA(), {}, "refined: methods must have weights"),
         (start(), {"rounds": 0}, "refined: rounds must be an integer"),
+        (start(), {"order": 0}, "refined: order must be an integer of at least 1, got 0"),
+        (start(), {"delta": 0.0}, r"refined: delta must be a number above 0, got 0\.0"),
+        (start(), {"delta": float("nan")}, "refined: delta must be a number above 0, got nan"),
         (start(), {"order": 99}, "order must be an integer from 1 to 16"),
     ],
 )
